@@ -1,0 +1,52 @@
+"""The command `orthus`, a verb each.
+
+A bad request ends with one line on standard error and exit status 2; `--debug` shows the traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import importlib
+import sys
+
+from orthus_jax.config import BadRequest
+
+_VERBS = {
+    "train": "train a model from a config file",
+    "generate": "draw, answer, edit or tell a story with a trained model",
+    "evaluate": "score a trained model",
+    "prepare": "make the data set that a config reads",
+}
+
+
+def _usage() -> str:
+  rows = "\n".join(f"  {verb:<10} {what}" for verb, what in _VERBS.items())
+  return f"usage: orthus VERB [OPTIONS]\n\n{rows}\n\n`orthus VERB --help` tells more."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command; returns the exit status."""
+  argv = list(sys.argv[1:] if argv is None else argv)
+  debug = "--debug" in argv
+  argv = [a for a in argv if a != "--debug"]
+  if not argv or argv[0] in ("-h", "--help"):
+    print(_usage())
+    return 0 if argv else 2
+  verb = argv[0]
+  try:
+    if verb not in _VERBS:
+      raise BadRequest(f"unknown verb {verb!r}: choose one of {', '.join(_VERBS)}")
+    command: Callable[[Sequence[str]], int] = importlib.import_module(f"orthus_jax.commands.{verb}").main
+    return command(argv[1:])
+  except BadRequest as e:
+    if debug:
+      raise
+    print(f"orthus: {e}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("orthus: interrupted", file=sys.stderr)
+    return 130
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,134 @@
+"""`orthus train`: a config file in, a trained model and a report out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import difflib
+import importlib.util
+import json
+import logging
+from pathlib import Path
+import re
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from orthus_jax.commands import common
+from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+
+_log = logging.getLogger("orthus_jax.train")
+
+_HELP = """usage: orthus train --config=FILE[:ARGUMENT] --workdir=DIR [--config.some.field=value ...] [--json] [--debug]
+
+Trains what the config file describes. A workdir that holds a run of the same config goes on from its newest complete
+checkpoint; one of another config is refused.
+
+  --config=configs/shapes.py         the config file; what follows a colon is passed to its get_config
+  --config.run.steps=200             overrides a field
+  --workdir=runs/shapes              gets config, metrics, checkpoints and report
+  --json                             prints the report's figures as JSON
+  --debug                            shows tracebacks
+"""
+
+
+def load_config(spec: str) -> Config:
+  """The config of FILE or FILE:ARGUMENT, whose get_config returns an ml_collections ConfigDict.
+
+  Raises:
+    BadRequest: on a missing or broken file, an unknown field or a wrong type.
+  """
+  file, colon, argument = spec.partition(":")
+  path = Path(file)
+  if not path.is_file():
+    raise BadRequest(f"there is no config file {file!r}; configs/ has some")
+  module_spec = importlib.util.spec_from_file_location(f"orthus_config_{path.stem}", path)
+  if module_spec is None:
+    raise BadRequest(f"{file!r} is no Python file")
+  module = importlib.util.module_from_spec(module_spec)
+  try:
+    module_spec.loader.exec_module(module)
+    values = module.get_config(argument) if colon else module.get_config()
+  except BadRequest:
+    raise
+  except Exception as e:  # whatever a user's file may raise
+    raise BadRequest(f"the config file {file} fails: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
+  if not isinstance(values, ConfigDict):
+    raise BadRequest(f"get_config of {file} must return an ml_collections.ConfigDict, not {type(values).__name__}")
+  return from_dict(Config, values.to_dict())
+
+
+def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+  """Reads --config with its overrides, and the other flags.
+
+  Overrides are ml_collections' own (config_flags), over every field, whether or not the file sets it.
+
+  Raises:
+    BadRequest: on a missing or broken file, an unknown field or flag, or a wrong type.
+  """
+  given = [a.partition("=")[2] if "=" in a else None for a in argv if re.match(r"--?config($|=)", a)]
+  if not given or not given[-1]:
+    raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
+  argv = [a for a in argv if not re.match(r"--?config($|=)", a)]
+  fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
+  names = ["--config", "--workdir", "--json", "--debug", *_flag_names(fields, "--config")]
+  for a in argv:
+    name = re.sub("^-+", "--", a.partition("=")[0])
+    if not a.startswith("-"):
+      raise BadRequest(f"unexpected argument {a!r}; options read --name=value")
+    if name not in names:
+      near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
+      raise BadRequest(f"unknown {'field' if '.' in name else 'option'} {name}; the nearest is {near}")
+    if "=" not in a and name != "--json":
+      raise BadRequest(f"{a} lacks a value: write {a}=VALUE")
+
+  values = flags.FlagValues()
+  try:
+    config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    flags.DEFINE_bool("json", False, "", flag_values=values)
+    values(["orthus", *argv])
+    config = from_dict(Config, values.config.to_dict())
+  except BadRequest:
+    raise
+  except Exception as e:  # the library raises many kinds for values that it can't parse
+    raise BadRequest(f"bad options: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
+  return config, {"workdir": values.workdir, "json": values.json}
+
+
+def _tuples(value: Any) -> Any:
+  """Lists as tuples, which config_flags can override."""
+  if isinstance(value, dict):
+    return {k: _tuples(v) for k, v in value.items()}
+  return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _flag_names(node: ConfigDict, where: str) -> list[str]:
+  """Every field's flag, nested ones dotted."""
+  return [
+      name for k, v in node.items()
+      for name in (f"{where}.{k}", *(_flag_names(v, f"{where}.{k}") if isinstance(v, ConfigDict) else ()))
+  ]  # fmt: skip
+
+
+def main(argv: Sequence[str]) -> int:
+  """Trains, and writes the report if the config asks for one."""
+  if "--help" in argv or "-h" in argv or not argv:
+    print(_HELP)
+    return 0
+  begin = time.monotonic()
+  config, options = read_config(argv)
+  if not options["workdir"]:
+    raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
+  workdir = Path(options["workdir"])
+  common.start(verbose=True)
+
+  from orthus_jax.commands import runs
+
+  figures = runs.run(config, workdir, begin=begin)
+  if options["json"]:
+    json.dump(figures, sys.stdout, indent=2)
+    print()
+  return 0

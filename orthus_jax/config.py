@@ -1,0 +1,486 @@
+"""Typed, frozen configs, built once from an ml_collections ConfigDict at the edge.
+
+Everything below the command line sees these dataclasses alone. `from_dict` refuses a field that it doesn't know,
+naming the nearest one, and a value of the wrong type; each class's `__post_init__` refuses values that can't work together.
+Defaults are the published 7B model's, as its released code runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+
+class BadRequest(Exception):
+  """A request that can't be served as it stands; the message says what is wrong and what to do."""
+
+
+def _require(condition: bool, message: str) -> None:
+  if not condition:
+    raise BadRequest(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The backbone (Chameleon): a causal pre-norm transformer with rotary positions and QK-norm.
+
+  Attributes:
+    vocab_size: V, rows of the token embedding and of the LM head.
+    width: D.
+    mlp_width: F, of the SwiGLU MLP.
+    layers: L.
+    heads: N query heads.
+    kv_heads: K key and value heads; divides `heads`.
+    head_dim: H.
+    max_positions: the longest sequence.
+    rope_theta: base of the rotary frequencies.
+    norm_eps: epsilon of the RMS norms and of the QK-norm.
+    norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
+    dtype: what activations are computed in.
+    param_dtype: what parameters are kept in.
+    remat: what the backward pass recomputes of each layer: "none", "dots" (all but matrix products) or "full".
+    scan_unroll: how many layers one step of the scan over layers holds.
+    attention: the backend; "auto" takes the best that the platform has and that honours segment ids.
+  """
+
+  vocab_size: int = 65536
+  width: int = 4096
+  mlp_width: int = 11008
+  layers: int = 32
+  heads: int = 32
+  kv_heads: int = 32
+  head_dim: int = 128
+  max_positions: int = 4096
+  rope_theta: float = 10000.0
+  norm_eps: float = 1e-5
+  norm_placement: Literal["pre", "swin"] = "pre"
+  dtype: Literal["float32", "bfloat16"] = "bfloat16"
+  param_dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Literal["none", "dots", "full"] = "full"
+  scan_unroll: int = 1
+  attention: Literal["auto", "xla"] = "auto"
+
+  def __post_init__(self):
+    _require(self.heads % self.kv_heads == 0, f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+    _require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, for rotary positions")
+    _require(self.layers >= 1, f"layers={self.layers} must be at least 1")
+    _require(1 <= self.scan_unroll <= self.layers, f"scan_unroll={self.scan_unroll} must lie in 1..layers={self.layers}")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTokenizerConfig:
+  """The VQGAN.
+
+  Attributes:
+    resolution: pixels per side.
+    base_channels: channels at full resolution, before `channel_multipliers`.
+    channel_multipliers: one per level; each level but the last halves the resolution.
+    res_blocks: residual blocks per encoder level; a decoder level has one more.
+    latent_dim: C, values per patch.
+    codes: rows of the codebook.
+    norm_groups: groups of each GroupNorm.
+    dtype: what it is computed in.
+  """
+
+  resolution: int = 512
+  base_channels: int = 128
+  channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+  res_blocks: int = 2
+  latent_dim: int = 256
+  codes: int = 8192
+  norm_groups: int = 32
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    factor = 2 ** (len(self.channel_multipliers) - 1)
+    _require(len(self.channel_multipliers) >= 1, "channel_multipliers needs at least one level")
+    _require(
+        self.resolution % factor == 0 and self.resolution >= factor,
+        f"resolution={self.resolution} must be a multiple of {factor}, as there are {len(self.channel_multipliers)} levels",
+    )
+    for m in self.channel_multipliers:
+      _require(
+          self.base_channels * m % self.norm_groups == 0,
+          f"base_channels={self.base_channels} x {m} must be a multiple of norm_groups={self.norm_groups}",
+      )
+
+  @property
+  def side(self) -> int:
+    """Patches per side."""
+    return self.resolution // 2 ** (len(self.channel_multipliers) - 1)
+
+  @property
+  def patches(self) -> int:
+    """P, patches per image."""
+    return self.side**2
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionEmbeddingConfig:
+  """How an image feature enters the backbone: the soft VQ of Orthus.
+
+  Attributes:
+    temperature: tau of softmax(-|v - c|^2 / tau); towards 0 it becomes Chameleon's hard VQ.
+  """
+
+  temperature: float = 1.0
+
+  def __post_init__(self):
+    _require(self.temperature > 0, f"vision_embedding.temperature={self.temperature} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The diffusion head and its process.
+
+  Attributes:
+    width: of the head's MLP.
+    blocks: residual blocks of the head.
+    target: what the head predicts: "velocity" (released code) or "noise" (paper, Eq. 3).
+    schedule: betas "scaled_linear" (linear in their square root; released code) or "linear" (paper).
+    beta_start, beta_end: first and last beta.
+    timesteps: of the forward process.
+    zero_terminal_snr: rescale so that the last step is pure noise; needs the velocity target.
+    latent_scale: features are multiplied by this before diffusion and divided by it after.
+    draws: independent (t, eps) per patch and training step.
+    loss_weight: lambda in cross-entropy + lambda * diffusion.
+  """
+
+  width: int = 1536
+  blocks: int = 3
+  target: Literal["velocity", "noise"] = "velocity"
+  schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+  timesteps: int = 1000
+  zero_terminal_snr: bool = True
+  latent_scale: float = 0.1
+  draws: int = 8
+  loss_weight: float = 100.0
+
+  def __post_init__(self):
+    _require(
+        not (self.zero_terminal_snr and self.target == "noise"),
+        "diffusion.target=noise can't start from pure noise: set diffusion.zero_terminal_snr=False",
+    )
+    _require(0 < self.beta_start < self.beta_end < 1, f"betas {self.beta_start}..{self.beta_end} must rise within (0, 1)")
+    _require(self.timesteps >= 2 and self.draws >= 1, "diffusion.timesteps must be at least 2 and draws at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """An Orthus model: one backbone, a vision tokenizer, a vision embedding and an image head.
+
+  Attributes:
+    image_token_start: the first row of the token embedding that stands for an image code; `vision_tokenizer.codes`
+      rows follow from there.
+  """
+
+  transformer: TransformerConfig = TransformerConfig()
+  vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
+  vision_embedding: VisionEmbeddingConfig = VisionEmbeddingConfig()
+  diffusion: DiffusionConfig = DiffusionConfig()
+  image_token_start: int = 4
+
+  def __post_init__(self):
+    end = self.image_token_start + self.vision_tokenizer.codes
+    _require(
+        end <= self.transformer.vocab_size,
+        f"the vocabulary of {self.transformer.vocab_size} has no room for image codes {self.image_token_start}..{end - 1}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+  """How documents are generated.
+
+  Attributes:
+    steps: solver steps per patch.
+    guidance: scale s of v_u + s (v_c - v_u); 1 turns it off.
+    image_guidance: in editing, the scale of the picture's part (v_img - v_0); `guidance` is then the text's.
+    unconditional_prompt: what the unconditional row is told in the place of the prompt.
+    temperature: of text; 0 is greedy.
+    top_k: text is sampled among the k likeliest; 0 means all.
+    top_p: and within this mass of probability.
+    max_new_tokens: longest response, counting each patch as one.
+  """
+
+  steps: int = 100
+  guidance: float = 5.0
+  image_guidance: float = 1.5
+  unconditional_prompt: str = "Generate an image."
+  temperature: float = 0.0
+  top_k: int = 0
+  top_p: float = 1.0
+  max_new_tokens: int = 2048
+
+  def __post_init__(self):
+    _require(self.steps >= 1, f"sampling.steps={self.steps} must be at least 1")
+    _require(self.guidance >= 0 and self.image_guidance >= 0, "guidance must not be negative; 1 turns it off")
+    _require(self.temperature >= 0, f"temperature={self.temperature} must not be negative; 0 is greedy")
+    _require(self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 means all")
+    _require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
+    _require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read, and how it is laid into batches.
+
+  Attributes:
+    source: "shapes" (the built-in world) or "folder" (pictures beside a JSON-lines file).
+    path: the prepared data set's or the folder's place; empty: under the user's cache directory (shapes).
+    annotations: the JSON-lines file's name within the folder.
+    pairs: which documents an image-text pair becomes.
+    split: what training reads.
+    kinds: (kind, weight) pairs: how often a document of this kind is drawn, against one of weight 1; empty: all alike.
+    sequence_length: T, positions per row.
+    images_per_row: M, pictures that one row can hold.
+    learnt_images_per_row: G, how many of them can be learnt rather than given.
+    caption_dropout: share of the documents that ask for a picture whose prompt is replaced by the unconditional one.
+    tokenizer: a tokenizer.json or its directory; empty: the one shipped for shapes.
+    cache_features: encode each picture once, ahead of training, instead of at every step.
+    max_bad_share: more bad records than this share stop the run.
+    eval_documents: how many validation documents the loss is measured on.
+  """
+
+  source: Literal["shapes", "folder"] = "shapes"
+  path: str = ""
+  annotations: str = "metadata.jsonl"
+  pairs: Literal["both", "to_image", "to_text"] = "both"
+  split: str = "train"
+  kinds: tuple[tuple[str, float], ...] = ()
+  sequence_length: int = 4096
+  images_per_row: int = 4
+  learnt_images_per_row: int = 4
+  caption_dropout: float = 0.1
+  tokenizer: str = ""
+  cache_features: bool = False
+  max_bad_share: float = 0.01
+  eval_documents: int = 256
+
+  def __post_init__(self):
+    _require(0 <= self.caption_dropout < 1, f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
+    _require(0 <= self.max_bad_share <= 1, f"data.max_bad_share={self.max_bad_share} must lie in [0, 1]")
+    _require(
+        1 <= self.learnt_images_per_row <= self.images_per_row,
+        f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",
+    )
+    _require(all(w >= 0 for _, w in self.kinds), "data.kinds: weights must not be negative")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """AdamW.
+
+  Attributes:
+    learning_rate: at its peak.
+    warmup_steps: linear rise from 0.
+    schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
+    b1, b2, eps: AdamW's.
+    weight_decay: on matrices alone, not on norms, biases or embeddings.
+    clip_norm: the global gradient norm is clipped to it; 0 turns that off.
+    accumulation: microbatches that one step adds up.
+    ema_decay: of the averaged copy of the parameters that is evaluated and saved beside them; 0 turns it off.
+    trainable: regular expressions over parameter names; a parameter that matches none is frozen.
+  """
+
+  learning_rate: float = 1e-4
+  warmup_steps: int = 100
+  schedule: Literal["constant", "cosine", "linear"] = "constant"
+  final_fraction: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  accumulation: int = 1
+  ema_decay: float = 0.0
+  trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
+
+  def __post_init__(self):
+    _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be above 0")
+    _require(self.accumulation >= 1, f"optimizer.accumulation={self.accumulation} must be at least 1")
+    _require(0 <= self.ema_decay < 1, f"optimizer.ema_decay={self.ema_decay} must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerLossConfig:
+  """Training of the vision tokenizer.
+
+  Attributes:
+    commitment: beta of the VQ loss, pulling features towards their codes.
+    codebook: weight of the codes' pull towards features.
+    quantised_share: share of the pictures decoded from their codes; the rest is decoded from unquantised features,
+      as Orthus does.
+    noise: standard deviation, in units of the features' own, of noise added to unquantised features, so that the
+      decoder forgives the diffusion head's small errors.
+    l1: share of absolute (against squared) error in the reconstruction loss.
+    revive_every: steps between replacements of codes that nobody used by fresh features.
+  """
+
+  commitment: float = 0.25
+  codebook: float = 1.0
+  quantised_share: float = 0.5
+  noise: float = 0.0
+  l1: float = 0.5
+  revive_every: int = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices per mesh axis; -1 stands for all that the other axes leave.
+
+  Attributes:
+    data: copies of the whole model (between slices).
+    fsdp: parameters and batch are split.
+    tensor: heads, MLP and vocabulary are split.
+    context: positions are split.
+  """
+
+  data: int = 1
+  fsdp: int = -1
+  tensor: int = 1
+  context: int = 1
+
+  def __post_init__(self):
+    sizes = dataclasses.astuple(self)
+    _require(all(s == -1 or s >= 1 for s in sizes), f"mesh sizes {sizes} must be at least 1, or -1 for the rest")
+    _require(sizes.count(-1) <= 1, f"mesh sizes {sizes}: only one axis can take the rest (-1)")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """The loop.
+
+  Attributes:
+    steps: how many.
+    batch_size: rows of the global batch.
+    seed: of initialisation, data order and every random draw.
+    init_from: where the parameters start: pairs of (parameter name prefix, native checkpoint or shipped weights).
+    log_every: steps between metric records.
+    sample_every: steps between picture grids and text samples; 0 never.
+    checkpoint_every: steps between checkpoints; 0 only at the end.
+    keep_checkpoints: how many are kept.
+    eval_every: steps between measurements of the validation loss; 0 never.
+    report: write report.html and report.json at the end.
+  """
+
+  steps: int = 1000
+  batch_size: int = 16
+  seed: int = 0
+  init_from: tuple[tuple[str, str], ...] = ()
+  log_every: int = 10
+  sample_every: int = 0
+  checkpoint_every: int = 0
+  keep_checkpoints: int = 2
+  eval_every: int = 0
+  report: bool = False
+
+  def __post_init__(self):
+    _require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
+    _require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
+    _require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """One experiment.
+
+  Attributes:
+    task: "orthus" trains the whole model, "vision_tokenizer" the VQGAN alone.
+  """
+
+  task: Literal["orthus", "vision_tokenizer"] = "orthus"
+  model: ModelConfig = ModelConfig()
+  sampling: SamplingConfig = SamplingConfig()
+  data: DataConfig = DataConfig()
+  optimizer: OptimizerConfig = OptimizerConfig()
+  tokenizer_loss: TokenizerLossConfig = TokenizerLossConfig()
+  mesh: MeshConfig = MeshConfig()
+  run: RunConfig = RunConfig()
+
+  def __post_init__(self):
+    _require(
+        self.run.batch_size % self.optimizer.accumulation == 0,
+        f"run.batch_size={self.run.batch_size} must be a multiple of optimizer.accumulation={self.optimizer.accumulation}",
+    )
+    if self.task == "orthus":
+      need = self.model.vision_tokenizer.patches + 4
+      _require(
+          self.data.sequence_length >= need,
+          f"data.sequence_length={self.data.sequence_length} is too short for one image of"
+          f" {self.model.vision_tokenizer.patches} patches: set it to at least {need}",
+      )
+      _require(
+          self.data.sequence_length <= self.model.transformer.max_positions,
+          f"data.sequence_length={self.data.sequence_length} is beyond"
+          f" model.transformer.max_positions={self.model.transformer.max_positions}",
+      )
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
+  """Builds a config class from nested mappings (a ConfigDict among them).
+
+  Raises:
+    BadRequest: on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
+  """
+  hints = typing.get_type_hints(cls)
+  unknown = [k for k in values if k not in hints]
+  if unknown:
+    near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.0)
+    raise BadRequest(f"{where} has no field {unknown[0]!r}; the nearest is {near[0]!r}")
+  return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+  """Checks `value` against a type hint; a whole number may stand for a float, a list for a tuple."""
+  origin = typing.get_origin(hint)
+  if dataclasses.is_dataclass(hint):
+    if isinstance(value, hint):
+      return value
+    if not isinstance(value, Mapping) and not hasattr(value, "items"):
+      raise BadRequest(f"{where}: expected fields, got {value!r}")
+    return from_dict(hint, value, where=where)
+  if origin is Literal:
+    options = typing.get_args(hint)
+    if value not in options:
+      raise BadRequest(f"{where}={value!r}: choose one of {', '.join(map(str, options))}")
+    return value
+  if origin is tuple:
+    if isinstance(value, str) or not hasattr(value, "__iter__"):
+      raise BadRequest(f"{where}={value!r}: expected a list")
+    args = typing.get_args(hint)
+    items = list(value)
+    if len(args) == 2 and args[1] is Ellipsis:
+      return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(items))
+    if len(items) != len(args):
+      raise BadRequest(f"{where}={value!r}: expected {len(args)} items")
+    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items)))
+  if origin in (types.UnionType, typing.Union):
+    if value is None:
+      return None
+    return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+    raise BadRequest(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+  if hint is float and value != value:
+    raise BadRequest(f"{where} is not a number")
+  return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+  """Nested plain dicts and lists, ready for JSON; `from_dict` reads them back."""
+  if dataclasses.is_dataclass(config):
+    return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+  if isinstance(config, tuple):
+    return [to_dict(v) for v in config]
+  return config

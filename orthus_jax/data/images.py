@@ -1,0 +1,239 @@
+"""Pictures from outside: read, fitted to a resolution, scaled for a model, written, laid out in a sheet."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+
+from orthus_jax.config import BadRequest
+
+MAX_PIXELS = 100_000_000
+# The published Chameleon processor's scale; not 1 / 127.5, so that white is 0.989 and not 1.
+SCALE = 0.0078
+
+_WHITE = (255, 255, 255)
+# Of strips longer than this many squares only the square that is kept is resampled: the whole might fill the memory.
+# Not of others: Pillow picks the order of its two passes by their cost, and where a pass clips the order is seen.
+_STRIP = 8
+# Pillow's convert() clips these to 8 bits where it should scale.
+_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+
+
+def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Reads a picture of any kind as RGB, upright, with transparency blended on white.
+
+  Args:
+    source: a file's path, or a file's bytes.
+    max_pixels: a larger picture is refused before it is decoded.
+
+  Returns:
+    uint8 [height, width, 3].
+
+  Raises:
+    BadRequest: there is no such file, it can't be decoded, or it is too large or empty; the message names the file.
+  """
+  in_memory = isinstance(source, (bytes, bytearray, memoryview))
+  name = f"the picture of {len(source)} bytes" if in_memory else f"the picture {os.fspath(source)!r}"
+  try:
+    with Image.open(io.BytesIO(source) if in_memory else source) as image:
+      width, height = image.size
+      if width * height > max_pixels:
+        raise BadRequest(f"{name} has {width}x{height} pixels, more than the {max_pixels:,} allowed; make it smaller")
+      if width < 1 or height < 1:
+        raise BadRequest(f"{name} has no pixels ({width}x{height})")
+      image.load()
+      return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+  except (BadRequest, MemoryError):
+    raise
+  except FileNotFoundError as e:
+    raise BadRequest(f"{name} doesn't exist; check its path") from e
+  except UnidentifiedImageError as e:
+    raise BadRequest(f"{name} isn't in a format that can be read; give PNG, JPEG, WebP or the like") from e
+  except Exception as e:
+    # Decoders fed with broken files raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError, …
+    reason = (str(e) or type(e).__name__).splitlines()[0]
+    raise BadRequest(f"{name} can't be read as a picture: {reason}") from e
+
+
+def fit(pixels: np.ndarray, resolution: int) -> np.ndarray:
+  """Scales the shortest edge to a resolution with Lanczos' filter and cuts the centre square out.
+
+  This is the published Chameleon processor.
+
+  Args:
+    pixels: uint8 [height, width, 3].
+    resolution: edge of the square, in pixels.
+
+  Returns:
+    uint8 [resolution, resolution, 3]; the argument itself where it has that size already.
+  """
+  _check(pixels)
+  if resolution < 1:
+    raise BadRequest(f"a picture can't be fitted to a resolution of {resolution}; give 1 or more")
+  height, width = pixels.shape[:2]
+  if height == width == resolution:
+    return pixels
+  image = Image.fromarray(pixels)
+  scaled = [resolution * edge // min(height, width) for edge in (width, height)]
+  left, top = [(edge - resolution) // 2 for edge in scaled]
+  if max(scaled) <= _STRIP * resolution:
+    whole = image.resize(scaled, Image.Resampling.LANCZOS)
+    return np.array(whole.crop((left, top, left + resolution, top + resolution)))
+  x = [width * at / scaled[0] for at in (left, left + resolution)]
+  y = [height * at / scaled[1] for at in (top, top + resolution)]
+  box = (x[0], y[0], min(x[1], width), min(y[1], height))
+  return np.array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
+
+
+def to_model(pixels: Any) -> Any:
+  """float32 x · 0.0078 − 1 of uint8 pixels of any shape; numpy in, numpy out, and likewise for jax."""
+  return pixels.astype("float32") * SCALE - 1
+
+
+def from_model(values: Any) -> Any:
+  """The uint8 pixels of a model's values, (x + 1) / 0.0078 rounded and clipped: the inverse of `to_model`."""
+  return ((values.astype("float32") + 1) / SCALE).round().clip(0, 255).astype("uint8")
+
+
+def png_bytes(pixels: np.ndarray) -> bytes:
+  """uint8 pixels [height, width, 3] as a PNG file's bytes; the same pixels give the same bytes."""
+  _check(pixels)
+  buffer = io.BytesIO()
+  Image.fromarray(pixels).save(buffer, format="PNG")
+  return buffer.getvalue()
+
+
+def save_png(path: str | os.PathLike, pixels: np.ndarray) -> Path:
+  """Writes a PNG file, whole or not at all, into a directory made if absent.
+
+  Args:
+    path: where to; an existing file is replaced.
+    pixels: uint8 [height, width, 3].
+
+  Returns:
+    The path.
+  """
+  path = Path(path)
+  data = png_bytes(pixels)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+  try:
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+  return path
+
+
+def grid(
+    images: Sequence[np.ndarray],
+    columns: int,
+    captions: Sequence[str] | None = None,
+    *,
+    tile: int = 96,
+    font_size: int = 13,
+    max_lines: int = 8,
+) -> np.ndarray:
+  """A contact sheet on white, row by row.
+
+  Args:
+    images: uint8 [height, width, 3] each; sizes may differ.
+    columns: tiles in a row.
+    captions: a text for each tile, wrapped beneath it.
+    tile: pictures with a shorter edge than this are enlarged by a whole factor (nearest neighbour) until they reach it.
+    font_size: of the captions, in pixels.
+    max_lines: longer captions end in "…".
+
+  Returns:
+    uint8 [height, width, 3].
+
+  Raises:
+    BadRequest: there are no images, no columns, or not as many captions as images.
+  """
+  if not len(images):
+    raise BadRequest("a sheet needs at least one picture")
+  if columns < 1:
+    raise BadRequest(f"a sheet can't have {columns} columns; give 1 or more")
+  if captions is not None and len(captions) != len(images):
+    raise BadRequest(f"a sheet of {len(images)} pictures needs as many captions, got {len(captions)}")
+  tiles = [_enlarge(image, tile) for image in images]
+  columns = min(columns, len(tiles))
+  gap, line = 8, round(font_size * 1.35)
+  font = ImageFont.load_default(font_size)
+  cell = max(t.shape[1] for t in tiles)
+  texts = [_wrap(caption, font, cell, max_lines) for caption in captions] if captions is not None else [[]] * len(tiles)
+
+  rows = [range(i, min(i + columns, len(tiles))) for i in range(0, len(tiles), columns)]
+  picture_heights = [max(tiles[i].shape[0] for i in row) for row in rows]
+  text_heights = [max(len(texts[i]) for i in row) * line for row in rows]
+  row_heights = [p + t + (4 if t else 0) for p, t in zip(picture_heights, text_heights, strict=True)]
+  size = (columns * (cell + gap) + gap, sum(row_heights) + gap * (len(rows) + 1))
+  sheet = Image.new("RGB", size, _WHITE)
+  draw = ImageDraw.Draw(sheet)
+  y = gap
+  for row, picture_height, row_height in zip(rows, picture_heights, row_heights, strict=True):
+    for column, i in enumerate(row):
+      x = gap + column * (cell + gap)
+      # Centred above the caption, standing on the row's common base line.
+      at = (x + (cell - tiles[i].shape[1]) // 2, y + picture_height - tiles[i].shape[0])
+      sheet.paste(Image.fromarray(tiles[i]), at)
+      for k, words in enumerate(texts[i]):
+        draw.text((x, y + picture_height + 4 + k * line), words, fill=(0, 0, 0), font=font)
+    y += row_height + gap
+  return np.array(sheet)
+
+
+def _check(pixels: np.ndarray) -> None:
+  if getattr(pixels, "dtype", None) != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+    raise BadRequest(
+        f"a picture needs uint8 pixels [height, width, 3], got {getattr(pixels, 'dtype', type(pixels).__name__)}"
+        f" {getattr(pixels, 'shape', '')}"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode in _SIXTEEN_BIT:
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+      raise ValueError("its 32-bit values are beyond 16 bits; convert it to 8 bits a channel")
+    return Image.fromarray((values // 257).astype(np.uint8)).convert("RGB")
+  if image.mode == "F":
+    raise ValueError("floating-point pixels have no known range; convert it to 8 bits a channel")
+  if image.has_transparency_data:
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*_WHITE, 255)), image).convert("RGB")
+  return image.convert("RGB")
+
+
+def _enlarge(pixels: np.ndarray, least: int) -> np.ndarray:
+  _check(pixels)
+  factor = -(-least // min(pixels.shape[:2]))
+  return pixels.repeat(factor, 0).repeat(factor, 1) if factor > 1 else pixels
+
+
+def _wrap(text: str, font: Any, width: int, max_lines: int) -> list[str]:
+  """Breaks a text into lines no wider than `width`, at spaces where possible."""
+  lines = []
+  for paragraph in text.splitlines():
+    line = ""
+    for word in paragraph.split():
+      if line and font.getlength(f"{line} {word}") <= width:
+        line = f"{line} {word}"
+        continue
+      if line:
+        lines.append(line)
+      while len(word) > 1 and font.getlength(word) > width:
+        n = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
+        lines.append(word[:n])
+        word = word[n:]
+      line = word
+    lines.append(line)
+  if len(lines) > max_lines:
+    lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-1] + "…"]
+  return lines

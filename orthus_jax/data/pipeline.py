@@ -1,0 +1,238 @@
+"""From a source of Documents to packed batches, as a function of the step.
+
+Axes of a batch: B rows, T positions, M images a row, G learnt images a row, P patches, C latent values, R resolution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import hashlib
+from typing import NamedTuple, Protocol
+
+import grain
+import numpy as np
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.data import images as images_lib
+from orthus_jax.data import packing
+from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
+
+
+class Source(Protocol):
+  """Random access to Documents; a bad record is None."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Document | None: ...
+
+
+class Batch(NamedTuple):
+  """One step's rows, of static shapes.
+
+  Attributes:
+    tokens_BT: int32.
+    targets_BT: int32, the token after each position.
+    text_mask_BT: bool, where the LM head's prediction of `targets_BT` is learnt.
+    position_BT: int32, from 0 within each document.
+    segment_ids_BT: int32, 1, 2, … per document; 0 is padding.
+    slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
+    images: uint8 [B, M, R, R, 3] pixels or float32 [B, M, P, C] features.
+    learnt_image_BG: int32, which image of the row is learnt; -1 for none.
+    learnt_start_BG: int32, where that image's BOI stands.
+  """
+
+  tokens_BT: np.ndarray
+  targets_BT: np.ndarray
+  text_mask_BT: np.ndarray
+  position_BT: np.ndarray
+  segment_ids_BT: np.ndarray
+  slot_BT: np.ndarray
+  images: np.ndarray
+  learnt_image_BG: np.ndarray
+  learnt_start_BG: np.ndarray
+
+
+class FeatureTable:
+  """Each distinct picture once: pixels at first, features once they are computed."""
+
+  def __init__(self):
+    self.pixels: list[np.ndarray] = []
+    self.features_IPC: np.ndarray | None = None
+    self._index: dict[bytes, int] = {}
+
+  def add(self, pixels: np.ndarray) -> int:
+    """The picture's number; equal pictures share one."""
+    key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+    index = self._index.setdefault(key, len(self.pixels))
+    if index == len(self.pixels):
+      self.pixels.append(pixels)
+    return index
+
+
+class _Laid(NamedTuple):
+  """A document laid out: with its caption, and with it dropped in one of the ways guidance needs."""
+
+  id: str
+  kind: str
+  variants: tuple[Sequence, ...]
+  images: tuple[tuple[int, ...], ...]
+
+
+class Pipeline:
+  """Packed batches of a source.
+
+  Every document is read and laid out once, ahead; `batch(step)` then only copies.
+
+  Args:
+    source: of Documents.
+    tokenizer: the text tokenizer.
+    config: the experiment.
+    progress: called with (documents done, documents in all).
+
+  Raises:
+    BadRequest: if no document fits a row.
+  """
+
+  def __init__(
+      self,
+      source: Source,
+      tokenizer: Tokenizer,
+      config: Config,
+      *,
+      progress: Callable[[int, int], None] | None = None,
+  ):
+    self.config = config
+    self.table = FeatureTable()
+    self.too_long: list[str] = []
+    self._tokenizer = tokenizer
+    data = config.data
+    capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
+    self._documents: list[_Laid] = []
+    for i in range(len(source)):
+      document = source[i]
+      if document is not None:
+        self._add(document, capacity)
+      if progress and (i + 1) % 512 == 0:
+        progress(i + 1, len(source))
+    if not self._documents:
+      raise BadRequest(
+          f"none of the {len(source)} documents fits a row of {data.sequence_length} positions, {data.images_per_row}"
+          f" images and {data.learnt_images_per_row} learnt images: raise data.sequence_length or the images per row"
+      )
+    self._sizes_DV3 = [np.asarray([_size(s) for s in d.variants]) for d in self._documents]
+    self.plan = packing.Plan(
+        self._epoch_sizes,
+        weights_D=self._weights(dict(data.kinds)),
+        capacity=capacity,
+        batch_size=config.run.batch_size,
+        seed=config.run.seed,
+    )
+
+  def _add(self, document: Document, capacity: packing.Capacity) -> None:
+    R, P = self.config.model.vision_tokenizer.resolution, self.config.model.vision_tokenizer.patches
+    fitted = Document(
+        tuple(Image(images_lib.fit(s.pixels, R), s.learn) if isinstance(s, Image) else s for s in document.segments),
+        id=document.id, kind=document.kind,
+    )  # fmt: skip
+    documents = [fitted]
+    if self.config.data.caption_dropout > 0 and _asks_for_image(fitted):
+      prompt = self.config.sampling.unconditional_prompt
+      documents.append(unconditional(fitted, prompt))
+      if any(isinstance(s, Image) for s in fitted.prompt().segments):
+        documents.append(unconditional(fitted, prompt, keep_images=True))
+    variants = tuple(layout(d, self._tokenizer, patches=P) for d in documents)
+    if any((np.asarray(_size(v)) > capacity.vector()).any() for v in variants):
+      self.too_long.append(document.id)
+      return
+    images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in variants)
+    light = tuple(Sequence(v.tokens_T, v.learn_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
+    self._documents.append(_Laid(document.id, document.kind, light, images))
+
+  def _weights(self, kinds: dict[str, float]) -> np.ndarray:
+    known = {d.kind for d in self._documents}
+    strange = sorted(set(kinds) - known)
+    if strange:
+      raise BadRequest(f"data.kinds names {strange[0]!r}; this source has {', '.join(sorted(known))}")
+    weights = np.asarray([kinds.get(d.kind, 1.0 if not kinds else 0.0) for d in self._documents], np.float64)
+    if not weights.any():
+      raise BadRequest("data.kinds gives no document a weight above 0")
+    return weights / weights.max()
+
+  def _variants(self, epoch: int) -> np.ndarray:
+    """Which variant of each document an epoch shows: 0, its own caption, but for the dropped share."""
+    rng = np.random.default_rng((self.config.run.seed, epoch, 1))
+    dropped = rng.random(len(self._documents)) < self.config.data.caption_dropout
+    which = rng.integers(0, 1 << 30, len(self._documents))
+    counts = np.asarray([len(d.variants) for d in self._documents])
+    return np.where(dropped & (counts > 1), 1 + which % np.maximum(counts - 1, 1), 0)
+
+  def _epoch_sizes(self, epoch: int) -> np.ndarray:
+    return np.stack([sizes[v] for sizes, v in zip(self._sizes_DV3, self._variants(epoch))])
+
+  def __len__(self) -> int:
+    return len(self._documents)
+
+  def document_ids(self, step: int) -> list[str]:
+    """The documents of a step's batch, row by row."""
+    return [self._documents[d].id for _, row in self.plan.batch(step) for d in row]
+
+  def batch(self, step: int) -> Batch:
+    """The global batch of a step."""
+    data, vision = self.config.data, self.config.model.vision_tokenizer
+    B, T, M, G = self.config.run.batch_size, data.sequence_length, data.images_per_row, data.learnt_images_per_row
+    if self.table.features_IPC is not None:
+      images = np.zeros((B, M, vision.patches, vision.latent_dim), np.float32)
+    else:
+      images = np.zeros((B, M, vision.resolution, vision.resolution, 3), np.uint8)
+    out = Batch(
+        tokens_BT=np.full((B, T), self._tokenizer.pad, np.int32),
+        targets_BT=np.full((B, T), self._tokenizer.pad, np.int32),
+        text_mask_BT=np.zeros((B, T), bool),
+        position_BT=np.zeros((B, T), np.int32),
+        segment_ids_BT=np.zeros((B, T), np.int32),
+        slot_BT=np.full((B, T), -1, np.int32),
+        images=images,
+        learnt_image_BG=np.full((B, G), -1, np.int32),
+        learnt_start_BG=np.zeros((B, G), np.int32),
+    )
+    variants: dict[int, np.ndarray] = {}
+    for b, (epoch, row) in enumerate(self.plan.batch(step)):
+      if epoch not in variants:
+        variants[epoch] = self._variants(epoch)
+      at, m, g = 0, 0, 0
+      for segment, d in enumerate(row, start=1):
+        v = variants[epoch][d]
+        s, numbers = self._documents[d].variants[v], self._documents[d].images[v]
+        n, span = len(s), slice(at, at + len(s))
+        out.tokens_BT[b, span] = s.tokens_T
+        out.targets_BT[b, at : at + n - 1] = s.tokens_T[1:]
+        out.text_mask_BT[b, at : at + n - 1] = s.learn_T[1:]
+        out.position_BT[b, span] = np.arange(n)
+        out.segment_ids_BT[b, span] = segment
+        here = np.flatnonzero(s.image_T >= 0)
+        out.slot_BT[b, at + here] = m * vision.patches + np.arange(len(here))
+        for i, number in enumerate(numbers):
+          table = self.table.pixels if self.table.features_IPC is None else self.table.features_IPC
+          images[b, m + i] = table[number]
+          if s.learn_I[i]:
+            out.learnt_image_BG[b, g] = m + i
+            out.learnt_start_BG[b, g] = at + s.starts_I[i]
+            g += 1
+        at, m = at + n, m + len(numbers)
+    return out
+
+  def iterate(self, start: int, stop: int, *, threads: int = 1, buffer: int = 4) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `start` to `stop`, made ahead in the background."""
+    steps = grain.MapDataset.range(start, stop).map(lambda step: (int(step), self.batch(int(step))))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
+
+
+def _size(s: Sequence) -> tuple[int, int, int]:
+  return len(s), len(s.learn_I), int(s.learn_I.sum())
+
+
+def _asks_for_image(document: Document) -> bool:
+  """Whether the response opens with an image and a prompt stands before it: the documents that guidance is for."""
+  prompt, response = document.prompt(), document.response()
+  return bool(prompt.texts) and bool(response.segments) and isinstance(response.segments[0], Image)

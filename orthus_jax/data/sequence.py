@@ -1,0 +1,118 @@
+"""A Document as one sequence of positions: the same function for training and for generation.
+
+    <s> given … [SEP] learnt … [SEP] given … [SEP] learnt … [SEP]
+
+A separator stands wherever a prompt ends or a response ends; the latter is learnt, as it is how a model says that it is
+done. An image is BOI, one position per patch, EOI. The state at BOI predicts patch 1, the state at the last patch
+predicts EOI (by the LM head).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Document, Image, Text
+
+
+class Tokenizer(Protocol):
+  """What a layout needs of a text tokenizer."""
+
+  bos: int
+  sep: int
+  boi: int
+  eoi: int
+  image: int
+
+  def encode(self, text: str) -> list[int]:
+    """Token ids of plain text, without special tokens."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Sequence:
+  """Positions of one document. Axes: T positions, I images of the document.
+
+  Attributes:
+    tokens_T: int32 ids; image positions hold the `<image>` placeholder.
+    learn_T: bool, True where the LM head is to predict this very token (from the position before).
+    image_T: int32, which image of the document stands here, -1 for none.
+    starts_I: int32, where each image's BOI stands.
+    learn_I: bool, whether the image head is to learn the image.
+    images: the document's pictures, in order.
+  """
+
+  tokens_T: np.ndarray
+  learn_T: np.ndarray
+  image_T: np.ndarray
+  starts_I: np.ndarray
+  learn_I: np.ndarray
+  images: tuple[Image, ...]
+
+  def __len__(self) -> int:
+    return len(self.tokens_T)
+
+
+def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: bool = False) -> Sequence:
+  """Lays a document out.
+
+  Args:
+    document: at least one segment.
+    tokenizer: the text tokenizer.
+    patches: P, positions per image.
+    respond: close the prompt with a separator, so that a response can follow; for generation.
+
+  Raises:
+    BadRequest: if the document is empty, or a text to be learnt or given is.
+  """
+  if not document.segments:
+    raise BadRequest(f"document {document.id!r} is empty: it needs at least one text or image")
+  tokens, learn, image = [tokenizer.bos], [False], [-1]
+  starts, images = [], []
+
+  def put(ids: list[int], learnt: bool, index: int = -1) -> None:
+    tokens.extend(ids)
+    learn.extend([learnt] * len(ids))
+    image.extend([index] * len(ids))
+
+  previous: Text | Image | None = None
+  for segment in document.segments:
+    if previous is not None and previous.learn != segment.learn:
+      put([tokenizer.sep], previous.learn)
+    if isinstance(segment, Text):
+      ids = tokenizer.encode(segment.text)
+      if not segment.text.strip() or not ids:
+        raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
+      put(ids, segment.learn)
+    else:
+      starts.append(len(tokens))
+      put([tokenizer.boi], segment.learn)
+      put([tokenizer.image] * patches, False, len(images))
+      put([tokenizer.eoi], segment.learn)
+      images.append(segment)
+    previous = segment
+  if respond or previous.learn:
+    put([tokenizer.sep], previous.learn)
+  return Sequence(
+      tokens_T=np.asarray(tokens, np.int32),
+      learn_T=np.asarray(learn, bool),
+      image_T=np.asarray(image, np.int32),
+      starts_I=np.asarray(starts, np.int32),
+      learn_I=np.asarray([i.learn for i in images], bool),
+      images=tuple(images),
+  )
+
+
+def unconditional(document: Document, prompt: str, *, keep_images: bool = False) -> Document:
+  """The document with its prompt replaced by the unconditional one: what guidance compares with.
+
+  Args:
+    document: its leading given segments are the prompt.
+    prompt: the unconditional prompt's text.
+    keep_images: keep the prompt's pictures and replace its words alone (editing).
+  """
+  given = document.prompt().segments
+  kept = tuple(s for s in given if isinstance(s, Image)) if keep_images else ()
+  return dataclasses.replace(document, segments=(*kept, Text(prompt), *document.segments[len(given):]))

@@ -1,0 +1,236 @@
+"""The `shapes` data set: a TFDS builder in ArrayRecord format, and its documents read back at random. No TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import logging
+import numpy as np
+import PIL.Image
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.shapes import records, world
+
+TRAIN = {"caption_to_image": 9000, "image_to_caption": 2000, "question": 7000, "edit": 3000, "story": 3000}
+TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
+
+
+@dataclasses.dataclass(kw_only=True)
+class ShapesConfig(tfds.core.BuilderConfig):
+  """Which documents to make.
+
+  Attributes:
+    resolution: side of the pictures in pixels, one of world.RESOLUTIONS.
+    seed: of everything sampled.
+    train: documents of each kind in the training split.
+    test: documents of each kind in the test split; validation has a quarter as many.
+  """
+
+  resolution: int = 32
+  seed: int = 0
+  train: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(TRAIN))
+  test: Mapping[str, int] = dataclasses.field(default_factory=lambda: dict(TEST))
+
+  def sizes(self, split: str) -> dict[str, int]:
+    """Documents of each kind in a split."""
+    if split == "validation":
+      return {kind: -(-n // 4) for kind, n in self.test.items()}
+    return dict(self.train if split == "train" else self.test)
+
+
+def make_config(resolution: int = 32, *, seed: int = 0, train: Mapping[str, int] | None = None,
+                test: Mapping[str, int] | None = None) -> ShapesConfig:
+  """A config; kinds left out of `train` or `test` keep their default numbers.
+
+  Raises:
+    BadRequest: for an unknown resolution or kind, or a negative number.
+  """
+  if resolution not in world.RESOLUTIONS:
+    raise BadRequest(f"shapes comes at {', '.join(map(str, world.RESOLUTIONS))} pixels, not {resolution}; choose one")
+  for kind, n in [*(train or {}).items(), *(test or {}).items()]:
+    if kind not in records.KINDS:
+      raise BadRequest(f"shapes has no documents of kind {kind!r}; the kinds are {', '.join(records.KINDS)}")
+    if not isinstance(n, int) or n < 0:
+      raise BadRequest(f"the number of {kind} documents must be a whole number from 0, not {n!r}")
+  sizes = {"seed": seed, "train": TRAIN | dict(train or {}), "test": TEST | dict(test or {})}
+  name = str(resolution)
+  if sizes != {"seed": 0, "train": TRAIN, "test": TEST}:
+    # Other contents, other directory: TFDS takes what lies there for what was asked for.
+    name += "-" + hashlib.sha256(json.dumps(sizes, sort_keys=True).encode()).hexdigest()[:8]
+  return ShapesConfig(name=name, description=f"{resolution}x{resolution} pixels", resolution=resolution, **sizes)
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+  """One to four coloured shapes on a grid: captions, questions, edits and stories."""
+
+  name = "shapes"
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    side = self.builder_config.resolution
+    picture = tfds.features.Image(shape=(side, side, 3), dtype=np.uint8, encoding_format="png")
+    return tfds.core.DatasetInfo(
+        builder=self,
+        description="Interleaved documents about pictures of coloured shapes, made by a program.",
+        features=tfds.features.FeaturesDict({
+            "id": tfds.features.Text(),
+            "kind": tfds.features.Text(),
+            # A JSON list of [text, learn] and, for a picture, [null, learn]; pictures follow in order.
+            "segments": tfds.features.Text(),
+            "images": tfds.features.Sequence(picture),
+            "metadata": tfds.features.Text(),
+        }),
+        disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict[str, Any]]]]:
+    del dl_manager
+    return {split: self._generate_examples(split) for split in world.SPLITS}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    config = self.builder_config
+    sizes = config.sizes(split)
+    kinds = [kind for kind in records.KINDS for _ in range(sizes.get(kind, 0))]
+    # Mixed here, evenly and for good, so that a reader that takes them in order sees all kinds.
+    order = np.random.default_rng((config.seed, world.SPLITS.index(split))).permutation(len(kinds))
+    next_number = dict.fromkeys(records.KINDS, 0)
+    for key, place in enumerate(order.tolist()):
+      kind = kinds[place]
+      document = records.make_document(kind, split, next_number[kind], seed=config.seed, resolution=config.resolution)
+      next_number[kind] += 1
+      yield key, to_record(document)
+
+
+def to_record(document: Document) -> dict[str, Any]:
+  """A document as the builder's features hold it."""
+  return {
+      "id": document.id,
+      "kind": document.kind,
+      "segments": json.dumps([[getattr(s, "text", None), s.learn] for s in document.segments]),
+      "images": [io.BytesIO(_png(image.pixels)) for image in document.images],
+      "metadata": json.dumps(dict(document.meta)),
+  }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, "png", compress_level=1)
+  return buffer.getvalue()
+
+
+def make_builder(data_dir: str | os.PathLike[str], resolution: int = 32, **sizes: Any) -> Shapes:
+  """The builder, prepared or not; for the arguments see `make_config`."""
+  config = make_config(resolution, **sizes)
+  known = config.name in Shapes.builder_configs  # TFDS wants its own configs by name
+  with _quiet():
+    return Shapes(data_dir=os.fspath(data_dir), config=config.name if known else config, file_format="array_record")
+
+
+def prepare(data_dir: str | os.PathLike[str], resolution: int = 32, **sizes: Any) -> Shapes:
+  """Makes the data set unless it is there; what was left half-made is made anew.
+
+  Args:
+    data_dir: where TFDS data sets lie; this one goes to `shapes/<config>/<version>` in it.
+    resolution: side of the pictures in pixels.
+    **sizes: `seed`, `train` and `test` as in `make_config`.
+
+  Returns:
+    The TFDS builder, ready for `as_data_source`.
+
+  Raises:
+    BadRequest: for sizes that can't be, or a directory that can't be written.
+  """
+  builder = make_builder(data_dir, resolution, **sizes)
+  try:
+    with _quiet():
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+  except OSError as error:
+    raise BadRequest(f"can't write shapes to {data_dir}: {error.strerror}; choose another data_dir") from error
+  return builder
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """TFDS prints a banner and warns of a config of one's own; neither helps here."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
+    logging.set_verbosity(verbosity)
+
+
+class ShapesDocuments(Sequence[Document]):
+  """The documents of one split, by number. Can be pickled, and read from several threads or processes."""
+
+  def __init__(self, builder: Shapes, split: str):
+    # Raw records: TFDS's own decoding takes as long again as all the rest.
+    self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    self._name = f"{builder.info.full_name}/{split}"
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> Document:
+    if not -len(self) <= index < len(self):
+      raise IndexError(f"{self._name} has {len(self)} documents, none numbered {index}")
+    return from_record(self._source[index % len(self)])
+
+  def __repr__(self) -> str:
+    return f"ShapesDocuments({self._name}, {len(self)})"
+
+
+def from_record(record: bytes) -> Document:
+  """A document from a serialized record of this builder."""
+  features = tf_example_pb2.Example.FromString(record).features.feature
+
+  def text(name: str) -> str:
+    return features[name].bytes_list.value[0].decode()
+
+  pictures = iter(features["images"].bytes_list.value)
+  segments = tuple(
+      Image(_pixels(next(pictures)), learn) if words is None else Text(words, learn)
+      for words, learn in json.loads(text("segments")))
+  return Document(segments, id=text("id"), kind=text("kind"), meta=json.loads(text("metadata")))
+
+
+def _pixels(png: bytes) -> np.ndarray:
+  return np.asarray(PIL.Image.open(io.BytesIO(png)))
+
+
+def documents(data_dir: str | os.PathLike[str], split: str, resolution: int = 32, **sizes: Any) -> ShapesDocuments:
+  """The documents of a split of a data set that `prepare` made with the same arguments.
+
+  Args:
+    data_dir: as for `prepare`.
+    split: one of world.SPLITS.
+    resolution: as for `prepare`.
+    **sizes: as for `prepare`.
+
+  Returns:
+    A sequence of Documents with random access, all kinds mixed evenly.
+
+  Raises:
+    BadRequest: where there is no such split, or the data set isn't there.
+  """
+  if split not in world.SPLITS:
+    raise BadRequest(f"shapes has no split {split!r}; the splits are {', '.join(world.SPLITS)}")
+  builder = make_builder(data_dir, resolution, **sizes)
+  if not builder.is_prepared():
+    raise BadRequest(f"there is no shapes data set in {builder.data_dir}; make it first with `prepare`")
+  return ShapesDocuments(builder, split)

@@ -1,0 +1,206 @@
+"""Captions of `shapes` scenes, what they promise in GenEval's form, and their parser.
+
+The language is short, regular and lower case, with a few phrasings for each thing that can be said.
+Questions live in `questions.py`, edits and stories in `changes.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.shapes import world
+from orthus_jax.data.shapes.world import COLORS, PLACES, RELATIONS, SHAPES, SIZES, Scene, Thing, pick
+
+NUMBERS = ("zero", "one", "two", "three", "four")
+PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}
+TAGS = ("single_object", "two_object", "counting", "colors", "position", "color_attr")
+DESCRIPTION = "description"
+DESCRIBE = ("describe the picture", "what is in the picture?", "describe what you see")
+
+_SINGULARS = {plural: shape for shape, plural in PLURALS.items()}
+_PREFIXES = ("", "", "there is ", "a picture of ")
+
+
+def noun(shape: str, *, color: str | None = None, size: str | None = None) -> str:
+  """A noun without article: "large red circle"."""
+  return " ".join(word for word in (size, color, shape) if word)
+
+
+def located(thing: Thing, *, size: bool = True) -> str:
+  """A thing with article and place: "a large red circle at the top left"."""
+  return f"a {noun(thing.shape, color=thing.color, size=thing.size if size else None)} at the {thing.place}"
+
+
+def describe(things: Sequence[Thing]) -> str:
+  """All that there is to say of things, in the order given, without a prefix."""
+  return " and ".join(located(t) for t in things)
+
+
+def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
+  """Things from top left to bottom right."""
+  return tuple(sorted(things, key=lambda t: PLACES.index(t.place)))
+
+
+def as_include(thing: Thing, *attributes: str) -> dict[str, Any]:
+  """A GenEval requirement of one thing: its class, a count of one, and the attributes named."""
+  return {"class": thing.shape, "count": 1} | {a: getattr(thing, a) for a in attributes}
+
+
+# --- captions -------------------------------------------------------------------------------------------------------
+
+
+def sample_for(rng: np.random.Generator, tag: str) -> Scene:
+  """A scene that captions of a tag can be about."""
+  if tag in ("single_object", "colors"):
+    return world.sample_any(rng, 1)
+  if tag in ("two_object", "color_attr"):
+    return world.sample_distinct(rng, 2)
+  if tag == "position":
+    return world.sample_related(rng)
+  if tag == "counting":
+    return world.sample_group(rng, int(rng.integers(2, 5)))
+  if tag == DESCRIPTION:
+    return world.sample_any(rng, int(rng.integers(1, world.MAX_THINGS + 1)))
+  raise BadRequest(f"no caption has the tag {tag!r}; the tags are {', '.join(TAGS + (DESCRIPTION,))}")
+
+
+def caption(rng: np.random.Generator, scene: Scene, tag: str) -> tuple[str, dict[str, Any]]:
+  """Words a caption.
+
+  Args:
+    rng: chooses the phrasing.
+    scene: one that `sample_for(rng, tag)` could have given.
+    tag: one of TAGS, or DESCRIPTION.
+
+  Returns:
+    The caption, and what it promises as GenEval writes it: {"tag", "include", "exclude"?, "prompt"}.
+    An include may also carry "size" and "place", which GenEval doesn't have.
+
+  Raises:
+    BadRequest: for another tag.
+  """
+  things, prefix, exclude = scene.things, str(pick(rng, _PREFIXES)), None
+  if tag == "single_object":
+    thing, with_size = things[0], bool(rng.integers(2))
+    include = [as_include(thing, *(("color", "size", "place") if with_size else ("color", "place")))]
+    if rng.integers(4) == 0:
+      what = noun(thing.shape, color=thing.color, size=thing.size if with_size else None)
+      text = f"at the {thing.place} there is a {what}"
+    else:
+      text = prefix + located(thing, size=with_size)
+  elif tag == "two_object":
+    text = f"{prefix}a {things[0].shape} and a {things[1].shape}"
+    include = [as_include(t) for t in things]
+  elif tag == "color_attr":
+    text = prefix + " and ".join(f"a {noun(t.shape, color=t.color)}" for t in things)
+    include = [as_include(t, "color") for t in things]
+  elif tag == "colors":
+    text = f"{prefix}a {noun(things[0].shape, color=things[0].color)}"
+    include = [as_include(things[0], "color")]
+  elif tag == "position":
+    how = world.relation(*things)
+    text = f"{prefix}a {things[0].shape} {_say_relation(rng, how)} a {things[1].shape}"
+    include = [as_include(things[1]), as_include(things[0]) | {"position": [how, 0]}]
+  elif tag == "counting":
+    n, shape = len(things), things[0].shape
+    colors = {t.color for t in things}
+    color = colors.pop() if len(colors) == 1 and rng.integers(2) else None
+    text = f"{prefix.replace('is', 'are') if prefix.startswith('there') else prefix}{NUMBERS[n]} "
+    text += noun(PLURALS[shape], color=color)
+    include = [{"class": shape, "count": n} | ({"color": color} if color else {})]
+    exclude = [{"class": shape, "count": n + 1}]
+  elif tag == DESCRIPTION:
+    order = [things[i] for i in rng.permutation(len(things)).tolist()]
+    text = prefix + describe(order)
+    include = [as_include(t, "color", "size", "place") for t in order]
+  else:
+    raise BadRequest(f"no caption has the tag {tag!r}; the tags are {', '.join(TAGS + (DESCRIPTION,))}")
+  metadata = {"tag": tag, "include": include, "prompt": text}
+  return text, metadata | ({"exclude": exclude} if exclude else {})
+
+
+def _say_relation(rng: np.random.Generator, how: str) -> str:
+  return f"to the {how}" if how.endswith(" of") and rng.integers(2) else how
+
+
+# --- parsing --------------------------------------------------------------------------------------------------------
+
+
+def any_of(words: Sequence[str], name: str) -> str:
+  """A pattern for one of the words, as a named group."""
+  return f"(?P<{name}>{'|'.join(sorted(words, key=len, reverse=True))})"
+
+
+def noun_pattern(suffix: str = "") -> str:
+  """A pattern for a noun; its groups are size, color and shape, each with the suffix."""
+  size, color, shape = (any_of(words, name + suffix)
+                        for words, name in ((SIZES, "size"), (COLORS, "color"), (SHAPES, "shape")))
+  return f"(?:{size} )?(?:{color} )?{shape}"
+
+
+_PLACE = f" at the {any_of(PLACES, 'place')}"
+_ONE = re.compile(f"an? {noun_pattern()}(?:{_PLACE})?")
+_INVERTED = re.compile(f"at the {any_of(PLACES, 'place')} there is (?P<rest>an? {noun_pattern()})")
+_MANY = re.compile(
+    f"{any_of(NUMBERS[2:], 'count')} (?:{any_of(COLORS, 'color')} )?{any_of(tuple(_SINGULARS), 'plural')}")
+_RELATED = re.compile(
+    f"an? {noun_pattern()} (?:to the )?{any_of(RELATIONS, 'relation')} an? {noun_pattern('_b')}")
+_LEAD = re.compile("^(?:there is |there are |a picture of |we see )")
+
+
+def normalize(text: str) -> str:
+  """Lower case, single spaces, no punctuation."""
+  return " ".join(re.sub(r"[.,;:!?\"]", " ", text.lower()).split())
+
+
+def parse_caption(text: str) -> list[dict[str, Any]] | None:
+  """What a caption promises, as the "include" list that `caption` gives; None where it isn't of this language."""
+  text = normalize(text)
+  if inverted := _INVERTED.fullmatch(text):
+    text = f"{inverted['rest']} at the {inverted['place']}"
+  text = _LEAD.sub("", text)
+  if related := _RELATED.fullmatch(text):
+    first = _include(related)
+    second = _include(related, "_b")
+    return [second, first | {"position": [related["relation"], 0]}]
+  if many := _MANY.fullmatch(text):
+    include = {"class": _SINGULARS[many["plural"]], "count": NUMBERS.index(many["count"])}
+    return [include | ({"color": many["color"]} if many["color"] else {})]
+  found = [_ONE.fullmatch(part) for part in text.split(" and ")]
+  return [_include(match) for match in found] if all(found) else None
+
+
+def _include(match: re.Match[str], suffix: str = "") -> dict[str, Any]:
+  groups = match.groupdict()
+  include: dict[str, Any] = {"class": groups["shape" + suffix], "count": 1}
+  return include | {a: groups[a + suffix] for a in ("color", "size", "place") if groups.get(a + suffix)}
+
+
+def parse_things(text: str) -> tuple[Thing, ...] | None:
+  """The things of a full description; None where an attribute is missing or two things share a place."""
+  include = parse_caption(text)
+  if include is None or any(not {"color", "size", "place"} <= i.keys() for i in include):
+    return None
+  things = tuple(Thing(i["class"], i["color"], i["size"], i["place"]) for i in include)
+  return things if len({t.place for t in things}) == len(things) else None
+
+
+def corpus(seed: int = 0, scenes: int = 2000) -> Iterator[str]:
+  """All kinds of text of this world, to train a tokenizer on; the same for the same arguments."""
+  from orthus_jax.data.shapes import changes, questions  # these two stand on this module
+
+  rng = np.random.default_rng(seed)
+  for _ in range(scenes):
+    for tag in TAGS + (DESCRIPTION,):
+      yield caption(rng, sample_for(rng, tag), tag)[0]
+    yield str(pick(rng, DESCRIBE))
+    for question in questions.ask(rng, questions.sample(rng)):
+      yield question["question"]
+      yield question["answer"]
+    yield changes.sample_edit(rng, "train").instruction
+    yield from changes.sample_story(rng, "train").texts

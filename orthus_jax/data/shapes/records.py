@@ -1,0 +1,90 @@
+"""Documents of the `shapes` world, made from (seed, split, kind, number) alone."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.shapes import changes, language, questions, world
+from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
+
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story")
+
+# In hundredths: what training captions are about. Test captions take the six tags in turn.
+_TAG_SHARES = {"single_object": 40, "two_object": 8, "counting": 12, "colors": 8, "position": 12, "color_attr": 10,
+               language.DESCRIPTION: 10}
+_TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
+
+
+def make_document(kind: str, split: str, number: int, *, seed: int = 0, resolution: int = 32) -> Document:
+  """Makes one document; the same arguments always give the same one.
+
+  Args:
+    kind: one of KINDS.
+    split: one of world.SPLITS; every scene drawn belongs to it.
+    number: which of the documents of this kind and split.
+    seed: of the whole data set.
+    resolution: side of the pictures in pixels.
+
+  Returns:
+    A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
+      caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
+      image_to_caption: image, text, [text]; "things".
+      question: image, then text, [text] for each question; "things" and "questions", the records of `questions.ask`.
+      edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
+      story: text, then [text, image] three to five times; "turns", the things of each picture.
+    Things are written as [shape, color, size, place].
+
+  Raises:
+    BadRequest: for another kind or split.
+  """
+  if kind not in KINDS or split not in SPLITS:
+    raise BadRequest(f"shapes has no {kind!r} in {split!r}; kinds: {', '.join(KINDS)}; splits: {', '.join(SPLITS)}")
+  rng = np.random.default_rng((seed, SPLITS.index(split), KINDS.index(kind), number))
+
+  def draw(scene: Scene, learn: bool = False) -> Image:
+    return Image(world.render(scene, resolution), learn)
+
+  if kind == "caption_to_image":
+    tag = str(pick(rng, _TRAIN_TAGS)) if split == "train" else language.TAGS[number % len(language.TAGS)]
+    scene = world.sample_in_split(lambda: language.sample_for(rng, tag), split)
+    text, meta = language.caption(rng, scene, tag)
+    segments = [Text(text), draw(scene, True)]
+    meta = meta | {"things": as_lists(scene)}
+  elif kind == "image_to_caption":
+    scene = world.sample_in_split(lambda: language.sample_for(rng, language.DESCRIPTION), split)
+    # In reading order: what is to be said follows from the picture.
+    text = language.describe(language.reading_order(scene.things))
+    segments = [draw(scene), Text(str(pick(rng, language.DESCRIBE))), Text(text, True)]
+    meta = {"things": as_lists(scene)}
+  elif kind == "question":
+    subject = questions.sample(rng)
+    while world.split_of(subject.scene) != split:
+      subject = questions.sample(rng)
+    asked = questions.ask(rng, subject, paired=split != "train")
+    segments = [draw(subject.scene)]
+    for record in asked:
+      segments += [Text(record["question"]), Text(record["answer"], True)]
+    meta = {"things": as_lists(subject.scene), "questions": asked}
+  elif kind == "edit":
+    edit = changes.sample_edit(rng, split)
+    segments = [draw(edit.source), Text(edit.instruction), draw(edit.target, True)]
+    meta = {"source": as_lists(edit.source), "things": as_lists(edit.target), "operation": edit.change.operation}
+  else:
+    story = changes.sample_story(rng, split)
+    segments = [Text(story.prompt)]
+    for sentence, scene in zip(story.sentences, story.scenes):
+      segments += [Text(sentence, True), draw(scene, True)]
+    meta = {"turns": [as_lists(scene) for scene in story.scenes]}
+  return Document(tuple(segments), id=f"shapes/{split}/{kind}/{number:05d}", kind=kind, meta=meta)
+
+
+def as_lists(scene: Scene) -> list[list[str]]:
+  """Things as JSON holds them."""
+  return [[t.shape, t.color, t.size, t.place] for t in scene.things]
+
+
+def as_things(lists: list[list[str]]) -> tuple[Thing, ...]:
+  """Things back from a document's metadata."""
+  return tuple(Thing(*values) for values in lists)

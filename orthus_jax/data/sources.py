@@ -1,0 +1,62 @@
+"""Opening what a config names: a source of Documents, and the text tokenizer that goes with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.data.folder import FolderSource
+from orthus_jax.data.pipeline import Source
+from orthus_jax.data.text_tokenizer import TextTokenizer
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+
+
+def cache_dir() -> Path:
+  """Where made data sets and compiled programs are kept: $ORTHUS_CACHE, else under the user's cache directory."""
+  base = os.environ.get("ORTHUS_CACHE")
+  return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "orthus_jax"
+
+
+def open_source(config: Config, split: str) -> Source:
+  """The documents of a split; the built-in world is made first if it isn't there.
+
+  Raises:
+    BadRequest: if the source isn't there or has no such split.
+  """
+  data, resolution = config.data, config.model.vision_tokenizer.resolution
+  if data.source == "shapes":
+    from orthus_jax.data.shapes import builder  # TFDS is slow to import
+
+    where = Path(data.path) if data.path else cache_dir() / "datasets"
+    builder.prepare(where, resolution)
+    return builder.documents(where, split, resolution)
+  if not data.path:
+    raise BadRequest("data.path is empty: set it to the folder of pictures (--config.data.path=DIR)")
+  return FolderSource(
+      data.path, annotations=data.annotations, resolution=resolution, pairs=data.pairs, max_bad_share=data.max_bad_share
+  )
+
+
+def open_tokenizer(config: Config) -> TextTokenizer:
+  """The config's text tokenizer, checked against the model's vocabulary.
+
+  Raises:
+    BadRequest: if it is missing, or its ids don't fit the model.
+  """
+  model = config.model
+  tokenizer = TextTokenizer.load(config.data.tokenizer or ASSETS / "shapes_tokenizer.json")
+  if tokenizer.vocab_size > model.transformer.vocab_size:
+    raise BadRequest(
+        f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.transformer.vocab_size}:"
+        f" set model.transformer.vocab_size={tokenizer.vocab_size}"
+    )
+  codes = tokenizer.image_codes
+  if len(codes) != model.vision_tokenizer.codes or (codes and codes.start != model.image_token_start):
+    raise BadRequest(
+        f"the tokenizer has {len(codes)} image codes from id {codes.start if codes else '-'}, the model"
+        f" {model.vision_tokenizer.codes} from {model.image_token_start}: make model.vision_tokenizer.codes and"
+        " model.image_token_start agree with the tokenizer"
+    )
+  return tokenizer

@@ -1,0 +1,69 @@
+"""Attention: one entry point for training, one for a key-value cache.
+
+Axes: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K, H head size.
+"""
+
+from __future__ import annotations
+
+import einops
+import jax
+import jax.numpy as jnp
+
+_MASKED = -1e30
+
+
+def causal_attention(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment_ids_BT: jax.Array, backend: str = "auto"
+) -> jax.Array:
+  """Causal attention that stays within a segment.
+
+  Args:
+    q_BTNH: queries, rotated.
+    k_BTKH: keys, rotated.
+    v_BTKH: values.
+    segment_ids_BT: documents of a packed row; positions of different ids don't see each other.
+    backend: "auto" or "xla". A backend that can't honour segment ids must refuse them.
+
+  Returns:
+    [B, T, N, H] in the queries' dtype.
+  """
+  if backend not in ("auto", "xla"):
+    raise ValueError(f"unknown attention backend {backend!r}")
+  T = q_BTNH.shape[1]
+  causal_TS = jnp.tril(jnp.ones((T, T), bool))
+  mask_BTS = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TS
+  return _attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
+
+
+def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:
+  """Attention of new positions to a cache that already holds their own keys and values.
+
+  Args:
+    q_BTNH: queries, rotated.
+    k_BSKH: cached keys, slot s holding position s.
+    v_BSKH: cached values.
+    position_BT: where each query stands; it sees slots up to its own.
+  """
+  mask_BTS = jnp.arange(k_BSKH.shape[1]) <= position_BT[:, :, None]
+  return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
+
+
+def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+  """Plain attention by XLA; the softmax in fp32."""
+  q_BTKGH = einops.rearrange(q_BTNH, "B T (K G) H -> B T K G H", K=k_BSKH.shape[2])
+  q_BTKGH = q_BTKGH * (q_BTNH.shape[-1] ** -0.5)
+  logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, _MASKED)
+  weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
+  out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
+  return einops.rearrange(out_BTKGH, "B T K G H -> B T (K G) H")
+
+
+def rope(x_BTNH: jax.Array, position_BT: jax.Array, *, theta: float) -> jax.Array:
+  """Rotary positions, half-split form: value i turns with value i + H/2."""
+  half = x_BTNH.shape[-1] // 2
+  frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_BT1h = (position_BT[..., None].astype(jnp.float32) * frequency_h)[:, :, None, :]
+  cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)

@@ -1,0 +1,159 @@
+"""The diffusion head: generates the next patch's feature given the backbone's state.
+
+An MLP with adaptive LayerNorm (MAR's), one position at a time; callers vmap over positions. Axes: C latent values,
+D backbone width, W head width, Q draws, R guidance rows, S solver steps.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from orthus_jax.config import DiffusionConfig
+from orthus_jax.diffusion import process
+from orthus_jax.models.params import param
+
+_FREQUENCIES = 256
+
+
+class Linear(nnx.Module):
+  """x @ kernel + bias; Xavier-uniform unless `std` is given (0 makes it start as nothing)."""
+
+  def __init__(self, inputs: int, outputs: int, axes: tuple, *, rngs: nnx.Rngs, std: float | None = None):
+    if std is None:
+      bound = math.sqrt(6.0 / (inputs + outputs))
+      kernel = jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound)
+    else:
+      kernel = std * jax.random.normal(rngs.params(), (inputs, outputs))
+    self.kernel = param(kernel, *axes)
+    self.bias = param(jnp.zeros((outputs,)), axes[1])
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
+def _layer_norm(x: jax.Array) -> jax.Array:
+  x32 = x.astype(jnp.float32)
+  x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+  return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
+
+
+def sinusoid(t: jax.Array, *, dtype: str | jnp.dtype = jnp.float32) -> jax.Array:
+  """[cos, sin] of the step at 128 frequencies of periods up to 10000: [..., 256]."""
+  half = _FREQUENCIES // 2
+  frequency = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  angle = t[..., None].astype(jnp.float32) * frequency
+  return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1).astype(dtype)
+
+
+class Block(nnx.Module):
+  """x + gate * MLP(LN(x) * (1 + scale) + shift)."""
+
+  def __init__(self, width: int, *, rngs: nnx.Rngs):
+    self.norm_scale = param(jnp.ones((width,)), "head_width")
+    self.norm_bias = param(jnp.zeros((width,)), "head_width")
+    self.modulation = Linear(width, 3 * width, ("head_in", "head_width"), rngs=rngs, std=0.0)
+    self.up = Linear(width, width, ("head_in", "head_width"), rngs=rngs)
+    self.down = Linear(width, width, ("head_in", "head_width"), rngs=rngs)
+
+  def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
+    shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+    h = _layer_norm(x) * self.norm_scale[...].astype(x.dtype) + self.norm_bias[...].astype(x.dtype)
+    h = h * (1.0 + scale) + shift
+    return x + gate * self.down(jax.nn.silu(self.up(h)))
+
+
+class Modulations(NamedTuple):
+  """Every shift, scale and gate: they depend on (t, z) alone, never on x_t, so a sampler computes them ahead."""
+
+  blocks: tuple[jax.Array, ...]
+  final: jax.Array
+
+
+class DiffusionHead(nnx.Module):
+  """Predicts velocity (or noise) of a noised feature given the step and the backbone's state."""
+
+  def __init__(self, config: DiffusionConfig, *, latent_dim: int, width: int, dtype: str, rngs: nnx.Rngs):
+    c, W = config, config.width
+    self.config = c
+    self.latent_dim = latent_dim
+    self.dtype = dtype
+    self.time_in = Linear(_FREQUENCIES, W, (None, "head_width"), rngs=rngs, std=0.02)
+    self.time_out = Linear(W, W, ("head_in", "head_width"), rngs=rngs, std=0.02)
+    self.condition = Linear(width, W, ("embed", "head_width"), rngs=rngs)
+    self.input = Linear(latent_dim, W, (None, "head_width"), rngs=rngs)
+    self.blocks = nnx.List([Block(W, rngs=rngs) for _ in range(c.blocks)])
+    self.final_modulation = Linear(W, 2 * W, ("head_in", "head_width"), rngs=rngs, std=0.0)
+    self.output = Linear(W, latent_dim, ("head_in", None), rngs=rngs, std=0.0)
+
+  def modulations(self, t: jax.Array, z_D: jax.Array) -> Modulations:
+    """All shifts, scales and gates for steps t [...] (any leading shape) and one state z [..., D]."""
+    time = self.time_out(jax.nn.silu(self.time_in(sinusoid(t, dtype=self.dtype))))
+    y = jax.nn.silu(time + self.condition(z_D.astype(self.dtype)))
+    return Modulations(tuple(b.modulation(y) for b in self.blocks), self.final_modulation(y))
+
+  def denoise(self, x: jax.Array, modulations: Modulations) -> jax.Array:
+    """The prediction, [..., C] in fp32, for noised features x [..., C]."""
+    h = self.input(x.astype(self.dtype))
+    for block, m in zip(self.blocks, modulations.blocks):
+      h = block(h, m)
+    shift, scale = jnp.split(modulations.final, 2, axis=-1)
+    return self.output(_layer_norm(h) * (1.0 + scale) + shift).astype(jnp.float32)
+
+  def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
+    """Prediction for x [..., C] at steps t [...] given states z [..., D]."""
+    return self.denoise(x, self.modulations(t, z))
+
+  def loss(self, z_D: jax.Array, feature_C: jax.Array, key: jax.Array) -> jax.Array:
+    """Mean squared error of one position over its draws of (t, eps), in fp32 (paper, Eq. 3; FACTS section 2)."""
+    c = self.config
+    t_key, eps_key = jax.random.split(key)
+    t_Q = jax.random.randint(t_key, (c.draws,), 0, c.timesteps)
+    eps_QC = jax.random.normal(eps_key, (c.draws, self.latent_dim))
+    return jnp.mean(self.errors(z_D, feature_C, t_Q, eps_QC))
+
+  def errors(self, z_D: jax.Array, feature_C: jax.Array, t_Q: jax.Array, eps_QC: jax.Array) -> jax.Array:
+    """Squared errors [Q, C] at given steps and noises."""
+    c = self.config
+    abar_Q = jnp.asarray(process.alphas_cumprod(c))[t_Q]
+    x0_C = c.latent_scale * feature_C.astype(jnp.float32)
+    x_QC = process.add_noise(x0_C, eps_QC, abar_Q)
+    # z_D enters a Linear that is shared by all draws: projected once, as it broadcasts.
+    return jnp.square(self(x_QC, t_Q, z_D) - process.target(x0_C, eps_QC, abar_Q, kind=c.target))
+
+  def sample(self, z_RD: jax.Array, weight_R: jax.Array, noise_C: jax.Array, *, steps: int) -> jax.Array:
+    """A feature [C] by DDIM from one shared noise.
+
+    Args:
+      z_RD: states of the guidance rows of one position (conditional, unconditional, …).
+      weight_R: the prediction followed is sum_r weight_R[r] * v_r; (s, 1 - s) is guidance of scale s.
+      noise_C: standard normal.
+      steps: of the solver, fixed at compile time.
+    """
+    c = self.config
+    t_S = process.timesteps(c, steps)
+    abar = process.alphas_cumprod(c)
+    abar_S = jnp.asarray(abar[t_S])
+    next_S = jnp.asarray(np.append(abar[t_S[1:]], np.float32(1.0)))
+    modulations_SR = self.modulations(jnp.asarray(t_S)[:, None], z_RD)
+
+    def step(x_C, scanned):
+      modulations_R, abar, abar_next = scanned
+      v_RC = self.denoise(jnp.broadcast_to(x_C, (z_RD.shape[0], x_C.shape[0])), modulations_R)
+      v_C = jnp.einsum("R,RC->C", weight_R, v_RC)
+      return process.ddim_step(x_C, v_C, abar=abar, abar_next=abar_next, kind=c.target), None
+
+    x_C, _ = jax.lax.scan(step, noise_C, (modulations_SR, abar_S, next_S))
+    return x_C / c.latent_scale
+
+
+def mean_losses(head: DiffusionHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array) -> jax.Array:
+  """`head.loss` vmapped over image positions: [B, G, P]."""
+  f = functools.reduce(lambda f, _: jax.vmap(f), range(3), lambda z, v, k: head.loss(z, v, k))
+  return f(z_BGPD, feature_BGPC, key_BGP)

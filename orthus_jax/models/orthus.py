@@ -1,0 +1,77 @@
+"""Orthus: one backbone over text tokens and image features, with a head per modality.
+
+Axes: B rows, T positions, M images a row, P patches an image, J = M * P patches a row, C latent values, D width,
+V vocabulary, K codes, R resolution.
+"""
+
+from __future__ import annotations
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from orthus_jax.config import ModelConfig
+from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models.params import param
+from orthus_jax.models.transformer import Cache, Transformer
+from orthus_jax.models.vision_embedding import SoftVQ
+from orthus_jax.models.vision_tokenizer import VisionTokenizer
+
+
+class Orthus(nnx.Module):
+  """The whole model; its parts are attributes, so that a part can be trained, frozen or swapped by name."""
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    c, t, v = config, config.transformer, config.vision_tokenizer
+    self.config = c
+    embedding_VD = 0.02 * jax.random.normal(rngs.params(), (t.vocab_size, t.width))
+    self.token_embedding = param(embedding_VD.astype(t.param_dtype), "vocab", "embed")
+    self.vision_tokenizer = VisionTokenizer(v, rngs=rngs)
+    self.vision_embedding = SoftVQ(c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, rngs=rngs)
+    self.transformer = Transformer(t, rngs=rngs)
+    lm_head_DV = t.width**-0.5 * jax.random.normal(rngs.params(), (t.width, t.vocab_size))
+    self.lm_head = param(lm_head_DV.astype(t.param_dtype), "embed", "vocab")
+    self.image_head = DiffusionHead(c.diffusion, latent_dim=v.latent_dim, width=t.width, dtype=t.dtype, rngs=rngs)
+
+  def embed_features(self, features_BJC: jax.Array) -> jax.Array:
+    """Embeds image features through the soft VQ: [B, J, D] in the compute dtype."""
+    start = self.config.image_token_start
+    rows_KD = self.token_embedding[...][start : start + self.config.vision_tokenizer.codes]
+    return self.vision_embedding(features_BJC, rows_KD.astype(self.config.transformer.dtype))
+
+  def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
+    """Embeds text tokens: [B, T, D] in the compute dtype."""
+    return jnp.take(self.token_embedding[...].astype(self.config.transformer.dtype), tokens_BT, axis=0)
+
+  def embed(self, tokens_BT: jax.Array, *, features_BJC: jax.Array, slot_BT: jax.Array) -> jax.Array:
+    """Embeds an interleaved row.
+
+    Args:
+      tokens_BT: token ids; whatever stands at image positions is not read.
+      features_BJC: the row's image features.
+      slot_BT: which of them stands at each position; -1 where a token does.
+    """
+    patches_BJD = self.embed_features(features_BJC)
+    gathered_BTD = jnp.take_along_axis(patches_BJD, jnp.maximum(slot_BT, 0)[..., None], axis=1)
+    return jnp.where((slot_BT >= 0)[..., None], gathered_BTD, self.embed_tokens(tokens_BT))
+
+  def __call__(
+      self,
+      tokens_BT: jax.Array,
+      *,
+      features_BJC: jax.Array,
+      slot_BT: jax.Array,
+      position_BT: jax.Array,
+      segment_ids_BT: jax.Array,
+  ) -> jax.Array:
+    """States [B, T, D] after the final norm: what both heads read."""
+    x_BTD = self.embed(tokens_BT, features_BJC=features_BJC, slot_BT=slot_BT)
+    return self.transformer(x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Next-token logits [..., V] in fp32."""
+    return jnp.matmul(hidden, self.lm_head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+
+  def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:
+    """Appends embedded positions to a cache; see `Transformer.extend`."""
+    return self.transformer.extend(x_BTD, cache, start_B=start_B)

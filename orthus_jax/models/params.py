@@ -1,0 +1,60 @@
+"""Parameters by name: the flat view of a module that optimizer, checkpoint and sharding share.
+
+A module's parameters are a dict from a path such as "transformer/layers/attention/q" to an array. Layers that are
+scanned over hold one array with a leading `layers` axis.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+import jax
+
+Params = dict[str, jax.Array]
+Axes = dict[str, tuple[str | None, ...]]
+
+
+def _flat(module: nnx.Module) -> tuple[Any, dict[str, nnx.Variable]]:
+  graphdef, state = nnx.split(module)
+  return graphdef, {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+
+
+def split(module: nnx.Module) -> tuple[Any, Params]:
+  """Takes a module apart into its static structure and its named parameters."""
+  graphdef, variables = _flat(module)
+  return graphdef, {name: v[...] for name, v in variables.items()}
+
+
+def merge(graphdef: Any, params: Params) -> Any:
+  """Puts back together what `split` took apart; works under jit, grad and eval_shape."""
+
+  def key(part: str) -> str | int:
+    return int(part) if part.isdigit() else part
+
+  flat = {tuple(key(p) for p in name.split("/")): nnx.Param(value) for name, value in params.items()}
+  return nnx.merge(graphdef, nnx.State.from_flat_path(flat))
+
+
+def shapes_and_axes(init: Any) -> tuple[Any, Params, Axes]:
+  """Structure, shapes and logical axes of what `init()` would build, without building it.
+
+  Args:
+    init: a function of no arguments that returns a module.
+
+  Returns:
+    (graphdef, a ShapeDtypeStruct per name, a tuple of logical axis names per name).
+  """
+  graphdef, variables = _flat(nnx.eval_shape(init))
+  shapes = {name: jax.ShapeDtypeStruct(v.get_value().shape, v.get_value().dtype) for name, v in variables.items()}
+  axes = {}
+  for name, v in variables.items():
+    own = tuple(v.get_metadata().get("axes", (None,) * len(v.get_value().shape)))
+    axes[name] = ("layers",) * (len(v.get_value().shape) - len(own)) + own
+  return graphdef, shapes, axes
+
+
+def param(value: jax.Array, *axes: str | None) -> nnx.Param:
+  """A parameter that carries the logical names of its axes."""
+  assert value.ndim == len(axes), (value.shape, axes)
+  return nnx.Param(value, axes=axes)

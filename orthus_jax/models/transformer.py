@@ -1,0 +1,210 @@
+"""The backbone: Chameleon's causal transformer.
+
+Axes: B batch, T positions, S cache slots, D width, F MLP width, N heads, K key-value heads, H head size, L layers.
+Source: FACTS of the released implementation; RMSNorm in fp32, cast back, then scaled; QK-norm (a LayerNorm over each
+head's values, then a weight and bias per head) before the rotary positions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from orthus_jax.config import TransformerConfig
+from orthus_jax.models import attention
+from orthus_jax.models.params import param
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["k_LBSKH", "v_LBSKH"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """Keys and values of the positions so far; slot s holds position s."""
+
+  k_LBSKH: jax.Array
+  v_LBSKH: jax.Array
+
+  @classmethod
+  def empty(cls, config: TransformerConfig, *, batch: int, slots: int) -> Cache:
+    """A cache of zeros for `batch` rows of `slots` positions."""
+    zeros = jnp.zeros((config.layers, batch, slots, config.kv_heads, config.head_dim), config.dtype)
+    return cls(k_LBSKH=zeros, v_LBSKH=zeros)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x), computed in fp32, cast back, then scaled."""
+
+  def __init__(self, width: int, *, eps: float, dtype: str):
+    self.scale = param(jnp.ones((width,), dtype), "embed")
+    self.eps = eps
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    x32 = x_BTD.astype(jnp.float32)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+    return self.scale[...].astype(x_BTD.dtype) * x32.astype(x_BTD.dtype)
+
+
+class HeadNorm(nnx.Module):
+  """QK-norm: a LayerNorm over each head's values, then a weight and a bias per head and value."""
+
+  def __init__(self, heads: int, head_dim: int, *, eps: float, dtype: str):
+    self.scale = param(jnp.ones((heads, head_dim), dtype), "heads", "head_dim")
+    self.bias = param(jnp.zeros((heads, head_dim), dtype), "heads", "head_dim")
+    self.eps = eps
+
+  def __call__(self, x_BTNH: jax.Array) -> jax.Array:
+    x32 = x_BTNH.astype(jnp.float32)
+    x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
+    return x32.astype(x_BTNH.dtype) * self.scale[...].astype(x_BTNH.dtype) + self.bias[...].astype(x_BTNH.dtype)
+
+
+def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
+  return (std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)).astype(dtype)
+
+
+class Attention(nnx.Module):
+  """Grouped-query attention with QK-norm and rotary positions."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    c = config
+    init = functools.partial(_normal, rngs, dtype=c.param_dtype)
+    std = c.width**-0.5
+    self.q = param(init((c.width, c.heads, c.head_dim), std), "embed", "heads", "head_dim")
+    self.k = param(init((c.width, c.kv_heads, c.head_dim), std), "embed", "kv_heads", "head_dim")
+    self.v = param(init((c.width, c.kv_heads, c.head_dim), std), "embed", "kv_heads", "head_dim")
+    out_std = (c.heads * c.head_dim * 2 * c.layers) ** -0.5
+    self.out = param(init((c.heads, c.head_dim, c.width), out_std), "heads", "head_dim", "embed")
+    self.q_norm = HeadNorm(c.heads, c.head_dim, eps=c.norm_eps, dtype=c.param_dtype)
+    self.k_norm = HeadNorm(c.kv_heads, c.head_dim, eps=c.norm_eps, dtype=c.param_dtype)
+    self.config = c
+
+  def project(self, x_BTD: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated."""
+    theta = self.config.rope_theta
+    q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q[...].astype(x_BTD.dtype))
+    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k[...].astype(x_BTD.dtype))
+    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v[...].astype(x_BTD.dtype))
+    q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
+    k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
+    return q_BTNH, k_BTKH, v_BTKH
+
+  def merge_heads(self, o_BTNH: jax.Array) -> jax.Array:
+    """The output projection."""
+    return jnp.einsum("BTNH,NHD->BTD", o_BTNH, self.out[...].astype(o_BTNH.dtype))
+
+
+class MLP(nnx.Module):
+  """SwiGLU."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    c = config
+    init = functools.partial(_normal, rngs, dtype=c.param_dtype)
+    self.gate = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
+    self.up = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
+    self.down = param(init((c.mlp_width, c.width), (c.mlp_width * 2 * c.layers) ** -0.5), "mlp", "embed")
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    gate_BTF = jax.nn.silu(x_BTD @ self.gate[...].astype(x_BTD.dtype))
+    up_BTF = x_BTD @ self.up[...].astype(x_BTD.dtype)
+    return (gate_BTF * up_BTF) @ self.down[...].astype(x_BTD.dtype)
+
+
+class Layer(nnx.Module):
+  """Attention and MLP, each within a residual."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.attention = Attention(config, rngs=rngs)
+    self.mlp = MLP(config, rngs=rngs)
+    self.attention_norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
+    self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
+    self.swin = config.norm_placement == "swin"
+
+  def _residual(self, x_BTD: jax.Array, norm: RMSNorm, f) -> jax.Array:
+    return x_BTD + (norm(f(x_BTD)) if self.swin else f(norm(x_BTD)))
+
+  def __call__(self, x_BTD: jax.Array, position_BT: jax.Array, attend) -> jax.Array:
+    """`attend(q, k, v)` is the attention itself: with or without a cache."""
+
+    def attention_part(y_BTD):
+      return self.attention.merge_heads(attend(*self.attention.project(y_BTD, position_BT)))
+
+    x_BTD = self._residual(x_BTD, self.attention_norm, attention_part)
+    return self._residual(x_BTD, self.mlp_norm, self.mlp)
+
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Transformer(nnx.Module):
+  """L layers, stacked along a leading axis and scanned over, and a final norm."""
+
+  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    keys = jax.random.split(rngs.params(), config.layers)
+    self.layers = nnx.vmap(lambda key: Layer(config, rngs=nnx.Rngs(params=key)))(keys)
+    self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
+
+  def __call__(self, x_BTD: jax.Array, *, position_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+    """States after the final norm of whole rows.
+
+    Args:
+      x_BTD: embedded tokens and patches.
+      position_BT: within each document, from 0.
+      segment_ids_BT: the document each position belongs to; a state sees its own document alone.
+
+    Returns:
+      [B, T, D] in the compute dtype.
+    """
+    attend = functools.partial(
+        attention.causal_attention, segment_ids_BT=segment_ids_BT, backend=self.config.attention
+    )
+
+    def body(x_BTD, layer):
+      return layer(x_BTD, position_BT, attend), None
+
+    if self.config.remat != "none":
+      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=False)
+    x_BTD = x_BTD.astype(self.config.dtype)
+    x_BTD, _ = jax.lax.scan(body, x_BTD, self.layers, unroll=self.config.scan_unroll)
+    return self.norm(x_BTD)
+
+  def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:
+    """Appends T positions to each row of a cache.
+
+    Args:
+      x_BTD: embedded new positions; those that a row doesn't need may hold anything, as nothing looks ahead and
+        a later call overwrites their slots.
+      cache: what came before.
+      start_B: the place of each row's first new position; T slots must be free from there.
+
+    Returns:
+      ([B, T, D] states after the final norm, the longer cache).
+    """
+    B, T, _ = x_BTD.shape
+    position_BT = start_B[:, None] + jnp.arange(T)
+    row_B1 = jnp.arange(B)[:, None]
+
+    def body(carry, scanned):
+      x_BTD, k_LBSKH, v_LBSKH = carry
+      layer, l = scanned
+      updated = []
+
+      def attend(q_BTNH, k_BTKH, v_BTKH):
+        k_all = k_LBSKH.at[l, row_B1, position_BT].set(k_BTKH.astype(k_LBSKH.dtype), mode="drop")
+        v_all = v_LBSKH.at[l, row_B1, position_BT].set(v_BTKH.astype(v_LBSKH.dtype), mode="drop")
+        updated.extend((k_all, v_all))
+        return attention.cached_attention(q_BTNH, k_all[l], v_all[l], position_BT=position_BT)
+
+      x_BTD = layer(x_BTD, position_BT, attend)
+      return (x_BTD, *updated), None
+
+    carry = (x_BTD.astype(self.config.dtype), cache.k_LBSKH, cache.v_LBSKH)
+    (x_BTD, k, v), _ = jax.lax.scan(body, carry, (self.layers, jnp.arange(self.config.layers)))
+    return self.norm(x_BTD), Cache(k_LBSKH=k, v_LBSKH=v)

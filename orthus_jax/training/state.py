@@ -1,0 +1,128 @@
+"""What a run carries from step to step, created already sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+import optax
+
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.params import Params
+from orthus_jax.parallel import mesh as mesh_lib
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass, data_fields=["step", "trained", "frozen", "moments", "ema"], meta_fields=[]
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+  """Everything that a checkpoint holds; no random numbers, as they are folded from the seed and the step.
+
+  Attributes:
+    step: int32, updates done.
+    trained: parameters that gradients are taken of.
+    frozen: the others.
+    moments: the optimizer's state, over `trained` alone.
+    ema: running average of `trained`; empty where it is off.
+  """
+
+  step: jax.Array
+  trained: Params
+  frozen: Params
+  moments: Any
+  ema: Params
+
+  @property
+  def params(self) -> Params:
+    return {**self.frozen, **self.trained}
+
+  @property
+  def averaged(self) -> Params:
+    """The parameters to use after training: the running average where there is one."""
+    return {**self.frozen, **self.trained, **self.ema}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A model's structure, and how its training state lies on a mesh."""
+
+  graphdef: Any
+  shapes: TrainState
+  shardings: TrainState
+  names: frozenset[str]
+
+
+def plan_state(
+    init: Callable[[], nnx.Module],
+    *,
+    select: Callable[[Params], frozenset[str]],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    ema: bool,
+) -> tuple[Layout, Callable[[], TrainState]]:
+  """Shapes first, then a jitted function that creates every array where it belongs.
+
+  Args:
+    init: builds the module.
+    select: from named parameters to the names that are trained.
+    optimizer: whose moments the state holds.
+    mesh: to lie on.
+    ema: keep a running average.
+  """
+  graphdef, shapes, axes = params_lib.shapes_and_axes(init)
+  names = select(shapes)
+
+  def create() -> TrainState:
+    _, params = params_lib.split(init())
+    trained = {n: v for n, v in params.items() if n in names}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        trained=trained,
+        frozen={n: v for n, v in params.items() if n not in names},
+        moments=optimizer.init(trained),
+        ema=dict(trained) if ema else {},
+    )
+
+  abstract = jax.eval_shape(create)
+  by_name = {n: mesh_lib.sharding(mesh, shapes[n].shape, axes[n]) for n in shapes}
+  whole = NamedSharding(mesh, PartitionSpec())
+
+  def place(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
+    # A moment lies as its parameter does: its path ends in the parameter's name.
+    name = next((k.key for k in reversed(path) if isinstance(k, jax.tree_util.DictKey)), None)
+    return by_name[name] if name in by_name and shapes[name].shape == leaf.shape else whole
+
+  shardings = jax.tree_util.tree_map_with_path(place, abstract)
+  return Layout(graphdef, abstract, shardings, names), jax.jit(create, out_shardings=shardings)
+
+
+def replace_params(state: TrainState, values: dict[str, np.ndarray], shardings: TrainState) -> TrainState:
+  """Overwrites parameters (and their average) by name, keeping dtypes and places."""
+
+  def put(old: Params, where: Params) -> Params:
+    return {n: jax.device_put(values[n].astype(v.dtype), where[n]) if n in values else v for n, v in old.items()}
+
+  return dataclasses.replace(
+      state,
+      trained=put(state.trained, shardings.trained),
+      frozen=put(state.frozen, shardings.frozen),
+      ema=put(state.ema, shardings.ema),
+  )
+
+
+def digest(params: Params) -> str:
+  """SHA-256 over names and bytes of all parameters, in the order of their names."""
+  h = hashlib.sha256()
+  for name in sorted(params):
+    h.update(name.encode())
+    h.update(np.ascontiguousarray(jax.device_get(params[name])).tobytes())
+  return h.hexdigest()

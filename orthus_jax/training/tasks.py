@@ -1,0 +1,152 @@
+"""What is trained: the whole Orthus, or the vision tokenizer alone. The loop and the step know neither from the other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from flax import nnx
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from orthus_jax.config import Config
+from orthus_jax.data import images as images_lib
+from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source
+from orthus_jax.models.orthus import Orthus
+from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
+from orthus_jax.training import losses
+from orthus_jax.training.state import TrainState
+
+
+class OrthusTask:
+  """Cross-entropy over text positions plus diffusion over image positions."""
+
+  def __init__(self, config: Config, pipeline: Pipeline):
+    self.config = config
+    self.pipeline = pipeline
+
+  def init(self) -> Orthus:
+    return Orthus(self.config.model, rngs=nnx.Rngs(params=self.config.run.seed))
+
+  def counts(self, batch: Batch) -> losses.Counts:
+    return losses.counts(batch, self.config.model.vision_tokenizer.patches)
+
+  def loss(self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array):
+    return losses.orthus_loss(model, batch, key, config=self.config.model, total=total, row_B=row_B)
+
+  def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
+    return self.pipeline.iterate(start, stop)
+
+  def batch(self, step: int) -> Batch:
+    return self.pipeline.batch(step)
+
+  def tokens(self, batch: Batch) -> int:
+    """Positions that hold something."""
+    return int((batch.segment_ids_BT > 0).sum())
+
+  def describe(self, batch: Batch) -> dict[str, float]:
+    return {"padding": float((batch.segment_ids_BT == 0).mean())}
+
+  def after_step(self, step: int, state: TrainState, graphdef: Any, batch: Batch) -> TrainState:
+    return state
+
+
+class TokenizerCounts(NamedTuple):
+  """Pictures in the global batch."""
+
+  images: jax.Array
+
+
+class TokenizerTask:
+  """Reconstruction, codebook and commitment; codes that nobody uses are replaced by fresh features."""
+
+  def __init__(self, config: Config, source: Source):
+    self.config = config
+    self._table = FeatureTable()
+    R = config.model.vision_tokenizer.resolution
+    for i in range(len(source)):
+      document = source[i]
+      for image in document.images if document is not None else ():
+        self._table.add(images_lib.fit(image.pixels, R))
+    self._pixels = np.stack(self._table.pixels)
+    self._revive = jax.jit(self._revived, static_argnums=0, donate_argnums=1)
+
+  def init(self) -> VisionTokenizer:
+    return VisionTokenizer(self.config.model.vision_tokenizer, rngs=nnx.Rngs(params=self.config.run.seed))
+
+  def counts(self, batch: jax.Array) -> TokenizerCounts:
+    return TokenizerCounts(images=jnp.float32(batch.shape[0]))
+
+  def loss(self, model: VisionTokenizer, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array):
+    c = self.config.tokenizer_loss
+    x_BHWC = images_lib.to_model(batch)
+    z_BPC = model.encode(x_BHWC)
+    codebook_KC = model.codebook[...]
+    nearest_BPC = codebook_KC[model.quantise(z_BPC)]
+    codebook_B = jnp.mean(jnp.square(nearest_BPC - jax.lax.stop_gradient(z_BPC)), axis=(1, 2))
+    commitment_B = jnp.mean(jnp.square(jax.lax.stop_gradient(nearest_BPC) - z_BPC), axis=(1, 2))
+
+    def draw(row):
+      which, noise = jax.random.split(jax.random.fold_in(key, row))
+      return jax.random.uniform(which), jax.random.normal(noise, z_BPC.shape[1:])
+
+    u_B, noise_BPC = jax.vmap(draw)(row_B)
+    spread = jax.lax.stop_gradient(jnp.std(z_BPC))
+    straight_through_BPC = z_BPC + jax.lax.stop_gradient(nearest_BPC - z_BPC)
+    quantised_B11 = (u_B < c.quantised_share)[:, None, None]
+    y_BHWC = model.decode(jnp.where(quantised_B11, straight_through_BPC, z_BPC + c.noise * spread * noise_BPC))
+    difference = y_BHWC - x_BHWC
+    squared_B = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
+    absolute_B = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
+    loss_B = (1 - c.l1) * squared_B + c.l1 * absolute_B + c.codebook * codebook_B + c.commitment * commitment_B
+    n = total.images
+    loss = jnp.sum(loss_B) / n
+    metrics = {
+        "loss": loss, "squared_error": jnp.sum(squared_B) / n, "commitment": jnp.sum(commitment_B) / n,
+        "feature_std": spread * batch.shape[0] / n,
+    }  # fmt: skip
+    return loss, metrics
+
+  def batch(self, step: int) -> np.ndarray:
+    """uint8 [B, R, R, 3]; a function of (seed, step)."""
+    B, n = self.config.run.batch_size, len(self._pixels)
+    places = np.arange(step * B, (step + 1) * B)
+    orders = {e: np.random.default_rng((self.config.run.seed, e)).permutation(n) for e in set(places // n)}
+    return self._pixels[[orders[p // n][p % n] for p in places]]
+
+  def batches(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
+    steps = grain.MapDataset.range(start, stop).map(lambda s: (int(s), self.batch(int(s))))
+    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+  def tokens(self, batch: np.ndarray) -> int:
+    """Patches."""
+    return len(batch) * self.config.model.vision_tokenizer.patches
+
+  def describe(self, batch: np.ndarray) -> dict[str, float]:
+    return {}
+
+  def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
+    every = self.config.tokenizer_loss.revive_every
+    # Not near the end: a fresh code needs time to settle.
+    if not every or step % every or step > 0.8 * self.config.run.steps:
+      return state
+    return self._revive(graphdef, state, jnp.asarray(batch), jnp.int32(step))
+
+  def _revived(self, graphdef: Any, state: TrainState, batch: jax.Array, step: jax.Array) -> TrainState:
+    from orthus_jax.models import params as params_lib
+    import dataclasses
+
+    model = params_lib.merge(graphdef, state.params)
+    z_NC = model.encode(images_lib.to_model(batch)).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
+    codebook_KC = state.trained["codebook"]
+    K = codebook_KC.shape[0]
+    used_K = jnp.bincount(jnp.argmin(squared_distances(z_NC, codebook_KC), axis=-1), length=K)
+    key = jax.random.fold_in(jax.random.key(self.config.run.seed + 1), step)
+    fresh_KC = z_NC[jax.random.randint(key, (K,), 0, z_NC.shape[0])]
+    revived = jnp.where((used_K == 0)[:, None], fresh_KC, codebook_KC)
+    ema = dict(state.ema)
+    if "codebook" in ema:
+      ema["codebook"] = jnp.where((used_K == 0)[:, None], fresh_KC, ema["codebook"])
+    return dataclasses.replace(state, trained={**state.trained, "codebook": revived}, ema=ema)

@@ -1,0 +1,167 @@
+import collections
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Image, Text
+from orthus_jax.data.shapes import builder, changes, detector, language, records, world
+
+SIZES = {"train": dict.fromkeys(records.KINDS, 12), "test": dict.fromkeys(records.KINDS, 8)}
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+  path = tmp_path_factory.mktemp("data")
+  builder.prepare(path, **SIZES)
+  return path
+
+
+def test_documents_come_back_as_made(data_dir):
+  for split, each in (("train", 12), ("validation", 2), ("test", 8)):
+    documents = builder.documents(data_dir, split, **SIZES)
+    assert len(documents) == 5 * each == len({d.id for d in documents})
+    assert collections.Counter(d.kind for d in documents) == dict.fromkeys(records.KINDS, each)
+    for document in documents:
+      kind, number = document.id.split("/")[2:]
+      made = records.make_document(kind, split, int(number))
+      assert document.segments == made.segments and document.kind == kind
+      assert document.meta == json.loads(json.dumps(made.meta))
+
+
+def test_documents_are_a_sequence_that_can_be_sent_elsewhere(data_dir):
+  documents = builder.documents(data_dir, "train", **SIZES)
+  assert documents[-1].id == documents[len(documents) - 1].id == pickle.loads(pickle.dumps(documents))[-1].id
+  with pytest.raises(IndexError):
+    documents[len(documents)]
+  kinds = [d.kind for d in documents]
+  assert kinds != sorted(kinds, key=records.KINDS.index)
+
+
+def test_preparing_again_makes_nothing(data_dir, capfd):
+  before = {p: p.stat().st_mtime_ns for p in data_dir.rglob("*") if p.is_file()}
+  builder.prepare(data_dir, **SIZES)
+  assert before == {p: p.stat().st_mtime_ns for p in data_dir.rglob("*") if p.is_file()}
+  out = capfd.readouterr()
+  assert out.out == out.err == ""
+
+
+def test_other_sizes_lie_elsewhere(data_dir, capfd):
+  sizes = {k: dict.fromkeys(records.KINDS, 1) for k in ("train", "test")}
+  with pytest.raises(BadRequest, match="prepare"):
+    builder.documents(data_dir, "train", 64, **sizes)
+  builder.prepare(data_dir, 64, **sizes, seed=3)
+  out = capfd.readouterr()
+  assert out.out == out.err == ""
+  document = builder.documents(data_dir, "train", 64, seed=3, **sizes)[0]
+  assert document.images[0].pixels.shape == (64, 64, 3)
+  assert document.segments != records.make_document(document.kind, "train", 0, resolution=64).segments
+
+
+def test_known_configs_keep_their_names():
+  assert [builder.make_config(r).name for r in world.RESOLUTIONS] == ["32", "64", "128"]
+  assert sum(builder.make_config().sizes("train").values()) == 24000
+  assert builder.make_config().sizes("validation")["caption_to_image"] == 150
+  assert builder.make_config(seed=1).name != "32"
+
+
+def test_bad_requests(tmp_path):
+  for wrong in ({"resolution": 48}, {"train": {"poem": 1}}, {"test": {"edit": -1}}, {"train": {"edit": 1.5}}):
+    with pytest.raises(BadRequest):
+      builder.prepare(tmp_path, **wrong)
+  with pytest.raises(BadRequest, match="prepare"):
+    builder.documents(tmp_path, "train")
+  with pytest.raises(BadRequest, match="split"):
+    builder.documents(tmp_path, "dev")
+  blocked = tmp_path / "file"
+  blocked.write_text("")
+  with pytest.raises(BadRequest, match="file"):
+    builder.prepare(blocked / "data", **SIZES)
+
+
+def test_no_tensorflow_and_no_torch(tmp_path):
+  code = (
+      "import sys\n"
+      "from orthus_jax.data.shapes import builder\n"
+      f"builder.prepare({str(tmp_path)!r}, train=dict.fromkeys(builder.TRAIN, 1), test=dict.fromkeys(builder.TEST, 1))\n"
+      f"d = builder.documents({str(tmp_path)!r}, 'train', train=dict.fromkeys(builder.TRAIN, 1),"
+      " test=dict.fromkeys(builder.TEST, 1))\n"
+      "assert len(list(d)) == 5\n"
+      "print([m for m in sys.modules if m.split('.')[0] in ('tensorflow', 'torch')])\n")
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "[]" and done.stderr == ""
+
+
+# --- what documents hold --------------------------------------------------------------------------------------------
+
+
+def shown(image):
+  return detector.detect(image.pixels)
+
+
+@pytest.mark.parametrize("split", world.SPLITS)
+def test_documents_keep_to_their_split_and_show_what_they_say(split):
+  for number in range(18):
+    for kind in records.KINDS:
+      document = records.make_document(kind, split, number)
+      assert document.kind == kind and len(document.segments) > 1
+      lists = document.meta.get("turns") or [document.meta[k] for k in ("source", "things") if k in document.meta]
+      scenes = [records.as_things(one) for one in lists]
+      assert all(world.split_of(things) == split for things in scenes)
+      assert len(scenes) == len(document.images)
+      assert all(detector.matches(shown(i), things) for i, things in zip(document.images, scenes))
+
+
+def forms(document):
+  return [(type(s), s.learn) for s in document.segments]
+
+
+def test_what_is_given_and_what_is_learnt():
+  made = {kind: records.make_document(kind, "test", 1) for kind in records.KINDS}
+  given_text, given_image, text, image = (Text, False), (Image, False), (Text, True), (Image, True)
+  assert forms(made["caption_to_image"]) == [given_text, image]
+  assert forms(made["image_to_caption"]) == [given_image, given_text, text]
+  assert forms(made["edit"]) == [given_image, given_text, image]
+  asked = made["question"].meta["questions"]
+  assert forms(made["question"]) == [given_image] + [given_text, text] * len(asked)
+  assert [s.text for s in made["question"].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
+  turns = made["story"].meta["turns"]
+  assert forms(made["story"]) == [given_text] + [text, image] * len(turns)
+
+
+def test_captions_of_pictures_can_be_judged():
+  document = records.make_document("image_to_caption", "train", 4)
+  assert set(language.parse_things(document.segments[-1].text)) == {d.thing for d in shown(document.images[0])}
+
+
+def test_tags_and_pairs_by_split():
+  test = [records.make_document("caption_to_image", "test", i).meta["tag"] for i in range(60)]
+  assert collections.Counter(test) == dict.fromkeys(language.TAGS, 10)
+  train = collections.Counter(records.make_document("caption_to_image", "train", i).meta["tag"] for i in range(600))
+  assert set(train) == {*language.TAGS, language.DESCRIPTION} and 190 < train["single_object"] < 290
+  for split, paired in (("test", True), ("validation", True), ("train", False)):
+    asked = records.make_document("question", split, 0).meta["questions"]
+    assert any(r["pair"] is not None for r in asked) is paired
+
+
+def test_documents_depend_on_seed_split_and_number_alone():
+  for kind in records.KINDS:
+    one = records.make_document(kind, "train", 3)
+    assert one == records.make_document(kind, "train", 3)
+    assert one.segments != records.make_document(kind, "train", 4).segments
+    assert one.segments != records.make_document(kind, "train", 3, seed=1).segments
+    large = records.make_document(kind, "train", 3, resolution=64)
+    assert large.texts == one.texts and large.images[0].pixels.shape == (64, 64, 3)
+  with pytest.raises(BadRequest, match="poem"):
+    records.make_document("poem", "train", 0)
+
+
+def test_stories_read_as_their_turns():
+  document = records.make_document("story", "test", 2)
+  things = ()
+  for sentence, turn in zip([t for t in document.texts if t.learn], document.meta["turns"]):
+    things = changes.apply_sentence(things, sentence.text)
+    assert set(things) == set(records.as_things(turn))
