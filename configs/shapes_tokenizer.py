@@ -21,9 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
       ),
   )  # fmt: skip
   config.data = dict(source="shapes")
-  config.tokenizer_loss = dict(commitment=0.25, codebook=1.0, quantised_share=0.5, noise=0.1, l1=0.5, revive_every=25)
+  config.tokenizer_loss = dict(commitment=0.02, codebook=1.0, quantised_share=0.5, noise=0.15, l1=0.5, revive_every=50)
   config.optimizer = dict(
-      learning_rate=2e-3, warmup_steps=100, schedule="cosine", b1=0.9, b2=0.99, ema_decay=0.998, trainable=(".*",)
+      learning_rate=1e-3, warmup_steps=100, schedule="cosine", b1=0.9, b2=0.99, ema_decay=0.998, trainable=(".*",)
   )
   config.run = dict(
       steps=8 if runlocal else 4000, batch_size=8 if runlocal else 32, log_every=2 if runlocal else 50,

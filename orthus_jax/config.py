@@ -317,8 +317,8 @@ class TokenizerLossConfig:
     codebook: weight of the codes' pull towards features.
     quantised_share: share of the pictures decoded from their codes; the rest is decoded from unquantised features,
       as Orthus does.
-    noise: standard deviation, in units of the features' own, of noise added to unquantised features, so that the
-      decoder forgives the diffusion head's small errors.
+    noise: standard deviation of noise added to unquantised features, so that the decoder forgives the diffusion head's
+      small errors; it also keeps the commitment from shrinking the features to nothing.
     l1: share of absolute (against squared) error in the reconstruction loss.
     revive_every: steps between replacements of codes that nobody used by fresh features.
   """

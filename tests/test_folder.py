@@ -113,8 +113,8 @@ def test_pickles_and_names_itself(folder):
   source = FolderSource(write(folder, PAIR), resolution=R)
   again = pickle.loads(pickle.dumps(source))
   assert repr(again) == repr(source) and again[0] == source[0]
-  names = [repr(FolderSource(folder, resolution=r, pairs=p)) for r in (R, 2 * R) for p in ("both", "to_image", "to_text")]
-  assert len(set(names)) == 6
+  kinds = ("both", "to_image", "to_text")
+  assert len({repr(FolderSource(folder, resolution=r, pairs=p)) for r in (R, 2 * R) for p in kinds}) == 6
 
 
 BAD_ROWS = [

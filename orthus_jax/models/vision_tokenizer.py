@@ -203,9 +203,9 @@ class VisionTokenizer(nnx.Module):
     return jnp.argmin(squared_distances(features_BPC, self.codebook[...]), axis=-1)
 
 
-def squared_distances(features_BPC: jax.Array, codebook_KC: jax.Array) -> jax.Array:
-  """|v - c|^2 of every feature to every code, [B, P, K], in fp32."""
-  v = features_BPC.astype(jnp.float32)
+def squared_distances(features: jax.Array, codebook_KC: jax.Array) -> jax.Array:
+  """|v - c|^2 of every feature [..., C] to every code: [..., K], in fp32."""
+  v = features.astype(jnp.float32)
   c = codebook_KC.astype(jnp.float32)
-  cross_BPK = jnp.einsum("BPC,KC->BPK", v, c, precision=jax.lax.Precision.HIGHEST)
-  return jnp.sum(v * v, axis=-1, keepdims=True) - 2.0 * cross_BPK + jnp.sum(c * c, axis=-1)
+  cross = jnp.einsum("...C,KC->...K", v, c, precision=jax.lax.Precision.HIGHEST)
+  return jnp.sum(v * v, axis=-1, keepdims=True) - 2.0 * cross + jnp.sum(c * c, axis=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dataclasses
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -14,10 +15,13 @@ import numpy as np
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source
+from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
 from orthus_jax.training import losses
 from orthus_jax.training.state import TrainState
+
+_REVIVE_PICTURES = 512
 
 
 class OrthusTask:
@@ -93,10 +97,10 @@ class TokenizerTask:
       return jax.random.uniform(which), jax.random.normal(noise, z_BPC.shape[1:])
 
     u_B, noise_BPC = jax.vmap(draw)(row_B)
-    spread = jax.lax.stop_gradient(jnp.std(z_BPC))
+    spread = jnp.std(z_BPC)
     straight_through_BPC = z_BPC + jax.lax.stop_gradient(nearest_BPC - z_BPC)
     quantised_B11 = (u_B < c.quantised_share)[:, None, None]
-    y_BHWC = model.decode(jnp.where(quantised_B11, straight_through_BPC, z_BPC + c.noise * spread * noise_BPC))
+    y_BHWC = model.decode(jnp.where(quantised_B11, straight_through_BPC, z_BPC + c.noise * noise_BPC))
     difference = y_BHWC - x_BHWC
     squared_B = jnp.mean(jnp.square(difference), axis=(1, 2, 3))
     absolute_B = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
@@ -130,14 +134,13 @@ class TokenizerTask:
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
     every = self.config.tokenizer_loss.revive_every
     # Not near the end: a fresh code needs time to settle.
-    if not every or step % every or step > 0.8 * self.config.run.steps:
+    if not every or (step > 1 and step % every) or step > 0.8 * self.config.run.steps:
       return state
-    return self._revive(graphdef, state, jnp.asarray(batch), jnp.int32(step))
+    # Use is judged on several pictures per code: in a single batch, most codes would look unused.
+    chosen = np.random.default_rng((self.config.run.seed, step)).integers(len(self._pixels), size=_REVIVE_PICTURES)
+    return self._revive(graphdef, state, self._pixels[chosen], jnp.int32(step))
 
   def _revived(self, graphdef: Any, state: TrainState, batch: jax.Array, step: jax.Array) -> TrainState:
-    from orthus_jax.models import params as params_lib
-    import dataclasses
-
     model = params_lib.merge(graphdef, state.params)
     z_NC = model.encode(images_lib.to_model(batch)).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
     codebook_KC = state.trained["codebook"]
