@@ -46,12 +46,26 @@ def test_steady_on_spoilt_pictures():
       "noise": lambda x: to_pixels(x + rng.normal(0, 15, x.shape)),
       "blur": lambda x: to_pixels(ndimage.gaussian_filter(x.astype(float), (0.8, 0.8, 0))),
       "cast": lambda x: to_pixels(x * (1 + rng.uniform(-0.1, 0.1, 3))),
-      "pale": lambda x: to_pixels(0.8 * x + 0.2 * np.array(world.BACKGROUND)),
+      "pale": lambda x: to_pixels(0.68 * x + 0.32 * np.array(world.BACKGROUND)),
       "ghost": lambda x: to_pixels(
           x + 0.15 * (world.render(world.sample_any(rng, 2)).astype(float) - world.BACKGROUND)),
   }
   shares = {name: share_right(list(fresh_scenes(6, 100)), spoil=spoil) for name, spoil in spoilers.items()}
   assert all(share >= (0.95 if name == "ghost" else 0.99) for name, share in shares.items()), shares
+
+
+def test_a_cast_costs_no_likeness():
+  scene = next(fresh_scenes(9, 1))
+  for cast in ((0.8, 0.8, 0.8), (1.0, 0.95, 0.78), (0.78, 0.95, 1.0)):
+    found = detect((world.render(scene) * np.array(cast)).astype(np.uint8))
+    assert matches(found, scene.things) and min(d.score for d in found) > 0.8
+
+
+def test_neighbours_do_not_count_as_part_of_a_thing():
+  places = ("left", "center", "right", "top")
+  things = tuple(Thing("diamond", "black", "large", place) for place in places)
+  found = detect(world.render(Scene(things, ((0.4, 0.0), (0.0, -0.4), (-0.4, 0.0), (0.0, 0.4)))))
+  assert matches(found, things) and min(d.score for d in found) > 0.88
 
 
 def test_boxes_and_centers_scale_with_the_picture():
@@ -135,6 +149,7 @@ def test_geneval_excludes():
     (5, 16, {"left of"}), (27, 16, {"right of"}), (16, 5, {"above"}), (16, 27, {"below"}),
     (5, 5, {"left of", "above"}),
     (5, 12, {"left of"}),  # 4 up, less 1.2, is under half of the distance
+    (11, 12.2, {"left of"}),  # 0.6 and 0.4 of the distance, though 0.8 and 0.6 of what is left of it
     (15.5, 16, set()),  # within a tenth of the boxes
 ))
 def test_geneval_relations(x, y, relations):
@@ -144,6 +159,13 @@ def test_geneval_relations(x, y, relations):
     metadata = {"include": [{"class": "square", "count": 1}, {"class": "circle", "count": 1, "position": [how, 0]}]}
     assert judge_geneval([circle, square], metadata)[0] is (how in relations)
     assert not judge_geneval([circle], metadata)[0]
+
+
+def test_a_relation_holds_to_all_that_met_the_other_requirement():
+  metadata = {"include": [{"class": "square", "count": 2}, {"class": "circle", "count": 1, "position": ["left of", 0]}]}
+  circle, near, far = (found(s, "red", x, 16) for s, x in (("circle", 10), ("square", 20), ("square", 27)))
+  assert judge_geneval([circle, near, far], metadata)[0]
+  assert not judge_geneval([circle, near, found("square", "red", 3, 16)], metadata)[0]
 
 
 def test_bad_requests():

@@ -117,11 +117,11 @@ def test_words_do_not_give_answers_away(paired):
   rng = np.random.default_rng(1)
   yes, asked, types = collections.Counter(), collections.Counter(), collections.Counter()
   for _ in range(5000):
-    for record in questions.ask(rng, questions.sample(rng), paired=paired):
+    for i, record in enumerate(questions.ask(rng, questions.sample(rng), paired=paired)):
       types[record["type"], record["form"]] += 1
       if record["form"] == "yes_no":
-        # Whole questions, their words and their types.
-        for key in {record["question"], record["type"] + " type", *record["question"].split()}:
+        # Whole questions, their words, their types and their places in the row.
+        for key in {record["question"], record["type"] + " type", str(i), *record["question"].split()}:
           asked[key] += 1
           yes[key] += record["answer"] == "yes"
   sigmas = {key: abs(yes[key] - n / 2) / (n / 4) ** 0.5 for key, n in asked.items() if n >= 30}

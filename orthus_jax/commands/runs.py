@@ -1,24 +1,32 @@
-"""A whole run: data, training, and the report at its end."""
+"""A whole run: data, training, samples on the way, and the report at its end."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import dataclasses
 import json
 import logging
 from pathlib import Path
+import sys
 import time
 from typing import Any
 
 import numpy as np
+import tqdm
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data import sources
-from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.data.documents import Document, Text
+from orthus_jax.data.pipeline import Pipeline, Source
+from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
+from orthus_jax.inference.model import Model
 from orthus_jax.training import checkpoint, loop, tasks
-from orthus_jax.training.metrics import peak_memory_bytes
+from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
 
 _log = logging.getLogger("orthus_jax.train")
+_SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
 def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
@@ -29,29 +37,133 @@ def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
     workdir: made if absent; one that holds another config's run is refused.
     begin: time.monotonic() when the command started.
   """
-  checkpoint.open_workdir(workdir, config)
-  _log.info("reading the data")
+  # What can be refused is refused before anything is written.
+  tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
   source = sources.open_source(config, config.data.split)
-  if config.task == "vision_tokenizer":
-    return _tokenizer(config, workdir, tasks.TokenizerTask(config, source), begin=begin)
-  raise AssertionError
+  checkpoint.open_workdir(workdir, config)
+  if tokenizer is None:
+    figures = _tokenizer(config, workdir, tasks.TokenizerTask(config, source))
+  else:
+    figures = _orthus(config, workdir, source, tokenizer, begin=begin)
+  figures["seconds"]["total"] = time.monotonic() - begin
+  figures["peak_memory_bytes"] = peak_memory_bytes()
+  checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
+  _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
+  return figures
 
 
-def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, *, begin: float) -> dict[str, Any]:
+def bar(what: str) -> Callable[[int, int], None]:
+  """A progress callback (done, in all) that draws a bar."""
+  state: dict[str, tqdm.tqdm] = {}
+
+  def update(done: int, total: int) -> None:
+    if "bar" not in state or state["bar"].total != total:
+      tty = sys.stderr.isatty()
+      state["bar"] = tqdm.tqdm(
+          total=total, desc=what, leave=False, mininterval=0.2 if tty else 20, maxinterval=1 if tty else 60,
+          bar_format="{desc} {n_fmt}/{total_fmt} |{bar:24}| {elapsed} gone, {remaining} left",
+      )  # fmt: skip
+    state["bar"].update(done - state["bar"].n)
+    if done >= total:
+      state.pop("bar").close()
+
+  return update
+
+
+def _orthus(
+    config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer, *, begin: float
+) -> dict[str, Any]:
+  tokenizer.save(workdir)
+  pipeline = Pipeline(source, tokenizer, config, progress=bar("reading"))
+  if pipeline.too_long:
+    _log.warning(
+        "%d documents don't fit a row of %d positions, %d images and %d learnt ones, and are left out: %s%s",
+        len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
+        config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
+    )  # fmt: skip
+  _log.info("%d documents, %d pictures", len(pipeline), len(pipeline.table.pixels))
+  held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
+  shown = _prompts(held_out)
+
+  def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
+    model = Model(config, graphdef, params, tokenizer)
+    show(model, shown, workdir / "samples", step, writer)
+
+  result = loop.train(config, workdir, tasks.OrthusTask(config, pipeline), on_samples=on_samples)
+  model = Model.create(config, result.params, tokenizer)
+  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
+  figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
+  if config.run.report:
+    _report(config, workdir, model, figures)
+  return figures
+
+
+def _report(config: Config, workdir: Path, model: Model, figures: dict[str, Any]) -> None:
+  """Adds scores to `figures` and writes report.html."""
+  from orthus_jax.evaluation import report, shapes
+
+  start, result = time.monotonic(), None
+  if config.data.source == "shapes":
+    test = sources.open_source(config, "test")
+    result = shapes.evaluate(model, test, limits=shapes.Limits.quick(), progress=bar("scoring"))
+    figures |= result.to_json()
+    print(shapes.table(result))
+  figures["seconds"]["evaluation"] = time.monotonic() - start
+  report.write_report(workdir, config=config, result=result, figures=figures)
+  _log.info("report in %s", workdir / "report.html")
+
+
+def _prompts(source: Source) -> dict[str, list[Document]]:
+  """The first documents of a source that ask for a picture, and those that ask for words."""
+  found: dict[str, list[Document]] = {"image": [], "text": []}
+  for i in range(min(len(source), 400)):
+    d = source[i]
+    if d is None or not d.prompt().segments or not d.response().segments:
+      continue
+    kind = "text" if isinstance(d.response().segments[0], Text) else "image"
+    if kind == "text" and not d.prompt().images:
+      continue  # a story
+    if len(found[kind]) < _SAMPLES:
+      found[kind].append(d)
+  return found
+
+
+def show(model: Model, documents: dict[str, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
+  """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
+  folder.mkdir(exist_ok=True)
+  if documents["image"]:
+    drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
+    pictures = [d.images[-1].pixels for d in drawn]
+    captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]
+    grid = images_lib.grid(pictures, 4, captions)
+    images_lib.save_png(folder / f"{step:06d}.png", grid)
+    writer.image(step, "drawn", grid)
+  if documents["text"]:
+    short = dataclasses.replace(model.config.sampling, max_new_tokens=48)
+    answers = model.generate(
+        [d.prompt() for d in documents["text"]], respond="text", sampling=short, batch_size=_SAMPLES
+    )
+    rows = []
+    for d, a in zip(documents["text"], answers):
+      question = " ".join(t.text for t in d.prompt().texts)
+      said = " ".join(s.text for s in a.segments[len(d.prompt().segments):] if isinstance(s, Text))
+      expected = next(s.text for s in d.response().segments if isinstance(s, Text))
+      rows.append(f"{question} → {said or '(nothing)'}   (right: {expected})")
+    (folder / f"{step:06d}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    writer.text(step, "answers", "\n\n".join(rows))
+
+
+def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict[str, Any]:
   result = loop.train(config, workdir, task)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in result.params.items()})
-  figures: dict[str, Any] = {"params_digest": result.params_digest}
+  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   if config.run.report:
     held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
-    pictures = [images_lib.fit(i.pixels, config.model.vision_tokenizer.resolution)
-                for n in range(min(len(held_out), 1024)) if held_out[n] for i in held_out[n].images]
+    documents = (held_out[n] for n in range(len(held_out)))
+    resolution = config.model.vision_tokenizer.resolution
+    pictures = [images_lib.fit(i.pixels, resolution) for d in documents if d is not None for i in d.images]
     figures["scores"], rows = reconstruction.evaluate(result.graphdef, result.params, pictures)
     images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
-  figures |= {
-      "seconds": {**result.seconds, "total": time.monotonic() - begin},
-      "peak_memory_bytes": peak_memory_bytes(),
-  }
-  checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
-  for name, value in figures.get("scores", {}).items():
-    _log.info("%-20s %.4g", name, value)
+    for name, value in figures["scores"].items():
+      _log.info("%-20s %.4g", name, value)
   return figures

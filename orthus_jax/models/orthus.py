@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from orthus_jax.config import ModelConfig
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.params import param
-from orthus_jax.models.transformer import Cache, Transformer
+from orthus_jax.models.transformer import Cache, Transformer, dense
 from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 
@@ -70,6 +70,8 @@ class Orthus(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Next-token logits [..., V] in fp32."""
+    if self.config.transformer.merge_positions:
+      return dense(hidden, self.lm_head[...], merge=True).astype(jnp.float32)
     return jnp.matmul(hidden, self.lm_head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
 
   def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:

@@ -33,7 +33,7 @@ def merge(graphdef: Any, params: Params) -> Any:
     return int(part) if part.isdigit() else part
 
   flat = {tuple(key(p) for p in name.split("/")): nnx.Param(value) for name, value in params.items()}
-  return nnx.merge(graphdef, nnx.State.from_flat_path(flat))
+  return nnx.merge(graphdef, nnx.from_flat_state(flat))
 
 
 def shapes_and_axes(init: Any) -> tuple[Any, Params, Axes]:

@@ -62,6 +62,20 @@ class HeadNorm(nnx.Module):
     return x32.astype(x_BTNH.dtype) * self.scale[...].astype(x_BTNH.dtype) + self.bias[...].astype(x_BTNH.dtype)
 
 
+def dense(x: jax.Array, kernel: jax.Array, *, merge: bool) -> jax.Array:
+  """x [..., D] times a kernel [D, ...], in x's dtype.
+
+  Args:
+    x: rows and positions in front.
+    kernel: [D, ...]; cast to x's dtype.
+    merge: flatten rows and positions ahead of the product (see TransformerConfig.merge_positions).
+  """
+  kernel = kernel.astype(x.dtype)
+  if not merge:
+    return jnp.tensordot(x, kernel, axes=1)
+  return (x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
   return (std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)).astype(dtype)
 
@@ -84,17 +98,19 @@ class Attention(nnx.Module):
 
   def project(self, x_BTD: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated."""
-    theta = self.config.rope_theta
-    q_BTNH = jnp.einsum("BTD,DNH->BTNH", x_BTD, self.q[...].astype(x_BTD.dtype))
-    k_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.k[...].astype(x_BTD.dtype))
-    v_BTKH = jnp.einsum("BTD,DKH->BTKH", x_BTD, self.v[...].astype(x_BTD.dtype))
+    theta, merge = self.config.rope_theta, self.config.merge_positions
+    q_BTNH = dense(x_BTD, self.q[...], merge=merge)
+    k_BTKH = dense(x_BTD, self.k[...], merge=merge)
+    v_BTKH = dense(x_BTD, self.v[...], merge=merge)
     q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
     k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
     return q_BTNH, k_BTKH, v_BTKH
 
   def merge_heads(self, o_BTNH: jax.Array) -> jax.Array:
     """The output projection."""
-    return jnp.einsum("BTNH,NHD->BTD", o_BTNH, self.out[...].astype(o_BTNH.dtype))
+    o_BTX = o_BTNH.reshape(*o_BTNH.shape[:2], -1)
+    out_XD = self.out[...].reshape(-1, self.config.width)
+    return dense(o_BTX, out_XD, merge=self.config.merge_positions)
 
 
 class MLP(nnx.Module):
@@ -106,11 +122,12 @@ class MLP(nnx.Module):
     self.gate = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
     self.up = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
     self.down = param(init((c.mlp_width, c.width), (c.mlp_width * 2 * c.layers) ** -0.5), "mlp", "embed")
+    self.config = c
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    gate_BTF = jax.nn.silu(x_BTD @ self.gate[...].astype(x_BTD.dtype))
-    up_BTF = x_BTD @ self.up[...].astype(x_BTD.dtype)
-    return (gate_BTF * up_BTF) @ self.down[...].astype(x_BTD.dtype)
+    merge = self.config.merge_positions
+    gate_BTF = jax.nn.silu(dense(x_BTD, self.gate[...], merge=merge))
+    return dense(gate_BTF * dense(x_BTD, self.up[...], merge=merge), self.down[...], merge=merge)
 
 
 class Layer(nnx.Module):

@@ -1,0 +1,45 @@
+"""The quickstart: a small Orthus on the built-in world, in about eight minutes on two CPU cores.
+
+    orthus train --config=configs/shapes.py --workdir=runs/shapes
+
+Arguments: `:runlocal` for a few steps. Train longer with --config.run.steps=4000.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(arg: str = "") -> ConfigDict:
+  """The config; `arg` is "" or "runlocal"."""
+  runlocal = arg == "runlocal"
+  config = ConfigDict()
+  config.task = "orthus"
+  config.model = dict(
+      transformer=dict(
+          vocab_size=1024, width=256, mlp_width=640, layers=5, heads=8, kv_heads=8, head_dim=32, max_positions=512,
+          dtype="float32", remat="none", scan_unroll=5, merge_positions=True,
+      ),
+      vision_tokenizer=dict(
+          resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
+          norm_groups=8,
+      ),
+      diffusion=dict(width=256, blocks=3, latent_scale=1.0, draws=4, loss_weight=2.0),
+  )  # fmt: skip
+  config.data = dict(
+      source="shapes", sequence_length=128, images_per_row=6, learnt_images_per_row=4, cache_features=True,
+      caption_dropout=0.1,
+      kinds=(
+          ("caption_to_image", 1.0), ("image_to_caption", 0.5), ("question", 1.0), ("edit", 0.7), ("story", 0.7)
+      ),
+  )  # fmt: skip
+  config.sampling = dict(
+      steps=25, guidance=3.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160
+  )
+  config.optimizer = dict(
+      learning_rate=2e-3, warmup_steps=50, schedule="linear", final_fraction=0.02, b2=0.98, weight_decay=0.02,
+      ema_decay=0.99,
+  )
+  config.run = dict(
+      steps=8 if runlocal else 600, batch_size=4 if runlocal else 32, log_every=2 if runlocal else 10,
+      sample_every=200, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
+  )  # fmt: skip
+  return config

@@ -1,0 +1,87 @@
+"""How our parameters are called, and laid out, in the published PyTorch checkpoints.
+
+Torch linears are [out, in], convolutions OIHW; ours are [in, out] (heads apart) and HWIO, with layers stacked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import re
+from typing import Literal
+
+import numpy as np
+
+Layout = Literal["same", "linear", "conv"]
+
+# (our name, theirs, how it is laid out); {} stands for the number of a layer or block.
+_RULES: tuple[tuple[str, str, Layout], ...] = (
+    (r"token_embedding", "model.embed_tokens.weight", "same"),
+    (r"lm_head", "lm_head.weight", "linear"),
+    (r"transformer/norm/scale", "model.norm.weight", "same"),
+    (r"transformer/layers/attention/(q|k|v)", r"model.layers.{}.self_attn.\1_proj.weight", "linear"),
+    (r"transformer/layers/attention/out", "model.layers.{}.self_attn.o_proj.weight", "linear"),
+    (r"transformer/layers/attention/(q|k)_norm/scale", r"model.layers.{}.self_attn.\1_norm.weight", "same"),
+    (r"transformer/layers/attention/(q|k)_norm/bias", r"model.layers.{}.self_attn.\1_norm.bias", "same"),
+    (r"transformer/layers/mlp/(gate|up|down)", r"model.layers.{}.mlp.\1_proj.weight", "linear"),
+    (r"transformer/layers/attention_norm/scale", "model.layers.{}.input_layernorm.weight", "same"),
+    (r"transformer/layers/mlp_norm/scale", "model.layers.{}.post_attention_layernorm.weight", "same"),
+    (r"vision_embedding/codebook", "model.codebook_in.weight", "same"),
+    (r"vision_tokenizer/codebook", "model.vqmodel.quantize.embedding.weight", "same"),
+    (r"image_head/time_in/(\w+)", r"mlp_head.time_embed.mlp.0.\1", "linear"),
+    (r"image_head/time_out/(\w+)", r"mlp_head.time_embed.mlp.2.\1", "linear"),
+    (r"image_head/condition/(\w+)", r"mlp_head.cond_embed.\1", "linear"),
+    (r"image_head/input/(\w+)", r"mlp_head.input_proj.\1", "linear"),
+    (r"image_head/blocks/(\d+)/norm_(\w+)", r"mlp_head.res_blocks.\1.in_ln.\2", "same"),
+    (r"image_head/blocks/(\d+)/up/(\w+)", r"mlp_head.res_blocks.\1.mlp.0.\2", "linear"),
+    (r"image_head/blocks/(\d+)/down/(\w+)", r"mlp_head.res_blocks.\1.mlp.2.\2", "linear"),
+    (r"image_head/blocks/(\d+)/modulation/(\w+)", r"mlp_head.res_blocks.\1.adaLN_modulation.1.\2", "linear"),
+    (r"image_head/final_modulation/(\w+)", r"mlp_head.final_layer.adaLN_modulation.1.\1", "linear"),
+    (r"image_head/output/(\w+)", r"mlp_head.final_layer.linear.\1", "linear"),
+)
+
+
+def published_name(name: str) -> tuple[str, Layout]:
+  """The published key of one of our parameters ({} where a layer's number goes), and its layout.
+
+  Raises:
+    KeyError: if it has none.
+  """
+  for pattern, theirs, layout in _RULES:
+    match = re.fullmatch(pattern, name)
+    if match:
+      key = match.expand(theirs.replace("{}", "@")).replace("@", "{}")
+      return re.sub(r"\.(kernel|scale)$", ".weight", key), layout
+  if name.startswith("vision_tokenizer/"):
+    key = name.removeprefix("vision_tokenizer/")
+    key = re.sub(r"(encoder/down/\d+)/resample", r"\1/downsample/conv", key)
+    key = re.sub(r"(decoder/up/\d+)/resample", r"\1/upsample/conv", key)
+    key = re.sub(r"/(kernel|scale)$", "/weight", key)
+    return "model.vqmodel." + key.replace("/", "."), "conv" if name.endswith("/kernel") else "same"
+  raise KeyError(name)
+
+
+def from_torch(value: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.ndarray:
+  """A torch array in our layout; `shape` is ours, without the axis of stacked layers."""
+  if layout == "linear" and value.ndim == 2:
+    value = value.T
+  elif layout == "conv":
+    value = value.transpose(2, 3, 1, 0)
+  return value.reshape(shape)
+
+
+def import_params(published: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+  """All our parameters from published ones held in memory.
+
+  Args:
+    published: by published key.
+    shapes: ours, by our name.
+  """
+  params = {}
+  for name, shape in shapes.items():
+    key, layout = published_name(name)
+    if "{}" in key:
+      parts = [from_torch(published[key.format(i)], shape[1:], layout) for i in range(shape[0])]
+      params[name] = np.stack(parts)
+    else:
+      params[name] = from_torch(published[key], shape, layout)
+  return params

@@ -1,0 +1,37 @@
+from setuptools import find_packages, setup
+
+setup(
+    name="orthus_jax",
+    version="0.1.0",
+    description="Orthus in JAX: train, fine-tune and run an autoregressive model of interleaved images and text",
+    python_requires=">=3.11",
+    packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
+    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12.8",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "grain>=0.2.16",
+        "array_record>=0.8",
+        "tensorflow-datasets>=4.9.9",
+        "importlib_resources",  # of tensorflow-datasets, which forgets to ask for it
+        "ml-collections>=1.0",
+        "einops>=0.8",
+        "tokenizers>=0.21",
+        "Pillow>=11",
+        "numpy>=2",
+        "scipy>=1.13",
+        "tensorboardX>=2.6",
+        "jinja2>=3",
+        "rich>=13",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],
+    },
+    entry_points={"console_scripts": ["orthus=orthus_jax.cli:main"]},
+)
