@@ -6,7 +6,7 @@ import pytest
 from orthus_jax.config import BadRequest, SamplingConfig
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import detector, language, records
-from orthus_jax.data.shapes.world import Thing, render, Scene
+from orthus_jax.data.shapes.world import Scene, Thing, render
 from orthus_jax.evaluation import shapes, shapes_judge
 from orthus_jax.evaluation.results import Case, summarize
 
@@ -131,6 +131,11 @@ def test_progress_counts_all_responses(documents):
   assert seen[-1] == (len(result.cases),) * 2 and seen == sorted(seen)
 
 
+@pytest.mark.parametrize("n, most, size", [(1, 64, 1), (64, 64, 64), (65, 64, 33), (252, 64, 63), (600, 256, 200)])
+def test_batches_are_alike_in_size(n, most, size):
+  assert shapes._even(n, most) == size
+
+
 # --- single verdicts ------------------------------------------------------------------------------------------------
 
 RED = Thing("circle", "red", "small", "top left")
@@ -210,6 +215,8 @@ def test_a_story_is_followed_turn_by_turn():
   assert marks["story_turns"] == marks["story_pictures"] == pytest.approx(2 / 3)
   turns, marks = story(*whole[:2], "it turns red", drawn(RED), "it turns blue", drawn(blue))  # red already
   assert [t.right for t in turns] == [True, False, True] and marks["story_pictures"] == 1.0
+  turns, marks = story(*whole, "it leaves")  # told, but not drawn
+  assert [t.right for t in turns] == [True, True, True, False] and marks["story_turns"] == 0.75
   assert story(*whole[:2])[1]["story_turns"] == pytest.approx(1 / 3)  # two turns are missing
   _, marks = story("a small green cross at the top", drawn(Thing("cross", "green", "small", "top")))
   assert marks["story_on_topic"] == 0.0

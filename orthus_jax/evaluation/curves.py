@@ -37,14 +37,14 @@ def number(value: float) -> str:
   return f"{float(mantissa):g}e{int(exponent)}"
 
 
-def smooth(values: Sequence[float], span: float) -> np.ndarray:
-  """An exponential average over about `span` values, corrected at its start."""
-  keep = 1.0 - 1.0 / max(span, 1.0)
-  average, weight, out = 0.0, 0.0, []
-  for value in values:
-    average, weight = keep * average + (1 - keep) * value, keep * weight + (1 - keep)
-    out.append(average / weight)
-  return np.asarray(out)
+def smooth(values: Sequence[float], width: float) -> np.ndarray:
+  """A running mean with Gaussian weights of a standard deviation of `width` values; it doesn't lag behind."""
+  reach = max(int(3 * width), 1)
+  weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / max(width, 1e-9)) ** 2)
+  padded = np.pad(np.asarray(values, np.float64), reach)
+  inside = np.pad(np.ones(len(values)), reach)
+  # Only what there is counts near the ends.
+  return np.convolve(padded, weights, "valid") / np.convolve(inside, weights, "valid")
 
 
 def line_chart(xs: Sequence[float], ys: Sequence[float], *, label: str, smoothed: bool = True) -> str:
@@ -89,7 +89,7 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], *, label: str, smoothed
                  f'{number(tick)}</text>')
   parts.append(path(y, "raw" if smoothed else "line"))
   if smoothed:
-    parts.append(path(smooth(y, len(y) / 12), "line"))
+    parts.append(path(smooth(y, len(y) / 50), "line"))
   return (f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
           f'{"".join(parts)}</svg>')
 

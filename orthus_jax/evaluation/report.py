@@ -39,7 +39,7 @@ _KINDS = {
     "caption_to_image": "Pictures from captions", "question": "Questions", "image_to_caption": "Captions",
     "edit": "Edits", "story": "Stories",
 }  # fmt: skip
-_DRAWINGS_PER_TAG, _QUESTION_CARDS, _CAPTION_CARDS, _EDITS, _STORIES = 9, 9, 6, 8, 3
+_DRAWINGS_PER_TAG, _QUESTION_CARDS, _CAPTION_CARDS, _EDITS, _STORIES = 8, 6, 6, 8, 3
 
 
 def _environment() -> jinja2.Environment:
@@ -164,7 +164,8 @@ def _examples(result: Result) -> dict[str, Any]:
     # One picture a caption, so that more captions are seen.
     by_caption = {c.id: c for c in reversed(result.cases) if c.kind == "caption_to_image" and c.tag == tag}
     if by_caption:
-      cases = list(reversed(by_caption.values()))[:_DRAWINGS_PER_TAG]
+      most = _DRAWINGS_PER_TAG * (2 if tag == TAGS[0] else 1)
+      cases = list(reversed(by_caption.values()))[:most]
       drawings.append(_score(result, tag) | {"label": labels[tag].capitalize(), "cases": cases})
   by_picture = collections.defaultdict(list)
   for case in result.cases:

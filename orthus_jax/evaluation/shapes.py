@@ -20,14 +20,19 @@ import rich.table
 
 from orthus_jax.config import BadRequest, SamplingConfig
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.shapes import detector, language, records
+from orthus_jax.data.shapes import changes, language, questions, records
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation import shapes_judge as judge
 from orthus_jax.evaluation.results import Case, Result, summarize
 
 KINDS = records.KINDS
 _OPEN_CORE = ("color", "shape", "count")
-_ANSWER_TOKENS, _CAPTION_TOKENS = 12, 80
+# How each kind is answered, and with how many tokens at most.
+_HOW = {
+    "caption_to_image": ("image", 1 << 20), "image_to_caption": ("text", 80), "question": ("text", 12),
+    "edit": ("image", 1 << 20), "story": ("auto", 1 << 20),
+}  # fmt: skip
+_BATCH = {"image": 64, "text": 256, "auto": 64}
 _SHUFFLES = 8
 _MEANS = {"geneval_overall": TAGS}
 
@@ -55,6 +60,13 @@ SECTIONS: dict[str, dict[str, str]] = {
         "story_on_topic": "about what was asked", "story_length_ok": "three to five pictures",
     },
 }  # fmt: skip
+
+_BY_PART = {
+    "Questions": {"open_": ("open:", questions.TYPES), "yes_no_": ("yes/no:", questions.TYPES),
+                  "pair_": ("both of a pair:", questions.TYPES)},
+    "Edits": {"edit_": ("change:", changes.OPERATIONS)},
+}  # fmt: skip
+_BRITISH = {"color": "colour", "add": "add something", "remove": "remove something"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +98,7 @@ class Limits:
   @classmethod
   def quick(cls) -> Limits:
     """For a report at the end of a short run."""
-    return cls(caption_images=50, samples=1, captions=48, questions=100, edits=48, stories=16)
+    return cls(caption_images=42, samples=1, captions=32, questions=64, edits=32, stories=16)
 
   def of(self, kind: str) -> int | None:
     """The limit of a kind; of each tag, for captions to draw."""
@@ -128,16 +140,13 @@ def evaluate(
   in_all, done, seconds, cases = sum(map(len, jobs.values())), 0, {}, []
   for kind, requests in jobs.items():
     begin = time.monotonic()
-    options = {
-        "question": {"respond": "text", "batch_size": 256, "sampling": _cut(sampling, _ANSWER_TOKENS)},
-        "image_to_caption": {"respond": "text", "batch_size": 64, "sampling": _cut(sampling, _CAPTION_TOKENS)},
-        "story": {"respond": "auto", "batch_size": 64, "sampling": sampling},
-    }.get(kind, {"respond": "image", "batch_size": 64, "sampling": sampling})
+    respond, tokens = _HOW[kind]
     answered = model.generate(
         [r.prompt for r in requests],
         seeds=[zlib.crc32(f"{seed}/{r.prompt.id}/{r.sample}".encode()) & 0x7FFFFFFF for r in requests],
         progress=(lambda n, _, before=done: progress(before + n, in_all)) if progress else None,
-        **options,
+        respond=respond, batch_size=_even(len(requests), _BATCH[respond]),
+        sampling=dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, tokens)),
     )
     responses = [a.segments[len(r.prompt.segments):] for r, a in zip(requests, answered)]
     generated = time.monotonic()
@@ -188,8 +197,9 @@ def _requests(kind: str, documents: Sequence[Document], limits: Limits) -> list[
   return [_Request(d, d.prompt()) for d in documents]
 
 
-def _cut(sampling: SamplingConfig, tokens: int) -> SamplingConfig:
-  return dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, tokens))
+def _even(n: int, most: int) -> int:
+  """A batch size that shares n out evenly: an odd rest would cost a compilation of its own."""
+  return -(-n // -(-n // most))
 
 
 # --- judging, kind by kind ------------------------------------------------------------------------------------------
@@ -331,22 +341,16 @@ _JUDGES: dict[str, Callable[[Sequence[_Request], Sequence[tuple]], list[Case]]] 
 
 def rows(result: Result) -> list[tuple[str, str, str]]:
   """(section, score name, what it says) of every score there is, in a table's order."""
-  words = {"color": "colour", "existence": "existence"}
-  parts = {"Questions": ("open_", "yes_no_", "pair_"), "Edits": ("edit_",)}
   found = []
   for section, labels in SECTIONS.items():
-    found += [(section, name, label) for name, label in labels.items() if name in result.scores]
-    for prefix in parts.get(section, ()):
-      for name in result.scores:
-        if name.startswith(prefix) and name not in labels:
-          part = name.removeprefix(prefix)
-          before = {"open_": "open: ", "yes_no_": "yes/no: ", "pair_": "both of a pair: ", "edit_": "by change: "}[prefix]
-          found.append((section, name, before + words.get(part, part)))
+    names = labels | {f"{prefix}{part}": f"{words} {_BRITISH.get(part, part)}"
+                      for prefix, (words, parts) in _BY_PART.get(section, {}).items() for part in parts}
+    found += [(section, name, label) for name, label in names.items() if name in result.scores]
   return found
 
 
 def table(result: Result) -> str:
-  """The scores as a table of text, 100 columns wide."""
+  """The scores as a table of plain text, at most 112 columns wide."""
   shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
   shown.add_column("score")
   shown.add_column("")

@@ -150,7 +150,8 @@ def story(response: Sequence[Segment], asked: Sequence[Thing]) -> tuple[tuple[Tu
     after = changes.apply_sentence(things, text) if text else None
     fits, reason = False, ""
     if not after or sorted(after) == sorted(things):
-      reason = "nothing is told" if not text else "the sentence tells no possible change" if things else "no description"
+      reason = "the sentence tells no possible change" if things else "things aren't described in full"
+      reason = reason if text else "nothing is told"
     else:
       sensible += 1
       detections = detect(pixels)

@@ -82,7 +82,9 @@ def orthus_loss(
   which_BG = jnp.maximum(batch.learnt_image_BG, 0)
   x_BGPC = jnp.take_along_axis(features_BMPC, which_BG[..., None, None], axis=1)
   key_BJ = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), G * P))(row_B)
-  error_BGP = mean_losses(model.image_head, z_BGPD, x_BGPC, key_BJ.reshape(B, G, P, *key_BJ.shape[2:]))
+  key_BGP = key_BJ.reshape(B, G, P, *key_BJ.shape[2:])
+  merge = config.transformer.merge_positions
+  error_BGP = mean_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, merge=merge)
   learnt_BG1 = (batch.learnt_image_BG >= 0)[..., None]
   image = jnp.sum(jnp.where(learnt_BG1, error_BGP, 0.0)) / total.image
 

@@ -181,15 +181,16 @@ class ShapesDocuments(Sequence[Document]):
   def __init__(self, builder: Shapes, split: str):
     # Raw records: TFDS's own decoding takes as long again as all the rest.
     self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+    self._length = len(self._source)
     self._name = f"{builder.info.full_name}/{split}"
 
   def __len__(self) -> int:
-    return len(self._source)
+    return self._length
 
   def __getitem__(self, index: int) -> Document:
-    if not -len(self) <= index < len(self):
-      raise IndexError(f"{self._name} has {len(self)} documents, none numbered {index}")
-    return from_record(self._source[index % len(self)])
+    if not -self._length <= index < self._length:
+      raise IndexError(f"{self._name} has {self._length} documents, none numbered {index}")
+    return from_record(self._source[index % self._length])
 
   def __repr__(self) -> str:
     return f"ShapesDocuments({self._name}, {len(self)})"
@@ -210,7 +211,7 @@ def from_record(record: bytes) -> Document:
 
 
 def _pixels(png: bytes) -> np.ndarray:
-  return np.asarray(PIL.Image.open(io.BytesIO(png)))
+  return np.asarray(PIL.Image.open(io.BytesIO(png), formats=("PNG",)))
 
 
 def documents(data_dir: str | os.PathLike[str], split: str, resolution: int = 32, **sizes: Any) -> ShapesDocuments:

@@ -63,7 +63,7 @@ class _Item:
 
 
 def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> list[dict[str, Any]]:
-  """Six to eight questions about one picture, in random order.
+  """Six to eight questions about one picture.
 
   Args:
     rng: the source of chance.
@@ -78,36 +78,36 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
   records: list[dict[str, Any]] = []
   used: set[tuple] = set()
 
-  def fresh(types: Sequence[str], *, openly: bool = False) -> _Item:
-    for attempt in range(40):
-      # A scene of one thing runs out of other things to ask.
-      item = _MAKERS[str(pick(rng, types)) if attempt < 20 else "existence"](rng, subject)
-      if item is not None and item.about not in used and (item.open or not openly or attempt >= 20):
+  def fresh(types: Sequence[str], *, openly: bool = False) -> _Item | None:
+    for _ in range(30):
+      item = _MAKERS[str(pick(rng, types))](rng, subject)
+      if item is not None and item.about not in used and (item.open or not openly):
         used.add(item.about)
         return item
-    return _existence(rng, subject)
+    return None  # a scene of one thing runs out of things to ask
 
   def add(item: _Item, form: str, truth: bool = True, pair: int | None = None) -> None:
-    if form == "open" and item.open:
-      question, answer = item.open, item.answer
-    else:
-      form, question, answer = "yes_no", item.yes if truth else item.no, "yes" if truth else "no"
+    answer = item.answer if form == "open" else "yes" if truth else "no"
+    question = item.open if form == "open" else item.yes if truth else item.no
     records.append({"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair})
 
   if paired:
     for pair in range(3):
-      item, first = fresh(TYPES), bool(rng.integers(2))
+      item, first = fresh(TYPES) or _existence(rng, subject), bool(rng.integers(2))
       add(item, "yes_no", first, pair)
       add(item, "yes_no", not first, pair)
     for _ in range(int(rng.integers(1, 3))):
-      add(fresh(TYPES[1:], openly=True), "open")
+      item = fresh(TYPES[1:], openly=True)
+      if item is not None:
+        add(item, "open")
     return records
   for _ in range(6 if len(subject.scene.things) == 1 else int(rng.integers(6, 9))):
     # Half and half. Existence has no open form, so that it makes up more of the yes/no questions.
-    if rng.integers(2):
-      add(fresh(TYPES), "yes_no", bool(rng.integers(2)))
+    item = fresh(TYPES[1:], openly=True) if rng.integers(2) else None
+    if item is not None:
+      add(item, "open")
     else:
-      add(fresh(TYPES[1:], openly=True), "open", bool(rng.integers(2)))
+      add(fresh(TYPES) or _existence(rng, subject), "yes_no", bool(rng.integers(2)))
   return records
 
 

@@ -112,20 +112,21 @@ class DiffusionHead(nnx.Module):
 
   def loss(self, z_D: jax.Array, feature_C: jax.Array, key: jax.Array) -> jax.Array:
     """Mean squared error of one position over its draws of (t, eps), in fp32 (paper, Eq. 3; FACTS section 2)."""
-    c = self.config
-    t_key, eps_key = jax.random.split(key)
-    t_Q = jax.random.randint(t_key, (c.draws,), 0, c.timesteps)
-    eps_QC = jax.random.normal(eps_key, (c.draws, self.latent_dim))
-    return jnp.mean(self.errors(z_D, feature_C, t_Q, eps_QC))
+    return jnp.mean(self.errors(z_D, feature_C, *self.draw(key)))
 
-  def errors(self, z_D: jax.Array, feature_C: jax.Array, t_Q: jax.Array, eps_QC: jax.Array) -> jax.Array:
-    """Squared errors [Q, C] at given steps and noises."""
+  def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Steps t [Q] and noises [Q, C] of one position."""
+    t_key, eps_key = jax.random.split(key)
+    Q = self.config.draws
+    return jax.random.randint(t_key, (Q,), 0, self.config.timesteps), jax.random.normal(eps_key, (Q, self.latent_dim))
+
+  def errors(self, z: jax.Array, feature: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
+    """Squared errors [..., C] at steps t [...] and noises [..., C]; states z and features broadcast against them."""
     c = self.config
-    abar_Q = jnp.asarray(process.alphas_cumprod(c))[t_Q]
-    x0_C = c.latent_scale * feature_C.astype(jnp.float32)
-    x_QC = process.add_noise(x0_C, eps_QC, abar_Q)
-    # z_D enters a Linear that is shared by all draws: projected once, as it broadcasts.
-    return jnp.square(self(x_QC, t_Q, z_D) - process.target(x0_C, eps_QC, abar_Q, kind=c.target))
+    abar = jnp.asarray(process.alphas_cumprod(c))[t]
+    x0 = c.latent_scale * feature.astype(jnp.float32)
+    prediction = self(process.add_noise(x0, eps, abar), t, z)
+    return jnp.square(prediction - process.target(x0, eps, abar, kind=c.target))
 
   def sample(self, z_RD: jax.Array, weight_R: jax.Array, noise_C: jax.Array, *, steps: int) -> jax.Array:
     """A feature [C] by DDIM from one shared noise.
@@ -153,7 +154,24 @@ class DiffusionHead(nnx.Module):
     return x_C / c.latent_scale
 
 
-def mean_losses(head: DiffusionHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array) -> jax.Array:
-  """`head.loss` vmapped over image positions: [B, G, P]."""
-  f = functools.reduce(lambda f, _: jax.vmap(f), range(3), lambda z, v, k: head.loss(z, v, k))
-  return f(z_BGPD, feature_BGPC, key_BGP)
+def mean_losses(
+    head: DiffusionHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array, *, merge: bool = False
+) -> jax.Array:
+  """`head.loss` vmapped over image positions: [B, G, P].
+
+  With `merge`, positions and draws are merged into the rows of one matrix instead, for CPUs
+  (TransformerConfig.merge_positions); the numbers are the same.
+  """
+  f = functools.reduce(lambda f, _: jax.vmap(f), range(3), head.draw if merge else head.loss)
+  if not merge:
+    return f(z_BGPD, feature_BGPC, key_BGP)
+  t_BGPQ, eps_BGPQC = f(key_BGP)
+  Q = t_BGPQ.shape[-1]
+
+  def rows(x):  # one per position and draw
+    return jnp.repeat(x.reshape(-1, x.shape[-1]), Q, axis=0)
+
+  errors_XC = head.errors(
+      rows(z_BGPD), rows(feature_BGPC), t_BGPQ.reshape(-1), eps_BGPQC.reshape(-1, eps_BGPQC.shape[-1])
+  )
+  return jnp.mean(errors_XC.reshape(*t_BGPQ.shape[:3], -1), axis=-1)

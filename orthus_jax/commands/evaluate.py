@@ -1,0 +1,127 @@
+"""`orthus evaluate`: scores of a trained model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+import sys
+
+import tqdm
+
+from orthus_jax.commands import common
+from orthus_jax.config import BadRequest, Config
+
+_EXAMPLES = """examples:
+  orthus evaluate runs/shapes                      all of the test split, four pictures a caption
+  orthus evaluate runs/shapes --quick              what the report of a run measures
+  orthus evaluate runs/shapes --stories=0 --steps=50 --guidance=2 --out=/tmp/guidance-2
+"""
+
+
+def _parser() -> common.Parser:
+  parser = common.Parser(
+      prog="orthus evaluate", description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
+      epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  parser.add_argument("run", metavar="RUN", help="a run's directory, or one of its checkpoints")
+  parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="which; default shapes, the built-in world")
+  parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
+  parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
+  limits = parser.add_argument_group("how much (default: the whole split)")
+  limits.add_argument("--captions-per-tag", type=int, metavar="N", help="captions of each GenEval tag to draw")
+  limits.add_argument("--samples", type=int, metavar="N", help="pictures a caption; default 4")
+  limits.add_argument("--questions", type=int, metavar="N", help="pictures to ask all their questions about")
+  limits.add_argument("--captions", type=int, metavar="N", help="pictures to describe")
+  limits.add_argument("--edits", type=int, metavar="N", help="pictures to edit")
+  limits.add_argument("--stories", type=int, metavar="N", help="stories to tell")
+  sampling = parser.add_argument_group("how (default: as the run's config says)")
+  sampling.add_argument("--steps", type=int, help="solver steps a patch")
+  sampling.add_argument("--guidance", type=float, help="guidance scale; 1 turns it off")
+  sampling.add_argument("--image-guidance", type=float, help="guidance scale of the picture in editing")
+  sampling.add_argument("--seed", type=int, default=0, help="of all draws; default 0")
+  parser.add_argument("--data", metavar="DIR", help="where the prepared data set lies; default as in training")
+  parser.add_argument("--out", metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
+  parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
+  return parser
+
+
+def main(argv: Sequence[str]) -> int:
+  """Evaluates, and writes what came out."""
+  options = _parser().parse_args(argv)
+  common.start()
+
+  from orthus_jax.data import sources
+  from orthus_jax.evaluation import report, shapes
+  from orthus_jax.inference import model as model_lib
+  from orthus_jax.training import checkpoint
+
+  chosen = {
+      "caption_images": options.captions_per_tag, "samples": options.samples, "questions": options.questions,
+      "captions": options.captions, "edits": options.edits, "stories": options.stories,
+  }  # fmt: skip
+  limits = dataclasses.replace(
+      shapes.Limits.quick() if options.quick else shapes.Limits(), **{k: v for k, v in chosen.items() if v is not None}
+  )
+  run, step = checkpoint.find(options.run)
+  name = f"{options.benchmark}-{options.split}"
+  if Path(options.run).absolute() != run:
+    name += f"-{step}"  # one checkpoint of several
+  out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
+  model = model_lib.load(options.run)
+  told = {"steps": options.steps, "guidance": options.guidance, "image_guidance": options.image_guidance}
+  sampling = dataclasses.replace(model.config.sampling, **{k: v for k, v in told.items() if v is not None})
+  documents = sources.open_source(_data_config(model.config, options.data), options.split)
+  with _bar() as progress:
+    result = shapes.evaluate(
+        model, documents, limits=limits, sampling=sampling, seed=options.seed, progress=progress
+    )
+  record = {
+      "benchmark": options.benchmark, "split": options.split, "step": step, "seed": options.seed,
+      "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(sampling), **result.to_json(),
+      "versions": checkpoint.versions(),
+  }  # fmt: skip
+  text = json.dumps(record, indent=2) + "\n"
+  checkpoint.write_text(out / "evaluation.json", text)
+  report.write_worst(
+      out / "worst.html", result=result, title=f"{run.name}: worst cases",
+      subtitle=f"{options.benchmark}, {options.split} split, step {step}",
+  )  # fmt: skip
+  if options.json:
+    print(text, end="")
+  else:
+    print(shapes.table(result))
+    print(f"written: {out / 'evaluation.json'} and worst.html")
+  return 0
+
+
+def _make_folder(folder: Path) -> Path:
+  """Made before the work, so that a bad place is told at once."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except OSError as e:
+    raise BadRequest(f"can't write to {folder} ({e.strerror}): choose another --out") from e
+  return folder
+
+
+def _data_config(config: Config, path: str | None) -> Config:
+  """The config with the built-in world for its data, whatever it was trained on."""
+  there = config.data.path if config.data.source == "shapes" else ""
+  return dataclasses.replace(
+      config, data=dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
+  )
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+  """A progress bar that is told (done, in all)."""
+  with tqdm.tqdm(desc="evaluating", unit="response", file=sys.stderr, dynamic_ncols=True) as bar:
+
+    def progress(done: int, in_all: int) -> None:
+      bar.total = in_all
+      bar.update(done - bar.n)
+
+    yield progress

@@ -1,0 +1,132 @@
+"""The command line: bad requests end in one line and status 2, and nothing is written."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from orthus_jax import cli
+from orthus_jax.commands.train import read_config
+from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+from orthus_jax.data import images
+
+import tiny
+
+ROOT = Path(__file__).parent.parent
+SHAPES = f"--config={ROOT}/configs/shapes.py"
+
+
+def refused(argv, capsys, tmp_path=None) -> str:
+  before = sorted(tmp_path.rglob("*")) if tmp_path else None
+  assert cli.main(argv) == 2
+  captured = capsys.readouterr()
+  assert captured.err.startswith("orthus: ") and captured.err.count("\n") == 1, captured.err
+  assert not captured.out
+  if tmp_path:
+    assert sorted(tmp_path.rglob("*")) == before
+  return captured.err
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--config.run.stepz=3"], "unknown field --config.run.stepz; the nearest is --config.run.steps"),
+        (["--config.run.steps=many"], "invalid literal"),
+        (["--config.run.steps=0"], "run.steps=0 must be at least 1"),
+        (["--config.optimizer.schedule=sine"], "choose one of constant, cosine, linear"),
+        (["--config.data.sequence_length=12"], "too short for one image of 16 patches: set it to at least 20"),
+        (["--config.mesh.fsdp=3"], "doesn't fit 8 devices"),
+        (["--config.run.batch_size=3"], "make it a multiple of 8"),
+        (["--config.data.tokenizer=nowhere"], "there is no tokenizer at nowhere"),
+        (["--config.data.source=folder"], "data.path is empty"),
+        (["--config.model.transformer.vocab_size=600"], "the tokenizer has 1024 tokens"),
+        (["--config.run.steps"], "lacks a value"),
+        (["--wrkdir=x"], "the nearest is --workdir"),
+        (["stray"], "unexpected argument 'stray'"),
+    ],
+)
+def test_train_refuses(options, message, capsys, tmp_path):
+  workdir = tmp_path / "run"
+  assert message in refused(["train", SHAPES, f"--workdir={workdir}", *options], capsys, tmp_path)
+
+
+def test_train_refuses_files(capsys, tmp_path):
+  assert "no --config" in refused(["train", "--workdir=x"], capsys)
+  assert "no --workdir" in refused(["train", SHAPES], capsys)
+  assert "there is no config file" in refused(["train", "--config=no.py", "--workdir=x"], capsys)
+  broken = tmp_path / "broken.py"
+  broken.write_text("def get_config():\n  raise ValueError('oh')\n")
+  assert "fails: ValueError: oh" in refused(["train", f"--config={broken}", "--workdir=x"], capsys)
+  broken.write_text("def get_config(:\n")
+  assert "SyntaxError" in refused(["train", f"--config={broken}", "--workdir=x"], capsys)
+  broken.write_text("from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({'modle': {}})\n")
+  assert "has no field 'modle'; the nearest is 'model'" in refused(
+      ["train", f"--config={broken}", "--workdir=x"], capsys
+  )
+
+
+def test_generate_refuses(capsys, tmp_path):
+  assert "nothing to go by" in refused(["generate", str(tmp_path)], capsys)
+  assert "holds no checkpoint" in refused(["generate", str(tmp_path), "--prompt=a"], capsys)
+  assert "nope.png" in refused(["generate", str(tmp_path), "--image=nope.png"], capsys)
+  broken = tmp_path / "broken.png"
+  broken.write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+  assert "broken.png" in refused(["generate", str(tmp_path), f"--image={broken}"], capsys, tmp_path)
+  assert "must be at least 1" in refused(["generate", str(tmp_path), "--prompt=a", "--count=0"], capsys)
+  assert "--speed" in refused(["generate", str(tmp_path), "--prompt=a", "--speed=3"], capsys)
+
+
+def test_unknown_verb(capsys):
+  assert "unknown verb 'trian'" in refused(["trian"], capsys)
+  assert cli.main(["--help"]) == 0
+  assert "train a model" in capsys.readouterr().out
+
+
+def test_overrides_reach_every_field():
+  config, _ = read_config(
+      [SHAPES, "--config.model.diffusion.draws=2", "--config.optimizer.trainable=('a','b')", "--config.data.split=test"]
+  )
+  assert config.model.diffusion.draws == 2 and config.optimizer.trainable == ("a", "b") and config.data.split == "test"
+
+
+@pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes_tokenizer.py", "folder.py"])
+def test_shipped_configs_are_valid(name):
+  config, _ = read_config([f"--config={ROOT}/configs/{name}"])
+  assert from_dict(Config, to_dict(config)) == config
+
+
+def test_types_are_checked():
+  with pytest.raises(BadRequest, match="run.steps='3': expected int, got str"):
+    tiny.config(run__steps="3")
+  with pytest.raises(BadRequest, match="expected bool"):
+    tiny.config(data__cache_features=1)
+  with pytest.raises(BadRequest, match="expected int, got bool"):
+    tiny.config(run__steps=True)
+  with pytest.raises(BadRequest, match="has no field 'widht'; the nearest is 'width'"):
+    tiny.config(model__transformer__widht=3)
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
+  # From pictures on disk to a drawn picture, through the commands alone.
+  data = tiny.write_folder(tmp_path / "pictures", n=12)
+  (data / "metadata.jsonl").open("a").write('{"image": "absent.png", "text": "red"}\n')
+  tiny.tokenizer().save(tmp_path)
+  config = tmp_path / "config.py"
+  tree = to_dict(tiny.config(
+      data__path=str(data), data__tokenizer=str(tmp_path), data__max_bad_share=0.2, run__report=True,
+      run__sample_every=2, data__cache_features=True, optimizer__ema_decay=0.9,
+  ))  # fmt: skip
+  config.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
+  run = tmp_path / "run"
+  assert cli.main(["train", f"--config={config}", f"--workdir={run}"]) == 0
+  for name in ("report.html", "report.json", "metrics.jsonl", "samples/000002.png", "samples/000002.txt", "tokenizer.json"):
+    assert (run / name).stat().st_size > 0, name
+  assert list((run / "tensorboard").iterdir())
+  out = tmp_path / "drawn.png"
+  assert cli.main(["generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}"]) == 0
+  assert images.load_image(out).shape == (8, 8, 3)
+  page = tmp_path / "story.md"
+  assert cli.main(["generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40"]) == 0
+  assert page.read_text().startswith("*two*")
+  assert np.isfinite(images.load_image(out)).all()

@@ -1,0 +1,189 @@
+"""The compiled generation loop against a plain one that runs the whole row anew for every position."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Image, Text, document
+from orthus_jax.data.sequence import layout, unconditional
+from orthus_jax.inference import samplers
+from orthus_jax.inference.model import Model
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.orthus import Orthus
+
+import tiny
+
+TK = tiny.tokenizer()
+CONFIG = tiny.config()
+P, C = 16, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+  graphdef, params = params_lib.split(Orthus(CONFIG.model, rngs=nnx.Rngs(params=3)))
+  rng = np.random.default_rng(0)
+  # A fresh head has zero outputs, and fresh logits are nearly flat: neither would show a mistake.
+  params = {
+      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(("image_head", "lm_head")) else v
+      for n, v in params.items()
+  }
+  return Model(CONFIG, graphdef, params, TK)
+
+
+def reference(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool):
+  """Plain Python: recompute every branch's whole row for each new position. Returns (tokens, features)."""
+  net: Orthus = params_lib.merge(model.graphdef, model.params)
+  key = jax.random.key(seed)
+  text = np.zeros(CONFIG.model.transformer.vocab_size, bool)
+  text[: TK.vocab_size] = TK.text_ids_mask()
+
+  @jax.jit
+  def states(tokens, features, slot):
+    n = tokens.shape[0]
+    return net(
+        tokens[None], features_BJC=features[None], slot_BT=slot[None], position_BT=jnp.arange(n)[None],
+        segment_ids_BT=jnp.ones((1, n), int),
+    )[0]  # fmt: skip
+
+  def row(laid):
+    """(token or feature) items of a laid-out prompt."""
+    features = model.encode([i.pixels for i in laid.images]).reshape(-1, C) if laid.images else np.zeros((0, C))
+    patches = iter(features)
+    return [next(patches) if image >= 0 else int(t) for t, image in zip(laid.tokens_T, laid.image_T)]
+
+  def last_state(items):
+    size = 96  # one program for all lengths: causality keeps what follows from mattering
+    tokens, slot, features = np.zeros(size, int), np.full(size, -1), np.zeros((size, C), np.float32)
+    for i, item in enumerate(items):
+      if isinstance(item, int):
+        tokens[i] = item
+      else:
+        features[i], slot[i] = item, i
+    return states(tokens, features, slot)[len(items) - 1]
+
+  main, guides = row(prompt), [row(b) for b in branches]
+  if first_boi:
+    main.append(TK.boi)
+  out, image = [], []
+  drawing = first_boi
+  for n in range(max_new):
+    k = jax.random.fold_in(key, n)
+    if drawing and len(image) < P:
+      rows = [main, *(g + [TK.boi] + image for g in guides)]
+      z = jnp.stack([last_state(r) for r in rows])
+      item = np.asarray(net.image_head.sample(z, jnp.asarray(weights), jax.random.normal(k, (C,)), steps=4))
+      image.append(item)
+    elif drawing:
+      item, drawing, image = TK.eoi, False, []
+    else:
+      logits = np.array(net.logits(last_state(main)))
+      allowed = text.copy()
+      allowed[[TK.sep, TK.eos]] = True
+      allowed[TK.boi] = n + P + 2 <= max_new
+      item = int(np.where(allowed, logits, -np.inf).argmax())
+      drawing = item == TK.boi
+    out.append(item)
+    main.append(item)
+    if isinstance(item, int) and (item in (TK.sep, TK.eos) or (item == TK.eoi and first_boi)):
+      break
+  return out
+
+
+def pictures_of(model, items):
+  features = np.stack([i for i in items if not isinstance(i, int)]).reshape(-1, P, C)
+  return model.decode(features)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("edit", [False, True])
+def test_drawing_agrees_with_a_plain_loop(model, edit):
+  pixels = tiny.TinySource()[0].images[0].pixels
+  prompt = document(pixels, "draw a blue box") if edit else document("draw a red box")
+  sampling = dataclasses.replace(CONFIG.sampling, guidance=3.0, image_guidance=1.5)
+  nothing = layout(unconditional(document(), sampling.unconditional_prompt), TK, patches=P, respond=True)
+  if edit:
+    kept = layout(unconditional(prompt, sampling.unconditional_prompt, keep_images=True), TK, patches=P, respond=True)
+    branches, weights = [kept, nothing], [3.0, 1.5 - 3.0, 1 - 1.5]
+  else:
+    branches, weights = [nothing], [3.0, -2.0]
+  laid = layout(prompt, TK, patches=P, respond=True)
+  items = reference(model, laid, seed=7, weights=weights, branches=branches, max_new=P + 2, first_boi=True)
+  drawn = model.generate([prompt], respond="image", sampling=sampling, seeds=[7])[0]
+  assert [type(s) for s in drawn.segments[len(prompt.segments):]] == [Image]
+  difference = np.abs(drawn.images[-1].pixels.astype(int) - pictures_of(model, items)[0].astype(int))
+  assert difference.max() <= 1  # rounding
+
+
+@pytest.mark.slow
+def test_free_interleaving_agrees_with_a_plain_loop(model):
+  # Nudge the model so that it opens an image by itself after a word, twice.
+  params = dict(model.params)
+  params["lm_head"] = params["lm_head"].at[:, TK.boi].add(0.25 * params["lm_head"][:, TK.encode("red")[0]])
+  eager = dataclasses.replace(model, params=params)
+  prompt = document("two")
+  sampling = dataclasses.replace(CONFIG.sampling, guidance=2.0, max_new_tokens=60)
+  nothing = layout(unconditional(document(), sampling.unconditional_prompt), TK, patches=P, respond=True)
+  laid = layout(prompt, TK, patches=P, respond=True)
+  for seed in range(3):
+    items = reference(eager, laid, seed=seed, weights=[2.0, -1.0], branches=[nothing], max_new=60, first_boi=False)
+    story = eager.generate([prompt], sampling=sampling, seeds=[seed])[0].segments[1:]
+    tokens = [i for i in items if isinstance(i, int)]
+    words = TK.decode(tokens).replace(" ", "")
+    assert "".join(s.text for s in story if isinstance(s, Text)).replace(" ", "") == words
+    n = sum(not isinstance(i, int) for i in items) // P
+    assert sum(isinstance(s, Image) for s in story) == n
+
+
+@pytest.mark.slow
+def test_a_request_does_not_depend_on_its_neighbours(model):
+  prompts = [document("draw a red box"), document("two"), document("draw a blue box"), document("what is this")]
+  together = model.generate(prompts, respond="image", seeds=[5, 6, 7, 8])
+  reordered = model.generate(prompts[::-1], respond="image", seeds=[8, 7, 6, 5], batch_size=2)[::-1]
+  for i, d in enumerate(together):
+    alone = model.generate([prompts[i]], respond="image", seeds=[5 + i])[0]
+    for other in (alone, reordered[i]):
+      assert np.abs(d.images[0].pixels.astype(int) - other.images[0].pixels.astype(int)).max() <= 1
+  again = model.generate(prompts[:1], respond="image", seeds=[99])[0]
+  assert np.abs(again.images[0].pixels.astype(int) - together[0].images[0].pixels.astype(int)).max() > 1
+
+
+def test_text_holds_no_pictures_and_ends(model):
+  answers = model.generate([document("what is this"), document("red")], respond="text")
+  for d in answers:
+    assert not d.images
+    ids = [t for s in d.segments[1:] for t in TK.encode(s.text)]
+    assert len(ids) <= CONFIG.sampling.max_new_tokens
+
+
+def test_requests_that_cannot_be_served(model):
+  with pytest.raises(BadRequest, match="takes .* positions of at most 128: shorten the prompt"):
+    model.generate([document("red " * 200)])
+  with pytest.raises(BadRequest, match="is empty"):
+    model.generate([document()])
+  with pytest.raises(BadRequest, match="2 seeds for 1 documents"):
+    model.generate([document("red")], seeds=[1, 2])
+
+
+def _draws(n=4000, **options):
+  logits = jnp.log(jnp.asarray([0.5, 0.25, 0.15, 0.1]))
+  options = dict(temperature=1.0, top_k=0, top_p=1.0) | options
+  allowed = jnp.asarray([True, True, True, options.pop("last", True)])
+  keys = jax.random.split(jax.random.key(0), n)
+  tokens = samplers.sample_token(
+      jnp.broadcast_to(logits, (n, 4)), jnp.broadcast_to(allowed, (n, 4)), keys, **options
+  )
+  return np.bincount(tokens, minlength=4) / n
+
+
+def test_samplers():
+  np.testing.assert_allclose(_draws(), [0.5, 0.25, 0.15, 0.1], atol=0.03)
+  np.testing.assert_allclose(_draws(top_k=2), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+  np.testing.assert_allclose(_draws(top_p=0.7), [2 / 3, 1 / 3, 0, 0], atol=0.03)
+  np.testing.assert_allclose(_draws(temperature=0.0), [1, 0, 0, 0])
+  assert _draws(last=False)[3] == 0
+  assert _draws(temperature=4.0)[3] > 0.15

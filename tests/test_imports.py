@@ -1,0 +1,46 @@
+"""Imports run one way (docs/architecture.md)."""
+
+import ast
+from pathlib import Path
+import subprocess
+import sys
+
+import orthus_jax
+
+ROOT = Path(orthus_jax.__file__).parent
+LEVEL = {
+    "config": 0, "diffusion": 1, "parallel": 1, "models": 2, "data": 2, "training": 3, "inference": 4, "evaluation": 5,
+    "interop": 5, "planning": 5, "serving": 6, "commands": 6, "cli": 7, "__init__": 8,
+}  # fmt: skip
+
+
+def _imports(path: Path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    names = []
+    if isinstance(node, ast.ImportFrom) and node.module:
+      names = [f"{node.module}.{a.name}" for a in node.names]
+    elif isinstance(node, ast.Import):
+      names = [a.name for a in node.names]
+    for name in names:
+      parts = name.split(".")
+      if parts[0] == "orthus_jax" and len(parts) > 1:
+        yield parts[1]
+
+
+def test_imports_run_one_way():
+  wrong = []
+  for path in ROOT.rglob("*.py"):
+    room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    for imported in _imports(path):
+      if imported in LEVEL and imported != room and LEVEL[imported] >= LEVEL[room]:
+        wrong.append(f"{path.relative_to(ROOT)} imports {imported}")
+  assert not wrong
+
+
+def test_data_runs_without_jax_or_tensorflow():
+  code = (
+      "import sys; import orthus_jax; from orthus_jax.data import folder, images, sequence, packing;"
+      "from orthus_jax.data.shapes import world, builder;"
+      "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules), sys.modules.keys() & {'jax', 'tensorflow', 'torch'}"
+  )
+  subprocess.run([sys.executable, "-c", code], check=True)

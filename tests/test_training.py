@@ -1,0 +1,153 @@
+"""One step's numbers: on any mesh, in any number of microbatches, after any restart."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training import checkpoint, loop
+from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
+from orthus_jax.training.state import digest, plan_state
+from orthus_jax.training.step import batch_shardings, jit_step, train_step
+from orthus_jax.training.tasks import OrthusTask
+
+import tiny
+
+TK = tiny.tokenizer()
+
+
+def steps(n=3, *, devices=None, **changes):
+  """Metrics and final parameters after n steps."""
+  config = tiny.config(**changes)
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
+  mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[: devices or 1])
+  optimizer = make_optimizer(config.optimizer, config.run)
+  with jax.set_mesh(mesh):
+    layout, create = plan_state(
+        task.init, select=lambda s: trainable_names(config.optimizer, s), optimizer=optimizer, mesh=mesh,
+        ema=config.optimizer.ema_decay > 0,
+    )  # fmt: skip
+    state = create()
+    batch = task.batch(0)
+    f = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch)
+    metrics = []
+    for i in range(n):
+      state, m = f(state, jax.device_put(task.batch(i), batch_shardings(mesh, batch)))
+      metrics.append({k: float(v) for k, v in m.items()})
+    return metrics, {k: np.asarray(v) for k, v in state.params.items()}, state
+
+
+def same(a, b, rtol):
+  for x, y in zip(a[0], b[0], strict=True):
+    for k in x:
+      assert y[k] == pytest.approx(x[k], rel=rtol), k
+  for k in a[1]:
+    np.testing.assert_allclose(a[1][k], b[1][k], rtol=rtol, atol=rtol, err_msg=k)
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  return steps()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mesh", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(fsdp=2, context=2, tensor=2), dict(data=2, fsdp=4)]
+)
+def test_meshes_agree_with_one_device(one_device, mesh):
+  sharded = steps(devices=8, **{f"mesh__{k}": v for k, v in mesh.items()})
+  same(one_device, sharded, 1e-4)
+  # And it really is split.
+  q = sharded[2].trained["transformer/layers/mlp/up"]
+  assert q.addressable_shards[0].data.size < q.size
+
+
+@pytest.mark.slow
+def test_accumulation_agrees_with_one_batch(one_device):
+  same(one_device, steps(optimizer__accumulation=4), 1e-4)
+
+
+def test_losses_fall_and_parts_stay_frozen(one_device):
+  _, before, _ = steps(n=0)
+  metrics, after, state = steps(n=4, optimizer__ema_decay=0.5)
+  assert metrics[-1]["text_loss"] < metrics[0]["text_loss"]
+  for name in before:
+    changed = not np.array_equal(before[name], after[name])
+    assert changed == (not name.startswith("vision_tokenizer/")), name
+  assert not any("vision_tokenizer" in k for k in state.trained)
+  # Frozen parts hold no moments.
+  moments = sum(x.size for x in jax.tree.leaves(state.moments))
+  trained = sum(x.size for x in state.trained.values())
+  assert 2 * trained <= moments <= 2 * trained + 10
+  assert not np.array_equal(state.ema["lm_head"], state.trained["lm_head"])
+
+
+def test_only_named_parts_are_trained():
+  names = trainable_names(tiny.config(optimizer__trainable=["image_head/.*"]).optimizer, {"image_head/a": 0, "b": 0})
+  assert names == {"image_head/a"}
+  with pytest.raises(BadRequest, match="matches no parameter"):
+    trainable_names(tiny.config(optimizer__trainable=["nothing"]).optimizer, {"a": 0})
+  with pytest.raises(BadRequest, match="no regular expression"):
+    trainable_names(tiny.config(optimizer__trainable=["("]).optimizer, {"a": 0})
+
+
+def test_learning_rate_warms_up_and_decays():
+  c = tiny.config(optimizer__warmup_steps=10, optimizer__schedule="linear", optimizer__learning_rate=1.0).optimizer
+  rate = schedule(c, 110)
+  assert float(rate(0)) == pytest.approx(0.1) and float(rate(9)) == pytest.approx(1.0)
+  assert float(rate(60)) == pytest.approx(0.5) and float(rate(110)) == pytest.approx(0.0)
+
+
+def test_a_mesh_that_does_not_fit_is_refused():
+  with pytest.raises(BadRequest, match="doesn't fit 8 devices"):
+    mesh_lib.make_mesh(tiny.config(mesh__fsdp=3).mesh, devices=jax.devices()[:8])
+  mesh = mesh_lib.make_mesh(tiny.config(mesh__fsdp=8).mesh, devices=jax.devices()[:8])
+  with pytest.raises(BadRequest, match="make it a multiple of 16"):
+    mesh_lib.check_batch(mesh, 8, accumulation=2)
+
+
+def _train(workdir, **changes):
+  # The loop builds its mesh over all devices.
+  config = tiny.config(mesh__fsdp=8, run__log_every=1, **changes)
+  checkpoint.open_workdir(workdir, config)
+  pipeline = Pipeline(tiny.TinySource(), TK, config)
+  return loop.train(config, workdir, OrthusTask(config, pipeline))
+
+
+@pytest.mark.slow
+def test_a_run_repeats_itself_and_goes_on_where_it_stopped(tmp_path):
+  whole = _train(tmp_path / "a", run__steps=4)
+  assert whole.params_digest == _train(tmp_path / "b", run__steps=4, run__seed=0).params_digest
+  assert whole.params_digest != _train(tmp_path / "c", run__steps=4, run__seed=1).params_digest
+  assert digest(whole.params) == digest(checkpoint.load_params(tmp_path / "a"))
+
+  # Stopped after two steps of four, then started again.
+  config = tiny.config(mesh__fsdp=8, run__steps=4, run__checkpoint_every=2)
+  checkpoint.open_workdir(tmp_path / "d", config)
+  pipeline = Pipeline(tiny.TinySource(), TK, config)
+
+  class Stops(OrthusTask):
+    def after_step(self, step, state, graphdef, batch):
+      if step == 3:
+        raise KeyboardInterrupt
+      return state
+
+  with pytest.raises(KeyboardInterrupt):
+    loop.train(config, tmp_path / "d", Stops(config, pipeline))
+  resumed = loop.train(config, tmp_path / "d", OrthusTask(config, pipeline))
+  assert resumed.params_digest == whole.params_digest
+  rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+  assert [r["step"] for r in rows] == [1, 2, 3, 4] and all(np.isfinite(r["loss"]) for r in rows)
+
+
+def test_a_workdir_of_another_config_is_refused(tmp_path):
+  checkpoint.open_workdir(tmp_path, tiny.config())
+  checkpoint.open_workdir(tmp_path, tiny.config())
+  before = sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir())
+  with pytest.raises(BadRequest, match="another config \\(run.seed differs\\)"):
+    checkpoint.open_workdir(tmp_path, tiny.config(run__seed=3))
+  assert before == sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir())

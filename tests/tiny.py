@@ -1,0 +1,99 @@
+"""A model and a source small enough to compile in seconds."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from orthus_jax import config as config_lib
+from orthus_jax.config import Config
+from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.text_tokenizer import TextTokenizer, train_tokenizer
+
+WORDS = ("red", "green", "blue", "one", "two", "draw", "what", "is", "this", "a", "box", "generate", "an", "image")
+CODES = 16
+
+
+def tokenizer() -> TextTokenizer:
+  return train_tokenizer([" ".join(WORDS)] * 50 + list(WORDS) * 50, 400, CODES)
+
+
+def config(**changes) -> Config:
+  """A tiny experiment; changes are dotted with double underscores, as run__steps=3."""
+  tree = {
+      "model": {
+          "transformer": dict(
+              vocab_size=400, width=32, mlp_width=64, layers=2, heads=4, kv_heads=2, head_dim=8, max_positions=128,
+              dtype="float32", remat="none",
+          ),
+          "vision_tokenizer": dict(
+              resolution=8, base_channels=8, channel_multipliers=[1, 1], res_blocks=1, latent_dim=4, codes=CODES,
+              norm_groups=4,
+          ),
+          "diffusion": dict(width=16, blocks=1, latent_scale=1.0, draws=2, loss_weight=1.0),
+      },
+      "data": dict(source="folder", path="unused", sequence_length=64, images_per_row=3, learnt_images_per_row=2),
+      "sampling": dict(steps=4, guidance=2.0, unconditional_prompt="generate an image", max_new_tokens=24),
+      "optimizer": dict(learning_rate=1e-2, warmup_steps=2),
+      "run": dict(steps=4, batch_size=8, log_every=1),
+  }  # fmt: skip
+  for key, value in changes.items():
+    node = tree
+    *path, last = key.split("__")
+    for part in path:
+      node = node.setdefault(part, {})
+    node[last] = value
+  return config_lib.from_dict(Config, tree)
+
+
+class TinySource:
+  """Coloured pictures with captions, both ways round, edits and free stories; document i is always the same."""
+
+  def __init__(self, n: int = 40):
+    self._n = n
+
+  def __len__(self) -> int:
+    return self._n
+
+  def __getitem__(self, i: int) -> Document:
+    rng = np.random.default_rng(i)
+
+    def picture(color: int) -> np.ndarray:
+      pixels = rng.integers(0, 40, (8, 8, 3)).astype(np.uint8)
+      pixels[2:6, 2:6, color] = 220
+      return pixels
+
+    color = int(rng.integers(3))
+    name = WORDS[color]
+    kinds = {
+        "draw": lambda: (Text(f"draw a {name} box"), Image(picture(color), True)),
+        "ask": lambda: (
+            Image(picture(color)), Text("what is this"), Text(name, True), Text("is this a box"), Text("one", True)
+        ),
+        "edit": lambda: (Image(picture(color)), Text("draw a blue box"), Image(picture(2), True)),
+        "story": lambda: (
+            Text("two"), Text(f"a {name} box", True), Image(picture(color), True), Text("blue", True),
+        ),
+    }  # fmt: skip
+    kind = sorted(kinds)[i % 4]
+    return Document(kinds[kind](), id=f"tiny-{i}", kind=kind)
+
+
+def write_folder(folder: Path, n: int = 12) -> Path:
+  """The same pictures as files with a JSON-lines file."""
+  import json
+
+  from orthus_jax.data import images
+
+  rows = []
+  source = TinySource(4 * n)
+  for i in range(1, 4 * n, 4):
+    d = source[i]
+    images.save_png(folder / f"{i}.png", d.images[0].pixels)
+    rows.append(json.dumps({"image": f"{i}.png", "text": d.texts[0].text}))
+  (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n")
+  return folder
+
+
+def replace(config: Config, part: str, **changes) -> Config:
+  return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **changes)})
