@@ -22,10 +22,10 @@ def get_config(arg: str = "") -> ConfigDict:
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      diffusion=dict(width=256, blocks=3, latent_scale=1.0, draws=4, loss_weight=2.0),
+      diffusion=dict(width=256, blocks=3, latent_scale=1.28, draws=4, loss_weight=2.0),
   )  # fmt: skip
   config.data = dict(
-      source="shapes", sequence_length=128, images_per_row=6, learnt_images_per_row=4, cache_features=True,
+      source="shapes", sequence_length=256, images_per_row=10, learnt_images_per_row=5, cache_features=True,
       caption_dropout=0.1,
       kinds=(
           ("caption_to_image", 1.0), ("image_to_caption", 0.5), ("question", 1.0), ("edit", 0.7), ("story", 0.7)
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
       ema_decay=0.99,
   )
   config.run = dict(
-      steps=8 if runlocal else 600, batch_size=4 if runlocal else 32, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 600, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
       sample_every=200, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

@@ -96,7 +96,8 @@ def test_untouched_pictures_are_no_edits(documents):
 
 def test_samples_have_their_own_seeds_and_limits_change_none(documents):
   model = Oracle(documents)
-  result = shapes.evaluate(model, documents, limits=shapes.Limits(samples=4, questions=0, stories=0, edits=0, captions=0))
+  pictures = shapes.Limits(samples=4, questions=0, stories=0, edits=0, captions=0)
+  result = shapes.evaluate(model, documents, limits=pictures)
   respond, ids, seeds, _ = model.calls[0]
   assert respond == "image" and len(ids) == 96 == len(set(seeds)) and result.counts["single_object"] == 16
   assert result.counts["geneval_prompts"] == 24

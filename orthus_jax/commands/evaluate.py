@@ -24,11 +24,12 @@ _EXAMPLES = """examples:
 
 def _parser() -> common.Parser:
   parser = common.Parser(
-      prog="orthus evaluate", description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
-      epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+      prog="orthus evaluate", epilog=_EXAMPLES,
+      description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument("run", metavar="RUN", help="a run's directory, or one of its checkpoints")
-  parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="which; default shapes, the built-in world")
+  parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
   parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
   limits = parser.add_argument_group("how much (default: the whole split)")
@@ -118,7 +119,7 @@ def _data_config(config: Config, path: str | None) -> Config:
 @contextlib.contextmanager
 def _bar() -> Iterator[Callable[[int, int], None]]:
   """A progress bar that is told (done, in all)."""
-  with tqdm.tqdm(desc="evaluating", unit="response", file=sys.stderr, dynamic_ncols=True) as bar:
+  with tqdm.tqdm(desc="evaluating", unit=" responses", file=sys.stderr, dynamic_ncols=True) as bar:
 
     def progress(done: int, in_all: int) -> None:
       bar.total = in_all

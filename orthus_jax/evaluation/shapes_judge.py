@@ -89,7 +89,9 @@ def caption(text: str, things: Sequence[Thing]) -> tuple[dict[str, tuple[float, 
   """Judges a description: whether it says exactly what is there, and how many attributes it gets right."""
   said = language.parse_caption(text) or []
   right = sorted(language.parse_things(text) or ()) == sorted(things)
-  agree_ST = np.asarray([[sum(s.get(k) == getattr(t, a) for k, a in _ATTRIBUTES.items()) for t in things] for s in said])
+  agree_ST = np.asarray(
+      [[sum(s.get(k) == getattr(t, a) for k, a in _ATTRIBUTES.items()) for t in things] for s in said]
+  )
   share = 0.0
   if said:
     chosen = optimize.linear_sum_assignment(agree_ST, maximize=True)

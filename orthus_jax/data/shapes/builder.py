@@ -21,7 +21,7 @@ from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
-TRAIN = {"caption_to_image": 9000, "image_to_caption": 2000, "question": 7000, "edit": 3000, "story": 3000}
+TRAIN = {"caption_to_image": 9000, "image_to_caption": 4000, "question": 6000, "edit": 2000, "story": 1500}
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
 
