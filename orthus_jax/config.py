@@ -278,9 +278,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """AdamW.
+  """The optimizer: AdamW, or Muon for matrices with AdamW for everything else.
 
   Attributes:
+    name: "adamw" (the published recipe) or "muon" (optax.contrib.muon, its updates scaled to AdamW's size), which learns
+      more from each step and costs some matrix products more.
     learning_rate: at its peak.
     warmup_steps: linear rise from 0.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
@@ -292,6 +294,7 @@ class OptimizerConfig:
     trainable: regular expressions over parameter names; a parameter that matches none is frozen.
   """
 
+  name: Literal["adamw", "muon"] = "adamw"
   learning_rate: float = 1e-4
   warmup_steps: int = 100
   schedule: Literal["constant", "cosine", "linear"] = "constant"

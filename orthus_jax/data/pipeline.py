@@ -109,12 +109,21 @@ class Pipeline:
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     self._documents: list[_Laid] = []
+    self._kinds = dict(data.kinds)
+    seen: set[str] = set()
     for i in range(len(source)):
       document = source[i]
       if document is not None:
-        self._add(document, capacity)
+        seen.add(document.kind)
+        if not self._kinds or self._kinds.get(document.kind):
+          self._add(document, capacity)
       if progress and (i + 1) % 512 == 0:
         progress(i + 1, len(source))
+    strange = sorted(set(self._kinds) - seen)
+    if strange:
+      raise BadRequest(f"data.kinds names {strange[0]!r}; this source has {', '.join(sorted(seen))}")
+    if self._kinds and not any(self._kinds.values()):
+      raise BadRequest("data.kinds gives no document a weight above 0")
     if not self._documents:
       raise BadRequest(
           f"none of the {len(source)} documents fits a row of {data.sequence_length} positions, {data.images_per_row}"
@@ -123,7 +132,7 @@ class Pipeline:
     self._sizes_DV3 = [np.asarray([_size(s) for s in d.variants]) for d in self._documents]
     self.plan = packing.Plan(
         self._epoch_sizes,
-        weights_D=self._weights(dict(data.kinds)),
+        weights_D=self._weights(),
         capacity=capacity,
         batch_size=config.run.batch_size,
         seed=config.run.seed,
@@ -149,14 +158,8 @@ class Pipeline:
     light = tuple(Sequence(v.tokens_T, v.learn_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
     self._documents.append(_Laid(document.id, document.kind, light, images))
 
-  def _weights(self, kinds: dict[str, float]) -> np.ndarray:
-    known = {d.kind for d in self._documents}
-    strange = sorted(set(kinds) - known)
-    if strange:
-      raise BadRequest(f"data.kinds names {strange[0]!r}; this source has {', '.join(sorted(known))}")
-    weights = np.asarray([kinds.get(d.kind, 1.0 if not kinds else 0.0) for d in self._documents], np.float64)
-    if not weights.any():
-      raise BadRequest("data.kinds gives no document a weight above 0")
+  def _weights(self) -> np.ndarray:
+    weights = np.asarray([self._kinds.get(d.kind, 1.0) for d in self._documents], np.float64)
     return weights / weights.max()
 
   def _variants(self, epoch: int) -> np.ndarray:

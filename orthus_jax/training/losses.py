@@ -72,7 +72,7 @@ def orthus_loss(
   target_BT = jnp.take_along_axis(logits_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
   nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
   text = jnp.sum(jnp.where(batch.text_mask_BT, nll_BT, 0.0)) / total.text
-  right_BT = (jnp.argmax(logits_BTV, axis=-1) == batch.targets_BT) & batch.text_mask_BT
+  right_BT = (target_BT >= jnp.max(logits_BTV, axis=-1)) & batch.text_mask_BT
   accuracy = jnp.sum(right_BT, dtype=jnp.float32) / total.text
 
   # The state at BOI predicts patch 1, the state at patch k predicts patch k + 1.

@@ -1,4 +1,4 @@
-"""AdamW with warm-up and clipping, over the parameters that are trained."""
+"""AdamW or Muon, with warm-up and clipping, over the parameters that are trained."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 
 import jax
 import optax
+import optax.contrib
+from optax.contrib import MuonDimensionNumbers
 
 from orthus_jax.config import BadRequest, OptimizerConfig, RunConfig
 from orthus_jax.models.params import Params
@@ -29,15 +31,40 @@ def decays(name: str) -> bool:
   return not re.search(r"norm|bias|scale|token_embedding|codebook", name)
 
 
+def muon_dimensions(name: str) -> MuonDimensionNumbers | None:
+  """How Muon sees a parameter as a matrix (or a stack of them, one per layer); None leaves it to AdamW.
+
+  Embeddings, the LM head, norms, biases, convolutions and the image head's first and last linear are AdamW's.
+  """
+  if re.search(r"attention/[qkv]$", name):
+    return MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
+  if name.endswith("attention/out"):
+    return MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
+  if re.search(r"mlp/(gate|up|down)$", name):
+    return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
+  if re.search(r"image_head/(blocks/.*|condition|final_modulation|time_out)/kernel$", name):
+    return MuonDimensionNumbers(reduction_axis=0, output_axis=1)
+  return None
+
+
 def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTransformation:
   """The optax chain for a run."""
   c = config
   clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm > 0 else optax.identity()
-  adamw = optax.adamw(
-      schedule(c, run.steps), b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay,
-      mask=lambda params: {name: decays(name) for name in params},
-  )  # fmt: skip
-  return optax.chain(clip, adamw)
+
+  def decayed(params: Params) -> dict[str, bool]:
+    return {name: decays(name) for name in params}
+
+  rate = schedule(c, run.steps)
+  if c.name == "muon":
+    rule = optax.contrib.muon(
+        rate, beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed, adam_b1=c.b1, adam_b2=c.b2, eps=c.eps,
+        consistent_rms=0.2,  # the size of AdamW's updates, so that one learning rate serves both
+        muon_weight_dimension_numbers=lambda params: {n: muon_dimensions(n) for n in params},
+    )  # fmt: skip
+  else:
+    rule = optax.adamw(rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed)
+  return optax.chain(clip, rule)
 
 
 def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.ShapeDtypeStruct]) -> frozenset[str]:
