@@ -39,6 +39,7 @@ class TransformerConfig:
     max_positions: the longest sequence.
     rope_theta: base of the rotary frequencies.
     norm_eps: epsilon of the RMS norms and of the QK-norm.
+    embedding_std: standard deviation of a fresh token embedding.
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
     param_dtype: what parameters are kept in.
@@ -59,6 +60,7 @@ class TransformerConfig:
   max_positions: int = 4096
   rope_theta: float = 10000.0
   norm_eps: float = 1e-5
+  embedding_std: float = 0.02
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -128,9 +130,12 @@ class VisionEmbeddingConfig:
 
   Attributes:
     temperature: tau of softmax(-|v - c|^2 / tau); towards 0 it becomes Chameleon's hard VQ.
+    fresh_rows: how the image codes' rows of a fresh token embedding start: "random", or "projected": as one random
+      projection of the codes, so that similar codes start alike. Rows that a checkpoint brings are left as they are.
   """
 
   temperature: float = 1.0
+  fresh_rows: Literal["random", "projected"] = "random"
 
   def __post_init__(self):
     _require(self.temperature > 0, f"vision_embedding.temperature={self.temperature} must be above 0")
@@ -284,6 +289,7 @@ class OptimizerConfig:
     name: "adamw" (the published recipe) or "muon" (optax.contrib.muon, its updates scaled to AdamW's size), which learns
       more from each step and costs some matrix products more.
     learning_rate: at its peak.
+    adamw_learning_rate: under Muon, the peak for what AdamW trains; 0 means the same.
     warmup_steps: linear rise from 0.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
     b1, b2, eps: AdamW's.
@@ -296,6 +302,7 @@ class OptimizerConfig:
 
   name: Literal["adamw", "muon"] = "adamw"
   learning_rate: float = 1e-4
+  adamw_learning_rate: float = 0.0
   warmup_steps: int = 100
   schedule: Literal["constant", "cosine", "linear"] = "constant"
   final_fraction: float = 0.0
@@ -310,6 +317,10 @@ class OptimizerConfig:
 
   def __post_init__(self):
     _require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be above 0")
+    _require(
+        self.adamw_learning_rate == 0 or (self.name == "muon" and self.adamw_learning_rate > 0),
+        "optimizer.adamw_learning_rate is for optimizer.name=muon; with adamw, set optimizer.learning_rate",
+    )
     _require(self.accumulation >= 1, f"optimizer.accumulation={self.accumulation} must be at least 1")
     _require(0 <= self.ema_decay < 1, f"optimizer.ema_decay={self.ema_decay} must lie in [0, 1)")
 

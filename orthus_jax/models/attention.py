@@ -49,14 +49,23 @@ def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *,
 
 
 def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-  """Plain attention by XLA; the softmax in fp32."""
-  q_BTKGH = einops.rearrange(q_BTNH, "B T (K G) H -> B T K G H", K=k_BSKH.shape[2])
-  q_BTKGH = q_BTKGH * (q_BTNH.shape[-1] ** -0.5)
-  logits_BKGTS = jnp.einsum("BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
-  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_BKGTS, _MASKED)
-  weights_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
-  out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", weights_BKGTS, v_BSKH)
-  return einops.rearrange(out_BTKGH, "B T K G H -> B T (K G) H")
+  """Plain attention by XLA; the softmax in fp32.
+
+  Heads are moved ahead of positions, so that both products are stacks of plain matrices: XLA's CPU backend takes half
+  the time for those.
+  """
+  q_BKGTH = einops.rearrange(q_BTNH, "B T (K G) H -> B K G T H", K=k_BSKH.shape[2]) * q_BTNH.shape[-1] ** -0.5
+  k_BK1HS = einops.rearrange(k_BSKH, "B S K H -> B K 1 H S")
+  v_BK1SH = einops.rearrange(v_BSKH, "B S K H -> B K 1 S H")
+  G = q_BKGTH.shape[2]
+  if G > 1:  # a query group shares its keys: fold it into the positions
+    q_BKGTH = einops.rearrange(q_BKGTH, "B K G T H -> B K 1 (G T) H")
+    mask_BTS = jnp.tile(mask_BTS, (1, G, 1))
+  logits_BK1TS = jnp.matmul(q_BKGTH, k_BK1HS, preferred_element_type=jnp.float32)
+  logits_BK1TS = jnp.where(mask_BTS[:, None, None], logits_BK1TS, _MASKED)
+  weights_BK1TS = jax.nn.softmax(logits_BK1TS, axis=-1).astype(v_BSKH.dtype)
+  out_BK1TH = jnp.matmul(weights_BK1TS, v_BK1SH)
+  return einops.rearrange(out_BK1TH, "B K 1 (G T) H -> B T (K G) H", G=G)
 
 
 def rope(x_BTNH: jax.Array, position_BT: jax.Array, *, theta: float) -> jax.Array:

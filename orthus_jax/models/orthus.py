@@ -24,7 +24,7 @@ class Orthus(nnx.Module):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     c, t, v = config, config.transformer, config.vision_tokenizer
     self.config = c
-    embedding_VD = 0.02 * jax.random.normal(rngs.params(), (t.vocab_size, t.width))
+    embedding_VD = t.embedding_std * jax.random.normal(rngs.params(), (t.vocab_size, t.width))
     self.token_embedding = param(embedding_VD.astype(t.param_dtype), "vocab", "embed")
     self.vision_tokenizer = VisionTokenizer(v, rngs=rngs)
     self.vision_embedding = SoftVQ(c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, rngs=rngs)

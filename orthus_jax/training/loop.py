@@ -78,6 +78,22 @@ def initial_values(config: Config) -> dict[str, np.ndarray]:
   return values
 
 
+def projected_rows(config: Config, state: TrainState, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The token embedding with its image rows as a random projection of the codes, where the config wants that."""
+  model = config.model
+  name, codes = "token_embedding", "vision_embedding/codebook"
+  if config.task != "orthus" or model.vision_embedding.fresh_rows == "random" or name in values:
+    return {}
+  embedding_VD, codebook_KC = np.array(state.params[name]), np.asarray(state.params[codes])
+  C, D = codebook_KC.shape[1], embedding_VD.shape[1]
+  centred_KC = codebook_KC - codebook_KC.mean(axis=0)
+  projection_CD = np.random.default_rng(config.run.seed).standard_normal((C, D)) / np.sqrt(C)
+  rows_KD = centred_KC / centred_KC.std() @ projection_CD
+  start = model.image_token_start
+  embedding_VD[start : start + len(rows_KD)] = model.transformer.embedding_std * rows_KD
+  return {name: embedding_VD}
+
+
 def _check_values(values: dict[str, np.ndarray], shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
   wrong = [
       f"{n} ({'unknown' if n not in shapes else f'{v.shape} for {shapes[n].shape}'})"
@@ -142,6 +158,7 @@ def train(
       values = initial_values(config)
       _check_values(values, layout.shapes.params)
       state = replace_params(create(), values, layout.shardings)
+      state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     start = int(state.step)
 
     pipeline = getattr(task, "pipeline", None)

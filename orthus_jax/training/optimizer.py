@@ -13,10 +13,11 @@ from orthus_jax.config import BadRequest, OptimizerConfig, RunConfig
 from orthus_jax.models.params import Params
 
 
-def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
-  """Learning rate by step: linear warm-up, then the config's decay to the end of the run."""
+def schedule(config: OptimizerConfig, steps: int, *, peak: float | None = None) -> optax.Schedule:
+  """Learning rate by step: linear warm-up to the peak, then the config's decay to the end of the run."""
   warmup = min(config.warmup_steps, steps)
-  peak, last = config.learning_rate, config.learning_rate * config.final_fraction
+  peak = config.learning_rate if peak is None else peak
+  last = peak * config.final_fraction
   rest = max(steps - warmup, 1)
   after = {
       "constant": lambda: optax.constant_schedule(peak),
@@ -59,6 +60,7 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
   if c.name == "muon":
     rule = optax.contrib.muon(
         rate, beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed, adam_b1=c.b1, adam_b2=c.b2, eps=c.eps,
+        adam_learning_rate=schedule(c, run.steps, peak=c.adamw_learning_rate or c.learning_rate),
         consistent_rms=0.2,  # the size of AdamW's updates, so that one learning rate serves both
         muon_weight_dimension_numbers=lambda params: {n: muon_dimensions(n) for n in params},
     )  # fmt: skip
