@@ -15,31 +15,32 @@ def get_config(arg: str = "") -> ConfigDict:
   config.task = "orthus"
   config.model = dict(
       transformer=dict(
-          vocab_size=1024, width=256, mlp_width=640, layers=5, heads=8, kv_heads=8, head_dim=32, max_positions=512,
-          dtype="float32", remat="none", scan_unroll=5, merge_positions=True,
+          vocab_size=1024, width=192, mlp_width=512, layers=5, heads=4, kv_heads=4, head_dim=48, max_positions=512,
+          dtype="float32", remat="none", scan_unroll=5, merge_positions=True, embedding_std=0.5,
       ),
       vision_tokenizer=dict(
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      diffusion=dict(width=256, blocks=3, latent_scale=1.28, draws=4, loss_weight=2.0),
+      vision_embedding=dict(fresh_rows="projected"),
+      diffusion=dict(width=192, blocks=3, latent_scale=1.28, draws=2, loss_weight=2.0),
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=256, images_per_row=10, learnt_images_per_row=5, cache_features=True,
       caption_dropout=0.1,
       kinds=(
-          ("caption_to_image", 1.0), ("image_to_caption", 0.5), ("question", 1.0), ("edit", 0.7), ("story", 0.7)
+          ("caption_to_image", 1.0), ("image_to_caption", 1.0), ("question", 0.7), ("edit", 0.3), ("story", 0.3)
       ),
   )  # fmt: skip
   config.sampling = dict(
       steps=25, guidance=3.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160
   )
   config.optimizer = dict(
-      learning_rate=2e-3, warmup_steps=50, schedule="linear", final_fraction=0.02, b2=0.98, weight_decay=0.02,
-      ema_decay=0.99,
-  )
+      name="muon", learning_rate=6e-3, warmup_steps=40, schedule="linear", final_fraction=0.02, b2=0.98,
+      weight_decay=0.02, ema_decay=0.99,
+  )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 600, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 800, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
       sample_every=200, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

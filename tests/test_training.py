@@ -71,6 +71,7 @@ def test_accumulation_agrees_with_one_batch(one_device):
   same(one_device, steps(optimizer__accumulation=4), 1e-4)
 
 
+@pytest.mark.slow
 def test_losses_fall_and_parts_stay_frozen(one_device):
   _, before, _ = steps(n=0)
   metrics, after, state = steps(n=4, optimizer__ema_decay=0.5)

@@ -19,14 +19,19 @@ class Parser(argparse.ArgumentParser):
     raise BadRequest(f"{message} (`{self.prog} --help` lists the options)")
 
 
+class _ToStderr(logging.Handler):
+  """Plain lines on whatever standard error is at the time."""
+
+  def emit(self, record: logging.LogRecord) -> None:
+    print(self.format(record), file=sys.stderr)
+
+
 def start(*, verbose: bool = False) -> None:
   """Quiet logs, and compiled programs kept from one command to the next."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log: errors alone
   ours = logging.getLogger("orthus_jax")
   if not ours.handlers:
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    ours.addHandler(handler)
+    ours.addHandler(_ToStderr())
   ours.setLevel(logging.INFO if verbose else logging.WARNING)
   ours.propagate = False
   for noisy in ("absl", "orbax", "jax", "tensorboardX"):

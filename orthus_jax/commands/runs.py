@@ -22,6 +22,7 @@ from orthus_jax.data.pipeline import Pipeline, Source
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
+from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import checkpoint, loop, tasks
 from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
 
@@ -38,7 +39,11 @@ def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
     begin: time.monotonic() when the command started.
   """
   # What can be refused is refused before anything is written.
+  mesh = mesh_lib.make_mesh(config.mesh)
+  mesh_lib.check_batch(mesh, config.run.batch_size, config.optimizer.accumulation)
+  loop.check_sources(config)
   tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
+  checkpoint.check_workdir(workdir, config)
   source = sources.open_source(config, config.data.split)
   checkpoint.open_workdir(workdir, config)
   if tokenizer is None:
@@ -91,25 +96,39 @@ def _orthus(
 
   result = loop.train(config, workdir, tasks.OrthusTask(config, pipeline), on_samples=on_samples)
   model = Model.create(config, result.params, tokenizer)
-  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
+  figures: dict[str, Any] = {
+      "params_digest": result.params_digest,
+      "parameters": sum(v.size for v in result.params.values()),
+      "versions": checkpoint.versions(),
+      "seconds": dict(result.seconds),
+  }
   figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
   if config.run.report:
-    _report(config, workdir, model, figures)
+    _report(config, workdir, model, figures, shown)
   return figures
 
 
-def _report(config: Config, workdir: Path, model: Model, figures: dict[str, Any]) -> None:
+def _report(
+    config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[str, list[Document]]
+) -> None:
   """Adds scores to `figures` and writes report.html."""
   from orthus_jax.evaluation import report, shapes
 
-  start, result = time.monotonic(), None
+  start, result, samples = time.monotonic(), None, []
   if config.data.source == "shapes":
     test = sources.open_source(config, "test")
     result = shapes.evaluate(model, test, limits=shapes.Limits.quick(), progress=bar("scoring"))
+    seconds = figures["seconds"]
     figures |= result.to_json()
+    figures["seconds"] = seconds
     print(shapes.table(result))
+  else:
+    for respond, documents in shown.items():
+      if documents:
+        samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
   figures["seconds"]["evaluation"] = time.monotonic() - start
-  report.write_report(workdir, config=config, result=result, figures=figures)
+  figures["peak_memory_bytes"] = peak_memory_bytes()
+  report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)
   _log.info("report in %s", workdir / "report.html")
 
 

@@ -8,8 +8,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 from pathlib import Path
 import platform
@@ -143,11 +146,11 @@ def load_params(path: str | os.PathLike, *, average: bool = True) -> Params:
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} can't be read as named arrays: {e}") from e
   run, step = find(path)
-  with ocp.StandardCheckpointer() as reader:
+  with _quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
-    params = dict(_read(reader, folder / "params"))
+    params = _read(reader, folder / "params")
     if average and (folder / "average").is_dir():
-      params.update(_read(reader, folder / "average"))
+      params |= _read(reader, folder / "average")
   return params
 
 
@@ -158,27 +161,45 @@ def _read(reader: ocp.StandardCheckpointer, folder: Path) -> dict[str, np.ndarra
   return {n: np.asarray(v) for n, v in reader.restore(folder, target).items()}
 
 
-def open_workdir(workdir: Path, config: Config) -> None:
-  """Makes a run's directory, or checks that the one that is there belongs to this very config.
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Orbax warns of a metadata file that one item of a checkpoint doesn't have of its own."""
+  logger = logging.getLogger("absl")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
+def check_workdir(workdir: Path, config: Config) -> bool:
+  """Whether a run of this very config lives in `workdir` already; writes nothing.
 
   Raises:
-    BadRequest: if another config's run lives there; nothing is written then.
+    BadRequest: if another config's run lives there.
   """
   file = workdir / "config.json"
-  wanted = to_dict(config)
-  if file.is_file():
-    try:
-      there = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError:
-      there = None
-    if there != wanted:
-      field = _first_difference(there, wanted) if isinstance(there, dict) else "config.json"
-      raise BadRequest(f"{workdir} holds a run of another config ({field} differs): choose another --workdir or remove it")
-  else:
+  if not file.is_file():
     if workdir.exists() and not workdir.is_dir():
       raise BadRequest(f"{workdir} is a file: choose another --workdir")
+    return False
+  wanted = to_dict(config)
+  try:
+    there = json.loads(file.read_text(encoding="utf-8"))
+  except ValueError:
+    there = None
+  if there != wanted:
+    field = _first_difference(there, wanted) if isinstance(there, dict) else "config.json"
+    raise BadRequest(f"{workdir} holds a run of another config ({field} differs): choose another --workdir or remove it")
+  return True
+
+
+def open_workdir(workdir: Path, config: Config) -> None:
+  """Makes a run's directory, or finds the one that is there; raises as `check_workdir` does."""
+  if not check_workdir(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(wanted, indent=2) + "\n")
+    write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
     write_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
 
 

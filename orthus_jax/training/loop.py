@@ -78,6 +78,13 @@ def initial_values(config: Config) -> dict[str, np.ndarray]:
   return values
 
 
+def check_sources(config: Config) -> None:
+  """Refuses a `run.init_from` that leads nowhere, before any work is done."""
+  for _, path in config.run.init_from:
+    if not path.endswith(".npz") and not path.startswith("asset:"):
+      checkpoint.find(path)
+
+
 def projected_rows(config: Config, state: TrainState, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The token embedding with its image rows as a random projection of the codes, where the config wants that."""
   model = config.model
