@@ -41,6 +41,6 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   config.run = dict(
       steps=8 if runlocal else 800, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
-      sample_every=200, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
+      sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

@@ -92,7 +92,9 @@ def main(argv: Sequence[str]) -> int:
   for response, paths in zip(responses, files):
     paths = iter(paths)
     for s in response:
-      print(s.text if isinstance(s, Text) else f"[{next(paths)}]")
+      print(s.text if isinstance(s, Text) else f"[{next(paths, 'picture')}]")
+  if out is not None and out.suffix in (".md", ".html"):
+    print(f"written: {out}")
   if not any(responses):
     print("(the model ended without a word)", file=sys.stderr)
   return 0
@@ -115,13 +117,12 @@ def _write(out: Path | None, prompt: Sequence, responses: Sequence[Sequence]) ->
         path = out.with_stem(f"{out.stem}-{n}") if single and n else out if single else folder / f"{stem}-{n:03d}.png"
         if not (page and out.suffix == ".html"):  # an HTML page carries its pictures
           images_lib.save_png(path, s.pixels)
-        files[-1].append(str(path))
+          files[-1].append(str(path))
         n += 1
   if page:
     out.parent.mkdir(parents=True, exist_ok=True)
     text = _markdown(prompt, responses, files) if out.suffix == ".md" else _html(prompt, responses)
     out.write_text(text, encoding="utf-8")
-    print(out)
   return files
 
 
@@ -147,4 +148,4 @@ def _html(prompt: Sequence, responses: Sequence[Sequence]) -> str:
 
 def _as_json(response: Sequence, files: list[str]) -> list[dict[str, str]]:
   names = iter(files)
-  return [{"text": s.text} if isinstance(s, Text) else {"image": next(names)} for s in response]
+  return [{"text": s.text} if isinstance(s, Text) else {"image": next(names, "")} for s in response]
