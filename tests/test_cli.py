@@ -10,6 +10,7 @@ from orthus_jax.commands.train import read_config
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
 from orthus_jax.data import images
 
+from command import orthus
 import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -119,14 +120,15 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   ))  # fmt: skip
   config.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
   run = tmp_path / "run"
-  assert cli.main(["train", f"--config={config}", f"--workdir={run}"]) == 0
+  trained = orthus("train", f"--config={config}", f"--workdir={run}")
+  assert "absent.png" in trained.stderr  # the bad record is named
   for name in ("report.html", "report.json", "metrics.jsonl", "samples/000002.png", "samples/000002.txt", "tokenizer.json"):
     assert (run / name).stat().st_size > 0, name
   assert list((run / "tensorboard").iterdir())
   out = tmp_path / "drawn.png"
-  assert cli.main(["generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}"]) == 0
+  orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}")
   assert images.load_image(out).shape == (8, 8, 3)
   page = tmp_path / "story.md"
-  assert cli.main(["generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40"]) == 0
+  orthus("generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40")
   assert page.read_text().startswith("*two*")
   assert np.isfinite(images.load_image(out)).all()

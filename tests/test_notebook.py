@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orthus_jax import cli
+from command import orthus
 
 ROOT = Path(__file__).parent.parent
 
@@ -20,7 +20,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
       "--config.run.batch_size=8", "--config.run.steps=2", "--config.data.kinds=(('story',1.0),('edit',1.0))",
       "--config.sampling.steps=4", "--config.sampling.max_new_tokens=40",
   ]  # fmt: skip
-  assert cli.main(argv) == 0
+  orthus(*argv)
   monkeypatch.setenv("ORTHUS_RUN", os.fspath(run))
   notebook = nbformat.read(ROOT / "notebooks" / "shapes.ipynb", as_version=4)
   nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
