@@ -8,15 +8,15 @@ Defaults are the published 7B model's, as its released code runs it.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
+from orthus_jax.typed_config import BadRequest, from_dict, to_dict
 
-class BadRequest(Exception):
-  """A request that can't be served as it stands; the message says what is wrong and what to do."""
+__all__ = [
+    "BadRequest", "Config", "DataConfig", "DiffusionConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RunConfig",
+    "SamplingConfig", "TokenizerLossConfig", "TransformerConfig", "VisionEmbeddingConfig", "VisionTokenizerConfig",
+    "from_dict", "to_dict",
+]  # fmt: skip
 
 
 def _require(condition: bool, message: str) -> None:
@@ -253,7 +253,6 @@ class DataConfig:
     tokenizer: a tokenizer.json or its directory; empty: the one shipped for shapes.
     cache_features: encode each picture once, ahead of training, instead of at every step.
     max_bad_share: more bad records than this share stop the run.
-    eval_documents: how many validation documents the loss is measured on.
   """
 
   source: Literal["shapes", "folder"] = "shapes"
@@ -269,7 +268,6 @@ class DataConfig:
   tokenizer: str = ""
   cache_features: bool = False
   max_bad_share: float = 0.01
-  eval_documents: int = 256
 
   def __post_init__(self):
     _require(0 <= self.caption_dropout < 1, f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
@@ -383,7 +381,6 @@ class RunConfig:
     sample_every: steps between picture grids and text samples; 0 never.
     checkpoint_every: steps between checkpoints; 0 only at the end.
     keep_checkpoints: how many are kept.
-    eval_every: steps between measurements of the validation loss; 0 never.
     report: write report.html and report.json at the end.
   """
 
@@ -395,7 +392,6 @@ class RunConfig:
   sample_every: int = 0
   checkpoint_every: int = 0
   keep_checkpoints: int = 2
-  eval_every: int = 0
   report: bool = False
 
   def __post_init__(self):
@@ -442,66 +438,3 @@ class Config:
           f"data.sequence_length={self.data.sequence_length} is beyond"
           f" model.transformer.max_positions={self.model.transformer.max_positions}",
       )
-
-
-T = TypeVar("T")
-
-
-def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config") -> T:
-  """Builds a config class from nested mappings (a ConfigDict among them).
-
-  Raises:
-    BadRequest: on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
-  """
-  hints = typing.get_type_hints(cls)
-  unknown = [k for k in values if k not in hints]
-  if unknown:
-    near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.0)
-    raise BadRequest(f"{where} has no field {unknown[0]!r}; the nearest is {near[0]!r}")
-  return cls(**{k: _convert(hints[k], v, f"{where}.{k}") for k, v in values.items()})
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-  """Checks `value` against a type hint; a whole number may stand for a float, a list for a tuple."""
-  origin = typing.get_origin(hint)
-  if dataclasses.is_dataclass(hint):
-    if isinstance(value, hint):
-      return value
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
-      raise BadRequest(f"{where}: expected fields, got {value!r}")
-    return from_dict(hint, value, where=where)
-  if origin is Literal:
-    options = typing.get_args(hint)
-    if value not in options:
-      raise BadRequest(f"{where}={value!r}: choose one of {', '.join(map(str, options))}")
-    return value
-  if origin is tuple:
-    if isinstance(value, str) or not hasattr(value, "__iter__"):
-      raise BadRequest(f"{where}={value!r}: expected a list")
-    args = typing.get_args(hint)
-    items = list(value)
-    if len(args) == 2 and args[1] is Ellipsis:
-      return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(items))
-    if len(items) != len(args):
-      raise BadRequest(f"{where}={value!r}: expected {len(args)} items")
-    return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items)))
-  if origin in (types.UnionType, typing.Union):
-    if value is None:
-      return None
-    return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
-  if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
-  if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-    raise BadRequest(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-  if hint is float and value != value:
-    raise BadRequest(f"{where} is not a number")
-  return value
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-  """Nested plain dicts and lists, ready for JSON; `from_dict` reads them back."""
-  if dataclasses.is_dataclass(config):
-    return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
-  if isinstance(config, tuple):
-    return [to_dict(v) for v in config]
-  return config

@@ -1,4 +1,4 @@
-"""All tests run on the CPU, on eight virtual devices, and keep compiled programs from one run to the next."""
+"""All tests run on the CPU, on eight virtual devices."""
 
 import os
 

@@ -9,8 +9,8 @@ import orthus_jax
 
 ROOT = Path(orthus_jax.__file__).parent
 LEVEL = {
-    "config": 0, "diffusion": 1, "parallel": 1, "models": 2, "data": 2, "training": 3, "inference": 4, "evaluation": 5,
-    "interop": 5, "planning": 5, "serving": 6, "commands": 6, "cli": 7, "__init__": 8,
+    "typed_config": 0, "config": 1, "diffusion": 2, "parallel": 2, "models": 3, "data": 3, "training": 4, "inference": 5, "evaluation": 6,
+    "interop": 6, "planning": 6, "serving": 7, "commands": 7, "cli": 8, "__init__": 9,
 }  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """The forward process, the target and the solvers, as plain functions on arrays.
 
 abar is the cumulative product of 1 - beta. Shapes: a step array t [...] indexes abar; x has one more axis, C.
-Source: FACTS sections 1 and 2 (DDPM; zero terminal SNR after Lin et al., arXiv 2305.08891).
+Source: the paper, section 3, and its released code (DDPM; zero terminal SNR after Lin et al., arXiv 2305.08891).
 """
 
 from __future__ import annotations

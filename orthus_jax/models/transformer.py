@@ -1,7 +1,7 @@
 """The backbone: Chameleon's causal transformer.
 
 Axes: B batch, T positions, S cache slots, D width, F MLP width, N heads, K key-value heads, H head size, L layers.
-Source: FACTS of the released implementation; RMSNorm in fp32, cast back, then scaled; QK-norm (a LayerNorm over each
+Source: the released implementation; RMSNorm in fp32, cast back, then scaled; QK-norm (a LayerNorm over each
 head's values, then a weight and bias per head) before the rotary positions.
 """
 

@@ -1,7 +1,7 @@
 """The VQGAN: pixels to patches of features and back.
 
 Axes: B batch, H W pixels or places, P patches (row by row), C latent values, K codes. Pictures are channels-last,
-in [-1, 1]. Source: FACTS section 2 (Chameleon's image tokenizer): GroupNorm and swish, attention only in the middle,
+in [-1, 1]. Source: Chameleon's image tokenizer: GroupNorm and swish, attention only in the middle,
 downsampling padded on the right and at the bottom.
 """
 

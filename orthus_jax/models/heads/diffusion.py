@@ -111,7 +111,7 @@ class DiffusionHead(nnx.Module):
     return self.denoise(x, self.modulations(t, z))
 
   def loss(self, z_D: jax.Array, feature_C: jax.Array, key: jax.Array) -> jax.Array:
-    """Mean squared error of one position over its draws of (t, eps), in fp32 (paper, Eq. 3; FACTS section 2)."""
+    """Mean squared error of one position over its draws of (t, eps), in fp32 (paper, Eq. 3)."""
     return jnp.mean(self.errors(z_D, feature_C, *self.draw(key)))
 
   def draw(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
