@@ -18,7 +18,7 @@ from orthus_jax.config import BadRequest, Config
 _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption
   orthus evaluate runs/shapes --quick              what the report of a run measures
-  orthus evaluate runs/shapes --stories=0 --steps=50 --guidance=2 --out=/tmp/guidance-2
+  orthus evaluate runs/shapes --stories=0 --steps=50 --guidance=2 --out=runs/guidance-2
 """
 
 
