@@ -72,6 +72,21 @@ def test_accumulation_agrees_with_one_batch(one_device):
 
 
 @pytest.mark.slow
+def test_rows_draw_noise_of_their_own():
+  config = tiny.config()
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
+  batch = task.batch(0)
+  # A row's noise follows from its place in the global batch, so another place gives another loss.
+  loss = jax.jit(
+      lambda model, row_B: task.loss(model, batch, jax.random.key(0), total=task.counts(batch), row_B=row_B)[1]
+  )
+  model = task.init()
+  first, second = loss(model, np.arange(8)), loss(model, np.arange(8, 16))
+  assert float(first["image_loss"]) != float(second["image_loss"])
+  assert float(first["text_loss"]) == float(second["text_loss"])
+
+
+@pytest.mark.slow
 def test_losses_fall_and_parts_stay_frozen(one_device):
   _, before, _ = steps(n=0)
   metrics, after, state = steps(n=4, optimizer__ema_decay=0.5)
