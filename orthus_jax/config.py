@@ -250,6 +250,9 @@ class DataConfig:
     images_per_row: M, pictures that one row can hold.
     learnt_images_per_row: G, how many of them can be learnt rather than given.
     caption_dropout: share of the documents that ask for a picture whose prompt is replaced by the unconditional one.
+    text_length_power: a learnt token of a segment of n positions (an image's patches counted too) weighs n ** -power in
+      the text loss: 0, all tokens alike; 1, all segments alike, so that one-word answers aren't drowned by
+      descriptions; 0.5, between the two (the "square averaging" of InternVL 2.5, arXiv 2412.05271).
     tokenizer: a tokenizer.json or its directory; empty: the one shipped for shapes.
     cache_features: encode each picture once, ahead of training, instead of at every step.
     max_bad_share: more bad records than this share stop the run.
@@ -265,12 +268,16 @@ class DataConfig:
   images_per_row: int = 4
   learnt_images_per_row: int = 4
   caption_dropout: float = 0.1
+  text_length_power: float = 0.0
   tokenizer: str = ""
   cache_features: bool = False
   max_bad_share: float = 0.01
 
   def __post_init__(self):
     _require(0 <= self.caption_dropout < 1, f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
+    _require(
+        0 <= self.text_length_power <= 1, f"data.text_length_power={self.text_length_power} must lie in [0, 1]"
+    )
     _require(0 <= self.max_bad_share <= 1, f"data.max_bad_share={self.max_bad_share} must lie in [0, 1]")
     _require(
         1 <= self.learnt_images_per_row <= self.images_per_row,
