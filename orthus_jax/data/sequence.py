@@ -78,12 +78,15 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
     image.extend([index] * len(ids))
 
   previous: Text | Image | None = None
-  for segment in document.segments:
+  for i, segment in enumerate(document.segments):
     if previous is not None and previous.learn != segment.learn:
       put([tokenizer.sep], previous.learn)
     if isinstance(segment, Text):
       ids = tokenizer.encode(segment.text)
-      if not segment.text.strip() or not ids:
+      # Spaces around a given picture belong to a prompt ("<image> <image> compare them"); elsewhere a text is missing.
+      beside = document.segments[max(i - 1, 0) : i + 2]
+      spaces = not segment.learn and any(isinstance(s, Image) and not s.learn for s in beside)
+      if not ids or not (segment.text.strip() or spaces):
         raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
       put(ids, segment.learn)
     else:
