@@ -78,7 +78,9 @@ class TransformerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PixelsConfig:
-  """How a picture becomes values for the vision tokenizer, (byte * scale - mean) / std, and back; defaults as published.
+  """How a picture becomes values for the vision tokenizer, (byte * scale - mean) / std, and back.
+
+  Defaults are the published processor's.
 
   Attributes:
     shortest_edge: what the shortest edge is scaled to before the centre square is cut out; 0: the resolution.
@@ -95,7 +97,7 @@ class PixelsConfig:
 
   def __post_init__(self):
     _require(self.scale > 0 and min(self.std) > 0, f"pixels.scale={self.scale} and std={self.std} must be above 0")
-    _require(self.shortest_edge >= 0, f"pixels.shortest_edge={self.shortest_edge} must not be negative; 0: the resolution")
+    _require(self.shortest_edge >= 0, f"pixels.shortest_edge={self.shortest_edge} must be 0 (the resolution) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,7 @@ class VisionTokenizerConfig:
     )
     _require(
         self.pixels.shortest_edge == 0 or self.pixels.shortest_edge >= self.resolution,
-        f"pixels.shortest_edge={self.pixels.shortest_edge} must be at least resolution={self.resolution}, or 0 for the same",
+        f"pixels.shortest_edge={self.pixels.shortest_edge} must be 0 or at least resolution={self.resolution}",
     )
     for m in self.channel_multipliers:
       _require(
