@@ -46,7 +46,8 @@ IMAGE_PROCESSOR = {
     "rescale_factor": 0.0078, "size": {"shortest_edge": RESOLUTION},
 }  # fmt: skip
 TOKENIZER_CONFIG = {
-    "bos_token": "<s>", "eos_token": "</s>", "pad_token": {"content": "<pad>", "lstrip": False}, "unk_token": "<unk>",
+    "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+    "pad_token": {"__type": "AddedToken", "content": "<pad>", "lstrip": False, "rstrip": False, "normalized": False},
     "sep_token": "<reserved08706>", "image_token": "<image>", "boi_token": "<racm3:break>", "eoi_token": "<eoss>",
     "padding_side": "left", "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
     "model_input_names": ["input_ids", "attention_mask"],
