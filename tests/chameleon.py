@@ -42,7 +42,7 @@ def reference(name: str) -> ModuleType:
     pytest.skip(f"{name} isn't installed: pip install -e '.[test,parity]' to compare with it")
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Pair:
   """The same model twice: `theirs` of transformers, in fp32, and ours as a config, a structure and parameters."""
 
@@ -50,6 +50,7 @@ class Pair:
   config: ModelConfig
   params: dict[str, jax.Array]
 
+  @functools.cache
   def ours(self, dtype: str = "float32") -> Orthus:
     """Our model, computing in a dtype."""
     transformer = dataclasses.replace(self.config.transformer, dtype=dtype)
@@ -81,6 +82,7 @@ def pair(style: str, *, levels: tuple[int, ...] = (1, 2), resolution: int = 8, b
     base: its channels at full resolution; theirs must be multiples of 32.
   """
   torch, transformers = reference("torch"), reference("transformers")
+  torch.set_num_threads(1)  # more of them cost more than they give, at these sizes
   t = TransformerConfig(
       vocab_size=VOCAB, width=64, mlp_width=96, layers=3, heads=4, kv_heads=4 if style == "7B" else 2, head_dim=16,
       max_positions=128, norm_placement="pre" if style == "7B" else "swin", dtype="float32", remat="none",

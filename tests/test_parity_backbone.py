@@ -44,14 +44,16 @@ def theirs_on(pair, ids_BT, real_BT, position_BT, **more):
     )  # fmt: skip
 
 
-def ours_by_layer(model, ids_BT, real_BT, position_BT) -> list[jax.Array]:
-  """Embeddings, the states after each layer, and those after the final norm."""
+@jax.jit
+def ours_on(model, ids_BT, real_BT, position_BT) -> tuple[list[jax.Array], jax.Array, jax.Array]:
+  """Layer by layer: embeddings, the states after each layer and the final norm; as it is used: states and logits."""
   attend = functools.partial(attention.causal_attention, segment_ids_BT=jnp.asarray(real_BT, jnp.int32))
   states = [model.embed_tokens(jnp.asarray(ids_BT))]
   for l in range(model.config.transformer.layers):
     layer = jax.tree.map(lambda x: x[l], model.transformer.layers)
     states.append(layer(states[-1], jnp.asarray(position_BT), attend))
-  return [*states, model.transformer.norm(states[-1])]
+  scanned = model.transformer(states[0], position_BT=position_BT, segment_ids_BT=real_BT.astype(jnp.int32))
+  return [*states, model.transformer.norm(states[-1])], scanned, model.logits(scanned)
 
 
 @pytest.mark.parametrize("lengths", [(17,), LENGTHS], ids=["one", "batch"])
@@ -60,17 +62,16 @@ def test_every_layer(pair, style, lengths):
   real = inputs[1]
   out = []
   theirs = chameleon.layer_states(pair.theirs, lambda: out.append(theirs_on(pair, *inputs)))
-  ours = jax.jit(ours_by_layer)(pair.ours(), *inputs)
+  ours, scanned, logits = ours_on(pair.ours(), *inputs)
   assert len(theirs) == pair.config.transformer.layers + 1 == len(ours) - 1
   for l, (value, expected) in enumerate(zip(ours, theirs)):
     what = f"layer {l}" if l else "token embedding"
     close(f"{style} style, {what}", np.asarray(value)[real], expected[real], 1e-5)
   hidden = pair.theirs.model.norm(chameleon.reference("torch").from_numpy(theirs[-1])).detach().numpy()
   close(f"{style} style, final norm", np.asarray(ours[-1])[real], hidden[real], 1e-5)
-  # The scanned layers are these layers.
-  scanned = pair.ours().transformer(ours[0], position_BT=inputs[2], segment_ids_BT=real.astype(np.int32))
+  # The layers that are scanned over are these layers.
   close(f"{style} style, final norm", np.asarray(scanned)[real], hidden[real], 1e-5)
-  check_logits(pair, style, np.asarray(pair.ours().logits(scanned))[real], out[0].logits.numpy()[real])
+  check_logits(pair, style, np.asarray(logits)[real], out[0].logits.numpy()[real])
 
 
 def check_logits(pair, style, ours, theirs):
@@ -82,44 +83,60 @@ def check_logits(pair, style, ours, theirs):
   np.testing.assert_array_equal(ours.argmax(-1), theirs.argmax(-1))
 
 
-@pytest.mark.parametrize("lengths", [(17,), LENGTHS], ids=["one", "batch"])
-def test_with_a_cache(pair, style, lengths):
-  """A prompt, three positions at once, then one by one; ours starts each row at slot 0, theirs pads on the left."""
-  transformers = chameleon.reference("transformers")
-  ids_BT, real_BT, position_BT = prompts(lengths)
-  B, T = ids_BT.shape
-  more = np.random.default_rng(1).choice(np.asarray(chameleon.TEXT), (B, 5))
-  model, n_B = pair.ours(), np.asarray(lengths)
-  rows = np.full((B, T), 1)
-  for b, n in enumerate(n_B):
-    rows[b, :n] = ids_BT[b, T - n :]
-  extend = jax.jit(lambda x, cache, start: model.extend(x, cache, start_B=start))
-  cache = Cache.empty(pair.config.transformer, batch=B, slots=T + 5)
-  hidden, cache = extend(model.embed_tokens(jnp.asarray(rows)), cache, jnp.zeros(B, jnp.int32))
-  past = transformers.DynamicCache(config=pair.theirs.config)
+@jax.jit
+def extend(model, ids_BT, cache, start_B):
+  hidden_BTD, cache = model.extend(model.embed_tokens(ids_BT), cache, start_B=start_B)
+  return model.logits(hidden_BTD), cache
+
+
+STEPS = ((0, 3), (3, 4), (4, 5))  # after the prompt: three positions at once, then one by one
+
+
+def theirs_with_a_cache(pair, ids_BT, real_BT, position_BT, more_BN) -> np.ndarray:
+  """Logits [B, 1 + N, V] at the end of each prompt and at what follows."""
+  past = chameleon.reference("transformers").DynamicCache(config=pair.theirs.config)
   out = theirs_on(pair, ids_BT, real_BT, position_BT, past_key_values=past, use_cache=True)
-  ours = [np.asarray(model.logits(hidden))[np.arange(B), n_B - 1]]
-  theirs = [out.logits[:, -1].numpy()]
-  for start, stop in ((0, 3), (3, 4), (4, 5)):
-    step = more[:, start:stop]
-    hidden, cache = extend(model.embed_tokens(jnp.asarray(step)), cache, jnp.asarray(n_B + start))
-    seen = np.concatenate([real_BT, np.ones((B, stop), bool)], axis=1)
-    position = n_B[:, None] + np.arange(start, stop)
-    out = theirs_on(pair, step, seen, position, past_key_values=past, use_cache=True)
-    ours += list(np.asarray(model.logits(hidden)).swapaxes(0, 1))
-    theirs += list(out.logits.numpy().swapaxes(0, 1))
-  legal = np.asarray(theirs[0][0] > np.finfo(np.float32).min)
-  for value, expected in zip(ours, theirs, strict=True):
-    close(f"{style} style, logits with a cache", value[:, legal], expected[:, legal], 1e-5)
+  logits, n_B1 = [out.logits[:, -1:].numpy()], real_BT.sum(axis=1, keepdims=True)
+  for start, stop in STEPS:
+    seen = np.concatenate([real_BT, np.ones((len(ids_BT), stop), bool)], axis=1)
+    position = n_B1 + np.arange(start, stop)
+    out = theirs_on(pair, more_BN[:, start:stop], seen, position, past_key_values=past, use_cache=True)
+    logits.append(out.logits.numpy())
+  return np.concatenate(logits, axis=1)
+
+
+def test_with_a_cache(pair, style):
+  """Against theirs row by row, and padded on the left; ours starts each row at slot 0 and so pads on the right."""
+  ids_BT, real_BT, position_BT = prompts(LENGTHS)
+  (B, T), n_B = ids_BT.shape, np.asarray(LENGTHS)
+  more_BN = np.random.default_rng(1).choice(np.asarray(chameleon.TEXT), (B, STEPS[-1][1]))
+  shifted_BT = np.stack([np.roll(row, n) for row, n in zip(ids_BT, n_B)])
+  cache = Cache.empty(pair.config.transformer, batch=B, slots=T + more_BN.shape[1])
+  logits, cache = extend(pair.ours(), shifted_BT, cache, np.zeros(B, np.int32))
+  ours = [np.asarray(logits)[np.arange(B), n_B - 1][:, None]]
+  for start, stop in STEPS:
+    logits, cache = extend(pair.ours(), more_BN[:, start:stop], cache, n_B + start)
+    ours.append(np.asarray(logits))
+  ours_BNV = np.concatenate(ours, axis=1)
+  batch_BNV = theirs_with_a_cache(pair, ids_BT, real_BT, position_BT, more_BN)
+  legal = batch_BNV[0, 0] > np.finfo(np.float32).min
+  close(f"{style} style, logits with a cache", ours_BNV[..., legal], batch_BNV[..., legal], 1e-5)
+  for b, n in enumerate(LENGTHS):
+    alone = (x[b : b + 1, T - n :] for x in (ids_BT, real_BT, position_BT))
+    expected_BNV = theirs_with_a_cache(pair, *alone, more_BN[b : b + 1])
+    close(f"{style} style, logits with a cache", ours_BNV[b : b + 1, :, legal], expected_BNV[..., legal], 1e-5)
 
 
 def test_bfloat16(pair, style):
-  inputs = prompts(LENGTHS)
-  real = inputs[1]
-  theirs = theirs_on(pair, *inputs, output_hidden_states=True)
-  hidden = theirs.hidden_states[-1].numpy()
-  ours = jax.jit(ours_by_layer)(pair.ours("bfloat16"), *inputs)
-  assert ours[-1].dtype == jnp.bfloat16
-  value = np.asarray(ours[-1].astype(jnp.float32))[real]
-  close(f"{style} style, final norm in bf16 (theirs in fp32)", value, hidden[real], 2e-2)
-  assert relative_error(value, hidden[real]) > 1e-4, "this isn't bf16"
+  ids_BT, real_BT, position_BT = prompts(LENGTHS)
+  theirs = theirs_on(pair, ids_BT, real_BT, position_BT, output_hidden_states=True)
+  hidden = theirs.hidden_states[-1].numpy()[real_BT]
+  model = pair.ours("bfloat16")
+  run = jax.jit(lambda model, ids: model.transformer(
+      model.embed_tokens(ids), position_BT=position_BT, segment_ids_BT=real_BT.astype(np.int32)
+  ))  # fmt: skip
+  value_BTD = run(model, ids_BT)
+  assert value_BTD.dtype == jnp.bfloat16
+  value = np.asarray(value_BTD.astype(jnp.float32))[real_BT]
+  close(f"{style} style, final norm in bf16 (theirs in fp32)", value, hidden, 2e-2)
+  assert relative_error(value, hidden) > 1e-4, "this isn't bf16"
