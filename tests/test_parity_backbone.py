@@ -140,3 +140,12 @@ def test_bfloat16(pair, style):
   value = np.asarray(value_BTD.astype(jnp.float32))[real_BT]
   close(f"{style} style, final norm in bf16 (theirs in fp32)", value, hidden, 2e-2)
   assert relative_error(value, hidden) > 1e-4, "this isn't bf16"
+
+
+def test_a_missing_library_is_skipped_but_not_where_parity_is_required(monkeypatch):
+  monkeypatch.delenv("ORTHUS_REQUIRE_PARITY", raising=False)
+  with pytest.raises(pytest.skip.Exception, match=r"no_such_library isn't installed: pip install -e '.\[test,parity\]'"):
+    chameleon.reference("no_such_library")
+  monkeypatch.setenv("ORTHUS_REQUIRE_PARITY", "1")
+  with pytest.raises(ImportError):
+    chameleon.reference("no_such_library")
