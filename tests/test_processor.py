@@ -93,8 +93,9 @@ def test_markers_must_match_pictures():
 def test_special_tokens_are_called_what_the_files_call_them(tmp_path):
   directory = published.write(tmp_path, tokens=dict(sep_token="<reserved08705>", eos_token=None))
   assert read_tokenizer(directory).sep == SEP - 1
-  published.write(tmp_path, tokens=dict(sep_token=None, extra_special_tokens=dict(sep_token="<reserved08705>")))
-  assert read_tokenizer(directory).sep == SEP - 1
+  for place in ("extra_special_tokens", "model_specific_special_tokens"):
+    published.write(tmp_path, tokens={"sep_token": None, place: dict(sep_token="<reserved08705>")})
+    assert read_tokenizer(directory).sep == SEP - 1
   published.write(tmp_path, tokens=dict(sep_token=None))
   assert read_tokenizer(directory).sep == SEP
   (tmp_path / "special_tokens_map.json").write_text(json.dumps(dict(sep_token=dict(content="<reserved08705>"))))
