@@ -83,13 +83,11 @@ class PixelsConfig:
   Defaults are the published processor's.
 
   Attributes:
-    shortest_edge: what the shortest edge is scaled to before the centre square is cut out; 0: the resolution.
-    resample: the filter.
+    resample: the filter that scales the shortest edge to the resolution, before the centre square is cut out.
     scale: of a byte; the published one isn't 1 / 127.5, so that white is 0.989 and not 1.
     mean, std: of red, green and blue.
   """
 
-  shortest_edge: int = 0
   resample: Literal["lanczos", "nearest", "bilinear", "bicubic", "box", "hamming"] = "lanczos"
   scale: float = 0.0078
   mean: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -97,7 +95,6 @@ class PixelsConfig:
 
   def __post_init__(self):
     _require(self.scale > 0 and min(self.std) > 0, f"pixels.scale={self.scale} and std={self.std} must be above 0")
-    _require(self.shortest_edge >= 0, f"pixels.shortest_edge={self.shortest_edge} must be 0 (the resolution) or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,10 +129,6 @@ class VisionTokenizerConfig:
     _require(
         self.resolution % factor == 0 and self.resolution >= factor,
         f"resolution={self.resolution} must be a multiple of {factor}, as there are {len(self.channel_multipliers)} levels",
-    )
-    _require(
-        self.pixels.shortest_edge == 0 or self.pixels.shortest_edge >= self.resolution,
-        f"pixels.shortest_edge={self.pixels.shortest_edge} must be 0 or at least resolution={self.resolution}",
     )
     for m in self.channel_multipliers:
       _require(

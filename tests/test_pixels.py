@@ -1,12 +1,15 @@
 """What a model's config says about pictures is what training, generation and scoring do."""
 
+import dataclasses
+import json
+
 from flax import nnx
 import jax
 import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data import images
+from orthus_jax.data import images, sources
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.evaluation import reconstruction
@@ -19,9 +22,7 @@ import tiny
 
 CONFIG = tiny.config(
     model__vision_tokenizer__resolution=16, model__vision_tokenizer__channel_multipliers=[1, 1, 1],
-    model__vision_tokenizer__pixels=dict(
-        shortest_edge=20, resample="box", scale=1 / 255, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.2]
-    ),
+    model__vision_tokenizer__pixels=dict(resample="box", scale=1 / 255, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.2]),
 )  # fmt: skip
 VISION = CONFIG.model.vision_tokenizer
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 41, 3), dtype=np.uint8)
@@ -43,7 +44,11 @@ def features(model) -> np.ndarray:
   return np.asarray(jax.jit(lambda t, x: t.encode(x))(tokenizer, values[None])[0])
 
 
-def test_pictures_are_fitted_as_the_config_says(model):
+def test_pictures_are_fitted_as_the_config_says(model, tmp_path):
+  images.save_png(tmp_path / "a.png", PICTURE)
+  (tmp_path / "metadata.jsonl").write_text(json.dumps({"image": "a.png", "text": "red"}))
+  folder = dataclasses.replace(CONFIG, data=dataclasses.replace(CONFIG.data, path=str(tmp_path)))
+  np.testing.assert_array_equal(sources.open_source(folder, "train")[0].images[0].pixels, FITTED)
   d = Document((Image(PICTURE), Text("red", learn=True)), id="one")
   for fitted in (
       Pipeline([d], tiny.tokenizer(), CONFIG).table.pixels[0],
@@ -69,8 +74,6 @@ def test_pixels_are_scaled_as_the_config_says(model, features):
 
 def test_impossible_settings_are_refused():
   for pixels, reason in (
-      (dict(shortest_edge=7), "at least resolution=8"),
-      (dict(shortest_edge=-1), "must be 0"),
       (dict(scale=0.0), "above 0"),
       (dict(std=[1.0, 0.0, 1.0]), "above 0"),
       (dict(resample="sinc"), "choose one of lanczos"),
