@@ -13,9 +13,9 @@ from typing import Literal
 from orthus_jax.typed_config import BadRequest, from_dict, to_dict
 
 __all__ = [
-    "BadRequest", "Config", "DataConfig", "DiffusionConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "RunConfig",
-    "SamplingConfig", "TokenizerLossConfig", "TransformerConfig", "VisionEmbeddingConfig", "VisionTokenizerConfig",
-    "from_dict", "to_dict",
+    "BadRequest", "Config", "DataConfig", "DiffusionConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PixelsConfig",
+    "RunConfig", "SamplingConfig", "TokenizerLossConfig", "TransformerConfig", "VisionEmbeddingConfig",
+    "VisionTokenizerConfig", "from_dict", "to_dict",
 ]  # fmt: skip
 
 
@@ -77,10 +77,32 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelsConfig:
+  """How a picture becomes values for the vision tokenizer, (byte * scale - mean) / std, and back.
+
+  Defaults are the published processor's.
+
+  Attributes:
+    resample: the filter that scales the shortest edge to the resolution, before the centre square is cut out.
+    scale: of a byte; the published one isn't 1 / 127.5, so that white is 0.989 and not 1.
+    mean, std: of red, green and blue.
+  """
+
+  resample: Literal["lanczos", "nearest", "bilinear", "bicubic", "box", "hamming"] = "lanczos"
+  scale: float = 0.0078
+  mean: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+  def __post_init__(self):
+    _require(self.scale > 0 and min(self.std) > 0, f"pixels.scale={self.scale} and std={self.std} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
 class VisionTokenizerConfig:
   """The VQGAN.
 
   Attributes:
+    pixels: how pictures become its input.
     resolution: pixels per side.
     base_channels: channels at full resolution, before `channel_multipliers`.
     channel_multipliers: one per level; each level but the last halves the resolution.
@@ -91,6 +113,7 @@ class VisionTokenizerConfig:
     dtype: what it is computed in.
   """
 
+  pixels: PixelsConfig = PixelsConfig()
   resolution: int = 512
   base_channels: int = 128
   channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)

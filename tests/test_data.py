@@ -75,7 +75,19 @@ def test_empty_documents_and_texts_are_refused():
   with pytest.raises(BadRequest, match="is empty"):
     layout(Document(()), TK, patches=P)
   with pytest.raises(BadRequest, match="empty text"):
-    layout(document("  ", PIXELS), TK, patches=P)
+    layout(document("  ", PIXELS, learn=[1]), TK, patches=P)
+  with pytest.raises(BadRequest, match="empty text"):
+    layout(document(PIXELS, "  ", learn=[1]), TK, patches=P)
+  with pytest.raises(BadRequest, match="empty text"):
+    layout(document(PIXELS, ""), TK, patches=P)
+  with pytest.raises(BadRequest, match="empty text"):
+    layout(document("  "), TK, patches=P)
+
+
+def test_spaces_around_given_pictures_are_kept():
+  spaced = layout(document(PIXELS, "  ", PIXELS, "what"), TK, patches=P)
+  plain = layout(document(PIXELS, PIXELS, "what"), TK, patches=P)
+  assert len(spaced) == len(plain) + len(TK.encode("  "))
 
 
 def test_unconditional_prompt():

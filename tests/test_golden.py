@@ -4,6 +4,7 @@ import csv
 import json
 import math
 from pathlib import Path
+import re
 import zlib
 
 from flax import nnx
@@ -18,8 +19,14 @@ from orthus_jax.interop.names import import_params, published_name
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 
+from measured import close
+
 FOLDER = Path(__file__).parent / "golden"
 P = 16
+INPUTS = {
+    "pixels", "patches", "input_ids", "logits_stride", "text_ids", "head_x", "head_t", "head_z", "q_x0", "q_eps", "ddim_x",
+    "ddim_z", "loss_t", "loss_eps",
+}  # fmt: skip
 
 
 def _draw(name: str, shape: list[int]) -> np.ndarray:
@@ -65,11 +72,8 @@ def model() -> Orthus:
   return params_lib.merge(graphdef, {n: jnp.asarray(v) for n, v in params.items()})
 
 
-def error(value, reference) -> float:
-  """Norm of the difference over norm of the reference."""
-  value, reference = np.asarray(value, np.float64), np.asarray(reference, np.float64)
-  assert value.shape == reference.shape
-  return float(np.linalg.norm(value - reference) / np.linalg.norm(reference))
+def check(golden, name: str, value, limit: float) -> None:
+  close(f"golden {name}", value, golden[name], limit)
 
 
 def nchw(x):
@@ -93,23 +97,22 @@ def hidden_of(model, golden):
 def test_vision_tokenizer(model, golden):
   pixels = golden["pixels"].transpose(0, 2, 3, 1)
   latents = jax.jit(lambda m, x: m.vision_tokenizer.encode(x))(model, pixels)
-  assert error(latents, golden["latents"].reshape(2, 16, 256)) < 1e-4
-  codes = model.vision_tokenizer.quantise(jnp.asarray(golden["latents"].reshape(2, 16, 256)))
-  np.testing.assert_array_equal(codes, golden["vq_indices"])
+  check(golden, "latents", latents.reshape(2, 4, 4, 256), 1e-4)
+  np.testing.assert_array_equal(model.vision_tokenizer.quantise(latents), golden["vq_indices"])
   decode = jax.jit(lambda m, z: m.vision_tokenizer.decode(z))
-  assert error(nchw(decode(model, golden["latents"][:1].reshape(1, 16, 256))), golden["decoded"]) < 1e-4
+  check(golden, "decoded", nchw(decode(model, golden["latents"][:1].reshape(1, 16, 256))), 1e-4)
   rows = model.vision_tokenizer.codebook[...][golden["vq_indices"][:1]]
-  assert error(nchw(decode(model, rows)), golden["decoded_from_indices"]) < 1e-4
+  check(golden, "decoded_from_indices", nchw(decode(model, rows)), 1e-4)
 
 
 def test_soft_vq_embedding(model, golden):
-  assert error(model.embed_features(golden["patches"]), golden["soft_vq_embedding"]) < 1e-5
+  check(golden, "soft_vq_embedding", model.embed_features(golden["patches"]), 1e-5)
 
 
 def test_hidden_states_and_logits(model, golden):
   hidden = hidden_of(model, golden)
-  assert error(hidden, golden["hidden"]) < 1e-5
-  assert error(model.logits(hidden)[..., :: int(golden["logits_stride"])], golden["logits"]) < 1e-5
+  check(golden, "hidden", hidden, 1e-5)
+  check(golden, "logits", model.logits(hidden)[..., :: int(golden["logits_stride"])], 1e-5)
 
 
 def test_text_alone(model, golden):
@@ -118,7 +121,7 @@ def test_text_alone(model, golden):
       ids, features_BJC=jnp.zeros((2, 1, 256)), slot_BT=jnp.full_like(ids, -1),
       position_BT=jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape), segment_ids_BT=jnp.ones_like(ids),
   )  # fmt: skip
-  assert error(hidden, golden["text_hidden"]) < 1e-5
+  check(golden, "text_hidden", hidden, 1e-5)
 
 
 def test_cross_entropy(model, golden):
@@ -126,23 +129,23 @@ def test_cross_entropy(model, golden):
   targets = golden["input_ids"][:, 1:]
   logp = np.asarray(jax.nn.log_softmax(logits))
   nll = -np.take_along_axis(logp, targets[..., None], axis=-1)[..., 0]
-  assert error(nll[targets != 8711].mean(), golden["loss_ce_text_only"]) < 1e-5
+  check(golden, "loss_ce_text_only", nll[targets != 8711].mean(), 1e-5)
 
 
 def test_head(model, golden):
   v = model.image_head(jnp.asarray(golden["head_x"]), jnp.asarray(golden["head_t"]), jnp.asarray(golden["head_z"]))
-  assert error(v, golden["head_v"]) < 1e-5
+  check(golden, "head_v", v, 1e-5)
 
 
 def test_schedule_noising_and_target(golden):
   config = DiffusionConfig()
   abar = process.alphas_cumprod(config)
-  assert error(abar, golden["alphas_cumprod"]) < 1e-5
+  check(golden, "alphas_cumprod", abar, 1e-5)
   assert abar[999] == 0
   np.testing.assert_array_equal(process.timesteps(config, 100), golden["ddim_timesteps"])
   at = jnp.asarray(abar)[golden["head_t"]]
-  assert error(process.add_noise(golden["q_x0"], golden["q_eps"], at), golden["q_xt"]) < 1e-5
-  assert error(process.target(golden["q_x0"], golden["q_eps"], at, kind="velocity"), golden["q_v"]) < 1e-5
+  check(golden, "q_xt", process.add_noise(golden["q_x0"], golden["q_eps"], at), 1e-5)
+  check(golden, "q_v", process.target(golden["q_x0"], golden["q_eps"], at, kind="velocity"), 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +161,7 @@ def test_sampling(model, golden, name, rows, weights, steps):
   z = golden["ddim_z"][np.asarray(rows)]
   weights = jnp.asarray(weights)
   sample = jax.jit(jax.vmap(lambda z, x: model.image_head.sample(z, weights, x, steps=steps)))
-  assert error(sample(z, golden["ddim_x"]), golden[name]) < 1e-4
+  check(golden, name, sample(z, golden["ddim_x"]), 1e-4)
 
 
 def test_diffusion_loss(model, golden):
@@ -168,7 +171,16 @@ def test_diffusion_loss(model, golden):
   features = np.tile(golden["patches"].reshape(-1, 256), (4, 1))
   t, eps = golden["loss_t"][:, None], golden["loss_eps"][:, None]
   errors = jax.vmap(model.image_head.errors)(z, features, t, eps)
-  assert error(errors.mean(), golden["loss_diffusion"]) < 1e-5
+  check(golden, "loss_diffusion", errors.mean(), 1e-5)
+
+
+def test_no_array_is_left_out(golden):
+  # An output counts as compared where its name follows check(golden, or stands among the parameters of test_sampling.
+  source = Path(__file__).read_text()
+  compared = set(re.findall(r'check\(golden, "(\w+)"', source)) | set(re.findall(r'\("(ddim_\w+)", \[', source))
+  exact = set(re.findall(r'assert_array_equal\(.*golden\["(\w+)"\]\)', source))
+  assert compared | exact | INPUTS == set(golden)
+  assert not (compared | exact) & INPUTS
 
 
 def test_published_keys_and_sizes_of_the_7b_model():

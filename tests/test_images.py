@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from orthus_jax.config import BadRequest
+from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data import images
+
+PUBLISHED = PixelsConfig()
 
 
 def noise(height, width, seed=0):
@@ -151,7 +153,7 @@ def whole_then_cropped(pixels, resolution):
 def test_fit_is_resize_then_centre_crop(short, ratio, tall, resolution):
   size = (int(short * ratio), short) if tall else (short, int(short * ratio))
   pixels = noise(*size)
-  fitted = images.fit(pixels, resolution)
+  fitted = images.fit(pixels, resolution, PUBLISHED)
   assert fitted.dtype == np.uint8 and fitted.shape == (resolution, resolution, 3)
   assert np.array_equal(fitted, whole_then_cropped(pixels, resolution))
 
@@ -160,39 +162,58 @@ def test_fit_is_resize_then_centre_crop(short, ratio, tall, resolution):
 def test_fit_of_strips_is_the_same(shape):
   smooth = np.asarray(Image.fromarray(noise(6, 6)).resize(shape[::-1], Image.Resampling.BICUBIC))
   expected = whole_then_cropped(smooth, 48).astype(int)
-  assert np.abs(images.fit(smooth, 48) - expected).max() <= 4
+  assert np.abs(images.fit(smooth, 48, PUBLISHED) - expected).max() <= 4
   assert expected.std() > 20
 
 
 def test_fit_leaves_the_right_size_alone():
   pixels = noise(32, 32)
-  assert images.fit(pixels, 32) is pixels
+  assert images.fit(pixels, 32, PUBLISHED) is pixels
 
 
 def test_fit_of_a_strip_is_cheap():
-  assert images.fit(np.zeros((1, 60_000, 3), np.uint8), 512).shape == (512, 512, 3)
+  assert images.fit(np.zeros((1, 60_000, 3), np.uint8), 512, PUBLISHED).shape == (512, 512, 3)
+
+
+@pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "box", "hamming"])
+def test_fit_with_other_filters(resample):
+  pixels = noise(60, 40)
+  expected = Image.fromarray(pixels).resize((20, 30), Image.Resampling[resample.upper()])
+  assert np.array_equal(images.fit(pixels, 20, PixelsConfig(resample=resample)), np.asarray(expected)[5:25])
 
 
 def test_fit_refuses():
   with pytest.raises(BadRequest, match="resolution of 0"):
-    images.fit(noise(2, 2), 0)
+    images.fit(noise(2, 2), 0, PUBLISHED)
   with pytest.raises(BadRequest, match="float32"):
-    images.fit(noise(2, 2).astype(np.float32), 2)
+    images.fit(noise(2, 2).astype(np.float32), 2, PUBLISHED)
 
 
 @pytest.mark.parametrize("xp", [np, jnp])
 def test_scaling_round_trip(xp):
   pixels = xp.arange(256, dtype=xp.uint8).reshape(2, 128)
-  values = images.to_model(pixels)
+  values = images.to_model(pixels, PUBLISHED)
   assert values.dtype == xp.float32 and isinstance(values, type(pixels))
   assert float(values[0, 0]) == -1 and float(values[1, -1]) == pytest.approx(255 * 0.0078 - 1)
-  back = images.from_model(values)
+  back = images.from_model(values, PUBLISHED)
   assert back.dtype == xp.uint8 and isinstance(back, type(pixels)) and bool((back == pixels).all())
+
+
+@pytest.mark.parametrize("xp", [np, jnp])
+def test_other_scales_per_channel(xp):
+  config = PixelsConfig(scale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))
+  pixels = xp.asarray(noise(3, 4))
+  values = images.to_model(pixels, config)
+  assert values.dtype == xp.float32
+  expected = (np.asarray(pixels) / 255 - [0.5, 0.4, 0.3]) / [0.5, 0.25, 0.2]
+  np.testing.assert_allclose(values, expected, atol=1e-6)
+  back = images.from_model(values, config)
+  assert back.dtype == xp.uint8 and bool((back == pixels).all())
 
 
 def test_from_model_rounds_and_clips():
   values = np.array([-3, -1 - 1e-6, -1 + 0.0078 * 2.6, 1, 40], np.float32)
-  assert images.from_model(values).tolist() == [0, 0, 3, 255, 255]
+  assert images.from_model(values, PUBLISHED).tolist() == [0, 0, 3, 255, 255]
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3))))

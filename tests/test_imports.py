@@ -37,9 +37,20 @@ def test_imports_run_one_way():
   assert not wrong
 
 
+def test_no_other_framework_is_imported_anywhere():
+  wrong = []
+  for path in ROOT.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+      names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+      wrong += [f"{path.name}: {n}" for n in names if n.split(".")[0] in ("torch", "transformers", "tensorflow")]
+  assert not wrong
+
+
 def test_data_runs_without_jax_or_tensorflow():
   code = (
       "import sys; import orthus_jax; from orthus_jax.data import folder, images, sequence, packing;"
+      "from orthus_jax.interop import processor;"
       "from orthus_jax.data.shapes import world, builder;"
       "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules), sys.modules.keys() & {'jax', 'tensorflow', 'torch'}"
   )

@@ -14,7 +14,7 @@ import time
 from orthus_jax.commands import common
 from orthus_jax.config import BadRequest
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.documents import Document, Image, Text, interleaved
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -32,7 +32,8 @@ img {{ display: block; width: 16rem; max-width: 100%; margin: 1rem 0; border-rad
 def _parser() -> common.Parser:
   parser = common.Parser(
       prog="orthus generate",
-      description="Draws, answers, edits or tells a story. Pictures of the prompt come before its text.",
+      description="Draws, answers, edits or tells a story. Pictures of the prompt come before its text, or where it says"
+      " <image>.",
   )
   add = parser.add_argument
   add("model", help="a run's directory or one of its checkpoints")
@@ -66,9 +67,8 @@ def main(argv: Sequence[str]) -> int:
   out = Path(args.out) if args.out else None
   if out and out.suffix == ".png" and args.count > 1:
     raise BadRequest("--out names one picture, but --count asks for several: give a directory")
-  segments = [Image(images_lib.load_image(file)) for file in args.image]
-  if args.prompt.strip():
-    segments.append(Text(args.prompt.strip()))
+  pictures, text = [images_lib.load_image(file) for file in args.image], args.prompt.strip()
+  segments = interleaved(text if "<image>" in text else "<image>" * len(pictures) + text, pictures).segments
 
   common.start()
   from orthus_jax.inference import model as model_lib

@@ -179,8 +179,9 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict
   if config.run.report:
     held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
     documents = (held_out[n] for n in range(len(held_out)))
-    resolution = config.model.vision_tokenizer.resolution
-    pictures = [images_lib.fit(i.pixels, resolution) for d in documents if d is not None for i in d.images]
+    vision = config.model.vision_tokenizer
+    images = (i.pixels for d in documents if d is not None for i in d.images)
+    pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
     figures["scores"], rows = reconstruction.evaluate(result.graphdef, result.params, pictures)
     images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
     for name, value in figures["scores"].items():

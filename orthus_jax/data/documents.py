@@ -93,6 +93,26 @@ class Document:
     return dataclasses.replace(self, segments=self.segments[len(self.prompt().segments):])
 
 
+def interleaved(text: str, pictures: Iterable[np.ndarray] = (), *, image: str = "<image>") -> Document:
+  """A Document from a published prompt: text with a marker wherever a picture belongs.
+
+  Args:
+    text: "<image>What is this?", say; whatever stands between two markers is kept, spaces included.
+    pictures: uint8 [height, width, 3] each, in the order of their markers.
+    image: the marker.
+
+  Raises:
+    BadRequest: there are more or fewer markers than pictures.
+  """
+  parts, pictures = text.split(image), list(pictures)
+  if len(parts) - 1 != len(pictures):
+    raise BadRequest(f"the prompt has {len(parts) - 1} of {image!r} for {len(pictures)} pictures: give one for each")
+  segments: list[Segment] = [Text(parts[0])]
+  for picture, part in zip(pictures, parts[1:]):
+    segments += [Image(np.asarray(picture)), Text(part)]
+  return Document(tuple(s for s in segments if not isinstance(s, Text) or s.text))
+
+
 def document(*segments: Segment | str | np.ndarray, learn: Iterable[int] = (), **fields: Any) -> Document:
   """Builds a Document from bare strings and arrays.
 

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from orthus_jax.config import BadRequest
+from orthus_jax.config import BadRequest, PixelsConfig
 
 MAX_PIXELS = 100_000_000
-# The published Chameleon processor's scale; not 1 / 127.5, so that white is 0.989 and not 1.
-SCALE = 0.0078
 
 _WHITE = (255, 255, 255)
 # Of strips longer than this many squares only the square that is kept is resampled: the whole might fill the memory.
@@ -61,14 +59,13 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     raise BadRequest(f"{name} can't be read as a picture: {reason}") from e
 
 
-def fit(pixels: np.ndarray, resolution: int) -> np.ndarray:
-  """Scales the shortest edge to a resolution with Lanczos' filter and cuts the centre square out.
-
-  This is the published Chameleon processor.
+def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray:
+  """Scales the shortest edge to a resolution and cuts the centre square out, as the published Chameleon processor does.
 
   Args:
     pixels: uint8 [height, width, 3].
     resolution: edge of the square, in pixels.
+    config: the filter.
 
   Returns:
     uint8 [resolution, resolution, 3]; the argument itself where it has that size already.
@@ -80,25 +77,38 @@ def fit(pixels: np.ndarray, resolution: int) -> np.ndarray:
   if height == width == resolution:
     return pixels
   image = Image.fromarray(pixels)
+  resample = Image.Resampling[config.resample.upper()]
   scaled = [resolution * edge // min(height, width) for edge in (width, height)]
   left, top = [(edge - resolution) // 2 for edge in scaled]
   if max(scaled) <= _STRIP * resolution:
-    whole = image.resize(scaled, Image.Resampling.LANCZOS)
+    whole = image.resize(scaled, resample)
     return np.array(whole.crop((left, top, left + resolution, top + resolution)))
   x = [width * at / scaled[0] for at in (left, left + resolution)]
   y = [height * at / scaled[1] for at in (top, top + resolution)]
   box = (x[0], y[0], min(x[1], width), min(y[1], height))
-  return np.array(image.resize((resolution, resolution), Image.Resampling.LANCZOS, box=box))
+  return np.array(image.resize((resolution, resolution), resample, box=box))
 
 
-def to_model(pixels: Any) -> Any:
-  """float32 x · 0.0078 − 1 of uint8 pixels of any shape; numpy in, numpy out, and likewise for jax."""
-  return pixels.astype("float32") * SCALE - 1
+def to_model(pixels: Any, config: PixelsConfig) -> Any:
+  """float32 (x · scale − mean) / std of uint8 pixels [..., 3]; numpy in, numpy out, and likewise for jax.
+
+  As published: x · 0.0078 − 1.
+  """
+  return (pixels.astype("float32") * config.scale - _channels(config.mean)) / _channels(config.std)
 
 
-def from_model(values: Any) -> Any:
-  """The uint8 pixels of a model's values, (x + 1) / 0.0078 rounded and clipped: the inverse of `to_model`."""
-  return ((values.astype("float32") + 1) / SCALE).round().clip(0, 255).astype("uint8")
+def from_model(values: Any, config: PixelsConfig) -> Any:
+  """The uint8 pixels of a model's values [..., 3], rounded and clipped: the inverse of `to_model`.
+
+  As published: (x + 1) / 0.0078.
+  """
+  scaled = values.astype("float32") * _channels(config.std) + _channels(config.mean)
+  return (scaled / config.scale).round().clip(0, 255).astype("uint8")
+
+
+def _channels(values: tuple[float, float, float]) -> Any:
+  """One number where the channels are alike, so that the published scaling is plain arithmetic."""
+  return values[0] if len(set(values)) == 1 else np.asarray(values, np.float32)
 
 
 def png_bytes(pixels: np.ndarray) -> bytes:

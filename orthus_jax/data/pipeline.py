@@ -145,9 +145,13 @@ class Pipeline:
     )
 
   def _add(self, document: Document, capacity: packing.Capacity) -> None:
-    R, P = self.config.model.vision_tokenizer.resolution, self.config.model.vision_tokenizer.patches
+    vision = self.config.model.vision_tokenizer
+    R, P = vision.resolution, vision.patches
     fitted = Document(
-        tuple(Image(images_lib.fit(s.pixels, R), s.learn) if isinstance(s, Image) else s for s in document.segments),
+        tuple(
+            Image(images_lib.fit(s.pixels, R, vision.pixels), s.learn) if isinstance(s, Image) else s
+            for s in document.segments
+        ),
         id=document.id, kind=document.kind,
     )  # fmt: skip
     documents = [fitted]

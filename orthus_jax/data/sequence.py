@@ -90,7 +90,10 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
       put([tokenizer.sep], previous.learn, n - 1)
     if isinstance(segment, Text):
       ids = tokenizer.encode(segment.text)
-      if not segment.text.strip() or not ids:
+      # Spaces around a given picture belong to a prompt ("<image> <image> compare them"); elsewhere a text is missing.
+      beside = document.segments[max(n - 1, 0) : n + 2]
+      spaces = not segment.learn and any(isinstance(s, Image) and not s.learn for s in beside)
+      if not ids or not (segment.text.strip() or spaces):
         raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
       put(ids, segment.learn, n)
     else:

@@ -53,9 +53,10 @@ def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> t
   @jax.jit
   def both(params, pixels):
     model = params_lib.merge(graphdef, params)
-    z_BPC = model.encode(images_lib.to_model(pixels))
+    z_BPC = model.encode(images_lib.to_model(pixels, model.config.pixels))
     codes_BP = model.quantise(z_BPC)
-    back = (images_lib.from_model(model.decode(v)) for v in (z_BPC, model.codebook[...][codes_BP]))
+    decoded = (model.decode(v) for v in (z_BPC, model.codebook[...][codes_BP]))
+    back = (images_lib.from_model(x, model.config.pixels) for x in decoded)
     return (*back, codes_BP, z_BPC)
 
   pixels = np.stack(list(pictures))

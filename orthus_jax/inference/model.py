@@ -115,11 +115,13 @@ class Model:
       self, document: Document, *, respond: Respond, sampling: SamplingConfig, max_images: int
   ) -> list[tuple[Laid, float]]:
     """The document's branches and their weights: itself, and what guidance compares it with."""
-    R, P = self.config.model.vision_tokenizer.resolution, self.config.model.vision_tokenizer.patches
+    vision = self.config.model.vision_tokenizer
+    R, P = vision.resolution, vision.patches
     fitted = dataclasses.replace(
         document,
         segments=tuple(
-            Image(images_lib.fit(s.pixels, R), s.learn) if isinstance(s, Image) else s for s in document.segments
+            Image(images_lib.fit(s.pixels, R, vision.pixels), s.learn) if isinstance(s, Image) else s
+            for s in document.segments
         ),
     )
     laid = functools.partial(layout, tokenizer=self.tokenizer, patches=P, respond=True)
@@ -245,12 +247,14 @@ class Model:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(graphdef, params, pixels):
-  return params_lib.merge(graphdef, params).vision_tokenizer.encode(images_lib.to_model(pixels))
+  tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
+  return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graphdef, params, features):
-  return images_lib.from_model(params_lib.merge(graphdef, params).vision_tokenizer.decode(features))
+  tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
+  return images_lib.from_model(tokenizer.decode(features), tokenizer.config.pixels)
 
 
 def _round_up_power(n: int) -> int:

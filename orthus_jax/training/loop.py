@@ -116,7 +116,8 @@ def encode_table(table: FeatureTable, graphdef: Any, params: Params) -> None:
 
   @jax.jit
   def encode(params, pixels):
-    return params_lib.merge(graphdef, params).vision_tokenizer.encode(images_lib.to_model(pixels))
+    tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
+    return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
 
   needed = {n: v for n, v in params.items()}
   blocks = []

@@ -39,7 +39,8 @@ def features(model: Orthus, images: jax.Array) -> jax.Array:
   """Image features [B, M, P, C] of a batch's images, be they pixels or features already."""
   if images.dtype != jnp.uint8:
     return images
-  flat = images_lib.to_model(einops.rearrange(images, "B M H W c -> (B M) H W c"))
+  pixels = model.vision_tokenizer.config.pixels
+  flat = images_lib.to_model(einops.rearrange(images, "B M H W c -> (B M) H W c"), pixels)
   return einops.rearrange(model.vision_tokenizer.encode(flat), "(B M) P C -> B M P C", B=images.shape[0])
 
 

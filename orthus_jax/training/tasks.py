@@ -69,11 +69,11 @@ class TokenizerTask:
   def __init__(self, config: Config, source: Source):
     self.config = config
     self._table = FeatureTable()
-    R = config.model.vision_tokenizer.resolution
+    vision = config.model.vision_tokenizer
     for i in range(len(source)):
       document = source[i]
       for image in document.images if document is not None else ():
-        self._table.add(images_lib.fit(image.pixels, R))
+        self._table.add(images_lib.fit(image.pixels, vision.resolution, vision.pixels))
     self._pixels = np.stack(self._table.pixels)
     self._revive = jax.jit(self._revived, static_argnums=0, donate_argnums=1)
 
@@ -85,7 +85,7 @@ class TokenizerTask:
 
   def loss(self, model: VisionTokenizer, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array):
     c = self.config.tokenizer_loss
-    x_BHWC = images_lib.to_model(batch)
+    x_BHWC = images_lib.to_model(batch, model.config.pixels)
     z_BPC = model.encode(x_BHWC)
     codebook_KC = model.codebook[...]
     nearest_BPC = codebook_KC[model.quantise(z_BPC)]
@@ -142,7 +142,8 @@ class TokenizerTask:
 
   def _revived(self, graphdef: Any, state: TrainState, batch: jax.Array, step: jax.Array) -> TrainState:
     model = params_lib.merge(graphdef, state.params)
-    z_NC = model.encode(images_lib.to_model(batch)).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
+    x_BHWC = images_lib.to_model(batch, model.config.pixels)
+    z_NC = model.encode(x_BHWC).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
     codebook_KC = state.trained["codebook"]
     K = codebook_KC.shape[0]
     used_K = jnp.bincount(jnp.argmin(squared_distances(z_NC, codebook_KC), axis=-1), length=K)
