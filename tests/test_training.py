@@ -3,13 +3,14 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, loop
+from orthus_jax.training import checkpoint, loop, losses
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
 from orthus_jax.training.state import digest, plan_state
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
@@ -72,6 +73,29 @@ def test_accumulation_agrees_with_one_batch(one_device):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("power", (0.0, 1.0))
+def test_text_loss_is_a_weighted_mean(power):
+  config = tiny.config(data__text_length_power=power)
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
+  model, batch = task.init(), task.batch(0)
+  rows = jnp.arange(len(batch.tokens_BT))
+  _, metrics = task.loss(model, batch, jax.random.key(0), total=task.counts(batch), row_B=rows)
+  features = losses.features(model, batch.images)
+  hidden = model(
+      batch.tokens_BT, features_BJC=features.reshape(len(rows), -1, features.shape[-1]), slot_BT=batch.slot_BT,
+      position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT,
+  )  # fmt: skip
+  logp = np.asarray(jax.nn.log_softmax(model.logits(hidden)))
+  total, weights, right = 0.0, [], []
+  for b, t in zip(*np.nonzero(batch.text_weight_BT)):
+    total -= batch.text_weight_BT[b, t] * logp[b, t, batch.targets_BT[b, t]]
+    weights.append(batch.text_weight_BT[b, t])
+    right.append(logp[b, t].argmax() == batch.targets_BT[b, t])
+  assert (len(set(weights)) > 1) == (power > 0)
+  assert float(metrics["text_loss"]) == pytest.approx(total / sum(weights), rel=1e-5)
+  assert float(metrics["text_accuracy"]) == pytest.approx(np.mean(right), rel=1e-5)
+
+
 def test_rows_draw_noise_of_their_own():
   config = tiny.config()
   task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
