@@ -1,0 +1,127 @@
+"""A checkpoint's arrays on disk, written and read a piece at a time.
+
+Training saves its arrays through Orbax, which takes a whole tree at once. A conversion can't hold one, so it writes the
+arrays itself, in a layout that Orbax restores like its own (a test does): one uncompressed zarr 3 array per parameter,
+in chunks of one layer or less, beside the metadata that Orbax writes for arrays of these names.
+
+Each chunk keeps its axes in the published order (zarr's `transpose` codec), so that its bytes are those of the published
+array: a conversion moves bytes and transposes nothing. Whoever reads the array sees our axes; that costs a reader, once,
+what each conversion would have paid twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import math
+from pathlib import Path
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+PIECE = 1 << 26  # bytes of a chunk at most, unless one row has more
+
+
+class Spec(NamedTuple):
+  """An array to be written.
+
+  Attributes:
+    shape, dtype: ours.
+    order: of its axes in each chunk, outermost first, without the one of stacked layers.
+    stacked: whether its first axis is the layers'.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  order: tuple[int, ...]
+  stacked: bool
+
+  @property
+  def layer_shape(self) -> tuple[int, ...]:
+    return self.shape[1:] if self.stacked else self.shape
+
+  @property
+  def rows(self) -> int:
+    """How many indices of the outermost axis of `order` make a piece: a divisor of that axis."""
+    size = self.layer_shape[self.order[0]]
+    return piece_rows(size, math.prod(self.layer_shape) // max(size, 1) * self.dtype.itemsize)
+
+  @property
+  def chunk(self) -> tuple[int, ...]:
+    one = list(self.layer_shape)
+    one[self.order[0]] = self.rows
+    return (1, *one) if self.stacked else tuple(one)
+
+
+def piece_rows(size: int, row_bytes: int) -> int:
+  """The largest divisor of `size` whose rows take no more than a piece's bytes; at least 1."""
+  return max((d for d in range(1, size + 1) if size % d == 0 and d * row_bytes <= PIECE), default=1)
+
+
+class Writer:
+  """Makes a folder of arrays. Its writes return futures; whoever waits for them learns of a full disk.
+
+  Args:
+    folder: made here.
+    specs: all arrays, by name.
+  """
+
+  def __init__(self, folder: Path, specs: Mapping[str, Spec]):
+    # Orbax describes a tree of the same names; its one-number arrays then make room for the true ones.
+    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
+    with ocp.Checkpointer(handler) as checkpointer:
+      placeholders = {n: np.zeros((), s.dtype) for n, s in specs.items()}
+      checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(placeholders))
+    self._arrays = {}
+    for name, spec in specs.items():
+      shutil.rmtree(folder / name)
+      order = (0, *(a + 1 for a in spec.order)) if spec.stacked else spec.order
+      self._arrays[name] = ts.open(
+          {
+              "driver": "zarr3",
+              "kvstore": {"driver": "file", "path": str((folder / name).absolute())},
+              "metadata": {
+                  "shape": spec.shape,
+                  "data_type": spec.dtype.name,
+                  "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": spec.chunk}},
+                  "codecs": [
+                      {"name": "transpose", "configuration": {"order": order}},
+                      {"name": "bytes", "configuration": {"endian": "little"}},
+                  ],
+                  "fill_value": 0,
+              },
+              # Zeros are data too: a reader of the files alone should find every chunk.
+              "store_data_equal_to_fill_value": True,
+          },
+          create=True,
+      ).result()
+
+  def write(self, name: str, index: tuple[int | slice, ...], value: np.ndarray) -> ts.Future:
+    """Starts writing a piece; `value` must not change until the future is done."""
+    return self._arrays[name][index].write(value, can_reference_source_data_indefinitely=True)
+
+
+def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
+  """The arrays of a folder that Orbax or `Writer` wrote, not yet read.
+
+  Raises:
+    ValueError: if its metadata is missing or damaged, or an array of it is.
+  """
+  try:
+    metadata = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
+    names = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
+  except (OSError, KeyError, IndexError, TypeError) as e:
+    raise ValueError(f"{folder} has no readable _METADATA") from e
+  path = str(folder.absolute())
+  handles = {}
+  for name in names:
+    if metadata.get("use_ocdbt", True):
+      kvstore = {"driver": "ocdbt", "base": f"file://{path}/", "path": f"{name}/"}
+    else:
+      kvstore = {"driver": "file", "path": f"{path}/{name}/"}
+    spec = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr", "kvstore": kvstore}
+    handles[name] = ts.open(spec, open=True, read=True)
+  return {name: handle.result() for name, handle in handles.items()}
