@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 import contextlib
 import dataclasses
 import errno
@@ -291,8 +292,8 @@ def _staged(target: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
     os.chmod(folder, 0o755)
     yield folder
-    for path in (*folder.rglob("*"), folder):
-      _sync(path)
+    with futures.ThreadPoolExecutor(16) as threads:  # a disk that is asked for many at once answers them together
+      list(threads.map(_sync, (*folder.rglob("*"), folder)))
     os.rename(folder, target)  # onto nothing, or an empty directory
     folder = None
     _sync(target.parent)

@@ -2,7 +2,7 @@
 
 Training saves its arrays through Orbax, which takes a whole tree at once. A conversion can't hold one, so it writes the
 arrays itself, in a layout that Orbax restores like its own (a test does): one uncompressed zarr 3 array per parameter,
-in chunks of one layer or less, beside the metadata that Orbax writes for arrays of these names.
+in chunks of one layer or less, beside metadata as Orbax writes it.
 
 Each chunk keeps its axes in the published order (zarr's `transpose` codec), so that its bytes are those of the published
 array: a conversion moves bytes and transposes nothing. Whoever reads the array sees our axes; that costs a reader, once,
@@ -15,13 +15,12 @@ from collections.abc import Mapping
 import json
 import math
 from pathlib import Path
-import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import orbax.checkpoint as ocp
 import tensorstore as ts
 
+_METADATA = "_METADATA"
 PIECE = 1 << 26  # bytes of a chunk at most, unless one row has more
 
 
@@ -70,14 +69,10 @@ class Writer:
   """
 
   def __init__(self, folder: Path, specs: Mapping[str, Spec]):
-    # Orbax describes a tree of the same names; its one-number arrays then make room for the true ones.
-    handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_zarr3=True)
-    with ocp.Checkpointer(handler) as checkpointer:
-      placeholders = {n: np.zeros((), s.dtype) for n, s in specs.items()}
-      checkpointer.save(folder.absolute(), args=ocp.args.PyTreeSave(placeholders))
+    folder.mkdir()
+    (folder / _METADATA).write_text(json.dumps(_metadata(specs)), encoding="utf-8")
     self._arrays = {}
     for name, spec in specs.items():
-      shutil.rmtree(folder / name)
       order = (0, *(a + 1 for a in spec.order)) if spec.stacked else spec.order
       self._arrays[name] = ts.open(
           {
@@ -87,6 +82,7 @@ class Writer:
                   "shape": spec.shape,
                   "data_type": spec.dtype.name,
                   "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": spec.chunk}},
+                  "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},  # one folder an array
                   "codecs": [
                       {"name": "transpose", "configuration": {"order": order}},
                       {"name": "bytes", "configuration": {"endian": "little"}},
@@ -95,13 +91,30 @@ class Writer:
               },
               # Zeros are data too: a reader of the files alone should find every chunk.
               "store_data_equal_to_fill_value": True,
+              "context": {"file_io_sync": False},  # everything is synced at once, before the checkpoint takes its name
           },
           create=True,
-      ).result()
+      )
+    self._arrays = {name: array.result() for name, array in self._arrays.items()}
 
   def write(self, name: str, index: tuple[int | slice, ...], value: np.ndarray) -> ts.Future:
     """Starts writing a piece; `value` must not change until the future is done."""
     return self._arrays[name][index].write(value, can_reference_source_data_indefinitely=True)
+
+
+def _metadata(specs: Mapping[str, Spec]) -> dict[str, Any]:
+  """What Orbax writes beside a flat tree of arrays; it reads every version that it ever wrote."""
+  tree = {
+      f"({name!r},)": {
+          "key_metadata": [{"key": name, "key_type": 2}],  # 2: a key of a dict
+          "value_metadata": {"value_type": "np.ndarray", "skip_deserialize": False},
+      }
+      for name in specs
+  }
+  return {
+      "tree_metadata": tree, "use_ocdbt": False, "use_zarr3": True, "store_array_data_equal_to_fill_value": True,
+      "custom_metadata": None,
+  }  # fmt: skip
 
 
 def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
@@ -111,7 +124,7 @@ def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
     ValueError: if its metadata is missing or damaged, or an array of it is.
   """
   try:
-    metadata = json.loads((folder / "_METADATA").read_text(encoding="utf-8"))
+    metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
     names = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
   except (OSError, KeyError, IndexError, TypeError) as e:
     raise ValueError(f"{folder} has no readable _METADATA") from e

@@ -7,6 +7,7 @@ Every layout is an order of axes: the same bytes, read in another order, so that
 from __future__ import annotations
 
 from collections.abc import Mapping
+import functools
 import math
 import re
 from typing import Literal, NamedTuple
@@ -42,6 +43,7 @@ _RULES: tuple[tuple[str, str, Layout], ...] = (
 )
 
 
+@functools.cache
 def published_name(name: str) -> tuple[str, Layout]:
   """The published key of one of our parameters ({} where a layer's number goes), and its layout.
 

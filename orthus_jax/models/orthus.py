@@ -6,6 +6,7 @@ V vocabulary, K codes, R resolution.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from flax import nnx
@@ -82,6 +83,7 @@ class Orthus(nnx.Module):
     return self.transformer.extend(x_BTD, cache, start_B=start_B)
 
 
+@functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint
 def describe(config: ModelConfig) -> tuple[Any, dict[str, tuple[int, ...]], Axes]:
   """Structure of a model, and shapes and logical axes of its parameters by name; nothing is built."""
   graphdef, shapes, axes = params_lib.shapes_and_axes(lambda: Orthus(config, rngs=nnx.Rngs(params=0)))
