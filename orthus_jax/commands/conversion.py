@@ -9,24 +9,20 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent import futures
 import contextlib
 import dataclasses
-import errno
 import json
 import math
-import os
 from pathlib import Path
 import re
 import shutil
-import tempfile
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
 from orthus_jax.config import BadRequest, to_dict
-from orthus_jax.interop import arrays, huggingface, names, published_files, safetensors
+from orthus_jax.interop import arrays, files, huggingface, names, published_files, safetensors
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
 from orthus_jax.training import checkpoint
@@ -84,21 +80,15 @@ def to_native(
     model = dataclasses.replace(model, transformer=transformer)
   config = dataclasses.replace(found.config, model=model)
 
-  with _staged(target) as folder:
+  with files.staged(target) as folder:
     (folder / "checkpoints" / "0").mkdir(parents=True)
     writer = arrays.Writer(folder / "checkpoints" / "0" / "params", specs)
-    done, pending = 0, deque()
+    done = 0
     for name, spec in specs.items():
-      for index, value in _pieces(found, name, spec):
-        value = value.astype(spec.dtype, copy=False)
-        if len(pending) == _AHEAD:
-          pending.popleft().result()
-        pending.append(writer.write(name, index, value))
-        done += value.nbytes
+      for size in _import(found, name, spec, writer):
+        done += size
         if progress:
           progress(done, total)
-    while pending:
-      pending.popleft().result()
     checkpoint.write_text(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
     checkpoint.write_text(folder / "versions.json", json.dumps(checkpoint.versions(), indent=2) + "\n")
     found.tokenizer.save(folder)
@@ -107,24 +97,34 @@ def to_native(
   return Result(len(specs), total, found.notes)
 
 
-def _pieces(
-    found: huggingface.Checkpoint, name: str, spec: arrays.Spec
-) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:
-  """A parameter's chunks: where each belongs, and its values in our axes."""
+def _import(found: huggingface.Checkpoint, name: str, spec: arrays.Spec, writer: arrays.Writer) -> Iterator[int]:
+  """Writes one parameter; yields the bytes of each piece."""
   if name in found.fresh:
-    yield (slice(None),) * len(spec.shape), found.fresh[name]
+    value = found.fresh[name].astype(spec.dtype)
+    writer.write(name, (slice(None),) * len(spec.shape), value).result()
+    yield value.nbytes
     return
   axis, inner = spec.order[0], spec.layer_shape
   layout = names.published_name(name)[1]
+  pending: deque[ts.Future] = deque()
   for layer in range(spec.shape[0] if spec.stacked else 1):
     entry = found.entry(name, layer)
     per_index = entry.shape[0] // inner[axis]  # published rows: q's are those of all heads, H of each
     for begin in range(0, inner[axis], spec.rows):
+      first, last = begin * per_index, (begin + spec.rows) * per_index
+      if entry.numpy_dtype == spec.dtype:
+        yield writer.copy(name, layer, begin, entry.file, entry.begin + first * entry.row_bytes)
+        continue
       index = [slice(None)] * len(inner)
       index[axis] = slice(begin, begin + spec.rows)
-      shape = (*inner[:axis], spec.rows, *inner[axis + 1 :])
-      value = entry.read(begin * per_index, (begin + spec.rows) * per_index)
-      yield (layer, *index) if spec.stacked else tuple(index), names.from_torch(value, shape, layout)
+      value = names.from_torch(entry.read(first, last), (*inner[:axis], spec.rows, *inner[axis + 1 :]), layout)
+      if len(pending) == _AHEAD:
+        pending.popleft().result()
+      where = (layer, *index) if spec.stacked else tuple(index)
+      pending.append(writer.write(name, where, value.astype(spec.dtype)))
+      yield value.size * spec.dtype.itemsize
+  while pending:
+    pending.popleft().result()
 
 
 def to_huggingface(
@@ -152,7 +152,8 @@ def to_huggingface(
   config = checkpoint.load_config(run)
   if config.task != "orthus":
     raise BadRequest(f"{source} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
-  handles = _open_native(run / "checkpoints" / str(step))
+  stored = _open_native(run / "checkpoints" / str(step))
+  handles = {n: handle for n, (_, handle) in stored.items()}
   shapes = describe(config.model)[1]
   wrong = params_lib.differences({n: tuple(h.shape) for n, h in handles.items()}, shapes)
   if wrong:
@@ -163,22 +164,21 @@ def to_huggingface(
   _check_space(target, total)
   shards = _shards(table, dtypes, shard_bytes)
 
-  with _staged(target) as folder, contextlib.ExitStack() as files:
+  with files.staged(target) as folder, contextlib.ExitStack() as opened:
     where: dict[str, safetensors.Writer] = {}
     for file, keys in shards.items():
       rows = [(k, dtypes[table[k].name], table[k].shape) for k in keys]
-      where |= dict.fromkeys(keys, files.enter_context(safetensors.Writer(folder / file, rows)))
+      where |= dict.fromkeys(keys, opened.enter_context(safetensors.Writer(folder / file, rows)))
+    keys: dict[str, list[str]] = {}
+    for key, place in table.items():
+      keys.setdefault(place.name, []).append(key)
     done = 0
-    for keys, offset, value in _published_pieces(handles, table):
-      for key, part in zip(keys, value):
-        part = part.astype(dtypes[table[key].name], copy=False)
-        rows = table[key].shape[0] if table[key].shape else 1
-        size = math.prod(table[key].shape) * part.itemsize
-        where[key].write(key, part, offset=size // rows * offset)
-        done += part.nbytes
-      if progress:
-        progress(done, total)
-    files.close()
+    for name, (folder_of, handle) in stored.items():
+      for size in _export(folder_of, name, handle, keys[name], table, where, dtypes[name]):
+        done += size
+        if progress:
+          progress(done, total)
+    opened.close()
     if len(shards) > 1:
       index = {"metadata": {"total_size": total}, "weight_map": {k: f for f, keys in shards.items() for k in keys}}
       checkpoint.write_text(folder / huggingface.INDEX_FILE, json.dumps(index, indent=2) + "\n")
@@ -189,14 +189,16 @@ def to_huggingface(
   return Result(len(table), total, tuple(notes))
 
 
-def _open_native(folder: Path) -> dict[str, ts.TensorStore]:
+def _open_native(folder: Path) -> dict[str, tuple[Path, ts.TensorStore]]:
+  """Every array and the folder that holds it: the averaged parameters', or the others'."""
+  stored = {}
   try:
-    handles = arrays.open_arrays(folder / "params")
-    if (folder / "average").is_dir():
-      handles |= arrays.open_arrays(folder / "average")
-    return handles
+    for part in (folder / "params", folder / "average"):
+      if part.is_dir() or part.name == "params":
+        stored |= {n: (part, handle) for n, handle in arrays.open_arrays(part).items()}
   except Exception as e:  # the library's errors are of many kinds
-    raise BadRequest(f"{folder} can't be read as a checkpoint: {_first_line(e)}") from e
+    raise BadRequest(f"{folder} can't be read as a checkpoint: {files.first_line(e)}") from e
+  return stored
 
 
 def _shards(
@@ -221,43 +223,53 @@ def _shards(
   return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": keys for i, keys in enumerate(groups, 1)}
 
 
-def _published_pieces(
-    handles: Mapping[str, ts.TensorStore], table: Mapping[str, names.Place]
-) -> Iterator[tuple[list[str], int, np.ndarray]]:
-  """All arrays in published order of axes: (keys of some layers, the first row, values [those layers, rows, …])."""
-  keys: dict[str, list[str]] = {}
-  for key, place in table.items():
-    keys.setdefault(place.name, []).append(key)
-  pending: deque[tuple[list[str], int, tuple[int, ...], ts.Future]] = deque()
-  for name, handle in handles.items():
-    chunk = tuple(handle.chunk_layout.read_chunk.shape)
-    stacked = table[keys[name][0]].layer is not None
-    if not stacked:
-      handle, chunk = handle[ts.newaxis], (1, *chunk)
-    shape = tuple(handle.shape)
-    order = names.torch_order(name, len(shape) - 1)
-    handle = handle.transpose([0, *(a + 1 for a in order)])
-    axis = order[0] + 1
-    per_index = table[keys[name][0]].shape[0] // shape[axis]
-    # A chunk is decoded whole: whatever of it is wanted had better be read at once.
-    rows = arrays.piece_rows(shape[axis], math.prod(shape[1:]) // shape[axis] * handle.dtype.numpy_dtype.itemsize)
-    rows = -(-max(rows, chunk[axis]) // chunk[axis]) * chunk[axis]
-    for layer in range(0, shape[0], chunk[0]):
-      layers = slice(layer, min(layer + chunk[0], shape[0]))
-      for begin in range(0, shape[axis], rows):
-        if len(pending) == _AHEAD:
-          yield _read(pending.popleft())
-        end = min(begin + rows, shape[axis])
-        published = ((end - begin) * per_index, *table[keys[name][0]].shape[1:])
-        read = handle[layers, begin:end].read(order="C")
-        pending.append((keys[name][layers], begin * per_index, published, read))
+def _export(
+    folder: Path,
+    name: str,
+    handle: ts.TensorStore,
+    keys: list[str],
+    table: Mapping[str, names.Place],
+    where: Mapping[str, safetensors.Writer],
+    dtype: np.dtype,
+) -> Iterator[int]:
+  """Writes the published arrays of one parameter, one of `keys` a layer; yields the bytes of each piece."""
+  shape = tuple(handle.shape)
+  stacked = table[keys[0]].layer is not None
+  order = names.torch_order(name, len(shape) - stacked)
+  spec = arrays.Spec(shape, handle.dtype.numpy_dtype, order, stacked)
+  axis, published = order[0], table[keys[0]].shape
+  per_index = published[0] // spec.layer_shape[axis]
+  row_bytes = math.prod(published[1:]) * dtype.itemsize
+  chunks = arrays.raw_chunks(folder, name, spec) if dtype == spec.dtype else None
+  if chunks is not None:
+    for layer, begin, size, file in chunks:
+      where[keys[layer]].copy(keys[layer], file, size, offset=begin * per_index * row_bytes)
+      yield size
+    return
+  # Orbax' own layout, or another dtype. A chunk is decoded whole: whatever of it is wanted had better be read at once.
+  chunk = tuple(handle.chunk_layout.read_chunk.shape)
+  if not stacked:
+    handle, chunk = handle[ts.newaxis], (1, *chunk)
+  handle = handle.transpose([0, *(a + 1 for a in order)])
+  rows = -(-max(spec.rows, chunk[axis + 1]) // chunk[axis + 1]) * chunk[axis + 1]
+  pending: deque[tuple[slice, int, ts.Future]] = deque()
+
+  def write() -> int:
+    layers, begin, future = pending.popleft()
+    value = future.result().astype(dtype, copy=False)
+    for key, part in zip(keys[layers], value):
+      where[key].write(key, part, offset=begin * per_index * row_bytes)
+    return value.nbytes
+
+  for layer in range(0, len(keys), chunk[0]):
+    layers = slice(layer, min(layer + chunk[0], len(keys)))
+    for begin in range(0, spec.layer_shape[axis], rows):
+      if len(pending) == _AHEAD:
+        yield write()
+      part = handle[layers, begin : min(begin + rows, spec.layer_shape[axis])]
+      pending.append((layers, begin, part.read(order="C")))
   while pending:
-    yield _read(pending.popleft())
-
-
-def _read(piece: tuple[list[str], int, tuple[int, ...], ts.Future]) -> tuple[list[str], int, np.ndarray]:
-  keys, offset, shape, future = piece
-  return keys, offset, future.result().reshape(len(keys), *shape)
+    yield write()
 
 
 def _dtype(stored: np.dtype, asked: str) -> np.dtype:
@@ -280,42 +292,3 @@ def _check_space(target: Path, size: int) -> None:
   free = shutil.disk_usage(place).free
   if free < size:
     raise BadRequest(f"--to={target} needs {size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there")
-
-
-@contextlib.contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-  """A folder beside the target that takes its name once all is written and synced, and vanishes otherwise."""
-  target = target.absolute()
-  folder: Path | None = None
-  try:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
-    os.chmod(folder, 0o755)
-    yield folder
-    with futures.ThreadPoolExecutor(16) as threads:  # a disk that is asked for many at once answers them together
-      list(threads.map(_sync, (*folder.rglob("*"), folder)))
-    os.rename(folder, target)  # onto nothing, or an empty directory
-    folder = None
-    _sync(target.parent)
-  except BadRequest:
-    raise
-  except (OSError, ValueError, RuntimeError, safetensors.Damaged) as e:
-    # tensorstore tells of a full disk by ValueError, whose text names it.
-    full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
-    what = "the disk is full" if full else _first_line(e)
-    raise BadRequest(f"--to={target} couldn't be written, and nothing is left of it: {what}") from e
-  finally:
-    if folder is not None:
-      shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]

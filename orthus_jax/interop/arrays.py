@@ -5,8 +5,8 @@ arrays itself, in a layout that Orbax restores like its own (a test does): one u
 in chunks of one layer or less, beside metadata as Orbax writes it.
 
 Each chunk keeps its axes in the published order (zarr's `transpose` codec), so that its bytes are those of the published
-array: a conversion moves bytes and transposes nothing. Whoever reads the array sees our axes; that costs a reader, once,
-what each conversion would have paid twice.
+array: a conversion copies byte ranges from file to file, which the kernel does without showing them to us, and transposes
+nothing. Whoever reads the array sees our axes; that costs a reader, once, what each conversion would have paid twice.
 """
 
 from __future__ import annotations
@@ -20,8 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from orthus_jax.interop.files import copy_range
+
 _METADATA = "_METADATA"
 PIECE = 1 << 26  # bytes of a chunk at most, unless one row has more
+_LARGE = 1 << 20  # bytes
 
 
 class Spec(NamedTuple):
@@ -49,10 +52,21 @@ class Spec(NamedTuple):
     return piece_rows(size, math.prod(self.layer_shape) // max(size, 1) * self.dtype.itemsize)
 
   @property
+  def full_order(self) -> tuple[int, ...]:
+    """`order`, with the axis of stacked layers in front."""
+    return (0, *(a + 1 for a in self.order)) if self.stacked else self.order
+
+  @property
   def chunk(self) -> tuple[int, ...]:
     one = list(self.layer_shape)
     one[self.order[0]] = self.rows
     return (1, *one) if self.stacked else tuple(one)
+
+  def place(self, layer: int, begin: int) -> tuple[int, ...]:
+    """In the grid of chunks: of the chunk that begins at index `begin` of the split axis."""
+    one = [0] * len(self.layer_shape)
+    one[self.order[0]] = begin // self.rows
+    return (layer, *one) if self.stacked else tuple(one)
 
 
 def piece_rows(size: int, row_bytes: int) -> int:
@@ -69,37 +83,100 @@ class Writer:
   """
 
   def __init__(self, folder: Path, specs: Mapping[str, Spec]):
+    self._folder, self._specs = folder, specs
     folder.mkdir()
     (folder / _METADATA).write_text(json.dumps(_metadata(specs)), encoding="utf-8")
-    self._arrays = {}
+    opening = {}
     for name, spec in specs.items():
-      order = (0, *(a + 1 for a in spec.order)) if spec.stacked else spec.order
-      self._arrays[name] = ts.open(
+      metadata = {
+          "shape": spec.shape,
+          "data_type": spec.dtype.name,
+          "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": spec.chunk}},
+          "chunk_key_encoding": _KEYS,
+          "codecs": _codecs(spec.full_order),
+          "fill_value": 0,
+      }
+      opening[name] = ts.open(
           {
               "driver": "zarr3",
               "kvstore": {"driver": "file", "path": str((folder / name).absolute())},
-              "metadata": {
-                  "shape": spec.shape,
-                  "data_type": spec.dtype.name,
-                  "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": spec.chunk}},
-                  "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},  # one folder an array
-                  "codecs": [
-                      {"name": "transpose", "configuration": {"order": order}},
-                      {"name": "bytes", "configuration": {"endian": "little"}},
-                  ],
-                  "fill_value": 0,
-              },
+              "metadata": metadata,
               # Zeros are data too: a reader of the files alone should find every chunk.
               "store_data_equal_to_fill_value": True,
-              "context": {"file_io_sync": False},  # everything is synced at once, before the checkpoint takes its name
+              # Everything is synced at once, before the checkpoint takes its name.
+              "context": {"file_io_sync": False},
           },
           create=True,
       )
-    self._arrays = {name: array.result() for name, array in self._arrays.items()}
+    self._arrays = {name: array.result() for name, array in opening.items()}
 
   def write(self, name: str, index: tuple[int | slice, ...], value: np.ndarray) -> ts.Future:
-    """Starts writing a piece; `value` must not change until the future is done."""
+    """Starts writing a piece of whole chunks; `value` must not change until the future is done."""
     return self._arrays[name][index].write(value, can_reference_source_data_indefinitely=True)
+
+
+  def copy(self, name: str, layer: int, begin: int, source: Path, at: int) -> int:
+    """Makes a chunk of the bytes that a file has from `at` on, and returns how many.
+
+    Args:
+      name: of the parameter, whose dtype the bytes are of.
+      layer: which of its stacked layers; not read where it has none.
+      begin: the chunk's first index along the outermost axis of its spec's order.
+    """
+    spec = self._specs[name]
+    file = self._folder / name / _chunk_file(spec.place(layer, begin))
+    size = math.prod(spec.chunk) * spec.dtype.itemsize
+    with open(file, "wb", buffering=0) as f:
+      copy_range(source, at, f.fileno(), 0, size)
+    return size
+
+
+_KEYS = {"name": "default", "configuration": {"separator": "."}}  # all chunks in one folder
+
+
+def _chunk_file(place: tuple[int, ...]) -> str:
+  return ".".join(("c", *map(str, place)))
+
+
+def _codecs(order: tuple[int, ...]) -> list[dict[str, Any]]:
+  return [
+      {"name": "transpose", "configuration": {"order": list(order)}},
+      {"name": "bytes", "configuration": {"endian": "little"}},
+  ]
+
+
+class Chunk(NamedTuple):
+  """A file with a piece of a published array.
+
+  Attributes:
+    layer: which of the stacked layers; 0 where there are none.
+    begin: the first index along the published array's outermost axis, in terms of our axes.
+    size: bytes.
+    file: holds them and nothing else.
+  """
+
+  layer: int
+  begin: int
+  size: int
+  file: Path
+
+
+def raw_chunks(folder: Path, name: str, spec: Spec) -> list[Chunk] | None:
+  """The files of an array that lies as `Writer` would write it by `spec`; None where it lies otherwise."""
+  try:
+    metadata = json.loads((folder / name / "zarr.json").read_text(encoding="utf-8"))
+    grid = metadata["chunk_grid"]["configuration"]["chunk_shape"]
+    encoding = metadata["chunk_key_encoding"]
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+  if metadata["codecs"] != _codecs(spec.full_order) or encoding != _KEYS or tuple(grid) != spec.chunk:
+    return None
+  size = math.prod(spec.chunk) * spec.dtype.itemsize
+  chunks = []
+  for layer in range(spec.shape[0] if spec.stacked else 1):
+    for begin in range(0, spec.layer_shape[spec.order[0]], spec.rows):
+      chunks.append(Chunk(layer, begin, size, folder / name / _chunk_file(spec.place(layer, begin))))
+  return chunks
 
 
 def _metadata(specs: Mapping[str, Spec]) -> dict[str, Any]:

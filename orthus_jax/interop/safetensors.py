@@ -17,6 +17,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from orthus_jax.interop.files import copy_range, start_writing
+
 _DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32), "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -49,18 +51,27 @@ class Entry:
   def numpy_dtype(self) -> np.dtype | None:
     return _DTYPES.get(self.dtype)
 
+  @property
+  def row_bytes(self) -> int:
+    """Of one index of the first axis."""
+    return math.prod(self.shape[1:]) * self.numpy_dtype.itemsize
+
   def read(self, begin: int = 0, end: int | None = None) -> np.ndarray:
-    """Rows begin..end along the first axis (all of an array without axes), in memory of their own."""
+    """Rows begin..end along the first axis (all of an array without axes), in memory of their own.
+
+    Raises:
+      EOFError: if the file ends before them.
+    """
     rows = (len(range(*slice(begin, end).indices(self.shape[0]))), *self.shape[1:]) if self.shape else ()
     value = np.empty(rows, self.numpy_dtype)
-    skip = begin * math.prod(self.shape[1:]) * value.itemsize
+    skip = begin * self.row_bytes
     with open(self.file, "rb", buffering=0) as f:
       f.seek(self.begin + skip)
       view = memoryview(value.reshape(-1).view(np.uint8))
       while view:
         n = f.readinto(view)
         if not n:
-          raise Damaged(f"{self.file.name} ends within an array")
+          raise EOFError(f"{self.file.name} ends within an array")
         view = view[n:]
     return value
 
@@ -132,7 +143,14 @@ class Writer:
 
   def write(self, name: str, value: np.ndarray, *, offset: int = 0) -> None:
     """Puts a piece of an array where it belongs, `offset` bytes after the array's first."""
-    self._put(np.ascontiguousarray(value).reshape(-1).view(np.uint8), self._data + self._begin[name] + offset)
+    data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    at = self._data + self._begin[name] + offset
+    self._put(data, at)
+    start_writing(self._file.fileno(), at, data.nbytes)
+
+  def copy(self, name: str, source: Path, size: int, *, offset: int = 0) -> None:
+    """Puts the first `size` bytes of a file where a piece of an array belongs."""
+    copy_range(source, 0, self._file.fileno(), self._data + self._begin[name] + offset, size)
 
   def _put(self, data: bytes | np.ndarray, at: int) -> None:
     view = memoryview(data)
