@@ -54,6 +54,7 @@ def config_json(model: ModelConfig) -> dict:
       "num_attention_heads": t.heads, "num_key_value_heads": t.kv_heads, "max_position_embeddings": t.max_positions,
       "rms_norm_eps": 1e-05, "rope_theta": 10000.0, "rope_scaling": None, "swin_norm": t.norm_placement == "swin",
       "torch_dtype": "bfloat16", "bos_token_id": 1, "eos_token_id": 2, "a_field_of_later": [1, 2],
+      "vocabulary_map": published.tokenizer().get_vocab(with_added_tokens=True),
       "vq_config": {
           "base_channels": v.base_channels, "channel_multiplier": list(v.channel_multipliers), "embed_dim": v.latent_dim,
           "latent_channels": v.latent_dim, "num_embeddings": v.codes, "num_res_blocks": v.res_blocks,

@@ -492,9 +492,37 @@ def test_files_are_those_of_the_safetensors_library(orthus, values, tmp_path):
     for key, read in library.deserialize(file.read_bytes()):
       assert tuple(read["shape"]) == values[key].shape and bytes(read["data"]) == values[key].tobytes()
       assert read["dtype"] == ("BF16" if values[key].dtype == weights.BF16 else "F32")
-  some = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.float16(3).reshape(())}
+  some = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(3, np.float16)}
   pytest.importorskip("safetensors.numpy").save_file(some, tmp_path / "theirs.safetensors")
   assert weights.same({k: e.read() for k, e in safetensors.read_header(tmp_path / "theirs.safetensors").items()}, some)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kept", [True, False])
+def test_transformers_loads_what_goes_out(kept, native, values, tmp_path):
+  transformers = pytest.importorskip("transformers")
+  run = shutil.copytree(native, tmp_path / "run", ignore=None if kept else shutil.ignore_patterns("huggingface"))
+  convert(f"--from={run}", f"--to={tmp_path / 'out'}", "--shard-size=0.0005")
+  loaded, report = transformers.ChameleonForConditionalGeneration.from_pretrained(
+      tmp_path / "out", output_loading_info=True, dtype="float32"
+  )
+  # It has no diffusion head, soft VQ or decoder, and names them; nothing of its own is missing.
+  assert not report["missing_keys"] and not report["mismatched_keys"]
+  extra = ("mlp_head.", "model.codebook_in.", "model.vqmodel.decoder.")
+  assert all(k.startswith(extra) for k in report["unexpected_keys"])
+  for key, value in loaded.state_dict().items():
+    np.testing.assert_array_equal(value.numpy(), values[key].astype(np.float32), err_msg=key)
+  # What it saves itself is read again.
+  loaded.save_pretrained(tmp_path / "saved")
+  for file in (tmp_path / "out").iterdir():
+    if "safetensors" not in file.name and file.name != "config.json":
+      shutil.copy(file, tmp_path / "saved")
+  again = huggingface.open_checkpoint(tmp_path / "saved")
+  np.testing.assert_array_equal(
+      again.load()["lm_head"].astype(np.float32), values["lm_head.weight"].T.astype(np.float32)
+  )
+  theirs = checkpoint.load_config(native).model.transformer
+  assert dataclasses.replace(again.config.model.transformer, dtype=theirs.dtype, param_dtype=theirs.param_dtype) == theirs
 
 
 @pytest.mark.slow

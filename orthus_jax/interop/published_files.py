@@ -73,8 +73,9 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
   if said:
     problems: list[str] = []
     model, sampling = read_config(said, keys, problems)
-    orthus = "Orthus" in str(said.get("architectures", "Orthus"))
-    if not problems and orthus and sampling == config.sampling and _essence(model) == _essence(config.model):
+    # Without a vocabulary_map no version of the published code starts.
+    usable = "Orthus" in str(said.get("architectures", "Orthus")) and bool(said.get("vocabulary_map"))
+    if not problems and usable and sampling == config.sampling and _essence(model) == _essence(config.model):
       if not changed:
         return
       ours = {}
@@ -91,7 +92,7 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
       "image_token_id": tokenizer.image, "boi_token_id": tokenizer.boi, "eoi_token_id": tokenizer.eoi,
       "vocabulary_map": _vocabulary(file.with_name(_TOKENIZER), tokenizer),
   }  # fmt: skip
-  _put(file, {**tokens, **ours})
+  _put(file, {**tokens, **{k: v for k, v in ours.items() if v is not None or k not in tokens}})
 
 
 def _essence(model: ModelConfig) -> ModelConfig:
