@@ -24,8 +24,8 @@ from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import checkpoint, loop
-from orthus_jax.training.state import plan_state
 from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import TrainState, plan_state
 
 import published_weights as weights
 
@@ -269,6 +269,21 @@ def test_a_run_that_orbax_wrote_goes_out(native, model, values, tmp_path):
   assert again.config.sampling == config.sampling
   vocabulary = json.loads((tmp_path / "out/config.json").read_text())["vocabulary_map"]
   assert vocabulary["<image>"] == again.tokenizer.image and vocabulary["IMGIMGAZ"] == 4
+
+
+def test_large_arrays_of_a_run_are_saved_in_pieces(tmp_path, monkeypatch):
+  # As the trainer saves them: a chunk holds no more than a layer, which is all that a conversion then holds.
+  monkeypatch.setattr(arrays, "PIECE", 1000)
+  layers = {"transformer/layers/mlp/up": jax.numpy.ones((4, 64, 16)), "lm_head": jax.numpy.ones((64, 16))}
+  state = TrainState(step=jax.numpy.int32(3), trained=layers, frozen={}, moments={"m": layers}, ema={})
+  saver = checkpoint.Checkpointer(tmp_path, keep=1)
+  saver.save(state)
+  saver.close()
+  stored = arrays.open_arrays(tmp_path / "checkpoints/3/params")
+  chunks = {n: tuple(h.chunk_layout.read_chunk.shape) for n, h in stored.items()}
+  assert chunks["transformer/layers/mlp/up"][0] == 1
+  assert all(math.prod(c) * 4 <= 1000 for c in chunks.values())
+  assert weights.same(checkpoint.load_params(tmp_path), layers)
 
 
 def test_what_changed_is_told_by_the_files(native, tmp_path, capsys):

@@ -251,7 +251,9 @@ def _export(
   if not stacked:
     handle, chunk = handle[ts.newaxis], (1, *chunk)
   handle = handle.transpose([0, *(a + 1 for a in order)])
-  rows = -(-max(spec.rows, chunk[axis + 1]) // chunk[axis + 1]) * chunk[axis + 1]
+  of_one = math.prod(spec.layer_shape) // spec.layer_shape[axis] * spec.dtype.itemsize
+  rows = arrays.piece_rows(spec.layer_shape[axis], of_one * chunk[0])
+  rows = -(-max(rows, chunk[axis + 1]) // chunk[axis + 1]) * chunk[axis + 1]
   pending: deque[tuple[slice, int, ts.Future]] = deque()
 
   def write() -> int:

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
-from orthus_jax.interop import huggingface
+from orthus_jax.interop import arrays, huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
 from orthus_jax.training.state import TrainState
@@ -76,7 +76,7 @@ class Checkpointer:
     items = {"params": state.params, "optimizer": optimizer}
     if state.ema:
       items["average"] = state.ema
-    args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+    args = {k: ocp.args.StandardSave(v, save_args=_in_pieces(v)) for k, v in items.items()}
     self._manager.save(int(state.step), args=ocp.args.Composite(**args))
 
   def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -102,6 +102,18 @@ class Checkpointer:
     """Waits for what is being saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _in_pieces(tree: Any) -> Any:
+  """Has large arrays saved in chunks of a layer or less, so that a conversion can read one at a time."""
+
+  def args(path: Any, value: Any) -> ocp.SaveArgs:
+    if value.nbytes <= arrays.PIECE:
+      return ocp.SaveArgs()
+    stacked = "/layers/" in jax.tree_util.keystr(path)
+    return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)
 
 
 def find(path: str | os.PathLike) -> tuple[Path, int]:
