@@ -27,9 +27,9 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=256, images_per_row=10, learnt_images_per_row=5, cache_features=True,
-      caption_dropout=0.1,
+      caption_dropout=0.1, text_length_power=0.7,
       kinds=(
-          ("caption_to_image", 1.0), ("image_to_caption", 1.0), ("question", 0.7), ("edit", 0.3), ("story", 0.3)
+          ("caption_to_image", 1.0), ("image_to_caption", 1.0), ("question", 0.9), ("edit", 0.5), ("story", 0.4)
       ),
   )  # fmt: skip
   config.sampling = dict(

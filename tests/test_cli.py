@@ -75,6 +75,9 @@ def test_generate_refuses(capsys, tmp_path):
   assert "broken.png" in refused(["generate", str(tmp_path), f"--image={broken}"], capsys, tmp_path)
   assert "must be at least 1" in refused(["generate", str(tmp_path), "--prompt=a", "--count=0"], capsys)
   assert "has 1 of '<image>' for 0 pictures" in refused(["generate", str(tmp_path), "--prompt=what is <image>"], capsys)
+  picture = f"--image={images.save_png(tmp_path / 'a.png', np.zeros((2, 2, 3), np.uint8))}"
+  for prompt in ("--prompt=what is <image>", "--prompt=what is this"):  # where it says, or ahead of the text
+    assert "holds no checkpoint" in refused(["generate", str(tmp_path), picture, prompt], capsys)
   assert "--speed" in refused(["generate", str(tmp_path), "--prompt=a", "--speed=3"], capsys)
 
 

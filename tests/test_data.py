@@ -42,6 +42,28 @@ def test_layout_of_a_conversation():
   assert learnt == [6, 7, 10, 11]  # answers and the separators that end them, not those that end questions
 
 
+def test_segments_know_their_lengths():
+  s = layout(document(PIXELS, "what", "red box", "is", "blue", PIXELS, learn=[2, 4, 5]), TK, patches=3)
+  learnt = {name: n for name, n in zip(spell(s), s.learnt_length_T.tolist()) if n}
+  # With the separator that ends an answer, and an image's patches and markers.
+  assert learnt == {"red": 3, " box": 3, "blue": 1, "BOI": 6, "EOI": 6, "SEP": 6}
+  assert s.learnt_length_T[spell(s).index(" box") + 1] == 3
+
+
+@pytest.mark.parametrize("power", (0.0, 0.5, 1.0))
+def test_tokens_weigh_by_the_length_of_their_segment(power):
+  p = pipeline(data__caption_dropout=0.0, data__text_length_power=power)
+  source = tiny.TinySource()
+  lengths = {source[i].id: layout(source[i], TK, patches=P).learnt_length_T for i in range(40)}
+  batch, ids = p.batch(0), iter(p.document_ids(0))
+  for b in range(8):
+    for segment in range(1, batch.segment_ids_BT[b].max() + 1):
+      length = lengths[next(ids)][1:].astype(float)
+      wanted = np.where(length > 0, np.maximum(length, 1) ** -power, 0)
+      at = np.flatnonzero(batch.segment_ids_BT[b] == segment)[:-1]
+      np.testing.assert_allclose(batch.text_weight_BT[b, at], wanted, rtol=1e-6)
+
+
 def test_a_prompt_is_a_prefix_of_its_training_sequence():
   for i in range(8):
     d = tiny.TinySource()[i]
@@ -133,7 +155,7 @@ def test_rows_hold_their_documents():
       np.testing.assert_array_equal(batch.tokens_BT[b, at], s.tokens_T)
       np.testing.assert_array_equal(batch.position_BT[b, at], np.arange(len(s)))
       # What a position is to predict is the next token of its own document.
-      learnt = np.flatnonzero(batch.text_mask_BT[b, at])
+      learnt = np.flatnonzero(batch.text_weight_BT[b, at])
       np.testing.assert_array_equal(learnt, np.flatnonzero(s.learn_T[1:]))
       np.testing.assert_array_equal(batch.targets_BT[b, at[learnt]], s.tokens_T[1:][learnt])
       slots = batch.slot_BT[b, at][s.image_T >= 0]

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from orthus_jax.config import BadRequest
+from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.folder import FolderSource, parse_row
 from orthus_jax.data.images import fit, load_image, save_png
@@ -68,7 +68,7 @@ def test_interleaved(folder):
   (document,) = FolderSource(write(folder, MIXED), resolution=R)
   assert [s.learn for s in document.segments] == [False, True, True]
   assert document.texts[1].text == "segments: red"
-  assert np.array_equal(document.images[0].pixels, fit(load_image(folder / "a.png"), R))
+  assert np.array_equal(document.images[0].pixels, fit(load_image(folder / "a.png"), R, PixelsConfig()))
 
 
 def test_real_photographs(tmp_path):

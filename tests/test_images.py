@@ -175,13 +175,6 @@ def test_fit_of_a_strip_is_cheap():
   assert images.fit(np.zeros((1, 60_000, 3), np.uint8), 512, PUBLISHED).shape == (512, 512, 3)
 
 
-def test_fit_to_a_longer_edge_cuts_more_off():
-  pixels = noise(40, 60)
-  fitted = images.fit(pixels, 32, PixelsConfig(shortest_edge=36))
-  assert np.array_equal(fitted, whole_then_cropped(pixels, 36)[2:34, 2:34])
-  assert images.fit(noise(32, 32), 32, PixelsConfig(shortest_edge=36)).shape == (32, 32, 3)
-
-
 @pytest.mark.parametrize("resample", ["nearest", "bilinear", "bicubic", "box", "hamming"])
 def test_fit_with_other_filters(resample):
   pixels = noise(60, 40)

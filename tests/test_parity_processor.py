@@ -66,7 +66,7 @@ def test_photographs(theirs, tmp_path):
     "settings",
     [
         dict(resample=3),
-        dict(size={"shortest_edge": 60}),
+        dict(resample=4),
         dict(rescale_factor=1 / 255, image_mean=[0.5, 0.4, 0.3], image_std=[0.5, 0.25, 0.2]),
         dict(do_normalize=False),
     ],

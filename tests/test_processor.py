@@ -93,8 +93,9 @@ def test_markers_must_match_pictures():
 def test_special_tokens_are_called_what_the_files_call_them(tmp_path):
   directory = published.write(tmp_path, tokens=dict(sep_token="<reserved08705>", eos_token=None))
   assert read_tokenizer(directory).sep == SEP - 1
-  published.write(tmp_path, tokens=dict(sep_token=None, extra_special_tokens=dict(sep_token="<reserved08705>")))
-  assert read_tokenizer(directory).sep == SEP - 1
+  for place in ("extra_special_tokens", "model_specific_special_tokens"):
+    published.write(tmp_path, tokens={"sep_token": None, place: dict(sep_token="<reserved08705>")})
+    assert read_tokenizer(directory).sep == SEP - 1
   published.write(tmp_path, tokens=dict(sep_token=None))
   assert read_tokenizer(directory).sep == SEP
   (tmp_path / "special_tokens_map.json").write_text(json.dumps(dict(sep_token=dict(content="<reserved08705>"))))
@@ -130,12 +131,9 @@ def test_a_tokenizer_that_lays_prompts_out_otherwise_is_refused(tmp_path):
 
 
 def test_image_processing_is_read(tmp_path):
-  published.write(tmp_path, image=dict(resample=3, rescale_factor=1 / 255, image_mean=[0.5, 0.4, 0.3], image_std=0.5,
-                                       size={"shortest_edge": 40}))  # fmt: skip
+  published.write(tmp_path, image=dict(resample=3, rescale_factor=1 / 255, image_mean=[0.5, 0.4, 0.3], image_std=0.5))
   read = read_pixels(tmp_path, resolution=R)
-  assert read == PixelsConfig(
-      shortest_edge=40, resample="bicubic", scale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5)
-  )
+  assert read == PixelsConfig(resample="bicubic", scale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5))
   processor = Processor.load(tmp_path, published.model_config())
   assert processor.config.vision_tokenizer.pixels == read
   values = processor.inputs([Document((Image(picture()),))]).values_IRRC
@@ -166,7 +164,8 @@ def test_the_newer_place_of_the_image_processor(tmp_path):
         (dict(do_pad=True), "do_pad=True"),
         (dict(size={"height": 32, "width": 32}), "size={'height'"),
         (dict(size={"shortest_edge": 32, "longest_edge": 64}), "size={'shortest_edge'"),
-        (dict(size={"shortest_edge": 31}), "would leave a margin"),
+        (dict(size={"shortest_edge": 31}), "only a shortest_edge of the model's 32 pixels"),
+        (dict(size={"shortest_edge": 40}), "only a shortest_edge of the model's 32 pixels"),
         (dict(crop_size={"height": 32, "width": 48}), "crop_size="),
         (dict(crop_size=16), "crop_size=16"),
         (dict(resample=9), "resample=9"),

@@ -124,6 +124,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
   workdir = Path(options["workdir"])
   common.start(verbose=True)
+  common.keep_memory()
 
   from orthus_jax.commands import runs
 

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
+from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document, Image, Segment, Text
 from orthus_jax.data.images import fit, load_image
@@ -43,6 +43,7 @@ class FolderSource:
       annotations: str = "metadata.jsonl",
       *,
       resolution: int,
+      pixels: PixelsConfig = PixelsConfig(),
       max_bad_share: float = 0.01,
       pairs: Pairs = "both",
   ):
@@ -52,6 +53,7 @@ class FolderSource:
       path: the folder.
       annotations: the JSON-lines file in it.
       resolution: pictures are fitted to this many pixels square.
+      pixels: how they are.
       max_bad_share: the share of bad rows that is put up with, in [0, 1].
       pairs: which documents a pair yields.
 
@@ -61,6 +63,7 @@ class FolderSource:
     self.path = Path(path)
     self.file = self.path / annotations
     self.resolution = resolution
+    self.pixels = pixels
     self.pairs = pairs
     if pairs not in get_args(Pairs):
       raise BadRequest(f"pairs must be one of {', '.join(get_args(Pairs))}, got {pairs!r}")
@@ -103,7 +106,8 @@ class FolderSource:
 
   def __repr__(self) -> str:
     # Data pipelines compare it to tell whether they resume on the same source.
-    options = f"resolution={self.resolution}, pairs={self.pairs!r}, documents={len(self)}"
+    fitted = f"resolution={self.resolution}, resample={self.pixels.resample!r}"
+    options = f"{fitted}, pairs={self.pairs!r}, documents={len(self)}"
     return f"FolderSource({str(self.file)!r}, {options})"
 
   def _document(self, row: int, *, to_text: bool) -> Document:
@@ -126,7 +130,7 @@ class FolderSource:
     return Text(segment["text"], learn) if "text" in segment else Image(self._pixels(segment["image"]), learn)
 
   def _pixels(self, image: str) -> np.ndarray:
-    return fit(load_image(self.path / image), self.resolution)
+    return fit(load_image(self.path / image), self.resolution, self.pixels)
 
 
 def parse_row(line: bytes) -> dict[str, Any]:

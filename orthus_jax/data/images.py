@@ -60,12 +60,12 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
 
 
 def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray:
-  """Scales the shortest edge and cuts the centre square out, as the published Chameleon processor does.
+  """Scales the shortest edge to a resolution and cuts the centre square out, as the published Chameleon processor does.
 
   Args:
     pixels: uint8 [height, width, 3].
     resolution: edge of the square, in pixels.
-    config: what the shortest edge becomes, and the filter.
+    config: the filter.
 
   Returns:
     uint8 [resolution, resolution, 3]; the argument itself where it has that size already.
@@ -74,14 +74,13 @@ def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray
   if resolution < 1:
     raise BadRequest(f"a picture can't be fitted to a resolution of {resolution}; give 1 or more")
   height, width = pixels.shape[:2]
-  short = config.shortest_edge or resolution
-  if height == width == resolution == short:
+  if height == width == resolution:
     return pixels
   image = Image.fromarray(pixels)
   resample = Image.Resampling[config.resample.upper()]
-  scaled = [short * edge // min(height, width) for edge in (width, height)]
+  scaled = [resolution * edge // min(height, width) for edge in (width, height)]
   left, top = [(edge - resolution) // 2 for edge in scaled]
-  if max(scaled) <= _STRIP * short:
+  if max(scaled) <= _STRIP * resolution:
     whole = image.resize(scaled, resample)
     return np.array(whole.crop((left, top, left + resolution, top + resolution)))
   x = [width * at / scaled[0] for at in (left, left + resolution)]

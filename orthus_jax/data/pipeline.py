@@ -33,7 +33,7 @@ class Batch(NamedTuple):
   Attributes:
     tokens_BT: int32.
     targets_BT: int32, the token after each position.
-    text_mask_BT: bool, where the LM head's prediction of `targets_BT` is learnt.
+    text_weight_BT: float32, what the LM head's prediction of `targets_BT` counts; 0 where it isn't learnt.
     position_BT: int32, from 0 within each document.
     segment_ids_BT: int32, 1, 2, … per document; 0 is padding.
     slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
 
   tokens_BT: np.ndarray
   targets_BT: np.ndarray
-  text_mask_BT: np.ndarray
+  text_weight_BT: np.ndarray
   position_BT: np.ndarray
   segment_ids_BT: np.ndarray
   slot_BT: np.ndarray
@@ -77,6 +77,12 @@ class _Laid(NamedTuple):
   kind: str
   variants: tuple[Sequence, ...]
   images: tuple[tuple[int, ...], ...]
+
+
+def _weights(learnt_length_T: np.ndarray, power: float) -> np.ndarray:
+  """length ** -power where a token is learnt, else 0."""
+  learnt_T = learnt_length_T > 0
+  return np.where(learnt_T, np.maximum(learnt_length_T, 1).astype(np.float32) ** -power, 0.0)
 
 
 class Pipeline:
@@ -159,7 +165,7 @@ class Pipeline:
       self.too_long.append(document.id)
       return
     images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in variants)
-    light = tuple(Sequence(v.tokens_T, v.learn_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
+    light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
     self._documents.append(_Laid(document.id, document.kind, light, images))
 
   def _weights(self) -> np.ndarray:
@@ -195,7 +201,7 @@ class Pipeline:
     out = Batch(
         tokens_BT=np.full((B, T), self._tokenizer.pad, np.int32),
         targets_BT=np.full((B, T), self._tokenizer.pad, np.int32),
-        text_mask_BT=np.zeros((B, T), bool),
+        text_weight_BT=np.zeros((B, T), np.float32),
         position_BT=np.zeros((B, T), np.int32),
         segment_ids_BT=np.zeros((B, T), np.int32),
         slot_BT=np.full((B, T), -1, np.int32),
@@ -214,7 +220,7 @@ class Pipeline:
         n, span = len(s), slice(at, at + len(s))
         out.tokens_BT[b, span] = s.tokens_T
         out.targets_BT[b, at : at + n - 1] = s.tokens_T[1:]
-        out.text_mask_BT[b, at : at + n - 1] = s.learn_T[1:]
+        out.text_weight_BT[b, at : at + n - 1] = _weights(s.learnt_length_T[1:], data.text_length_power)
         out.position_BT[b, span] = np.arange(n)
         out.segment_ids_BT[b, span] = segment
         here = np.flatnonzero(s.image_T >= 0)

@@ -37,7 +37,8 @@ class Sequence:
 
   Attributes:
     tokens_T: int32 ids; image positions hold the `<image>` placeholder.
-    learn_T: bool, True where the LM head is to predict this very token (from the position before).
+    learnt_length_T: int32, 0 but where the LM head is to predict this very token (from the position before): there, the
+      positions of the segment it belongs to, closing separator and patches included.
     image_T: int32, which image of the document stands here, -1 for none.
     starts_I: int32, where each image's BOI stands.
     learn_I: bool, whether the image head is to learn the image.
@@ -45,7 +46,7 @@ class Sequence:
   """
 
   tokens_T: np.ndarray
-  learn_T: np.ndarray
+  learnt_length_T: np.ndarray
   image_T: np.ndarray
   starts_I: np.ndarray
   learn_I: np.ndarray
@@ -53,6 +54,11 @@ class Sequence:
 
   def __len__(self) -> int:
     return len(self.tokens_T)
+
+  @property
+  def learn_T(self) -> np.ndarray:
+    """Bool, True where the LM head is to predict this very token."""
+    return self.learnt_length_T > 0
 
 
 def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: bool = False) -> Sequence:
@@ -69,38 +75,40 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
   """
   if not document.segments:
     raise BadRequest(f"document {document.id!r} is empty: it needs at least one text or image")
-  tokens, learn, image = [tokenizer.bos], [False], [-1]
+  tokens, learn, image, owner = [tokenizer.bos], [False], [-1], [-1]
   starts, images = [], []
 
-  def put(ids: list[int], learnt: bool, index: int = -1) -> None:
+  def put(ids: list[int], learnt: bool, number: int, index: int = -1) -> None:
     tokens.extend(ids)
     learn.extend([learnt] * len(ids))
     image.extend([index] * len(ids))
+    owner.extend([number] * len(ids))
 
   previous: Text | Image | None = None
-  for i, segment in enumerate(document.segments):
+  for n, segment in enumerate(document.segments):
     if previous is not None and previous.learn != segment.learn:
-      put([tokenizer.sep], previous.learn)
+      put([tokenizer.sep], previous.learn, n - 1)
     if isinstance(segment, Text):
       ids = tokenizer.encode(segment.text)
       # Spaces around a given picture belong to a prompt ("<image> <image> compare them"); elsewhere a text is missing.
-      beside = document.segments[max(i - 1, 0) : i + 2]
+      beside = document.segments[max(n - 1, 0) : n + 2]
       spaces = not segment.learn and any(isinstance(s, Image) and not s.learn for s in beside)
       if not ids or not (segment.text.strip() or spaces):
         raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
-      put(ids, segment.learn)
+      put(ids, segment.learn, n)
     else:
       starts.append(len(tokens))
-      put([tokenizer.boi], segment.learn)
-      put([tokenizer.image] * patches, False, len(images))
-      put([tokenizer.eoi], segment.learn)
+      put([tokenizer.boi], segment.learn, n)
+      put([tokenizer.image] * patches, False, n, len(images))
+      put([tokenizer.eoi], segment.learn, n)
       images.append(segment)
     previous = segment
   if respond or previous.learn:
-    put([tokenizer.sep], previous.learn)
+    put([tokenizer.sep], previous.learn, n)
+  positions_N = np.bincount(np.asarray(owner) + 1)
   return Sequence(
       tokens_T=np.asarray(tokens, np.int32),
-      learn_T=np.asarray(learn, bool),
+      learnt_length_T=np.where(learn, positions_N[np.asarray(owner) + 1], 0).astype(np.int32),
       image_T=np.asarray(image, np.int32),
       starts_I=np.asarray(starts, np.int32),
       learn_I=np.asarray([i.learn for i in images], bool),

@@ -25,18 +25,19 @@ def open_source(config: Config, split: str) -> Source:
   Raises:
     BadRequest: if the source isn't there or has no such split.
   """
-  data, resolution = config.data, config.model.vision_tokenizer.resolution
+  data, vision = config.data, config.model.vision_tokenizer
   if data.source == "shapes":
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
     where = Path(data.path) if data.path else cache_dir() / "datasets"
-    builder.prepare(where, resolution)
-    return builder.documents(where, split, resolution)
+    builder.prepare(where, vision.resolution)
+    return builder.documents(where, split, vision.resolution)
   if not data.path:
     raise BadRequest("data.path is empty: set it to the folder of pictures (--config.data.path=DIR)")
   return FolderSource(
-      data.path, annotations=data.annotations, resolution=resolution, pairs=data.pairs, max_bad_share=data.max_bad_share
-  )
+      data.path, annotations=data.annotations, resolution=vision.resolution, pixels=vision.pixels, pairs=data.pairs,
+      max_bad_share=data.max_bad_share,
+  )  # fmt: skip
 
 
 def open_tokenizer(config: Config) -> TextTokenizer:

@@ -226,16 +226,13 @@ def _pixels(said: Mapping[str, Any], file: Path, *, resolution: int) -> PixelsCo
       raise refuse(key, "that can't be done here")
   size, crop = said["size"], said["crop_size"]
   edge = size.get("shortest_edge") if isinstance(size, Mapping) and len(size) == 1 else size
-  if not isinstance(edge, int):
-    raise refuse("size", "pictures can only be scaled by their shortest_edge here")
+  if edge != resolution:
+    raise refuse("size", f"only a shortest_edge of the model's {resolution} pixels can be done here")
   if crop not in (resolution, {"height": resolution, "width": resolution}):
     raise refuse("crop_size", f"the model's pictures have {resolution} pixels a side")
-  if edge < resolution:
-    raise refuse("size", f"a shortest edge below the model's {resolution} pixels would leave a margin")
   if said["resample"] not in range(len(_FILTERS)):
     raise refuse("resample", f"it must be one of 0..{len(_FILTERS) - 1} ({', '.join(_FILTERS)})")
-  values = {"shortest_edge": 0 if edge == resolution else edge, "resample": _FILTERS[said["resample"]]}
-  values["scale"] = said["rescale_factor"] if said["do_rescale"] else 1.0
+  values = {"resample": _FILTERS[said["resample"]], "scale": said["rescale_factor"] if said["do_rescale"] else 1.0}
   for key, field, unset in (("image_mean", "mean", 0.0), ("image_std", "std", 1.0)):
     value = said[key] if said["do_normalize"] else unset
     values[field] = value if isinstance(value, Sequence) else [value] * 3

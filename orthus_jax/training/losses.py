@@ -20,17 +20,19 @@ from orthus_jax.models.orthus import Orthus
 
 
 class Counts(NamedTuple):
-  """What the sums are divided by: text targets and image patches in the global batch."""
+  """What the sums are divided by: weights and number of text targets, and image patches, in the global batch."""
 
   text: jax.Array
+  tokens: jax.Array
   image: jax.Array
 
 
 def counts(batch: Batch, patches: int) -> Counts:
-  """Counts of a (global) batch; at least 1, as a batch may lack one modality."""
-  text = jnp.sum(batch.text_mask_BT, dtype=jnp.float32)
+  """Counts of a (global) batch; never 0, as a batch may lack one modality."""
+  text = jnp.sum(batch.text_weight_BT)
+  tokens = jnp.sum(batch.text_weight_BT > 0, dtype=jnp.float32)
   image = jnp.sum(batch.learnt_image_BG >= 0, dtype=jnp.float32) * patches
-  return Counts(text=jnp.maximum(text, 1.0), image=jnp.maximum(image, 1.0))
+  return Counts(text=jnp.where(text > 0, text, 1.0), tokens=jnp.maximum(tokens, 1.0), image=jnp.maximum(image, 1.0))
 
 
 def features(model: Orthus, images: jax.Array) -> jax.Array:
@@ -72,9 +74,9 @@ def orthus_loss(
   logits_BTV = model.logits(hidden_BTD)
   target_BT = jnp.take_along_axis(logits_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
   nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
-  text = jnp.sum(jnp.where(batch.text_mask_BT, nll_BT, 0.0)) / total.text
-  right_BT = (target_BT >= jnp.max(logits_BTV, axis=-1)) & batch.text_mask_BT
-  accuracy = jnp.sum(right_BT, dtype=jnp.float32) / total.text
+  text = jnp.sum(batch.text_weight_BT * nll_BT) / total.text
+  right_BT = (target_BT >= jnp.max(logits_BTV, axis=-1)) & (batch.text_weight_BT > 0)
+  accuracy = jnp.sum(right_BT, dtype=jnp.float32) / total.tokens
 
   # The state at BOI predicts patch 1, the state at patch k predicts patch k + 1.
   B, G = batch.learnt_image_BG.shape

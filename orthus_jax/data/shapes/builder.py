@@ -21,7 +21,7 @@ from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
-TRAIN = {"caption_to_image": 9000, "image_to_caption": 4000, "question": 6000, "edit": 2000, "story": 1500}
+TRAIN = {"caption_to_image": 11000, "image_to_caption": 3000, "question": 6500, "edit": 1000, "story": 1000}
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
 
@@ -74,8 +74,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release."}
+  VERSION = tfds.core.Version("1.1.0")
+  RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training."}
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 
   def _info(self) -> tfds.core.DatasetInfo:

@@ -12,8 +12,8 @@ from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story")
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
-_TAG_SHARES = {"single_object": 40, "two_object": 8, "counting": 12, "colors": 8, "position": 12, "color_attr": 10,
-               language.DESCRIPTION: 10}
+_TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
+               language.DESCRIPTION: 8}
 _TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
 
 
@@ -59,9 +59,9 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     segments = [draw(scene), Text(str(pick(rng, language.DESCRIBE))), Text(text, True)]
     meta = {"things": as_lists(scene)}
   elif kind == "question":
-    subject = questions.sample(rng)
+    subject = questions.sample(rng, easy=split == "train")
     while world.split_of(subject.scene) != split:
-      subject = questions.sample(rng)
+      subject = questions.sample(rng, easy=split == "train")
     asked = questions.ask(rng, subject, paired=split != "train")
     segments = [draw(subject.scene)]
     for record in asked:
