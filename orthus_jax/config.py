@@ -408,7 +408,7 @@ class RunConfig:
     steps: how many.
     batch_size: rows of the global batch.
     seed: of initialisation, data order and every random draw.
-    init_from: where the parameters start: pairs of (parameter name prefix, native checkpoint or shipped weights).
+    init_from: where the parameters start: pairs of (parameter name prefix, checkpoint or shipped weights).
     log_every: steps between metric records.
     sample_every: steps between picture grids and text samples; 0 never.
     checkpoint_every: steps between checkpoints; 0 only at the end.

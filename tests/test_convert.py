@@ -27,6 +27,7 @@ from orthus_jax.training import checkpoint, loop
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import TrainState, plan_state
 
+from chameleon import reference
 import published_weights as weights
 
 DECODER, HEAD = "model.vqmodel.decoder.conv_in.weight", "mlp_head.input_proj.weight"
@@ -515,7 +516,7 @@ def test_files_are_those_of_the_safetensors_library(orthus, values, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_transformers_loads_what_goes_out(kept, native, values, tmp_path):
-  transformers = pytest.importorskip("transformers")
+  transformers = reference("transformers")
   run = shutil.copytree(native, tmp_path / "run", ignore=None if kept else shutil.ignore_patterns("huggingface"))
   convert(f"--from={run}", f"--to={tmp_path / 'out'}", "--shard-size=0.0005")
   loaded, report = transformers.ChameleonForConditionalGeneration.from_pretrained(
