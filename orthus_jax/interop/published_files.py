@@ -134,7 +134,7 @@ def _write_pixels(folder: Path, model: ModelConfig, tokenizer: TextTokenizer) ->
   pixels, R = vision.pixels, vision.resolution
   _put(folder / processor.IMAGE_FILE, {
       "image_processor_type": "ChameleonImageProcessor", "do_convert_rgb": True, "do_resize": True,
-      "size": {"shortest_edge": pixels.shortest_edge or R}, "resample": int(PIL.Image.Resampling[pixels.resample.upper()]),
+      "size": {"shortest_edge": R}, "resample": int(PIL.Image.Resampling[pixels.resample.upper()]),
       "do_center_crop": True, "crop_size": {"height": R, "width": R}, "do_rescale": True,
       "rescale_factor": pixels.scale, "do_normalize": True, "image_mean": list(pixels.mean),
       "image_std": list(pixels.std),
