@@ -12,6 +12,8 @@ setup(
         "flax>=0.12.8",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
+        "tensorstore>=0.1.71",
+        "ml_dtypes>=0.5",
         "grain>=0.2.16",
         "array_record>=0.8",
         "tensorflow-datasets>=4.9.9",

@@ -15,6 +15,7 @@ _VERBS = {
     "train": "train a model from a config file",
     "generate": "draw, answer, edit or tell a story with a trained model",
     "evaluate": "score a trained model",
+    "convert": "bring a published checkpoint in, or a trained one out",
     "prepare": "make the data set that a config reads",
 }
 

@@ -110,6 +110,7 @@ class VisionTokenizerConfig:
     latent_dim: C, values per patch.
     codes: rows of the codebook.
     norm_groups: groups of each GroupNorm.
+    decoder: whether there is one; `transformers`' Chameleon has none, and a model without one can't draw.
     dtype: what it is computed in.
   """
 
@@ -121,6 +122,7 @@ class VisionTokenizerConfig:
   latent_dim: int = 256
   codes: int = 8192
   norm_groups: int = 32
+  decoder: bool = True
   dtype: Literal["float32", "bfloat16"] = "float32"
 
   def __post_init__(self):
@@ -406,7 +408,7 @@ class RunConfig:
     steps: how many.
     batch_size: rows of the global batch.
     seed: of initialisation, data order and every random draw.
-    init_from: where the parameters start: pairs of (parameter name prefix, native checkpoint or shipped weights).
+    init_from: where the parameters start: pairs of (parameter name prefix, checkpoint or shipped weights).
     log_every: steps between metric records.
     sample_every: steps between picture grids and text samples; 0 never.
     checkpoint_every: steps between checkpoints; 0 only at the end.
@@ -455,6 +457,10 @@ class Config:
     _require(
         not self.model.transformer.merge_positions or self.mesh.context == 1,
         "model.transformer.merge_positions needs mesh.context=1: it would merge the axis that the mesh splits",
+    )
+    _require(
+        self.task == "orthus" or self.model.vision_tokenizer.decoder,
+        "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4

@@ -9,8 +9,8 @@ import orthus_jax
 
 ROOT = Path(orthus_jax.__file__).parent
 LEVEL = {
-    "typed_config": 0, "config": 1, "diffusion": 2, "parallel": 2, "models": 3, "data": 3, "training": 4, "inference": 5, "evaluation": 6,
-    "interop": 6, "planning": 6, "serving": 7, "commands": 7, "cli": 8, "__init__": 9,
+    "typed_config": 0, "config": 1, "diffusion": 2, "parallel": 2, "models": 3, "data": 3, "interop": 4,
+    "training": 5, "inference": 6, "evaluation": 7, "planning": 7, "serving": 8, "commands": 8, "cli": 9, "__init__": 10,
 }  # fmt: skip
 
 

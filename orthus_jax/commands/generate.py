@@ -36,7 +36,7 @@ def _parser() -> common.Parser:
       " <image>.",
   )
   add = parser.add_argument
-  add("model", help="a run's directory or one of its checkpoints")
+  add("model", help="a run's directory, one of its checkpoints, or a Hugging Face directory")
   add("--prompt", default="", help="the text: a caption, a question, an instruction, the opening of a story")
   add("--image", action="append", default=[], metavar="FILE", help="a picture that the prompt is about; repeatable")
   add("--respond", choices=("auto", "image", "text"), default="auto",

@@ -91,7 +91,7 @@ def _orthus(
   shown = _prompts(held_out)
 
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
-    model = Model(config, graphdef, params, tokenizer)
+    model = Model.create(config, params, tokenizer)
     show(model, shown, workdir / "samples", step, writer)
 
   result = loop.train(config, workdir, tasks.OrthusTask(config, pipeline), on_samples=on_samples)
@@ -124,7 +124,7 @@ def _report(
     print(shapes.table(result))
   else:
     for respond, documents in shown.items():
-      if documents:
+      if documents and not (respond == "image" and model.no_pictures):
         samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
   figures["seconds"]["evaluation"] = time.monotonic() - start
   figures["peak_memory_bytes"] = peak_memory_bytes()
@@ -150,7 +150,7 @@ def _prompts(source: Source) -> dict[str, list[Document]]:
 def show(model: Model, documents: dict[str, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
   """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
   folder.mkdir(exist_ok=True)
-  if documents["image"]:
+  if documents["image"] and not model.no_pictures:
     drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
     pictures = [d.images[-1].pixels for d in drawn]
     captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]

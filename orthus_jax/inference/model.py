@@ -8,7 +8,6 @@ import functools
 import os
 from typing import Any, Literal
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +19,18 @@ from orthus_jax.data.sequence import Sequence as Laid
 from orthus_jax.data.sequence import layout, unconditional
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.inference import engine
+from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
-from orthus_jax.models.orthus import Orthus
+from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
+from orthus_jax.parallel import mesh as mesh_lib
 
 Respond = Literal["auto", "image", "text"]
+_NO_DECODER = (
+    "this checkpoint has no VQGAN decoder, so it can't draw: convert it with --decoder=FILE, or ask for text"
+    " (respond=text)"
+)
+_UNTRAINED = "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text)"
 _PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few programs are compiled
 
 
@@ -37,12 +43,14 @@ class Model:
     graphdef: its structure.
     params: its parameters, by name.
     tokenizer: its text tokenizer.
+    no_pictures: why it can't draw; empty where it can.
   """
 
   config: Config
   graphdef: Any
   params: Params
   tokenizer: TextTokenizer
+  no_pictures: str = ""
 
   @classmethod
   def create(cls, config: Config, params: Params, tokenizer: TextTokenizer) -> Model:
@@ -51,16 +59,13 @@ class Model:
     Raises:
       BadRequest: if names or shapes disagree.
     """
-    graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config.model, rngs=nnx.Rngs(params=0)))
-    problems = [f"{n} is missing" for n in shapes if n not in params]
-    problems += [f"{n} is unknown" for n in params if n not in shapes]
-    problems += [
-        f"{n} is {params[n].shape} where {shapes[n].shape} is expected"
-        for n in shapes if n in params and params[n].shape != shapes[n].shape
-    ]  # fmt: skip
+    graphdef, shapes, _ = describe(config.model)
+    problems = params_lib.differences({n: tuple(v.shape) for n, v in params.items()}, shapes)
     if problems:
-      raise BadRequest(f"the checkpoint doesn't fit its config: {'; '.join(problems[:5])}")
-    return cls(config, graphdef, {n: jnp.asarray(v) for n, v in params.items()}, tokenizer)
+      more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
+      raise BadRequest(f"the checkpoint doesn't fit its config: {'; '.join(problems[:5])}{more}")
+    no_pictures = "" if config.model.vision_tokenizer.decoder else _NO_DECODER
+    return cls(config, graphdef, {n: jnp.asarray(v) for n, v in params.items()}, tokenizer, no_pictures)
 
   def generate(
       self,
@@ -85,9 +90,13 @@ class Model:
       progress: called with (done, in all).
 
     Raises:
-      BadRequest: if a prompt is empty or too long.
+      BadRequest: if a prompt is empty or too long, or a picture is asked for that the model can't draw.
     """
     sampling = sampling or self.config.sampling
+    if self.no_pictures:
+      if respond == "image":
+        raise BadRequest(self.no_pictures)
+      respond = "text"  # "auto" leaves it to the model, and this one has words alone
     seeds = list(range(len(documents))) if seeds is None else list(seeds)
     if len(seeds) != len(documents):
       raise BadRequest(f"{len(seeds)} seeds for {len(documents)} documents: give one each")
@@ -278,17 +287,33 @@ def generate(model: Model, document: Document, **options: Any) -> Document:
   return model.generate([document], seeds=[seed], **options)[0]
 
 
-def load(path: str | os.PathLike) -> Model:
-  """Loads a model from a run's directory or one of its checkpoints.
+def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> Model:
+  """Loads a model from a run's directory, one of its checkpoints, or a Hugging Face directory.
+
+  Args:
+    path: of the checkpoint.
+    mesh: what its arrays are to lie on, each device reading its part alone; by default, all on the first device.
 
   Raises:
     BadRequest: if it holds no complete checkpoint, or the checkpoint and its config disagree.
   """
   from orthus_jax.training import checkpoint
 
-  run, _ = checkpoint.find(path)
-  config = checkpoint.load_config(run)
-  if config.task != "orthus":
-    raise BadRequest(f"{path} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
-  tokenizer = TextTokenizer.load(run / "tokenizer.json")
-  return Model.create(config, checkpoint.load_params(path), tokenizer)
+  def place(config: Config):
+    axes = describe(config.model)[2]
+    return None if mesh is None else lambda n, s, _: mesh_lib.sharding(mesh, s, axes[n]) if n in axes else None
+
+  if huggingface.is_checkpoint(path):
+    found = huggingface.open_checkpoint(path)
+    model = Model.create(found.config, found.load(place(found.config)), found.tokenizer)
+  else:
+    run, _ = checkpoint.find(path)
+    config = checkpoint.load_config(run)
+    if config.task != "orthus":
+      raise BadRequest(f"{path} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
+    tokenizer = TextTokenizer.load(run / "tokenizer.json")
+    model = Model.create(config, checkpoint.load_params(path, place=place(config)), tokenizer)
+  # A fresh head's last layer is zero, and one step of training makes it something else.
+  if not model.no_pictures and not np.any(model.params["image_head/output/kernel"]):
+    return dataclasses.replace(model, no_pictures=_UNTRAINED)
+  return model

@@ -1,13 +1,16 @@
 """How our parameters are called, and laid out, in the published PyTorch checkpoints.
 
 Torch linears are [out, in], convolutions OIHW; ours are [in, out] (heads apart) and HWIO, with layers stacked.
+Every layout is an order of axes: the same bytes, read in another order, so that nothing here copies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+import functools
+import math
 import re
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -40,6 +43,7 @@ _RULES: tuple[tuple[str, str, Layout], ...] = (
 )
 
 
+@functools.cache
 def published_name(name: str) -> tuple[str, Layout]:
   """The published key of one of our parameters ({} where a layer's number goes), and its layout.
 
@@ -58,6 +62,88 @@ def published_name(name: str) -> tuple[str, Layout]:
     key = re.sub(r"/(kernel|scale)$", "/weight", key)
     return "model.vqmodel." + key.replace("/", "."), "conv" if name.endswith("/kernel") else "same"
   raise KeyError(name)
+
+
+def torch_order(name: str, rank: int) -> tuple[int, ...]:
+  """The order in which a published array keeps our axes, outermost first.
+
+  Args:
+    name: of our parameter.
+    rank: how many axes one layer of it has.
+  """
+  layout = published_name(name)[1]
+  if layout == "conv":
+    return (3, 2, 0, 1)
+  if layout == "linear":
+    # All of our linears have one input axis, but for attention's output, which reads heads and their values.
+    inputs = 2 if name.endswith("attention/out") else 1
+    return (*range(inputs, rank), *range(inputs)) if rank > 1 else (0,)
+  return tuple(range(rank))
+
+
+def torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """The published shape of one layer of our parameter, whose own is `shape`."""
+  ordered = tuple(shape[a] for a in torch_order(name, len(shape)))
+  if published_name(name)[1] == "linear" and len(shape) > 1:
+    inputs = 2 if name.endswith("attention/out") else 1
+    return (math.prod(ordered[:-inputs]), math.prod(ordered[-inputs:]))
+  return ordered
+
+
+class Place(NamedTuple):
+  """Where a published key belongs.
+
+  Attributes:
+    name: of our parameter.
+    layer: which of its stacked layers; None where it has none.
+    shape: the published one.
+  """
+
+  name: str
+  layer: int | None
+  shape: tuple[int, ...]
+
+
+def table(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+  """Every published key of a model whose parameters have these shapes."""
+  found = {}
+  for name, shape in shapes.items():
+    key = published_name(name)[0]
+    if "{}" in key:
+      found |= {key.format(i): Place(name, i, torch_shape(name, shape[1:])) for i in range(shape[0])}
+    else:
+      found[key] = Place(name, None, torch_shape(name, shape))
+  return found
+
+
+# What other writers of these checkpoints put before the same names: a bare Chameleon (no "model."), versions that keep
+# the language model apart from its vision part, compiled or wrapped modules.
+_PREFIXES: tuple[tuple[str, str], ...] = (
+    (r"(?:module|_orig_mod)\.", ""),
+    (r"model\.language_model\.", "model."),
+    (r"language_model\.(?:model\.)?lm_head\.", "lm_head."),
+    (r"language_model\.(?:model\.)?", "model."),
+    (r"(?:vqmodel|vqvae)\.", "model.vqmodel."),
+    (r"model\.vqvae\.", "model.vqmodel."),
+    (r"model\.lm_head\.", "lm_head."),
+    (r"model\.mlp_head\.", "mlp_head."),
+    (r"(?=(?:embed_tokens|layers|norm|codebook_in)\.)", "model."),
+)
+# Not parameters: tables that are computed, and what only training of the VQGAN needed.
+_IGNORED = re.compile(r".*\.rotary_emb\.inv_freq|model\.vqmodel\.(?:loss|ema|discriminator)\..*")
+
+
+def canonical(key: str) -> str:
+  """The published name of a key that another version may have written otherwise; "" for what is no parameter."""
+  for pattern, prefix in _PREFIXES:
+    key = re.sub(f"^{pattern}", prefix, key)
+  return "" if _IGNORED.fullmatch(key) else key
+
+
+def decoder_key(key: str) -> str:
+  """The published name of a key of a file that holds a VQGAN, with or without a prefix; "" if not of its decoder."""
+  match = re.search(r"(?:^|\.)((?:decoder|post_quant_conv)\..*)", key)
+  return f"model.vqmodel.{match[1]}" if match else ""
 
 
 def from_torch(value: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.ndarray:

@@ -6,13 +6,17 @@ V vocabulary, K codes, R resolution.
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
+from orthus_jax.models import params as params_lib
 from orthus_jax.models.heads.diffusion import DiffusionHead
-from orthus_jax.models.params import param
+from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Cache, Transformer, dense
 from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
@@ -77,3 +81,10 @@ class Orthus(nnx.Module):
   def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:
     """Appends embedded positions to a cache; see `Transformer.extend`."""
     return self.transformer.extend(x_BTD, cache, start_B=start_B)
+
+
+@functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint
+def describe(config: ModelConfig) -> tuple[Any, dict[str, tuple[int, ...]], Axes]:
+  """Structure of a model, and shapes and logical axes of its parameters by name; nothing is built."""
+  graphdef, shapes, axes = params_lib.shapes_and_axes(lambda: Orthus(config, rngs=nnx.Rngs(params=0)))
+  return graphdef, {n: tuple(s.shape) for n, s in shapes.items()}, axes

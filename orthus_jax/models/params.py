@@ -6,6 +6,7 @@ scanned over hold one array with a leading `layers` axis.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from flax import nnx
@@ -52,6 +53,14 @@ def shapes_and_axes(init: Any) -> tuple[Any, Params, Axes]:
     own = tuple(v.get_metadata().get("axes", (None,) * len(v.get_value().shape)))
     axes[name] = ("layers",) * (len(v.get_value().shape) - len(own)) + own
   return graphdef, shapes, axes
+
+
+def differences(found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
+  """What keeps parameters of some shapes from being those of a model: a line each, none where they fit."""
+  lines = [f"{n} {s} is missing" for n, s in expected.items() if n not in found]
+  lines += [f"{n} {s} is unknown" for n, s in found.items() if n not in expected]
+  wrong = [n for n in expected if n in found and found[n] != expected[n]]
+  return lines + [f"{n} is {found[n]} where {expected[n]} is expected" for n in wrong]
 
 
 def param(value: jax.Array, *axes: str | None) -> nnx.Param:

@@ -173,7 +173,7 @@ class Decoder(nnx.Module):
 
 
 class VisionTokenizer(nnx.Module):
-  """Encoder, codebook and decoder."""
+  """Encoder, codebook and decoder (None where the config has none)."""
 
   def __init__(self, config: VisionTokenizerConfig, *, rngs: nnx.Rngs):
     c = config
@@ -182,7 +182,7 @@ class VisionTokenizer(nnx.Module):
     self.quant_conv = Conv(c.latent_dim, c.latent_dim, size=1, rngs=rngs)
     self.codebook = param(jax.random.normal(rngs.params(), (c.codes, c.latent_dim)), None, None)
     self.post_quant_conv = Conv(c.latent_dim, c.latent_dim, size=1, rngs=rngs)
-    self.decoder = Decoder(c, rngs=rngs)
+    self.decoder = Decoder(c, rngs=rngs) if c.decoder else None
 
   def encode(self, pixels_BHWC: jax.Array) -> jax.Array:
     """Unquantised features, [B, P, C] in fp32, patches row by row.

@@ -4,6 +4,8 @@
     WORKDIR/checkpoints/STEP/params  average  optimizer
 
 `params` holds every parameter under its name and in its trained dtype; `average` the running average where there is one.
+A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `interop/arrays.py`, which is read
+like Orbax' own.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+from orthus_jax.interop import arrays, huggingface
+from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
 from orthus_jax.training.state import TrainState
 
@@ -72,7 +76,7 @@ class Checkpointer:
     items = {"params": state.params, "optimizer": optimizer}
     if state.ema:
       items["average"] = state.ema
-    args = {k: ocp.args.StandardSave(v) for k, v in items.items()}
+    args = {k: ocp.args.StandardSave(v, save_args=_in_pieces(v)) for k, v in items.items()}
     self._manager.save(int(state.step), args=ocp.args.Composite(**args))
 
   def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
@@ -98,6 +102,18 @@ class Checkpointer:
     """Waits for what is being saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def _in_pieces(tree: Any) -> Any:
+  """Has large arrays saved in chunks of a layer or less, so that a conversion can read one at a time."""
+
+  def args(path: Any, value: Any) -> ocp.SaveArgs:
+    if value.nbytes <= arrays.PIECE:
+      return ocp.SaveArgs()
+    stacked = "/layers/" in jax.tree_util.keystr(path)
+    return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)
 
 
 def find(path: str | os.PathLike) -> tuple[Path, int]:
@@ -127,12 +143,15 @@ def load_config(run: Path) -> Config:
     raise BadRequest(f"{file} is damaged: {e}") from e
 
 
-def load_params(path: str | os.PathLike, *, average: bool = True) -> Params:
-  """All parameters of a checkpoint as numpy arrays, averaged ones in the place of their own where there are any.
+def load_params(path: str | os.PathLike, *, average: bool = True, place: Place | None = None) -> Params:
+  """All parameters of a checkpoint, averaged ones in the place of their own where there are any.
 
   Args:
-    path: a run's directory, one checkpoint, an .npz of named arrays, or "asset:NAME" for weights in the package.
+    path: a run's directory, one checkpoint, a Hugging Face directory, an .npz of named arrays, or "asset:NAME" for
+      weights in the package.
     average: prefer the running average.
+    place: (name, shape, dtype) → the sharding that an array is read onto, each device's part alone; None for a numpy
+      array, as all are without this argument and from an .npz.
   """
   text = str(path)
   if text.startswith("asset:"):
@@ -145,20 +164,24 @@ def load_params(path: str | os.PathLike, *, average: bool = True) -> Params:
         return {n: file[n].astype(np.float32) if file[n].dtype == np.float16 else file[n] for n in file.files}
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} can't be read as named arrays: {e}") from e
+  if huggingface.is_checkpoint(path):
+    return huggingface.open_checkpoint(path).load(place)
   run, step = find(path)
   with _quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
-    params = _read(reader, folder / "params")
+    params = _read(reader, folder / "params", place)
     if average and (folder / "average").is_dir():
-      params |= _read(reader, folder / "average")
+      params |= _read(reader, folder / "average", place)
   return params
 
 
-def _read(reader: ocp.StandardCheckpointer, folder: Path) -> dict[str, np.ndarray]:
-  # Read as numpy, so that a checkpoint made on other devices loads anywhere.
-  metadata = reader.metadata(folder).item_metadata.tree
-  target = {n: np.zeros(m.shape, m.dtype) for n, m in metadata.items()}
-  return {n: np.asarray(v) for n, v in reader.restore(folder, target).items()}
+def _read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None) -> Params:
+  # Read as numpy unless told where to, so that a checkpoint made on other devices loads anywhere.
+  target = {}
+  for n, m in reader.metadata(folder).item_metadata.tree.items():
+    sharding = place(n, m.shape, np.dtype(m.dtype)) if place else None
+    target[n] = np.zeros(m.shape, m.dtype) if sharding is None else jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding)
+  return {n: v if isinstance(v, jax.Array) else np.asarray(v) for n, v in reader.restore(folder, target).items()}
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import numpy as np
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import FeatureTable
+from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
@@ -68,11 +69,20 @@ class Result:
   params_digest: str
 
 
-def initial_values(config: Config) -> dict[str, np.ndarray]:
-  """The parameters that `run.init_from` names. The soft VQ's codebook starts as the VQGAN's, unless it is given."""
-  values: dict[str, np.ndarray] = {}
+def initial_values(config: Config, layout: Layout) -> Params:
+  """The parameters that `run.init_from` names, read where they belong.
+
+  The soft VQ's codebook starts as the VQGAN's, unless it is given.
+  """
+  values: Params = {}
+  shapes, shardings = layout.shapes.params, layout.shardings.params
   for prefix, path in config.run.init_from:
-    values |= {prefix + n: v for n, v in checkpoint.load_params(path).items()}
+
+    def place(name, shape, dtype, prefix=prefix):
+      fits = prefix + name in shapes and shapes[prefix + name].shape == tuple(shape)
+      return shardings[prefix + name] if fits else None  # what doesn't fit is refused once all is known
+
+    values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
   if "vision_tokenizer/codebook" in values:
     values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
   return values
@@ -81,7 +91,7 @@ def initial_values(config: Config) -> dict[str, np.ndarray]:
 def check_sources(config: Config) -> None:
   """Refuses a `run.init_from` that leads nowhere, before any work is done."""
   for _, path in config.run.init_from:
-    if not path.endswith(".npz") and not path.startswith("asset:"):
+    if not path.endswith(".npz") and not path.startswith("asset:") and not huggingface.is_checkpoint(path):
       checkpoint.find(path)
 
 
@@ -163,7 +173,7 @@ def train(
       _log.info("going on from step %d of %s", latest, workdir)
       state = saver.restore(latest, layout.shapes, layout.shardings)
     else:
-      values = initial_values(config)
+      values = initial_values(config, layout)
       _check_values(values, layout.shapes.params)
       state = replace_params(create(), values, layout.shardings)
       state = replace_params(state, projected_rows(config, state, values), layout.shardings)

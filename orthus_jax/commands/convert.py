@@ -1,0 +1,111 @@
+"""`orthus convert`: published checkpoints in, trained ones out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+import sys
+import time
+
+import tqdm
+
+from orthus_jax.commands import common
+from orthus_jax.config import BadRequest
+
+_DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
+into a Hugging Face directory, array for array and bit for bit.
+
+A native checkpoint is what `orthus generate` and `orthus evaluate` read, `orthus train` writes, and run.init_from starts
+from. A Hugging Face directory holds config.json, safetensors (one file, or several and an index), tokenizer.json and the
+image processor's files; the released code and transformers load it.
+
+A plain Chameleon or Anole becomes the start of Orthus' first stage of training: codebook_in is a copy of the VQGAN's
+codebook, and the diffusion head is fresh. transformers' Chameleon lacks the VQGAN's decoder: without --decoder, such a
+model reads pictures but can't draw.
+
+The work is done a piece at a time, in little memory whatever the model's size. What is wrong with the input is all told
+at once, and a target appears under its name only when it is complete."""
+
+_EXAMPLES = """examples:
+  orthus convert --from=Orthus-7B-instruct --to=runs/orthus-7b
+  orthus convert --from=chameleon-7b --decoder=vqgan.safetensors --to=runs/stage1
+  orthus convert --from=runs/mine --to=mine-hf --dtype=bfloat16
+  orthus train --config=FILE --workdir=DIR "--config.run.init_from=(('','runs/stage1'),)"
+
+No weights come with this project. Those of Orthus derive from Chameleon, whose licence is for non-commercial research;
+it binds what you convert, too.
+"""
+
+
+def _parser() -> common.Parser:
+  parser = common.Parser(
+      prog="orthus convert", description=_DESCRIPTION, epilog=_EXAMPLES,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  add = parser.add_argument
+  add("--from", dest="source", required=True, metavar="DIR",
+      help="a Hugging Face directory; or a run's directory or one of its checkpoints (averaged parameters where it has some)")
+  add("--to", dest="target", required=True, metavar="DIR", help="made by the conversion; it must not exist yet")
+  add("--format", choices=("native", "huggingface"), help="of --to; default: the other one than that of --from")
+  add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep",
+      help="of every array; default keep, whatever each is stored in")
+  add("--decoder", default="", metavar="FILE",
+      help="a safetensors file with the VQGAN's decoder.* and post_quant_conv.*, with or without a prefix")
+  add("--seed", type=int, default=0, help="of a fresh diffusion head; default 0")
+  add("--shard-size", type=float, default=5.0, metavar="GB", help="largest file of a Hugging Face directory; default 5")
+  add("--json", action="store_true", help="print what was done as JSON")
+  return parser
+
+
+def main(argv: Sequence[str]) -> int:
+  """Converts one checkpoint."""
+  options = _parser().parse_args(argv)
+  begin = time.monotonic()
+  common.start()
+  from orthus_jax.commands import conversion
+  from orthus_jax.interop import huggingface
+
+  source, target = Path(options.source), Path(options.target)
+  published = huggingface.is_checkpoint(source)
+  form = options.format or ("native" if published else "huggingface")
+  if published == (form == "huggingface"):
+    raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
+  if options.shard_size <= 0:
+    raise BadRequest(f"--shard-size={options.shard_size} must be above 0")
+  if options.decoder and form == "huggingface":
+    raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
+  with _bar() as progress:
+    if form == "native":
+      result = conversion.to_native(
+          source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed, progress=progress
+      )
+    else:
+      size = int(options.shard_size * 1e9)
+      result = conversion.to_huggingface(source, target, dtype=options.dtype, shard_bytes=size, progress=progress)
+  seconds = time.monotonic() - begin
+  if options.json:
+    print(json.dumps({"to": str(target), "format": form, **dataclasses.asdict(result), "seconds": seconds}, indent=2))
+    return 0
+  for note in result.notes:
+    print(f"note: {note}")
+  print(f"written: {target} ({result.arrays} arrays, {result.bytes / 1e9:.2f} GB, {seconds:.0f} s)")
+  return 0
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int], None]]:
+  """A progress bar that is told (bytes done, in all)."""
+  with tqdm.tqdm(
+      desc="converting", unit="B", unit_scale=True, file=sys.stderr, dynamic_ncols=True, leave=False,
+      disable=not sys.stderr.isatty(),
+  ) as bar:  # fmt: skip
+
+    def progress(done: int, in_all: int) -> None:
+      bar.total = in_all
+      bar.update(done - bar.n)
+
+    yield progress

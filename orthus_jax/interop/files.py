@@ -1,0 +1,81 @@
+"""Bytes from file to file, and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent import futures
+import contextlib
+import errno
+import os
+from pathlib import Path
+import shutil
+import tempfile
+
+from orthus_jax.config import BadRequest
+
+
+def copy_range(source: Path, begin: int, target: int, at: int, size: int) -> None:
+  """Copies bytes begin..begin + size of a file to `at` in an open one, and has the disk set to work on them.
+
+  Raises:
+    EOFError: if the source is shorter.
+  """
+  left = size
+  with open(source, "rb", buffering=0) as f:
+    while left:
+      done = size - left
+      try:
+        n = os.copy_file_range(f.fileno(), target, left, begin + done, at + done)
+      except (AttributeError, OSError) as e:  # not on this system, or not between these disks
+        if getattr(e, "errno", None) not in (None, errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+          raise
+        n = os.pwrite(target, os.pread(f.fileno(), min(left, 1 << 18), begin + done), at + done)
+      if not n:
+        raise EOFError(f"{source.name} ends early")
+      left -= n
+  start_writing(target, at, size)
+
+
+def start_writing(handle: int, at: int, size: int) -> None:
+  """Sets the disk to work on bytes that won't be read again, so that it isn't left with all of them at the end."""
+  if hasattr(os, "posix_fadvise"):
+    os.posix_fadvise(handle, at, size, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def staged(target: Path) -> Iterator[Path]:
+  """A folder beside the target that takes its name once all is written and synced, and vanishes otherwise."""
+  target = target.absolute()
+  folder: Path | None = None
+  try:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
+    os.chmod(folder, 0o755)
+    yield folder
+    with futures.ThreadPoolExecutor(16) as threads:  # a disk that is asked for many at once answers them together
+      list(threads.map(_sync, (*folder.rglob("*"), folder)))
+    os.rename(folder, target)  # onto nothing, or an empty directory
+    folder = None
+    _sync(target.parent)
+  except BadRequest:
+    raise
+  except (OSError, ValueError, RuntimeError, EOFError) as e:
+    # tensorstore tells of a full disk by ValueError, whose text names it.
+    full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
+    what = "the disk is full" if full else first_line(e)
+    raise BadRequest(f"{target} couldn't be written, and nothing is left of it: {what}") from e
+  finally:
+    if folder is not None:
+      shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0]

@@ -1,0 +1,348 @@
+"""A Hugging Face directory of Orthus, Anole or Chameleon, checked whole and read a piece at a time.
+
+Everything that is wrong with a directory is found, and told at once, before a byte of an array is read. What a plain
+Chameleon or Anole lacks is made: `codebook_in` is the VQGAN's codebook and the diffusion head is fresh, the start of the
+paper's first stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from flax import nnx
+import jax
+import numpy as np
+
+from orthus_jax.config import BadRequest, Config, DataConfig, ModelConfig
+from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
+from orthus_jax.interop import names, processor, safetensors
+from orthus_jax.interop.published_config import read_config
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models.orthus import describe
+
+CONFIG_FILE = "config.json"
+INDEX_FILE = "model.safetensors.index.json"
+SINGLE_FILE = "model.safetensors"
+_SHOWN = 20  # problems that are told in full
+_DECODER = "model.vqmodel.decoder."
+_CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
+Place = Callable[[str, tuple[int, ...], np.dtype], jax.sharding.Sharding | None]
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+  """Whether a directory is one of Hugging Face's, be it a complete one or not."""
+  path = Path(path)
+  if not path.is_dir() or (path / "checkpoints").is_dir():
+    return False
+  if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX_FILE, "pytorch_model*")):
+    return True
+  return "model_type" in _read_json(path / CONFIG_FILE, [])
+
+
+def refusal(what: str, problems: list[str]) -> BadRequest:
+  """All problems in one line; of hundreds the first, and a count."""
+  more = f"; … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+  count = "" if len(problems) == 1 else f" ({len(problems)} problems)"
+  return BadRequest(f"{what}{count}: {'; '.join(problems[:_SHOWN])}{more}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+  """A directory that was found sound.
+
+  Attributes:
+    directory: where.
+    config: the model's; everything but `model` and `sampling` is a default.
+    tokenizer: the directory's.
+    shapes: of our parameters, by name.
+    entries: the arrays, by published key.
+    fresh: parameters that no file holds.
+    notes: what was made up or can't be done, a line each.
+  """
+
+  directory: Path
+  config: Config
+  tokenizer: TextTokenizer
+  shapes: Mapping[str, tuple[int, ...]]
+  entries: Mapping[str, safetensors.Entry]
+  fresh: Mapping[str, np.ndarray]
+  notes: tuple[str, ...]
+
+  def entry(self, name: str, layer: int) -> safetensors.Entry:
+    """The published array of one layer of a parameter that isn't fresh."""
+    return self.entries[names.published_name(name)[0].format(layer)]
+
+  def dtype(self, name: str) -> np.dtype:
+    """Of a parameter as it is stored; of its layers, the widest."""
+    if name in self.fresh:
+      return self.fresh[name].dtype
+    layers = self.shapes[name][0] if self.stacked(name) else 1
+    return np.result_type(*{self.entry(name, i).numpy_dtype for i in range(layers)})
+
+  def stacked(self, name: str) -> bool:
+    """Whether a parameter's first axis is the layers'."""
+    return "{}" in names.published_name(name)[0]
+
+  def part(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+    """A block of a parameter: no more is read than the layers, and of them the pages, that it lies in."""
+    if name in self.fresh:
+      return self.fresh[name][index]
+    shape, layout = self.shapes[name], names.published_name(name)[1]
+    if not self.stacked(name):
+      return np.ascontiguousarray(names.from_torch(self.entry(name, 0).view(), shape, layout)[index])
+    layers = range(*index[0].indices(shape[0]))
+    inner = tuple(len(range(*s.indices(n))) for s, n in zip(index[1:], shape[1:]))
+    value = np.empty((len(layers), *inner), self.dtype(name))
+    for at, layer in enumerate(layers):
+      value[at] = names.from_torch(self.entry(name, layer).view(), shape[1:], layout)[index[1:]]
+    return value
+
+  def load(self, place: Place | None = None) -> dict[str, Any]:
+    """All parameters, one at a time.
+
+    Args:
+      place: (name, shape, dtype) → where the array is to lie, or None for a numpy array. A sharding's devices are given
+        their blocks and nothing else is read.
+    """
+    loaded = {}
+    for name, shape in self.shapes.items():
+      sharding = place(name, shape, self.dtype(name)) if place else None
+      if sharding is None:
+        loaded[name] = self.part(name, (slice(None),) * len(shape))
+      else:
+        loaded[name] = jax.make_array_from_callback(shape, sharding, lambda index, name=name: self.part(name, index))
+    return loaded
+
+
+def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike = "", seed: int = 0) -> Checkpoint:
+  """Checks a directory, and opens it.
+
+  Args:
+    directory: config.json, safetensors in one file or several with an index, and tokenizer.json.
+    decoder: a safetensors file with the VQGAN's decoder, in the place of the directory's.
+    seed: of a fresh diffusion head.
+
+  Raises:
+    BadRequest: naming everything that is missing, left over, cut off, of another shape or dtype, or not supported.
+  """
+  directory, problems, notes = Path(directory), [], []
+  said = _read_json(directory / CONFIG_FILE, problems)
+  sound = not problems
+  found, absent = _entries(directory, problems)
+  entries = _canonical(found, problems)
+  if decoder:
+    taken = _decoder_entries(Path(decoder), problems)
+    entries = {k: v for k, v in entries.items() if not (k.startswith(_DECODER) and taken)} | taken
+  said = {**said, "vq_config": _with_resolution(said.get("vq_config"), directory)}
+  others = len(problems)
+  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems)
+  sound &= len(problems) == others
+  tokenizer = None
+  try:
+    tokenizer = processor.read_tokenizer(directory)
+    model = _with_tokens(model, tokenizer, said)
+    if any((directory / f).is_file() for f in (processor.IMAGE_FILE, processor.PROCESSOR_FILE)):
+      pixels = processor.read_pixels(directory, resolution=model.vision_tokenizer.resolution)
+      vision = dataclasses.replace(model.vision_tokenizer, pixels=pixels)
+      model = dataclasses.replace(model, vision_tokenizer=vision)
+  except BadRequest as e:
+    problems.append(str(e).removeprefix(f"{directory}/"))
+  fresh: dict[str, np.ndarray] = {}
+  shapes: dict[str, tuple[int, ...]] = {}
+  if sound:
+    shapes = describe(model)[1]
+    if said.get("tie_word_embeddings") and "lm_head.weight" not in entries and "model.embed_tokens.weight" in entries:
+      entries["lm_head.weight"] = entries["model.embed_tokens.weight"]
+    lacking = () if absent else _lacking(entries, notes)
+    expected = {k: p for k, p in names.table(shapes).items() if not p.name.startswith(lacking)}
+    _check_arrays(entries, expected, absent, problems, notes)
+    if not problems:
+      fresh = _fresh(model, {n: s for n, s in shapes.items() if n.startswith(lacking)}, seed)
+  if problems:
+    raise refusal(f"{directory} can't be read as a checkpoint", problems)
+  language = entries["model.norm.weight"].numpy_dtype
+  param_dtype = "bfloat16" if language == np.dtype("bfloat16") else "float32"
+  transformer = dataclasses.replace(model.transformer, param_dtype=param_dtype)
+  model = dataclasses.replace(model, transformer=transformer)
+  if not model.vision_tokenizer.decoder:
+    notes.append("there is no VQGAN decoder: this model can read pictures and not draw them (--decoder=FILE adds one)")
+  return Checkpoint(directory, _config(model, sampling), tokenizer, shapes, entries, fresh, tuple(notes))
+
+
+def _config(model: ModelConfig, sampling: Any) -> Config:
+  """An experiment's config around a model: rows as long as fit."""
+  length = min(DataConfig().sequence_length, model.transformer.max_positions)
+  return Config(model=model, sampling=sampling, data=dataclasses.replace(DataConfig(), sequence_length=length))
+
+
+def _read_json(file: Path, problems: list[str]) -> dict[str, Any]:
+  try:
+    values = json.loads(file.read_text(encoding="utf-8"))
+    if isinstance(values, dict):
+      return values
+    problems.append(f"{file.name} must hold fields")
+  except FileNotFoundError:
+    problems.append(f"{file.name} is missing")
+  except (OSError, ValueError) as e:
+    problems.append(f"{file.name} can't be read as JSON ({str(e).splitlines()[0]})")
+  return {}
+
+
+def _entries(directory: Path, problems: list[str]) -> tuple[dict[str, safetensors.Entry], bool]:
+  """The arrays of all files, and whether some of them can't be known: then nothing can be called missing."""
+  index = directory / INDEX_FILE
+  weight_map: dict[str, str] = {}
+  if index.is_file():
+    weight_map = _read_json(index, problems).get("weight_map") or {}
+    if not isinstance(weight_map, dict) or not all(isinstance(f, str) and f == Path(f).name for f in weight_map.values()):
+      problems.append(f"{INDEX_FILE} has no usable weight_map")
+      return {}, True
+    files = sorted(set(weight_map.values()))
+  else:
+    files = [SINGLE_FILE] if (directory / SINGLE_FILE).is_file() else []
+    if not files:
+      other = any(directory.glob("pytorch_model*")) or any(directory.glob("*.bin"))
+      problems.append(
+          f"there is neither {INDEX_FILE} nor {SINGLE_FILE}"
+          + (": only safetensors are read, as a .bin file may run code; save it as safetensors first" if other else "")
+      )
+  found: dict[str, safetensors.Entry] = {}
+  absent = not files
+  for name in files:
+    held = sum(f == name for f in weight_map.values())
+    if not (directory / name).is_file():
+      problems.append(f"{name} is missing ({INDEX_FILE} puts {held} arrays there)")
+      absent = True
+      continue
+    try:
+      header = safetensors.read_header(directory / name)
+    except safetensors.Damaged as e:
+      problems.append(str(e))
+      absent = True
+      continue
+    problems += [f"{k} is in {name} and in {found[k].file.name}" for k in header if k in found]
+    problems += [f"{k} isn't in {name}, where {INDEX_FILE} puts it" for k, f in weight_map.items() if f == name and k not in header]
+    found |= header
+  return found, absent
+
+
+def _canonical(found: Mapping[str, safetensors.Entry], problems: list[str]) -> dict[str, safetensors.Entry]:
+  """The arrays by the released names, whichever version wrote them."""
+  entries: dict[str, safetensors.Entry] = {}
+  for key, entry in found.items():
+    name = names.canonical(key)
+    if name in entries:
+      problems.append(f"{key} is there twice, under two names")
+    if name:
+      entries[name] = entry
+  return entries
+
+
+def _decoder_entries(file: Path, problems: list[str]) -> dict[str, safetensors.Entry]:
+  try:
+    header = safetensors.read_header(file)
+  except safetensors.Damaged as e:
+    problems.append(f"--decoder: {e}")
+    return {}
+  taken = {names.decoder_key(k): e for k, e in header.items() if names.decoder_key(k)}
+  if not any(k.startswith(_DECODER) for k in taken):
+    problems.append(f"--decoder: {file.name} holds no array called decoder.*")
+  return taken
+
+
+def _with_resolution(vq: Any, directory: Path) -> Any:
+  """The VQGAN's config with the resolution that the image processor's file says, where it says none itself."""
+  if vq is None:
+    vq = {}
+  if not isinstance(vq, Mapping) or vq.get("resolution") is not None:
+    return vq
+  for file in (processor.IMAGE_FILE, processor.PROCESSOR_FILE):
+    try:
+      said = json.loads((directory / file).read_text(encoding="utf-8"))
+      crop = said.get("image_processor", said)["crop_size"]
+      return {**vq, "resolution": crop["height"] if isinstance(crop, Mapping) else crop}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+      continue  # what is wrong with it is told where it is read in earnest
+  return vq
+
+
+def _with_tokens(model: ModelConfig, tokenizer: TextTokenizer, said: Mapping[str, Any]) -> ModelConfig:
+  """The model with image codes where its tokenizer has them."""
+  codes, vocabulary = model.vision_tokenizer.codes, model.transformer.vocab_size
+  if tokenizer.vocab_size > vocabulary:
+    raise BadRequest(f"tokenizer.json has ids up to {tokenizer.vocab_size - 1}, config.json vocab_size={vocabulary}")
+  if len(tokenizer.image_codes) != codes:
+    raise BadRequest(f"tokenizer.json has {len(tokenizer.image_codes)} image codes, the VQGAN {codes}")
+  start = tokenizer.image_codes.start
+  mapped = said.get("vocabulary_map")
+  if isinstance(mapped, Mapping) and mapped.get(image_code_name(0), start) != start:
+    raise BadRequest(f"config.json: vocabulary_map and tokenizer.json differ about {image_code_name(0)}")
+  return dataclasses.replace(model, image_token_start=start)
+
+
+def _lacking(entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[str, ...]:
+  """Beginnings of the names of what this kind of checkpoint never holds; `codebook_in` is lent the VQGAN's codebook."""
+  lacking: list[str] = []
+  if _CODEBOOK_IN not in entries and not any(k.startswith("mlp_head.") for k in entries):
+    notes.append("this is no Orthus yet: codebook_in starts as the VQGAN's codebook, and the diffusion head fresh")
+    lacking.append("image_head/")
+    if _CODEBOOK in entries:
+      entries[_CODEBOOK_IN] = entries[_CODEBOOK]
+  if not any(k.startswith((_DECODER, "model.vqmodel.post_quant_conv.")) for k in entries):
+    lacking.append("vision_tokenizer/post_quant_conv/")
+  return tuple(lacking)
+
+
+def _fresh(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
+  """New values of parameters that a checkpoint lacks: the diffusion head's, and zeros of a convolution never used."""
+  values = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
+  if any(n.startswith("image_head/") for n in shapes):
+    t = model.transformer
+    head = DiffusionHead(
+        model.diffusion, latent_dim=model.vision_tokenizer.latent_dim, width=t.width, dtype=t.dtype,
+        rngs=nnx.Rngs(params=seed),
+    )  # fmt: skip
+    values |= {f"image_head/{n}": np.asarray(v) for n, v in params_lib.split(head)[1].items()}
+  return values
+
+
+def _check_arrays(
+    entries: Mapping[str, safetensors.Entry],
+    expected: Mapping[str, names.Place],
+    absent: bool,
+    problems: list[str],
+    notes: list[str],
+) -> None:
+  """Notes every array that is missing, left over, of another shape, or of a dtype that isn't read."""
+  if not absent:
+    problems += [f"{k} {_dims(p.shape)} is missing" for k, p in expected.items() if k not in entries]
+  problems += [f"{k} {_dims(e.shape)} is unknown" for k, e in entries.items() if k not in expected]
+  dtypes: dict[str, set[str]] = {}
+  for key, place in expected.items():
+    if key not in entries:
+      continue
+    entry = entries[key]
+    dtypes.setdefault(place.name, set()).add(entry.dtype)
+    if entry.shape != place.shape:
+      problems.append(f"{key} is {_dims(entry.shape)} where {_dims(place.shape)} is expected")
+    if entry.numpy_dtype is None:
+      problems.append(f"{key} is of dtype {entry.dtype}, which isn't read")
+  mixed = [name for name, found in dtypes.items() if len(found) > 1]
+  if mixed:
+    notes.append(f"layers of {', '.join(mixed)} differ in dtype: they are stacked in the widest")
+
+
+def _dims(shape: Iterable[int]) -> str:
+  return "x".join(map(str, shape)) or "scalar"
+
+
+def size_bytes(arrays: Iterable[tuple[np.dtype, tuple[int, ...]]]) -> int:
+  """Of all arrays together."""
+  return sum(np.dtype(d).itemsize * math.prod(s) for d, s in arrays)

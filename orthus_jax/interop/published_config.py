@@ -1,0 +1,205 @@
+"""Our model's config and the config.json of published checkpoints, one from the other.
+
+The published file describes the backbone and the VQGAN; the released code hard-wires the rest. What has no field there
+(the diffusion head, the temperature, how documents are sampled) is written under one key of ours, which the released code
+and transformers keep and ignore, and read from there; where a file lacks it, the released code's values stand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import re
+from typing import Any
+
+from orthus_jax.config import (
+    BadRequest, DiffusionConfig, ModelConfig, SamplingConfig, TransformerConfig, VisionEmbeddingConfig,
+    VisionTokenizerConfig, from_dict, to_dict,
+)  # fmt: skip
+
+OURS = "orthus_jax"
+_MODEL_TYPES = ("chameleon", "orthus", "anole")
+_GROUPS = 32  # of each GroupNorm, and the QK-norm's epsilon: hard-wired in the published code
+_QK_NORM_EPS = 1e-5
+
+_TRANSFORMER = {
+    "vocab_size": "vocab_size", "width": "hidden_size", "mlp_width": "intermediate_size", "layers": "num_hidden_layers",
+    "heads": "num_attention_heads", "kv_heads": "num_key_value_heads", "max_positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}  # fmt: skip
+_VISION = {
+    "resolution": "resolution", "base_channels": "base_channels", "channel_multipliers": "channel_multiplier",
+    "res_blocks": "num_res_blocks", "latent_dim": "embed_dim", "codes": "num_embeddings",
+}  # fmt: skip
+# What a checkpoint may ask for that this model doesn't have: (field, the values that it does have, where None is
+# written for a field that is absent).
+_FIXED: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("hidden_act", (None, "silu")), ("attention_bias", (None, False)), ("mlp_bias", (None, False)),
+)  # fmt: skip
+_FIXED_VISION: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("double_latent", (None, False)), ("in_channels", (None, 3)), ("out_channels", (None, 3)), ("attn_type", (None, "vanilla")),
+    ("attn_resolutions", (None, [])),
+)  # fmt: skip
+
+
+def _typed(problems: list[str], said: Mapping[str, Any], key: str, default: Any, where: str = "") -> Any:
+  """A field of the default's type; the default where the file is silent or, with a problem noted, wrong."""
+  value = said.get(key)
+  if value is None:
+    return default
+  if isinstance(default, tuple):
+    if isinstance(value, list) and value and all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+      return tuple(value)
+    problems.append(f"config.json: {where}{key}={value!r} must be a list of whole numbers")
+    return default
+  if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool):
+    problems.append(f"config.json: {where}{key}={value!r} must be of type {type(default).__name__}")
+    return default
+  return value
+
+
+def _part(problems: list[str], said: Mapping[str, Any], key: str, where: str = "") -> Mapping[str, Any]:
+  value = said.get(key) or {}
+  if not isinstance(value, Mapping):
+    problems.append(f"config.json: {where}{key} must hold fields")
+    return {}
+  return value
+
+
+def _rope_theta(problems: list[str], said: Mapping[str, Any]) -> float:
+  """From either place: transformers 5 moved it into `rope_parameters`."""
+  new = _part(problems, said, "rope_parameters")
+  for part, key in ((said, "rope_scaling"), (new, "rope_type")):
+    scaling = part.get(key)
+    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else scaling
+    if kind not in (None, "default"):
+      problems.append(f"config.json: {key}={scaling!r} is a scaling of positions, which this model doesn't have")
+  default = TransformerConfig().rope_theta
+  return _typed(problems, new if new.get("rope_theta") is not None else said, "rope_theta", default)
+
+
+def read_config(
+    said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], problems: list[str]
+) -> tuple[ModelConfig, SamplingConfig]:
+  """What a config.json says, `pixels`, `param_dtype` and `image_token_start` apart, which other files say.
+
+  Args:
+    said: the file's fields.
+    shapes: of the arrays, by published key: they tell the size of a diffusion head that the file doesn't describe, and
+      whether there is a decoder.
+    problems: gets a line for each field that can't be met; its default stands in then.
+  """
+  before = len(problems)
+  kind = said.get("model_type", "chameleon")
+  if kind not in _MODEL_TYPES:
+    problems.append(f"config.json: model_type={kind!r} is none of {', '.join(_MODEL_TYPES)}")
+  t, v = TransformerConfig(), VisionTokenizerConfig()
+  backbone = {ours: _typed(problems, said, theirs, getattr(t, ours)) for ours, theirs in _TRANSFORMER.items()}
+  if said.get("num_key_value_heads") is None:
+    backbone["kv_heads"] = min(t.kv_heads, backbone["heads"])
+  swin = _typed(problems, said, "swin_norm", False)
+  computed = said.get("dtype", said.get("torch_dtype"))
+  vq = _part(problems, said, "vq_config")
+  vision = {ours: _typed(problems, vq, theirs, getattr(v, ours), "vq_config.") for ours, theirs in _VISION.items()}
+  for part, rules, where in ((said, _FIXED, ""), (vq, _FIXED_VISION, "vq_config.")):
+    for key, values in rules:
+      if part.get(key) not in values:
+        problems.append(f"config.json: {where}{key}={part[key]!r} isn't supported; it must be {values[-1]!r}")
+  if vq.get("latent_channels") not in (None, vision["latent_dim"]):
+    problems.append("config.json: vq_config.latent_channels must equal vq_config.embed_dim")
+  if backbone["norm_eps"] != _QK_NORM_EPS:
+    problems.append(f"config.json: rms_norm_eps={backbone['norm_eps']} differs from the QK-norm's {_QK_NORM_EPS}")
+  if backbone["heads"] < 1 or backbone["width"] % backbone["heads"]:
+    problems.append(
+        f"config.json: hidden_size={backbone['width']} isn't a multiple of num_attention_heads={backbone['heads']}"
+    )
+  theta = _rope_theta(problems, said)
+  ours = _part(problems, said, OURS)
+  model = ModelConfig()
+  if len(problems) > before:
+    return model, SamplingConfig()
+  try:
+    model = ModelConfig(
+        transformer=TransformerConfig(
+            **backbone, head_dim=backbone["width"] // backbone["heads"], rope_theta=theta,
+            norm_placement="swin" if swin else "pre", dtype="float32" if computed == "float32" else "bfloat16",
+        ),
+        vision_tokenizer=VisionTokenizerConfig(
+            **vision, norm_groups=_typed(problems, ours, "norm_groups", _GROUPS, f"{OURS}."),
+            decoder=any(key.startswith("model.vqmodel.decoder.") for key in shapes),
+        ),
+        vision_embedding=from_dict(VisionEmbeddingConfig, ours.get("vision_embedding", {}), where="vision_embedding"),
+        diffusion=from_dict(DiffusionConfig, _head_size(shapes) | ours.get("diffusion", {}), where="diffusion"),
+    )  # fmt: skip
+    return model, from_dict(SamplingConfig, ours.get("sampling", {}), where="sampling")
+  except (BadRequest, AttributeError, TypeError) as e:
+    problems.append(f"config.json: {e}")
+    return model, SamplingConfig()
+
+
+def _head_size(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+  """Width and blocks of the diffusion head that a checkpoint holds; nothing where it holds none."""
+  size = {}
+  if len(shapes.get("mlp_head.input_proj.weight", ())) == 2:
+    size["width"] = shapes["mlp_head.input_proj.weight"][0]
+  blocks = [int(m[1]) for key in shapes if (m := re.match(r"mlp_head\.res_blocks\.(\d+)\.", key))]
+  if blocks:
+    size["blocks"] = max(blocks) + 1
+  return size
+
+
+def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) -> dict[str, Any]:
+  """The fields of a config.json that say what this model is, tokens apart.
+
+  Args:
+    model: to be described.
+    sampling: how its documents are generated.
+    dtype: of the language model's arrays.
+
+  Raises:
+    BadRequest: if the published format can't say it.
+  """
+  t, v = model.transformer, model.vision_tokenizer
+  if t.head_dim * t.heads != t.width:
+    raise BadRequest(
+        f"a published config.json can't describe head_dim={t.head_dim} x heads={t.heads} other than width={t.width}"
+    )
+  if t.norm_eps != _QK_NORM_EPS:
+    raise BadRequest(f"a published config.json can't describe norm_eps={t.norm_eps}: the QK-norm's is {_QK_NORM_EPS}")
+  vq = {theirs: getattr(v, ours) for ours, theirs in _VISION.items()}
+  return {
+      "architectures": ["OrthusForConditionalGeneration"], "model_type": "chameleon",
+      **{theirs: getattr(t, ours) for ours, theirs in _TRANSFORMER.items()},
+      "rope_theta": t.rope_theta, "rope_scaling": None, "swin_norm": t.norm_placement == "swin", "hidden_act": "silu",
+      "attention_bias": False, "mlp_bias": False, "model_parallel_size": 1, "tie_word_embeddings": False,
+      "torch_dtype": dtype,
+      "vq_config": {
+          **vq, "channel_multiplier": list(v.channel_multipliers), "latent_channels": v.latent_dim, "double_latent": False,
+          "in_channels": 3, "out_channels": 3, "attn_resolutions": None, "attn_type": "vanilla", "dropout": 0.0,
+      },
+      OURS: {
+          "norm_groups": v.norm_groups, "vision_embedding": to_dict(model.vision_embedding),
+          "diffusion": to_dict(model.diffusion), "sampling": to_dict(sampling),
+      },
+  }  # fmt: skip
+
+
+def hard_wired(model: ModelConfig) -> list[str]:
+  """What of this model the released code, which has no field for it, runs otherwise: one line each."""
+  wired = {
+      "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight")),
+      "vision_embedding": (model.vision_embedding, VisionEmbeddingConfig(), ("fresh_rows",)),
+  }
+  lines = []
+  for part, (have, want, training) in wired.items():
+    for f in dataclasses.fields(have):
+      a, b = getattr(have, f.name), getattr(want, f.name)
+      if a != b and f.name not in training:
+        lines.append(f"{part}.{f.name}={a} where the released code has {b}")
+  if model.vision_tokenizer.norm_groups != _GROUPS:
+    lines.append(f"vision_tokenizer.norm_groups={model.vision_tokenizer.norm_groups} where the released code has {_GROUPS}")
+  if model.image_token_start != ModelConfig().image_token_start:
+    lines.append(f"image_token_start={model.image_token_start} where the released code has {ModelConfig().image_token_start}")
+  return lines
