@@ -41,6 +41,8 @@ def refused(argv, capsys, tmp_path=None) -> str:
         (["--config.data.tokenizer=nowhere"], "there is no tokenizer at nowhere"),
         (["--config.data.source=folder"], "data.path is empty"),
         (["--config.model.transformer.vocab_size=600"], "the tokenizer has 1024 tokens"),
+        (["--config.run.init_from=(('', 'no.npz'),)"], "no.npz can't be read as named arrays"),
+        (["--config.run.init_from=(('', 'nowhere'),)"], "nowhere"),
         (["--config.run.steps"], "lacks a value"),
         (["--wrkdir=x"], "the nearest is --workdir"),
         (["stray"], "unexpected argument 'stray'"),

@@ -143,7 +143,7 @@ def test_tags_and_pairs_by_split():
   test = [records.make_document("caption_to_image", "test", i).meta["tag"] for i in range(60)]
   assert collections.Counter(test) == dict.fromkeys(language.TAGS, 10)
   train = collections.Counter(records.make_document("caption_to_image", "train", i).meta["tag"] for i in range(600))
-  assert set(train) == {*language.TAGS, language.DESCRIPTION} and 190 < train["single_object"] < 290
+  assert set(train) == {*language.TAGS, language.DESCRIPTION} and 260 < train["single_object"] < 370
   for split, paired in (("test", True), ("validation", True), ("train", False)):
     asked = records.make_document("question", split, 0).meta["questions"]
     assert any(r["pair"] is not None for r in asked) is paired

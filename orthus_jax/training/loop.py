@@ -91,7 +91,9 @@ def initial_values(config: Config, layout: Layout) -> Params:
 def check_sources(config: Config) -> None:
   """Refuses a `run.init_from` that leads nowhere, before any work is done."""
   for _, path in config.run.init_from:
-    if not path.endswith(".npz") and not path.startswith("asset:") and not huggingface.is_checkpoint(path):
+    if path.endswith(".npz") or path.startswith("asset:"):
+      checkpoint.load_params(path)
+    elif not huggingface.is_checkpoint(path):
       checkpoint.find(path)
 
 
