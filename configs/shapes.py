@@ -2,7 +2,7 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments: `:runlocal` for a few steps. Train longer with --config.run.steps=4000.
+Arguments: `:runlocal` for a few steps. Train longer with --config.run.steps=5000.
 """
 
 from ml_collections import ConfigDict
@@ -23,7 +23,7 @@ def get_config(arg: str = "") -> ConfigDict:
           norm_groups=8,
       ),
       vision_embedding=dict(fresh_rows="projected"),
-      diffusion=dict(width=192, blocks=3, latent_scale=1.28, draws=2, loss_weight=2.0),
+      diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=2.0),
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=256, images_per_row=10, learnt_images_per_row=5, cache_features=True,
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.99,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 800, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 1100, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
       sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

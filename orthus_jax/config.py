@@ -366,6 +366,8 @@ class TokenizerLossConfig:
       as Orthus does.
     noise: standard deviation of noise added to unquantised features, so that the decoder forgives the diffusion head's
       small errors; it also keeps the commitment from shrinking the features to nothing.
+    whiten: how far the features of weights.npz are whitened (`training/whitening.py`): directions of variance s are
+      scaled by s ** (-whiten / 2). Unquantised pictures stay the same; a diffusion head learns even features faster.
     l1: share of absolute (against squared) error in the reconstruction loss.
     revive_every: steps between replacements of codes that nobody used by fresh features.
   """
@@ -374,8 +376,12 @@ class TokenizerLossConfig:
   codebook: float = 1.0
   quantised_share: float = 0.5
   noise: float = 0.0
+  whiten: float = 0.0
   l1: float = 0.5
   revive_every: int = 50
+
+  def __post_init__(self):
+    _require(0 <= self.whiten <= 1, f"tokenizer_loss.whiten={self.whiten} must lie in [0, 1]")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, loop, tasks
+from orthus_jax.training import checkpoint, loop, tasks, whitening
 from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
 
 _log = logging.getLogger("orthus_jax.train")
@@ -174,7 +174,10 @@ def show(model: Model, documents: dict[str, list[Document]], folder: Path, step:
 
 def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict[str, Any]:
   result = loop.train(config, workdir, task)
-  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in result.params.items()})
+  params = result.params
+  if config.tokenizer_loss.whiten:
+    params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)
+  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   if config.run.report:
     held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
@@ -182,7 +185,7 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict
     vision = config.model.vision_tokenizer
     images = (i.pixels for d in documents if d is not None for i in d.images)
     pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
-    figures["scores"], rows = reconstruction.evaluate(result.graphdef, result.params, pictures)
+    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
     images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
     for name, value in figures["scores"].items():
       _log.info("%-20s %.4g", name, value)

@@ -17,11 +17,13 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
+from orthus_jax.models.params import Params
 from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
 from orthus_jax.training import losses
 from orthus_jax.training.state import TrainState
 
 _REVIVE_PICTURES = 512
+_FEATURE_PICTURES = 2048
 
 
 class OrthusTask:
@@ -123,6 +125,14 @@ class TokenizerTask:
   def batches(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
     steps = grain.MapDataset.range(start, stop).map(lambda s: (int(s), self.batch(int(s))))
     return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+
+  def features(self, graphdef: Any, params: Params) -> np.ndarray:
+    """Features [N, C] of the patches of some of the pictures, always the same ones."""
+    chosen = np.random.default_rng(self.config.run.seed).integers(len(self._pixels), size=_FEATURE_PICTURES)
+    encode = jax.jit(lambda params, x: params_lib.merge(graphdef, params).encode(x))
+    values = images_lib.to_model(self._pixels[chosen], self.config.model.vision_tokenizer.pixels)
+    blocks = [encode(params, block) for block in np.split(values, _FEATURE_PICTURES // 256)]
+    return np.concatenate(blocks).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
 
   def tokens(self, batch: np.ndarray) -> int:
     """Patches."""
