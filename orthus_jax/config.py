@@ -271,6 +271,7 @@ class DataConfig:
     pairs: which documents an image-text pair becomes.
     split: what training reads.
     kinds: (kind, weight) pairs: how often a document of this kind is drawn, against one of weight 1; empty: all alike.
+    later_kinds: (step, weights) pairs, in order of the step: from that step on, these weights take the place of `kinds`.
     sequence_length: T, positions per row.
     images_per_row: M, pictures that one row can hold.
     learnt_images_per_row: G, how many of them can be learnt rather than given.
@@ -289,6 +290,7 @@ class DataConfig:
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
   kinds: tuple[tuple[str, float], ...] = ()
+  later_kinds: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = ()
   sequence_length: int = 4096
   images_per_row: int = 4
   learnt_images_per_row: int = 4
@@ -308,7 +310,13 @@ class DataConfig:
         1 <= self.learnt_images_per_row <= self.images_per_row,
         f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",
     )
-    _require(all(w >= 0 for _, w in self.kinds), "data.kinds: weights must not be negative")
+    steps = [0, *(step for step, _ in self.later_kinds)]
+    _require(
+        all(a < b for a, b in zip(steps, steps[1:])), "data.later_kinds: steps must be above 0 and rise from pair to pair"
+    )
+    mixes = (self.kinds, *(kinds for _, kinds in self.later_kinds))
+    _require(all(w >= 0 for kinds in mixes for _, w in kinds), "data.kinds: weights must not be negative")
+    _require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds gives no document a weight above 0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,6 +331,7 @@ class OptimizerConfig:
     warmup_steps: linear rise from 0.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
     b1, b2, eps: AdamW's.
+    newton_schulz_steps: of Muon's orthogonalisation. Fewer cost less and leave small singular values smaller.
     weight_decay: on matrices alone, not on norms, biases or embeddings.
     clip_norm: the global gradient norm is clipped to it; 0 turns that off.
     accumulation: microbatches that one step adds up.
@@ -339,6 +348,7 @@ class OptimizerConfig:
   b1: float = 0.9
   b2: float = 0.99
   eps: float = 1e-8
+  newton_schulz_steps: int = 5
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   accumulation: int = 1

@@ -135,10 +135,27 @@ def test_batches_are_a_function_of_seed_and_step():
 
 def test_an_epoch_shows_every_document_once():
   p = pipeline(data__caption_dropout=0.0)
-  _, rows = zip(*(p.plan.row(i) for i in range(200)))
-  epochs = [p.plan.row(i)[0] for i in range(200)]
-  first = [d for e, row in zip(epochs, rows) if e == 0 for d in row]
-  assert sorted(first) == list(range(40))
+  rows = [row for step in range(25) for row in p.plan.batch(step)]
+  for number in (0, 1):
+    assert sorted(d for epoch, row in rows if epoch == number for d in row) == list(range(40))
+
+
+def test_later_kinds_take_over_at_their_step():
+  p = pipeline(data__kinds=[["ask", 1.0], ["draw", 0.0]], data__later_kinds=[[3, [["draw", 1.0], ["ask", 0.5]]], [5, []]])
+  by_id = {d.id: d.kind for d in p._documents}
+  kinds = [{by_id[i] for i in p.document_ids(step)} for step in range(12)]
+  assert kinds[:3] == [{"ask"}] * 3
+  assert set.union(*kinds[3:5]) == {"ask", "draw"}
+  assert set.union(*kinds[5:]) == {"ask", "draw", "edit", "story"}
+  # A stage starts at its beginning, in an order of its own, and needs no history.
+  again = pipeline(data__kinds=[["ask", 1.0]], data__later_kinds=[[3, [["ask", 1.0]]]])
+  assert again.document_ids(3) != again.document_ids(0)
+  assert again.document_ids(4) == pipeline(data__kinds=[["ask", 1.0]], data__later_kinds=[[3, [["ask", 1.0]]]]).document_ids(4)
+  for wrong in ([[0, []]], [[4, []], [4, []]]):
+    with pytest.raises(BadRequest, match="later_kinds: steps must be above 0 and rise"):
+      pipeline(data__later_kinds=wrong)
+  with pytest.raises(BadRequest, match="'drawing'; this source has"):
+    pipeline(data__later_kinds=[[4, [["drawing", 1.0]]]])
 
 
 def test_rows_hold_their_documents():

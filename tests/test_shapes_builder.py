@@ -23,7 +23,7 @@ def data_dir(tmp_path_factory):
 def test_documents_come_back_as_made(data_dir):
   for split, each in (("train", 12), ("validation", 2), ("test", 8)):
     documents = builder.documents(data_dir, split, **SIZES)
-    assert len(documents) == 5 * each == len({d.id for d in documents})
+    assert len(documents) == len(records.KINDS) * each == len({d.id for d in documents})
     assert collections.Counter(d.kind for d in documents) == dict.fromkeys(records.KINDS, each)
     for document in documents:
       kind, number = document.id.split("/")[2:]
@@ -125,9 +125,10 @@ def test_what_is_given_and_what_is_learnt():
   assert forms(made["caption_to_image"]) == [given_text, image]
   assert forms(made["image_to_caption"]) == [given_image, given_text, text]
   assert forms(made["edit"]) == [given_image, given_text, image]
-  asked = made["question"].meta["questions"]
-  assert forms(made["question"]) == [given_image] + [given_text, text] * len(asked)
-  assert [s.text for s in made["question"].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
+  for kind in ("question", "simple_question"):
+    asked = made[kind].meta["questions"]
+    assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
+    assert [s.text for s in made[kind].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
   turns = made["story"].meta["turns"]
   assert forms(made["story"]) == [given_text] + [text, image] * len(turns)
 

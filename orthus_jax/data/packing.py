@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+EPOCHS_A_STAGE = 1 << 20  # stages number their epochs apart, so that each draws an order of its own
 _OPEN_ROWS = 64  # rows kept open for a better fit; more would mix documents from ever farther apart in the order
 
 
@@ -70,6 +71,7 @@ class Plan:
     capacity: of a row.
     batch_size: rows per step.
     seed: of the order.
+    first_epoch: the number of the first epoch; the order is drawn from (seed, epoch).
   """
 
   def __init__(
@@ -80,12 +82,14 @@ class Plan:
       capacity: Capacity,
       batch_size: int,
       seed: int,
+      first_epoch: int = 0,
   ):
     self._sizes = sizes
     self._weights_D = weights_D
     self._capacity = capacity
     self._batch_size = batch_size
     self._seed = seed
+    self._first = first_epoch
     self._epochs: list[list[list[int]]] = []
     self._ends = [0]
 
@@ -101,11 +105,27 @@ class Plan:
   def row(self, index: int) -> tuple[int, list[int]]:
     """(epoch, documents) of a row of the endless stream of rows."""
     while index >= self._ends[-1]:
-      self._epochs.append(self._epoch(len(self._epochs)))
+      self._epochs.append(self._epoch(self._first + len(self._epochs)))
       self._ends.append(self._ends[-1] + len(self._epochs[-1]))
     epoch = int(np.searchsorted(self._ends, index, side="right")) - 1
-    return epoch, self._epochs[epoch][index - self._ends[epoch]]
+    return self._first + epoch, self._epochs[epoch][index - self._ends[epoch]]
 
   def batch(self, step: int) -> list[tuple[int, list[int]]]:
     """The rows of a step's global batch."""
     return [self.row(step * self._batch_size + b) for b in range(self._batch_size)]
+
+
+class StagedPlan:
+  """Plans that follow one another: each from its own step on, where it starts at its beginning.
+
+  Args:
+    stages: (first step, plan) pairs, steps rising from 0.
+  """
+
+  def __init__(self, stages: list[tuple[int, Plan]]):
+    self._stages = stages
+
+  def batch(self, step: int) -> list[tuple[int, list[int]]]:
+    """The rows of a step's global batch."""
+    first, plan = next((first, plan) for first, plan in reversed(self._stages) if step >= first)
+    return plan.batch(step - first)

@@ -115,34 +115,35 @@ class Pipeline:
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     self._documents: list[_Laid] = []
-    self._kinds = dict(data.kinds)
+    mixes = [(0, dict(data.kinds)), *((step, dict(kinds)) for step, kinds in data.later_kinds)]
+    named = {kind for _, kinds in mixes for kind in kinds}
+    wanted = {kind for _, kinds in mixes for kind, weight in kinds.items() if weight}
+    everything = any(not kinds for _, kinds in mixes)
     seen: set[str] = set()
     for i in range(len(source)):
       document = source[i]
       if document is not None:
         seen.add(document.kind)
-        if not self._kinds or self._kinds.get(document.kind):
+        if everything or document.kind in wanted:
           self._add(document, capacity)
       if progress and (i + 1) % 512 == 0:
         progress(i + 1, len(source))
-    strange = sorted(set(self._kinds) - seen)
+    strange = sorted(named - seen)
     if strange:
       raise BadRequest(f"data.kinds names {strange[0]!r}; this source has {', '.join(sorted(seen))}")
-    if self._kinds and not any(self._kinds.values()):
-      raise BadRequest("data.kinds gives no document a weight above 0")
     if not self._documents:
       raise BadRequest(
           f"none of the {len(source)} documents fits a row of {data.sequence_length} positions, {data.images_per_row}"
           f" images and {data.learnt_images_per_row} learnt images: raise data.sequence_length or the images per row"
       )
     self._sizes_DV3 = [np.asarray([_size(s) for s in d.variants]) for d in self._documents]
-    self.plan = packing.Plan(
-        self._epoch_sizes,
-        weights_D=self._weights(),
-        capacity=capacity,
-        batch_size=config.run.batch_size,
-        seed=config.run.seed,
-    )
+    self.plan = packing.StagedPlan([
+        (step, packing.Plan(
+            self._epoch_sizes, weights_D=self._weights(kinds), capacity=capacity, batch_size=config.run.batch_size,
+            seed=config.run.seed, first_epoch=stage * packing.EPOCHS_A_STAGE,
+        ))
+        for stage, (step, kinds) in enumerate(mixes)
+    ])  # fmt: skip
 
   def _add(self, document: Document, capacity: packing.Capacity) -> None:
     vision = self.config.model.vision_tokenizer
@@ -168,8 +169,11 @@ class Pipeline:
     light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
     self._documents.append(_Laid(document.id, document.kind, light, images))
 
-  def _weights(self) -> np.ndarray:
-    weights = np.asarray([self._kinds.get(d.kind, 1.0) for d in self._documents], np.float64)
+  def _weights(self, kinds: dict[str, float]) -> np.ndarray:
+    """How often each document is drawn in an epoch of a mix; 1 for the likeliest."""
+    weights = np.asarray([kinds.get(d.kind, 0.0) if kinds else 1.0 for d in self._documents], np.float64)
+    if not weights.any():
+      raise BadRequest("data.kinds gives no document that fits a row a weight above 0: raise data.sequence_length")
     return weights / weights.max()
 
   def _variants(self, epoch: int) -> np.ndarray:

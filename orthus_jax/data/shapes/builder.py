@@ -21,7 +21,9 @@ from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
-TRAIN = {"caption_to_image": 11000, "image_to_caption": 3000, "question": 6500, "edit": 1000, "story": 1000}
+TRAIN = {
+    "caption_to_image": 11000, "image_to_caption": 3500, "question": 3500, "edit": 600, "story": 600, "simple_question": 3500
+}  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
 
@@ -74,8 +76,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.1.0")
-  RELEASE_NOTES = {"1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training."}
+  VERSION = tfds.core.Version("1.2.0")
+  RELEASE_NOTES = {
+      "1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training.",
+      "1.2.0": "Simple questions are a kind of their own; other shares of kinds.",
+  }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 
   def _info(self) -> tfds.core.DatasetInfo:

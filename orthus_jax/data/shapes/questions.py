@@ -25,9 +25,7 @@ _COUNTS = np.array([[0, 6, 2, 0], [6, 0, 3, 1], [2, 3, 0, 2], [0, 1, 2, 0]], np.
 _COUNT_PAIRS = tuple((i + 1, j + 1) for i in range(4) for j in range(4))
 _COUNT_CUMULATIVE = np.cumsum(_COUNTS.ravel() / _COUNTS.sum())
 _OTHERS = (0, 0, 1, 1, 2)
-# What training draws in the place of such a scene: one thing this often, two this often, and no counting. A model that
-# has seen crowds alone takes many times as long to answer anything.
-_ALONE, _TWO = 0.5, 0.25
+_ALONE = 0.6  # how often a simple scene holds one thing; else it holds two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +45,12 @@ class Subject:
   wrong_count: int
 
 
-def sample(rng: np.random.Generator, *, easy: bool = False) -> Subject:
-  """A scene to ask about; with `easy`, most often one of a thing or two."""
-  if easy:
+def sample(rng: np.random.Generator, *, simple: bool = False) -> Subject:
+  """A scene to ask about; with `simple`, one of a thing or two, about which counting isn't asked."""
+  if simple:
     u, of = rng.random(), "shape" if rng.integers(2) else "color"
-    if u < _ALONE + _TWO:
-      # Counting is left to the table below: here, one would be the answer whatever the picture shows.
-      return Subject(world.sample_group(rng, 1, of=of, others=int(u >= _ALONE)), of, 1, 0)
+    # Counting is left to the table below: here, one would be the answer whatever the picture shows.
+    return Subject(world.sample_group(rng, 1, of=of, others=int(u >= _ALONE)), of, 1, 0)
   count, wrong = _COUNT_PAIRS[int(np.searchsorted(_COUNT_CUMULATIVE, rng.random(), side="right"))]
   of = "shape" if rng.integers(2) else "color"
   others = min(int(pick(rng, _OTHERS)), world.MAX_THINGS - count)

@@ -9,7 +9,9 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 
-KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story")
+# Simple questions are for training alone: a model that has only been asked about crowds takes many times as long to answer
+# anything.
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "simple_question")
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
@@ -31,7 +33,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
       image_to_caption: image, text, [text]; "things".
-      question: image, then text, [text] for each question; "things" and "questions", the records of `questions.ask`.
+      question, simple_question: image, then text, [text] for each question; "things" and "questions", the records of
+        `questions.ask`.
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
     Things are written as [shape, color, size, place].
@@ -58,10 +61,11 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     text = language.describe(language.reading_order(scene.things))
     segments = [draw(scene), Text(str(pick(rng, language.DESCRIBE))), Text(text, True)]
     meta = {"things": as_lists(scene)}
-  elif kind == "question":
-    subject = questions.sample(rng, easy=split == "train")
+  elif kind in ("question", "simple_question"):
+    simple = kind == "simple_question"
+    subject = questions.sample(rng, simple=simple)
     while world.split_of(subject.scene) != split:
-      subject = questions.sample(rng, easy=split == "train")
+      subject = questions.sample(rng, simple=simple)
     asked = questions.ask(rng, subject, paired=split != "train")
     segments = [draw(subject.scene)]
     for record in asked:
