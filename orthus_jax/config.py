@@ -420,6 +420,9 @@ class RunConfig:
     checkpoint_every: steps between checkpoints; 0 only at the end.
     keep_checkpoints: how many are kept.
     report: write report.html and report.json at the end.
+    profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
+      Perfetto; empty: none.
+    peak_tflops: a device's peak in 1e12 FLOP/s, which MFU is a share of; 0: the published one where it is known.
   """
 
   steps: int = 1000
@@ -431,8 +434,16 @@ class RunConfig:
   checkpoint_every: int = 0
   keep_checkpoints: int = 2
   report: bool = False
+  profile_steps: tuple[int, ...] = ()
+  peak_tflops: float = 0.0
 
   def __post_init__(self):
+    first_last = self.profile_steps
+    _require(
+        not first_last or (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]),
+        f"run.profile_steps={first_last} must be (first, last) step, from 1, or empty",
+    )
+    _require(self.peak_tflops >= 0, f"run.peak_tflops={self.peak_tflops} must not be negative; 0 means the published one")
     _require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
     _require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
     _require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
