@@ -19,6 +19,7 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data import sources
 from orthus_jax.data.documents import Document, Text
 from orthus_jax.data.pipeline import Pipeline, Source
+from orthus_jax.data.prepared_pipeline import PreparedPipeline
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
@@ -87,14 +88,18 @@ def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextT
   """Reads and lays out the documents."""
   if hosts.primary():
     tokenizer.save(workdir)
-  pipeline = Pipeline(source, tokenizer, config, progress=bar("reading") if hosts.primary() else None)
+  if config.data.source == "prepared":
+    pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())
+  else:
+    pipeline = Pipeline(source, tokenizer, config, progress=bar("reading") if hosts.primary() else None)
   if pipeline.too_long:
     _log.warning(
         "%d documents don't fit a row of %d positions, %d images and %d learnt ones, and are left out: %s%s",
         len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
         config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
     )  # fmt: skip
-  _log.info("%d documents, %d pictures", len(pipeline), len(pipeline.table.pixels))
+  pictures = len(pipeline.table.pixels)
+  _log.info("%d documents%s", len(pipeline), f", {pictures} pictures" if pictures else "")
   return tasks.OrthusTask(config, pipeline)
 
 

@@ -187,7 +187,7 @@ class Pipeline:
     # Asked for at every step, and the same throughout an epoch.
     self._variants = functools.lru_cache(maxsize=2)(self._draw_variants)
     self._epoch_sizes = functools.lru_cache(maxsize=2)(self._draw_sizes)
-    self._sizes_DV3 = [np.asarray([_size(s) for s in d.variants]) for d in self._documents]
+    self._sizes_DV3 = [np.asarray([s.size for s in d.variants]) for d in self._documents]
     self.plan = packing.Plan(
         self._epoch_sizes,
         weights_D=self._weights(),
@@ -197,27 +197,12 @@ class Pipeline:
     )
 
   def _add(self, document: Document, capacity: packing.Capacity) -> None:
-    vision = self.config.model.vision_tokenizer
-    R, P = vision.resolution, vision.patches
-    fitted = Document(
-        tuple(
-            Image(images_lib.fit(s.pixels, R, vision.pixels), s.learn) if isinstance(s, Image) else s
-            for s in document.segments
-        ),
-        id=document.id, kind=document.kind,
-    )  # fmt: skip
-    documents = [fitted]
-    if self.config.data.caption_dropout > 0 and _asks_for_image(fitted):
-      prompt = self.config.sampling.unconditional_prompt
-      documents.append(unconditional(fitted, prompt))
-      if any(isinstance(s, Image) for s in fitted.prompt().segments):
-        documents.append(unconditional(fitted, prompt, keep_images=True))
-    variants = tuple(layout(d, self.tokenizer, patches=P) for d in documents)
-    if any((np.asarray(_size(v)) > capacity.vector()).any() for v in variants):
+    laid = variants(document, self.tokenizer, self.config, dropped=self.config.data.caption_dropout > 0)
+    if any((np.asarray(v.size) > capacity.vector()).any() for v in laid):
       self.too_long.append(document.id)
       return
-    images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in variants)
-    light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
+    images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in laid)
+    light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in laid)
     self._documents.append(_Laid(document.id, document.kind, light, images))
 
   def _weights(self) -> np.ndarray:
@@ -269,8 +254,23 @@ class Pipeline:
     return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
 
 
-def _size(s: Sequence) -> tuple[int, int, int]:
-  return len(s), len(s.learn_I), int(s.learn_I.sum())
+def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:
+  """A document laid out: with its caption and, where `dropped`, without it in each way that guidance needs."""
+  vision = config.model.vision_tokenizer
+  fitted = Document(
+      tuple(
+          Image(images_lib.fit(s.pixels, vision.resolution, vision.pixels), s.learn) if isinstance(s, Image) else s
+          for s in document.segments
+      ),
+      id=document.id, kind=document.kind,
+  )  # fmt: skip
+  documents = [fitted]
+  if dropped and _asks_for_image(fitted):
+    prompt = config.sampling.unconditional_prompt
+    documents.append(unconditional(fitted, prompt))
+    if any(isinstance(s, Image) for s in fitted.prompt().segments):
+      documents.append(unconditional(fitted, prompt, keep_images=True))
+  return tuple(layout(d, tokenizer, patches=vision.patches) for d in documents)
 
 
 def _asks_for_image(document: Document) -> bool:

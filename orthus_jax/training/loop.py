@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
+import re
 import time
 from typing import Any, Protocol
 
@@ -127,17 +128,33 @@ def _check_values(values: dict[str, np.ndarray], shapes: dict[str, jax.ShapeDtyp
     raise BadRequest(f"run.init_from doesn't fit the model: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}")
 
 
-def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh, *, shape: tuple[int, int]) -> None:
-  """Computes every distinct picture's features [P, C], once: each process a share, over its own devices."""
-  own = {n: hosts.fetch(v) if hosts.several() else v for n, v in params.items() if n.startswith("vision_tokenizer/")}
-  shapes = {n: v for n, v in params.items() if n not in own}
+def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.Array]:
+  """A jitted function (the vision tokenizer's parameters, uint8 [n, R, R, 3]) → features [n, P, C].
 
-  def encode(own, pixels):
-    # The graph wants every parameter; those of other parts are never read.
-    rest = {n: jnp.zeros(v.shape, v.dtype) for n, v in shapes.items()}
+  Args:
+    graphdef: of the whole model.
+    shapes: of all its parameters; those of other parts are never read.
+  """
+  others = {n: v for n, v in shapes.items() if not n.startswith("vision_tokenizer/")}
+
+  @jax.jit
+  def encode(own: Params, pixels: jax.Array) -> jax.Array:
+    rest = {n: jnp.zeros(v.shape, v.dtype) for n, v in others.items()}
     tokenizer = params_lib.merge(graphdef, {**rest, **own}).vision_tokenizer
     return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
 
+  return encode
+
+
+def encoder_digest(params: Params) -> str:
+  """A digest of all that features depend on: the encoder's parameters, not the decoder's."""
+  names = sorted(n for n in params if re.match(r"vision_tokenizer/(?!decoder|post_quant|codebook)", n))
+  return digest_pieces((n, hosts.pieces(params[n])) for n in names)
+
+
+def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh, *, shape: tuple[int, int]) -> None:
+  """Computes every distinct picture's features [P, C], once: each process a share, over its own devices."""
+  own = {n: hosts.fetch(v) if hosts.several() else v for n, v in params.items() if n.startswith("vision_tokenizer/")}
   n, m, i = len(table.pixels), jax.process_count(), jax.process_index()
   if not n:
     return
@@ -145,7 +162,7 @@ def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh,
   mesh = hosts.own_mesh() if hosts.several() else mesh
   with jax.set_mesh(mesh):
     rows = mesh_lib.sharding(mesh, (_ENCODE_BATCH, 1, 1, 1), ("batch", None, None, None))
-    run = jax.jit(encode)
+    run = encoder(graphdef, params)
     blocks = []
     for begin in starts[i::m]:
       pixels = np.stack(table.pixels[begin : begin + _ENCODE_BATCH])
@@ -206,6 +223,12 @@ def train(
     if pipeline is not None and config.data.cache_features and start < run.steps:
       vision = config.model.vision_tokenizer
       encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=(vision.patches, vision.latent_dim))
+    encoded_by = getattr(pipeline, "encoded_by", set())
+    if encoded_by and encoded_by != {encoder_digest(state.params)}:
+      raise BadRequest(
+          "the prepared features come from another vision tokenizer than the model's: prepare them anew, or set"
+          " run.init_from to the one they were made with"
+      )
     seconds = {"setup": time.monotonic() - begin}
 
     writer = MetricWriter(workdir, enabled=hosts.primary())
