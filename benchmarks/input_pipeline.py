@@ -36,7 +36,7 @@ class Numbers:
   bos, pad, eoi, boi, sep, image = 0, 1, 8196, 8197, 8710, 8711
 
   def encode(self, text: str) -> list[int]:
-    return [int(w) for w in text.split()]
+    return [int(w) if w.isdigit() else 16391 for w in text.split()]
 
   def digest(self) -> str:
     return "numbers"

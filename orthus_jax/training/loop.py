@@ -147,9 +147,12 @@ def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.
 
 
 def encoder_digest(params: Params) -> str:
-  """A digest of all that features depend on: the encoder's parameters, not the decoder's."""
+  """A digest of all that features depend on: the encoder's parameters, not the decoder's.
+
+  Of their bfloat16 values, so that it is the same for a frozen encoder that is kept in less than float32.
+  """
   names = sorted(n for n in params if re.match(r"vision_tokenizer/(?!decoder|post_quant|codebook)", n))
-  return digest_pieces((n, hosts.pieces(params[n])) for n in names)
+  return digest_pieces((n, (p.astype(jnp.bfloat16) for p in hosts.pieces(params[n]))) for n in names)
 
 
 def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh, *, shape: tuple[int, int]) -> None:
