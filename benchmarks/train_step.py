@@ -31,8 +31,8 @@ from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import flops
 from orthus_jax.training.metrics import device_memory_bytes
-from orthus_jax.training.optimizer import make_optimizer, trainable_names
-from orthus_jax.training.state import plan_state
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import plan_run
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
 
@@ -112,13 +112,10 @@ class Ours:
     pipeline.table.features_IPC = rng.standard_normal(shape, np.float32)
     task = OrthusTask(config, pipeline)
     self.mesh = mesh_lib.make_mesh(config.mesh)
-    mesh_lib.check_batch(self.mesh, B, config.optimizer.accumulation)
+    mesh_lib.check(self.mesh, config)
     optimizer = make_optimizer(config.optimizer, config.run)
     with jax.set_mesh(self.mesh):
-      self.layout, create = plan_state(
-          task.init, select=lambda s: trainable_names(config.optimizer, s), optimizer=optimizer, mesh=self.mesh,
-          ema=config.optimizer.ema_decay > 0,
-      )  # fmt: skip
+      self.layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=self.mesh)
       self.state = create()
       self.batch = task.batch(0)
       if config.model.transformer.dtype == "bfloat16":
