@@ -158,7 +158,7 @@ def report(ours: Ours, seconds: list[float]) -> dict[str, Any]:
       "positions_per_second_per_device": positions / best / ours.mesh.size,
   }  # fmt: skip
   peak = config.run.peak_tflops * 1e12 or flops.peak(device.device_kind)
-  passes = flops.passes(ours.layout.names)
+  passes = flops.passes(config.model, ours.layout.names)
   for name in ("causal", "full"):
     each = flops.token(config.model, config.data.sequence_length, causal=name == "causal", **passes)
     figures[f"tflops_{name}"] = each * positions / best / ours.mesh.size / 1e12

@@ -26,10 +26,13 @@ def test_flops_of_the_published_model():
 
 
 def test_frozen_parts_cost_less():
-  stage_one = flops.passes({"token_embedding", "vision_embedding/codebook", "image_head/input/kernel"})
+  stage_one = flops.passes(PUBLISHED, {"token_embedding", "vision_embedding/codebook", "image_head/input/kernel"})
   assert stage_one == {"backbone": "passed", "lm_head": "passed"}
-  assert flops.passes({"image_head/input/kernel"}) == {"backbone": "frozen", "lm_head": "frozen"}
-  assert flops.passes({"transformer/norm/scale", "lm_head"}) == {"backbone": "trained", "lm_head": "trained"}
+  assert flops.passes(PUBLISHED, {"image_head/input/kernel"}) == {"backbone": "frozen", "lm_head": "frozen"}
+  assert flops.passes(PUBLISHED, {"transformer/norm/scale", "lm_head"}) == {"backbone": "trained", "lm_head": "trained"}
+  silent = dataclasses.replace(PUBLISHED, transformer=dataclasses.replace(PUBLISHED.transformer, text_loss_weight=0.0))
+  assert flops.passes(silent, {"token_embedding"}) == {"backbone": "passed", "lm_head": "absent"}
+  assert flops.token(silent, 8) - flops.token(silent, 8, lm_head="absent") == 6 * 4096 * 65536
   whole, passed, frozen = (
       flops.token(PUBLISHED, 1028, backbone=b, lm_head=b) for b in ("trained", "passed", "frozen")
   )

@@ -13,8 +13,8 @@ from typing import Literal
 from orthus_jax.config import ModelConfig, TransformerConfig
 
 # The backward pass of a product is two more of its size: the gradient of its input, and of its weight.
-Pass = Literal["trained", "passed", "frozen"]
-_PASSES: dict[str, int] = {"trained": 3, "passed": 2, "frozen": 1}
+Pass = Literal["trained", "passed", "frozen", "absent"]
+_PASSES: dict[str, int] = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
 
 # Dense bf16 FLOP/s of one device as jax names its kind, by the makers' data sheets.
 PEAKS: dict[str, float] = {
@@ -62,7 +62,7 @@ def token(
     length: T, positions of a row.
     causal: count half of the attention matrix.
     backbone: "trained"; "passed": frozen, with something to train below it; "frozen": forwards alone.
-    lm_head: likewise.
+    lm_head: likewise, or "absent" from a step without a text loss.
 
   Returns:
     For the 7B model at 4096 positions, causal: 43.69e9.
@@ -84,10 +84,10 @@ def patch(config: ModelConfig, *, learnt: bool = True) -> float:
   return soft_vq + (head if learnt else 0.0)
 
 
-def passes(trained: Collection[str]) -> dict[str, Pass]:
+def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:
   """How backbone and LM head take part, from the names of the parameters that are trained; arguments of `token`."""
   below = any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
   inside = any(n.startswith("transformer/") for n in trained)
   backbone: Pass = "trained" if inside else "passed" if below else "frozen"
   head: Pass = "trained" if "lm_head" in trained else "passed" if below or inside else "frozen"
-  return {"backbone": backbone, "lm_head": head}
+  return {"backbone": backbone, "lm_head": head if config.transformer.text_loss_weight else "absent"}

@@ -327,7 +327,7 @@ def _flops(config: Config, layout: Layout) -> dict[str, float]:
   """FLOPs per token under both conventions; none for a vision tokenizer, which has no published way to count."""
   if config.task != "orthus":
     return {}
-  passes, length = flops.passes(layout.names), config.data.sequence_length
+  passes, length = flops.passes(config.model, layout.names), config.data.sequence_length
   return {n: flops.token(config.model, length, causal=n == "causal", **passes) for n in ("causal", "full")}
 
 
