@@ -77,9 +77,9 @@ def _count(processes: str | None) -> int | None:
 
 def _detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
   """(coordinator, processes, this one's number, its devices) as jax finds them."""
-  from jax._src import clusters  # jax has no public name for it
-
   try:
+    from jax._src import clusters  # jax has no public name for it
+
     found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
   except Exception as e:  # whatever a metadata server may do
     raise BadRequest(f"the cluster can't be read: {e}; give --coordinator, --processes and --process_id") from e

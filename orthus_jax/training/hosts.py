@@ -34,9 +34,9 @@ def several() -> bool:
 
 
 def wait(name: str) -> None:
-  """Returns once every process has come here; needs no device."""
+  """Returns once every process has come here; needs no device. A name serves once."""
   if several():
-    multihost.sync_global_processes(name, timeout=_PATIENCE)
+    multihost.get_barrier_sync_fn()(key=f"orthus {name}", timeout_ms=_PATIENCE * 1000)
 
 
 @contextlib.contextmanager
@@ -67,10 +67,8 @@ def first_alone(f: Callable[[], Any]) -> Any:
   """What `f` returns, process 0's call first: for what it makes on a disk that all share."""
   with together():
     result = f() if primary() else None
-  if not primary():
-    result = f()
-  wait("first_alone")
-  return result
+  with together():
+    return result if primary() else f()
 
 
 def fetch(x: jax.Array | np.ndarray) -> np.ndarray:
