@@ -42,12 +42,21 @@ class TransformerConfig:
     embedding_std: standard deviation of a fresh token embedding.
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
-    param_dtype: what parameters are kept in.
-    remat: what the backward pass recomputes of each layer: "none", "dots" (all but matrix products) or "full".
+    param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
+      float32 to `dtype` once, before it is gathered from the devices that share it.
+    remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
+      "dots" (keeps products with weights, and attention), "mlp" (keeps the MLP's two inner products, and attention),
+      "qkv" (keeps queries, keys, values and attention), "attention" (keeps it alone), "full" (keeps the layer's input
+      alone), or "offload" (as "qkv", but these and the layer's input wait in the host's memory).
     scan_unroll: how many layers one step of the scan over layers holds.
     merge_positions: flatten rows and positions for matrix products. A CPU multiplies matrices 1.4 times as fast as
       stacks of them; but it mixes the axes that a mesh may split, so it is for meshes without a context axis.
-    attention: the backend; "auto" takes the best that the platform has and that honours segment ids.
+    attention: the backend; each honours segment ids. "splash" is a TPU's kernel, "cudnn" an NVIDIA GPU's, "xla" runs
+      anywhere; "auto" takes the kernel of the platform that the program is for, where it can do the model's shapes.
+    attention_block: positions per tile of a TPU's kernel, at most.
+    text_loss_weight: of cross-entropy in text_loss_weight * cross-entropy + diffusion.loss_weight * diffusion; 0 leaves
+      the LM head out of the step.
+    loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
   """
 
   vocab_size: int = 65536
@@ -64,16 +73,25 @@ class TransformerConfig:
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "dots", "full"] = "full"
+  remat: Literal["none", "dots", "mlp", "qkv", "attention", "full", "offload"] = "full"
   scan_unroll: int = 1
   merge_positions: bool = False
-  attention: Literal["auto", "xla"] = "auto"
+  attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+  attention_block: int = 512
+  text_loss_weight: float = 1.0
+  loss_chunk: int = 512
 
   def __post_init__(self):
     _require(self.heads % self.kv_heads == 0, f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
     _require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, for rotary positions")
     _require(self.layers >= 1, f"layers={self.layers} must be at least 1")
     _require(1 <= self.scan_unroll <= self.layers, f"scan_unroll={self.scan_unroll} must lie in 1..layers={self.layers}")
+    _require(
+        self.attention_block >= 128 and self.attention_block % 128 == 0,
+        f"attention_block={self.attention_block} must be a multiple of 128",
+    )
+    _require(self.text_loss_weight >= 0, f"text_loss_weight={self.text_loss_weight} must not be negative; 0 turns it off")
+    _require(self.loss_chunk >= 0, f"loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +198,9 @@ class DiffusionConfig:
     zero_terminal_snr: rescale so that the last step is pure noise; needs the velocity target.
     latent_scale: features are multiplied by this before diffusion and divided by it after.
     draws: independent (t, eps) per patch and training step.
-    loss_weight: lambda in cross-entropy + lambda * diffusion.
+    loss_weight: lambda in cross-entropy + lambda * diffusion; 0 leaves the image head out of the step.
+    loss_chunk: patches of a row that the head works on at a time in training, each with all its draws; 0 means all.
+      With `merge_positions`, all are.
   """
 
   width: int = 1536
@@ -194,6 +214,7 @@ class DiffusionConfig:
   latent_scale: float = 0.1
   draws: int = 8
   loss_weight: float = 100.0
+  loss_chunk: int = 512
 
   def __post_init__(self):
     _require(
@@ -202,6 +223,8 @@ class DiffusionConfig:
     )
     _require(0 < self.beta_start < self.beta_end < 1, f"betas {self.beta_start}..{self.beta_end} must rise within (0, 1)")
     _require(self.timesteps >= 2 and self.draws >= 1, "diffusion.timesteps must be at least 2 and draws at least 1")
+    _require(self.loss_weight >= 0, f"diffusion.loss_weight={self.loss_weight} must not be negative; 0 turns it off")
+    _require(self.loss_chunk >= 0, f"diffusion.loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,8 +288,10 @@ class DataConfig:
   """What is read, and how it is laid into batches.
 
   Attributes:
-    source: "shapes" (the built-in world) or "folder" (pictures beside a JSON-lines file).
-    path: the prepared data set's or the folder's place; empty: under the user's cache directory (shapes).
+    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), or "prepared" (what
+      `orthus prepare --out` made of one of them, for data that doesn't fit into memory).
+    path: the data set's or the folder's place; empty: under the user's cache directory (shapes).
+    mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
     annotations: the JSON-lines file's name within the folder.
     pairs: which documents an image-text pair becomes.
     split: what training reads.
@@ -284,8 +309,9 @@ class DataConfig:
     max_bad_share: more bad records than this share stop the run.
   """
 
-  source: Literal["shapes", "folder"] = "shapes"
+  source: Literal["shapes", "folder", "prepared"] = "shapes"
   path: str = ""
+  mixture: tuple[tuple[str, float], ...] = ()
   annotations: str = "metadata.jsonl"
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
@@ -317,6 +343,18 @@ class DataConfig:
     mixes = (self.kinds, *(kinds for _, kinds in self.later_kinds))
     _require(all(w >= 0 for kinds in mixes for _, w in kinds), "data.kinds: weights must not be negative")
     _require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds gives no document a weight above 0")
+    _require(
+        not self.mixture or (self.source == "prepared" and not self.path),
+        "data.mixture is for data.source=prepared, in the place of data.path",
+    )
+    _require(all(w > 0 for _, w in self.mixture), "data.mixture: weights must be above 0")
+    if self.source == "prepared":
+      _require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
+      _require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
+      _require(not self.later_kinds, "data.later_kinds isn't for data.source=prepared: leave it empty")
+      for field in ("annotations", "pairs", "split", "max_bad_share"):
+        default = type(self).__dataclass_fields__[field].default
+        _require(getattr(self, field) == default, f"data.{field} is settled when data is prepared: leave it at {default!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,6 +373,11 @@ class OptimizerConfig:
     weight_decay: on matrices alone, not on norms, biases or embeddings.
     clip_norm: the global gradient norm is clipped to it; 0 turns that off.
     accumulation: microbatches that one step adds up.
+    moment_dtype: what the optimizer's moments are kept in; its arithmetic is float32 always.
+    rounding: how new values are rounded to bfloat16 parameters (model.transformer.param_dtype) and moments: at random in
+      proportion to the distance ("stochastic"), so that small updates count on average, or to the "nearest".
+    frozen_dtype: what frozen parameters are kept in: as trained ones are ("param"), or in the dtype that they are
+      computed in ("compute"), which gives the same numbers in half the memory.
     ema_decay: of the averaged copy of the parameters that is evaluated and saved beside them; 0 turns it off.
     trainable: regular expressions over parameter names; a parameter that matches none is frozen.
   """
@@ -352,6 +395,9 @@ class OptimizerConfig:
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   accumulation: int = 1
+  moment_dtype: Literal["float32", "bfloat16"] = "float32"
+  rounding: Literal["stochastic", "nearest"] = "stochastic"
+  frozen_dtype: Literal["param", "compute"] = "param"
   ema_decay: float = 0.0
   trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
 
@@ -430,6 +476,9 @@ class RunConfig:
     checkpoint_every: steps between checkpoints; 0 only at the end.
     keep_checkpoints: how many are kept.
     report: write report.html and report.json at the end.
+    profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
+      Perfetto; empty: none.
+    peak_tflops: a device's peak in 1e12 FLOP/s, which MFU is a share of; 0: the published one where it is known.
   """
 
   steps: int = 1000
@@ -441,8 +490,16 @@ class RunConfig:
   checkpoint_every: int = 0
   keep_checkpoints: int = 2
   report: bool = False
+  profile_steps: tuple[int, ...] = ()
+  peak_tflops: float = 0.0
 
   def __post_init__(self):
+    first_last = self.profile_steps
+    _require(
+        not first_last or (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]),
+        f"run.profile_steps={first_last} must be (first, last) step, from 1, or empty",
+    )
+    _require(self.peak_tflops >= 0, f"run.peak_tflops={self.peak_tflops} must not be negative; 0 means the published one")
     _require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
     _require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
     _require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
@@ -471,12 +528,20 @@ class Config:
         f"run.batch_size={self.run.batch_size} must be a multiple of optimizer.accumulation={self.optimizer.accumulation}",
     )
     _require(
+        self.task != "orthus" or self.model.transformer.text_loss_weight + self.model.diffusion.loss_weight > 0,
+        "model.transformer.text_loss_weight and model.diffusion.loss_weight are both 0: nothing would be learnt",
+    )
+    _require(
         not self.model.transformer.merge_positions or self.mesh.context == 1,
         "model.transformer.merge_positions needs mesh.context=1: it would merge the axis that the mesh splits",
     )
     _require(
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
+    )
+    _require(
+        self.task == "orthus" or self.data.source != "prepared",
+        "task=vision_tokenizer reads pictures: set data.source to shapes or folder",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
