@@ -43,11 +43,19 @@ class TransformerConfig:
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
     param_dtype: what parameters are kept in.
-    remat: what the backward pass recomputes of each layer: "none", "dots" (all but matrix products) or "full".
+    remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
+      "dots" (keeps products with weights, and attention), "mlp" (keeps the MLP's two inner products, and attention),
+      "qkv" (keeps queries, keys, values and attention), "attention" (keeps it alone), "full" (keeps the layer's input
+      alone), or "offload" (as "qkv", but these and the layer's input wait in the host's memory).
     scan_unroll: how many layers one step of the scan over layers holds.
     merge_positions: flatten rows and positions for matrix products. A CPU multiplies matrices 1.4 times as fast as
       stacks of them; but it mixes the axes that a mesh may split, so it is for meshes without a context axis.
-    attention: the backend; "auto" takes the best that the platform has and that honours segment ids.
+    attention: the backend; each honours segment ids. "splash" is a TPU's kernel, "cudnn" an NVIDIA GPU's, "xla" runs
+      anywhere; "auto" takes the kernel of the platform that the program is for, where it can do the model's shapes.
+    attention_block: positions per tile of a TPU's kernel, at most.
+    text_loss_weight: of cross-entropy in text_loss_weight * cross-entropy + diffusion.loss_weight * diffusion; 0 leaves
+      the LM head out of the step.
+    loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
   """
 
   vocab_size: int = 65536
@@ -64,16 +72,25 @@ class TransformerConfig:
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "dots", "full"] = "full"
+  remat: Literal["none", "dots", "mlp", "qkv", "attention", "full", "offload"] = "full"
   scan_unroll: int = 1
   merge_positions: bool = False
-  attention: Literal["auto", "xla"] = "auto"
+  attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+  attention_block: int = 512
+  text_loss_weight: float = 1.0
+  loss_chunk: int = 512
 
   def __post_init__(self):
     _require(self.heads % self.kv_heads == 0, f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
     _require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, for rotary positions")
     _require(self.layers >= 1, f"layers={self.layers} must be at least 1")
     _require(1 <= self.scan_unroll <= self.layers, f"scan_unroll={self.scan_unroll} must lie in 1..layers={self.layers}")
+    _require(
+        self.attention_block >= 128 and self.attention_block % 128 == 0,
+        f"attention_block={self.attention_block} must be a multiple of 128",
+    )
+    _require(self.text_loss_weight >= 0, f"text_loss_weight={self.text_loss_weight} must not be negative; 0 turns it off")
+    _require(self.loss_chunk >= 0, f"loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +197,9 @@ class DiffusionConfig:
     zero_terminal_snr: rescale so that the last step is pure noise; needs the velocity target.
     latent_scale: features are multiplied by this before diffusion and divided by it after.
     draws: independent (t, eps) per patch and training step.
-    loss_weight: lambda in cross-entropy + lambda * diffusion.
+    loss_weight: lambda in cross-entropy + lambda * diffusion; 0 leaves the image head out of the step.
+    loss_chunk: patches of a row that the head works on at a time in training, each with all its draws; 0 means all.
+      With `merge_positions`, all are.
   """
 
   width: int = 1536
@@ -194,6 +213,7 @@ class DiffusionConfig:
   latent_scale: float = 0.1
   draws: int = 8
   loss_weight: float = 100.0
+  loss_chunk: int = 512
 
   def __post_init__(self):
     _require(
@@ -202,6 +222,8 @@ class DiffusionConfig:
     )
     _require(0 < self.beta_start < self.beta_end < 1, f"betas {self.beta_start}..{self.beta_end} must rise within (0, 1)")
     _require(self.timesteps >= 2 and self.draws >= 1, "diffusion.timesteps must be at least 2 and draws at least 1")
+    _require(self.loss_weight >= 0, f"diffusion.loss_weight={self.loss_weight} must not be negative; 0 turns it off")
+    _require(self.loss_chunk >= 0, f"diffusion.loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,10 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
 def _essence(model: ModelConfig) -> ModelConfig:
   """A model's config without what says how it is run or was begun, and what other files say."""
   t, default = model.transformer, TransformerConfig()
-  how = ("embedding_std", "dtype", "param_dtype", "remat", "scan_unroll", "merge_positions", "attention")
+  how = (
+      "embedding_std", "dtype", "param_dtype", "remat", "scan_unroll", "merge_positions", "attention", "attention_block",
+      "text_loss_weight", "loss_chunk",
+  )  # fmt: skip
   v = dataclasses.replace(model.vision_tokenizer, pixels=ModelConfig().vision_tokenizer.pixels, dtype="float32")
   return dataclasses.replace(
       model, transformer=dataclasses.replace(t, **{f: getattr(default, f) for f in how}), vision_tokenizer=v,

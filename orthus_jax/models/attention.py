@@ -7,32 +7,82 @@ from __future__ import annotations
 
 import einops
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
+from orthus_jax.models import attention_kernels as kernels
+from orthus_jax.parallel import sharded
+
+RESIDUAL_NAME = kernels.RESIDUAL_NAME
 _MASKED = -1e30
 
 
 def causal_attention(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment_ids_BT: jax.Array, backend: str = "auto"
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    *,
+    segment_ids_BT: jax.Array,
+    backend: str = "auto",
+    block: int = 512,
 ) -> jax.Array:
   """Causal attention that stays within a segment.
+
+  On a mesh, each device attends for its own rows, heads and positions; where positions are split, it gathers the keys
+  and values of the whole row.
 
   Args:
     q_BTNH: queries, rotated.
     k_BTKH: keys, rotated.
     v_BTKH: values.
     segment_ids_BT: documents of a packed row; positions of different ids don't see each other.
-    backend: "auto" or "xla". A backend that can't honour segment ids must refuse them.
+    backend: see TransformerConfig.attention; every one honours segment ids.
+    block: positions per tile of the kernels that have tiles, at most.
 
   Returns:
     [B, T, N, H] in the queries' dtype.
+
+  Raises:
+    BadRequest: if the backend can't run on the mesh's platform or can't take these shapes.
   """
-  if backend not in ("auto", "xla"):
-    raise ValueError(f"unknown attention backend {backend!r}")
-  T = q_BTNH.shape[1]
-  causal_TS = jnp.tril(jnp.ones((T, T), bool))
-  mask_BTS = (segment_ids_BT[:, :, None] == segment_ids_BT[:, None, :]) & causal_TS
-  return _attend(q_BTNH, k_BTKH, v_BTKH, mask_BTS)
+  backend = kernels.choose(
+      backend, platform=sharded.platform(), length=q_BTNH.shape[1], context=sharded.ways("positions"),
+      head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype,
+  )  # fmt: skip
+  if backend == "splash":
+    return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block)
+  own = _cudnn if backend == "cudnn" else _xla
+  query = ("batch", "positions", "heads", None)
+  keys = ("batch", "positions", "kv_heads", None)
+  o_BTNH = sharded.per_device(own, (query, keys, keys, ("batch", "positions")), query)(
+      q_BTNH, k_BTKH, v_BTKH, segment_ids_BT
+  )
+  return checkpoint_name(o_BTNH, RESIDUAL_NAME)
+
+
+def _whole(k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Keys, values and segment ids of all positions."""
+  return tuple(sharded.gather(x, "positions", dimension=1) for x in (k_BTKH, v_BTKH, segment_ids_BT))
+
+
+def _mask(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
+  """[B, T, S]: what each of a device's positions sees."""
+  T, S = segment_ids_BT.shape[1], segment_ids_BS.shape[1]
+  if T == S:
+    causal_TS = jnp.tril(jnp.ones((T, T), bool))
+  else:
+    causal_TS = jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
+  return (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]) & causal_TS
+
+
+def _xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+  k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
+  return _attend(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS))
+
+
+def _cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+  k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
+  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS))
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:

@@ -12,11 +12,13 @@ import functools
 
 from flax import nnx
 import jax
+from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from orthus_jax.config import TransformerConfig
 from orthus_jax.models import attention
 from orthus_jax.models.params import param
+from orthus_jax.parallel import sharded
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["k_LBSKH", "v_LBSKH"], meta_fields=[])
@@ -126,8 +128,11 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     merge = self.config.merge_positions
-    gate_BTF = jax.nn.silu(dense(x_BTD, self.gate[...], merge=merge))
-    return dense(gate_BTF * dense(x_BTD, self.up[...], merge=merge), self.down[...], merge=merge)
+    gate_BTF, up_BTF = (
+        checkpoint_name(sharded.constrain(dense(x_BTD, w[...], merge=merge), "batch", "positions", "mlp"), "mlp")
+        for w in (self.gate, self.up)
+    )
+    return dense(jax.nn.silu(gate_BTF) * up_BTF, self.down[...], merge=merge)
 
 
 class Layer(nnx.Module):
@@ -147,16 +152,29 @@ class Layer(nnx.Module):
     """`attend(q, k, v)` is the attention itself: with or without a cache."""
 
     def attention_part(y_BTD):
-      return self.attention.merge_heads(attend(*self.attention.project(y_BTD, position_BT)))
+      q_k_v = (checkpoint_name(x, "qkv") for x in self.attention.project(y_BTD, position_BT))
+      return self.attention.merge_heads(attend(*q_k_v))
 
     x_BTD = self._residual(x_BTD, self.attention_norm, attention_part)
     return self._residual(x_BTD, self.mlp_norm, self.mlp)
 
 
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
+def _remat_policy(name: str):
+  """The jax.checkpoint policy that TransformerConfig.remat names."""
+  policies = jax.checkpoint_policies
+  keep = policies.save_only_these_names
+  if name == "offload":
+    return policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input", "qkv", attention.RESIDUAL_NAME],
+        offload_src="device", offload_dst="pinned_host",
+    )  # fmt: skip
+  return {
+      "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep(attention.RESIDUAL_NAME)),
+      "mlp": keep("mlp", attention.RESIDUAL_NAME),
+      "qkv": keep("qkv", attention.RESIDUAL_NAME),
+      "attention": keep(attention.RESIDUAL_NAME),
+      "full": policies.nothing_saveable,
+  }[name]
 
 
 class Transformer(nnx.Module):
@@ -180,15 +198,17 @@ class Transformer(nnx.Module):
       [B, T, D] in the compute dtype.
     """
     attend = functools.partial(
-        attention.causal_attention, segment_ids_BT=segment_ids_BT, backend=self.config.attention
-    )
+        attention.causal_attention, segment_ids_BT=segment_ids_BT, backend=self.config.attention,
+        block=self.config.attention_block,
+    )  # fmt: skip
 
     def body(x_BTD, layer):
+      x_BTD = checkpoint_name(sharded.constrain(x_BTD, "batch", "positions", None), "layer_input")
       return layer(x_BTD, position_BT, attend), None
 
     if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=_REMAT_POLICIES[self.config.remat], prevent_cse=False)
-    x_BTD = x_BTD.astype(self.config.dtype)
+      body = jax.checkpoint(body, policy=_remat_policy(self.config.remat), prevent_cse=False)
+    x_BTD = sharded.constrain(x_BTD.astype(self.config.dtype), "batch", "positions", None)
     x_BTD, _ = jax.lax.scan(body, x_BTD, self.layers, unroll=self.config.scan_unroll)
     return self.norm(x_BTD)
 

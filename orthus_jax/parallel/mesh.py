@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from orthus_jax.config import BadRequest, MeshConfig
 
@@ -43,17 +43,22 @@ def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) ->
   return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
-def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+def names(axis: str | None) -> tuple[str, ...]:
+  """The mesh axes that split a logical axis."""
+  rule = RULES.get(axis, ()) if axis else ()
+  return (rule,) if isinstance(rule, str) else rule
+
+
+def spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
   """How an array of named axes lies on a mesh; an axis that its mesh axes don't divide is kept whole."""
   parts, used = [], set()
   for size, axis in zip(shape, axes, strict=True):
-    rule = RULES.get(axis, ()) if axis else ()
-    names = tuple(n for n in ((rule,) if isinstance(rule, str) else rule) if n not in used and mesh.shape[n] > 1)
-    if not names or size % math.prod(mesh.shape[n] for n in names):
+    over = tuple(n for n in names(axis) if n not in used and mesh.shape.get(n, 1) > 1)
+    if not over or size % math.prod(mesh.shape[n] for n in over):
       parts.append(None)
       continue
-    used.update(names)
-    parts.append(names[0] if len(names) == 1 else names)
+    used.update(over)
+    parts.append(over[0] if len(over) == 1 else over)
   return PartitionSpec(*parts)
 
 
