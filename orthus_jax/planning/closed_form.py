@@ -72,24 +72,35 @@ def closed(
     layer = 2.0 * weights * backbone + 2 * attention * matrix * share
     return tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size * head)
 
-  again, attention_again = _recomputed(c) if inside else (0, 0)
-  block = min(getattr(c, "attention_block", 512), T)
+  again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
+  block = min(c.attention_block, T)
   share = causal_share(T, block, block) if kernel else 1.0
-  products = (2 + (7 if kernel else 4) * inside + 2 * attention_again) * matrix * share
+  products = (2 + (7 if kernel else 4) * inside + attention_again) * matrix * share
   program = {
       "layers": tokens * c.layers * 2.0 * (weights * backbone + again),
       "attention": tokens * c.layers * products,
-      "LM head": tokens * 2.0 * c.width * c.vocab_size * (head + inside),  # its logits are computed again, a chunk at a time
+      "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
   }
   if images:
     program |= _images(config, trained, embeds, inside)
   return Closed(model(0.5), model(1.0), program)
 
 
-def _recomputed(c: TransformerConfig) -> tuple[int, bool]:
-  """(entries of a layer's matrices whose products the backward pass repeats, whether it repeats attention)."""
-  everything = layer_weights(c) - c.width * c.mlp_width  # nobody asks for the layer's last product again
-  return {"none": (0, False), "dots": (0, True), "full": (everything, True)}[c.remat]
+def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
+  """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
+
+  Nobody asks for a layer's last product again. The kernel's results are kept by all policies but "full"; of plain
+  attention, "dots" keeps the products with weights alone, so that its scores are computed again.
+  """
+  mlp, out = 2 * c.width * c.mlp_width, c.width * c.heads * c.head_dim
+  qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
+  again = {
+      "none": 0, "dots": 0, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp, "attention": qkv + out + mlp,
+      "full": qkv + out + mlp,
+  }[c.remat]  # fmt: skip
+  if kernel:
+    return again, 2 * (c.remat == "full")
+  return again, {"none": 0, "dots": 1}.get(c.remat, 2)
 
 
 def _images(config: Config, trained: Collection[str], embeds: bool, inside: bool) -> dict[str, float]:

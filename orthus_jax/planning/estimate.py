@@ -123,10 +123,10 @@ def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: 
     places: where each device stands, in the order of the mesh; see `hardware.places`.
   """
   rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
-  known: dict[bytes, tuple] = {}
+  known: dict[tuple, tuple] = {}
   for collective, times in work.collectives():
     groups = _groups(collective, mesh_shape)
-    key = groups.tobytes() + bytes([collective.kind == "collective-permute"])
+    key = (groups.shape, groups.tobytes())
     if key not in known:
       known[key] = (_axes(groups, mesh_shape), _Reach.of(groups, topology, places))
     axes, reach = known[key]

@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data.pipeline import Batch
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training.optimizer import make_optimizer, trainable_names
-from orthus_jax.training.state import Layout, plan_state
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import Layout, plan_run
 from orthus_jax.training.step import jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
 
@@ -55,7 +55,7 @@ class Program:
     layout: of the training state.
     memory: of one device.
     text: the compiled program; empty where it didn't fit or can't be had.
-    lowered: the program ahead of compilation, in StableHLO.
+    jaxpr: the program ahead of compilation.
     state_bytes: of the training state on one device, by part.
     seconds: "trace" and "compile".
   """
@@ -64,7 +64,7 @@ class Program:
   layout: Layout
   memory: Memory
   text: str
-  lowered: str
+  jaxpr: Any
   state_bytes: dict[str, int]
   seconds: dict[str, float]
 
@@ -113,29 +113,26 @@ def compile_step(
     config: the experiment.
     devices: of the mesh, described or present.
     build: what gives the task and its batch's shapes.
-    stop_at: "lower" leaves out the compilation.
+    stop_at: "trace" leaves out the compilation.
 
   Raises:
     BadRequest: if mesh, batch or shapes don't fit each other.
   """
   begin = time.monotonic()
   mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
-  mesh_lib.check_batch(mesh, config.run.batch_size, config.optimizer.accumulation)
+  mesh_lib.check(mesh, config)
   task, batch = build(config)
   optimizer = make_optimizer(config.optimizer, config.run)
   with jax.set_mesh(mesh):
-    layout, _ = plan_state(
-        task.init, select=lambda shapes: trainable_names(config.optimizer, shapes), optimizer=optimizer, mesh=mesh,
-        ema=config.optimizer.ema_decay > 0,
-    )  # fmt: skip
+    layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     step = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch)
-    lowered = step.lower(layout.shapes, batch)
-    traced = time.monotonic()
+    traced = step.trace(layout.shapes, batch)
+    done = time.monotonic()
     text, memory = "", Memory(0, 0, 0, 0)
     if stop_at == "compile":
-      text, memory = _compile(lowered)
-  seconds = {"trace": traced - begin, "compile": time.monotonic() - traced}
-  return Program(mesh, layout, memory, text, "" if text else lowered.as_text(), _state_bytes(layout), seconds)
+      text, memory = _compile(traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)))
+  seconds = {"trace": done - begin, "compile": time.monotonic() - done}
+  return Program(mesh, layout, memory, text, traced.jaxpr, _state_bytes(layout), seconds)
 
 
 def _compile(lowered: Any) -> tuple[str, Memory]:

@@ -8,7 +8,7 @@ of an array that is only sliced, the slice counts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import functools
 import math
@@ -159,25 +159,34 @@ def causal_share(length: int, block_q: int, block_kv: int) -> float:
   return needed / (rows * columns)
 
 
-def _kernel(i: Instruction) -> tuple[float, int] | None:
-  """(FLOPs, head size) of a hand-written kernel; None if it isn't known."""
-  found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", i.name + i.op_name)
-  if not found:
-    return None
-  listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
-  shapes = [a for a in hlo.arrays(listed.group(1)) if len(a.dims) >= 3 and a.dtype in ("bf16", "f32", "f16")]
-  q, k = shapes[0], shapes[1]
-  length, head_dim = k.dims[-2], q.dims[-1]
+def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> float:
+  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
+
+  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
+  """
+  found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
+  arrays = [dims for dims, dtype in shapes if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")]
+  if not found or len(arrays) < 2:
+    return 0.0
+  q, k = arrays[:2]
   which = found.group(1)
 
-  def block(name: str, default: int) -> int:
-    said = re.search(rf'\\*"{name}\\*": (\d+)', i.attributes)
-    return int(said.group(1)) if said else default
+  def block(field: str) -> int:
+    said = re.search(rf'\\*["\']{field}\\*["\']: (\d+)', settings)
+    return min(int(said.group(1)) if said else 512, k[-2])
 
   suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[which]
-  share = causal_share(length, block("block_q" + suffix, 128), block("block_kv" + suffix, 128))
-  fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*": true', i.attributes) is not None
-  return 2.0 * _KERNELS["dkv_fused" if fused else which] * q.size * length * share, head_dim
+  share = causal_share(k[-2], block("block_q" + suffix), block("block_kv" + suffix))
+  fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*["\']: [tT]rue', settings) is not None
+  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
+
+
+def _kernel(i: Instruction) -> tuple[float, int] | None:
+  """(FLOPs, head size) of a hand-written kernel; None if it isn't known."""
+  listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
+  arrays = hlo.arrays(listed.group(1)) if listed else ()
+  flops = splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
+  return (flops, next(a.dims[-1] for a in arrays if len(a.dims) >= 3)) if flops else None
 
 
 def _read(module: Module, computation: Computation, parameter: str) -> int:
