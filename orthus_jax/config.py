@@ -42,7 +42,8 @@ class TransformerConfig:
     embedding_std: standard deviation of a fresh token embedding.
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
-    param_dtype: what parameters are kept in.
+    param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
+      float32 to `dtype` once, before it is gathered from the devices that share it.
     remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
       "dots" (keeps products with weights, and attention), "mlp" (keeps the MLP's two inner products, and attention),
       "qkv" (keeps queries, keys, values and attention), "attention" (keeps it alone), "full" (keeps the layer's input
@@ -348,6 +349,11 @@ class OptimizerConfig:
     weight_decay: on matrices alone, not on norms, biases or embeddings.
     clip_norm: the global gradient norm is clipped to it; 0 turns that off.
     accumulation: microbatches that one step adds up.
+    moment_dtype: what the optimizer's moments are kept in; its arithmetic is float32 always.
+    rounding: how new values are rounded to bfloat16 parameters (model.transformer.param_dtype) and moments: at random in
+      proportion to the distance ("stochastic"), so that small updates count on average, or to the "nearest".
+    frozen_dtype: what frozen parameters are kept in: as trained ones are ("param"), or in the dtype that they are
+      computed in ("compute"), which gives the same numbers in half the memory.
     ema_decay: of the averaged copy of the parameters that is evaluated and saved beside them; 0 turns it off.
     trainable: regular expressions over parameter names; a parameter that matches none is frozen.
   """
@@ -364,6 +370,9 @@ class OptimizerConfig:
   weight_decay: float = 0.0
   clip_norm: float = 1.0
   accumulation: int = 1
+  moment_dtype: Literal["float32", "bfloat16"] = "float32"
+  rounding: Literal["stochastic", "nearest"] = "stochastic"
+  frozen_dtype: Literal["param", "compute"] = "param"
   ema_decay: float = 0.0
   trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
 
@@ -481,6 +490,10 @@ class Config:
     _require(
         self.run.batch_size % self.optimizer.accumulation == 0,
         f"run.batch_size={self.run.batch_size} must be a multiple of optimizer.accumulation={self.optimizer.accumulation}",
+    )
+    _require(
+        self.task != "orthus" or self.model.transformer.text_loss_weight + self.model.diffusion.loss_weight > 0,
+        "model.transformer.text_loss_weight and model.diffusion.loss_weight are both 0: nothing would be learnt",
     )
     _require(
         not self.model.transformer.merge_positions or self.mesh.context == 1,

@@ -56,18 +56,6 @@ def one_device():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "mesh", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(fsdp=2, context=2, tensor=2), dict(data=2, fsdp=4)]
-)
-def test_meshes_agree_with_one_device(one_device, mesh):
-  sharded = steps(devices=8, **{f"mesh__{k}": v for k, v in mesh.items()})
-  same(one_device, sharded, 1e-4)
-  # And it really is split.
-  q = sharded[2].trained["transformer/layers/mlp/up"]
-  assert q.addressable_shards[0].data.size < q.size
-
-
-@pytest.mark.slow
 def test_accumulation_agrees_with_one_batch(one_device):
   same(one_device, steps(optimizer__accumulation=4), 1e-4)
 

@@ -54,7 +54,10 @@ def test_packed_documents_do_not_meet():
   assert float(jnp.abs(gradient[:, :4]).max()) == 0
 
 
-@pytest.mark.parametrize("changes", [{"remat": "dots"}, {"remat": "full"}, {"scan_unroll": 3}, {"merge_positions": True}])
+WAYS = [{"remat": r} for r in ("dots", "mlp", "qkv", "attention", "full", "offload")]
+
+
+@pytest.mark.parametrize("changes", [*WAYS, {"scan_unroll": 3}, {"merge_positions": True}], ids=str)
 def test_ways_of_computing_agree(changes):
   x, position, segments = inputs()
 
@@ -65,6 +68,19 @@ def test_ways_of_computing_agree(changes):
   expected, found = value_and_grad(build()), value_and_grad(build(**changes))
   for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
+
+
+def test_remat_policies_keep_what_they_say():
+  x, position, segments = inputs()
+  kept = {}
+  for policy in ("none", "dots", "mlp", "qkv", "attention", "full", "offload"):
+    jaxpr = jax.make_jaxpr(jax.grad(lambda m: run(m, x, position, segments).sum()))(build(remat=policy))
+    text = str(jaxpr)
+    kept[policy] = text.count("dot_general")
+    assert ("pinned_host" in text or "Host" in text) == (policy == "offload")
+  # The fewer results are kept, the more products there are.
+  order = [kept[p] for p in ("none", "dots", "qkv", "mlp", "attention", "full")]
+  assert order == sorted(set(order)) and kept["offload"] == kept["qkv"], kept
 
 
 @pytest.mark.parametrize("placement", ["pre", "swin"])

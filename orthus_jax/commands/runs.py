@@ -40,7 +40,7 @@ def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
   """
   # What can be refused is refused before anything is written.
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch(mesh, config.run.batch_size, config.optimizer.accumulation)
+  mesh_lib.check(mesh, config)
   loop.check_sources(config)
   tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
   checkpoint.check_workdir(workdir, config)

@@ -7,7 +7,6 @@ jax.nn.dot_product_attention.
 from __future__ import annotations
 
 import jax
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 import jax.numpy as jnp
 
 from orthus_jax.config import BadRequest
@@ -80,6 +79,8 @@ def splash(
   Where positions are split, each device's part of the causal mask differs; the kernel's description of the mask is an
   argument that is split like the queries.
   """
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel
+
   T, context = q_BTNH.shape[1], sharded.ways("positions")
   heads = q_BTNH.shape[2] // sharded.ways("heads")
   kernel = _splash_kernel(T, heads, context, _block(T // context, block), sharded.platform() == "cpu")
@@ -110,6 +111,9 @@ def _block(length: int, limit: int) -> int:
 
 
 def _splash_kernel(T: int, heads: int, context: int, block: int, interpret: bool):
+  # Imported here as Pallas takes a second to import, which a small run on a CPU can do without.
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
   sizes = splash_attention_kernel.BlockSizes(
       block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
       block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,

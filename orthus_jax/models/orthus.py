@@ -20,6 +20,7 @@ from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Cache, Transformer, dense
 from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
+from orthus_jax.parallel import sharded
 
 
 class Orthus(nnx.Module):
@@ -41,11 +42,17 @@ class Orthus(nnx.Module):
     """Embeds image features through the soft VQ: [B, J, D] in the compute dtype."""
     start = self.config.image_token_start
     rows_KD = self.token_embedding[...][start : start + self.config.vision_tokenizer.codes]
-    return self.vision_embedding(features_BJC, rows_KD.astype(self.config.transformer.dtype))
+    rows_KD = sharded.constrain(rows_KD.astype(self.config.transformer.dtype), None, None)
+    if self.config.transformer.remat == "none":
+      return self.vision_embedding(features_BJC, rows_KD)
+    # A row's patches have J x K weights: at the published size, 128 MiB that are soon computed again.
+    embed = jax.checkpoint(lambda module, *args: module(*args))
+    return embed(self.vision_embedding, features_BJC, rows_KD)
 
   def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
     """Embeds text tokens: [B, T, D] in the compute dtype."""
-    return jnp.take(self.token_embedding[...].astype(self.config.transformer.dtype), tokens_BT, axis=0)
+    table_VD = sharded.constrain(self.token_embedding[...].astype(self.config.transformer.dtype), "vocab", None)
+    return jnp.take(table_VD, tokens_BT, axis=0)
 
   def embed(self, tokens_BT: jax.Array, *, features_BJC: jax.Array, slot_BT: jax.Array) -> jax.Array:
     """Embeds an interleaved row.
@@ -88,3 +95,9 @@ def describe(config: ModelConfig) -> tuple[Any, dict[str, tuple[int, ...]], Axes
   """Structure of a model, and shapes and logical axes of its parameters by name; nothing is built."""
   graphdef, shapes, axes = params_lib.shapes_and_axes(lambda: Orthus(config, rngs=nnx.Rngs(params=0)))
   return graphdef, {n: tuple(s.shape) for n, s in shapes.items()}, axes
+
+
+def compute_dtype(config: ModelConfig, name: str) -> str | None:
+  """The dtype that a parameter is cast to wherever it is used; None where that is the one it is kept in."""
+  parts = ("transformer/", "token_embedding", "lm_head", "image_head/")
+  return config.transformer.dtype if name.startswith(parts) else None

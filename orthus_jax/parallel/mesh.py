@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from orthus_jax.config import BadRequest, MeshConfig
+from orthus_jax.config import BadRequest, Config, MeshConfig
 
 AXES = ("data", "fsdp", "tensor", "context")
 
-# The one place to read and to change. A logical axis that isn't listed is kept whole on every device.
+# The one place to read and to change. A logical axis that isn't listed is kept whole on every device. `batch`,
+# `positions` and `patches` are of activations, the others of parameters.
 RULES: dict[str, str | tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
     "positions": "context",
+    "patches": ("context", "tensor"),
     "embed": "fsdp",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -28,8 +31,10 @@ RULES: dict[str, str | tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) -> Mesh:
   """Builds the mesh that a config asks for.
 
+  Where the devices are several TPU slices, `data` alone runs between them, over the slower network.
+
   Raises:
-    BadRequest: if the sizes don't multiply to the number of devices.
+    BadRequest: if the sizes don't multiply to the number of devices, or `data` to that of slices.
   """
   devices = jax.devices() if devices is None else devices
   sizes = {axis: getattr(config, axis) for axis in AXES}
@@ -40,7 +45,17 @@ def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) ->
     raise BadRequest(f"the mesh {asked} doesn't fit {len(devices)} devices: make the sizes multiply to {len(devices)}")
   for axis in rest:
     sizes[axis] = len(devices) // known
-  return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  types = (AxisType.Auto,) * len(AXES)
+  slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
+  if slices <= 1:
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
+  if sizes["data"] % slices:
+    raise BadRequest(f"mesh.data={sizes['data']} must be a multiple of the {slices} slices: no other axis runs between them")
+  inner = (sizes["data"] // slices, *list(sizes.values())[1:])
+  arranged = mesh_utils.create_hybrid_device_mesh(
+      inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
+  )
+  return Mesh(arranged, AXES, axis_types=types)
 
 
 def names(axis: str | None) -> tuple[str, ...]:
@@ -65,6 +80,34 @@ def spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | No
 def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
   """`spec` on its mesh."""
   return NamedSharding(mesh, spec(mesh, shape, axes))
+
+
+def check(mesh: Mesh, config: Config) -> None:
+  """Refuses a model or a batch that the mesh can't share evenly.
+
+  What would be kept whole instead is the bulk of a model or of a step, so that devices would run out of memory or do the
+  same work over. Only the diffusion head's small axes are kept whole where they aren't divided.
+
+  Raises:
+    BadRequest: naming what to change.
+  """
+  check_batch(mesh, config.run.batch_size, config.optimizer.accumulation)
+  if config.task != "orthus":
+    return
+  t = config.model.transformer
+  sizes = (
+      ("model.transformer.heads", t.heads, "heads"),
+      ("model.transformer.kv_heads", t.kv_heads, "kv_heads"),
+      ("model.transformer.mlp_width", t.mlp_width, "mlp"),
+      ("model.transformer.vocab_size", t.vocab_size, "vocab"),
+      ("model.transformer.width", t.width, "embed"),
+      ("data.sequence_length", config.data.sequence_length, "positions"),
+  )
+  for field, size, axis in sizes:
+    ways = math.prod(mesh.shape.get(n, 1) for n in names(axis))
+    if size % ways:
+      over = ", ".join(f"mesh.{n}" for n in names(axis))
+      raise BadRequest(f"{field}={size} can't be split in {ways}: make it a multiple, or {over} a divisor of {size}")
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:

@@ -51,13 +51,14 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, mesh_lib.spec(mesh, x.shape, axes)))
 
 
-def per_device(f: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes) -> Callable[..., jax.Array]:
+def per_device(f: Callable[..., Any], in_axes: Sequence[Axes], out_axes: Any) -> Callable[..., Any]:
   """Has each device call `f` on its own pieces.
 
   Args:
-    f: from arrays to one array; within it, `gather` and `index` reach over a logical axis.
+    f: from arrays to an array or several; within it, the functions below reach over a logical axis.
     in_axes: the logical axes of each argument; an axis that the mesh doesn't divide reaches `f` whole.
-    out_axes: of the result, whose sizes must be those of the arguments' axes of the same names.
+    out_axes: of the result, or a list of those of the results, whose sizes must be those of the arguments' axes of the
+      same names.
   """
   mesh = current()
   if mesh is None:
@@ -65,26 +66,76 @@ def per_device(f: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: A
 
   def call(*arrays: jax.Array) -> jax.Array:
     sizes = {n: s for x, axes in zip(arrays, in_axes, strict=True) for n, s in zip(axes, x.shape, strict=True) if n}
-    shape = tuple(sizes.get(n, 0) for n in out_axes)
     specs = tuple(mesh_lib.spec(mesh, x.shape, axes) for x, axes in zip(arrays, in_axes))
-    out = mesh_lib.spec(mesh, shape, out_axes)
+    outs = [
+        mesh_lib.spec(mesh, tuple(sizes.get(n, 0) for n in axes), axes)
+        for axes in (out_axes if isinstance(out_axes, list) else [out_axes])
+    ]
+    out = tuple(outs) if isinstance(out_axes, list) else outs[0]
     return jax.shard_map(f, in_specs=specs, out_specs=out, check_vma=False)(*arrays)
 
   return call
 
 
+def _inside() -> jax.sharding.AbstractMesh | None:
+  """The mesh, within `per_device`."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return None if mesh.empty or not any(t == AxisType.Manual for t in mesh.axis_types) else mesh
+
+
 def _manual(axis: str) -> tuple[str, ...]:
   """The mesh axes that split a logical axis, within `per_device`."""
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or not any(t == AxisType.Manual for t in mesh.axis_types):
-    return ()
-  return tuple(n for n in mesh_lib.names(axis) if mesh.shape.get(n, 1) > 1)
+  mesh = _inside()
+  return () if mesh is None else tuple(n for n in mesh_lib.names(axis) if mesh.shape.get(n, 1) > 1)
 
 
 def gather(x: jax.Array, axis: str, *, dimension: int) -> jax.Array:
   """Within `per_device`: the whole of a split axis, from all devices that share it."""
   names = _manual(axis)
   return jax.lax.all_gather(x, names, axis=dimension, tiled=True) if names else x
+
+
+def gather_all(x: jax.Array, shape: Sequence[int], axes: Axes) -> jax.Array:
+  """Within `per_device`: the whole of an array of these sizes and axes, of which x is this device's piece."""
+  mesh = _inside()
+  if mesh is None:
+    return x
+  for dimension, part in enumerate(mesh_lib.spec(mesh, tuple(shape), axes)):
+    if part is not None:
+      x = jax.lax.all_gather(x, part, axis=dimension, tiled=True)
+  return x
+
+
+def add_up(x: jax.Array, *axes: str) -> jax.Array:
+  """Within `per_device`: the sum over all devices that split these logical axes."""
+  names = tuple(n for axis in axes for n in _manual(axis))
+  return jax.lax.psum(x, names) if names else x
+
+
+def add_up_pieces(x: jax.Array, axes: Axes, *, over: Sequence[str]) -> jax.Array:
+  """Within `per_device`: this device's piece of the sum over all devices that split the logical axes `over`.
+
+  Args:
+    x: whole.
+    axes: along which the result is split; those of its mesh axes that are summed over, that is.
+    over: of the sum.
+  """
+  mesh = _inside()
+  if mesh is None:
+    return x
+  left = [n for axis in over for n in _manual(axis)]
+  for dimension, part in enumerate(mesh_lib.spec(mesh, x.shape, axes)):
+    names = () if part is None else (part,) if isinstance(part, str) else part
+    if names and all(n in left for n in names):
+      x = jax.lax.psum_scatter(x, names, scatter_dimension=dimension, tiled=True)
+      left = [n for n in left if n not in names]
+  return jax.lax.psum(x, tuple(left)) if left else x
+
+
+def largest(x: jax.Array, axis: str) -> jax.Array:
+  """Within `per_device`: the maximum over all devices that split a logical axis."""
+  names = _manual(axis)
+  return jax.lax.pmax(x, names) if names else x
 
 
 def index(axis: str) -> Any:

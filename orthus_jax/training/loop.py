@@ -23,8 +23,8 @@ from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import checkpoint
 from orthus_jax.training.metrics import MetricWriter, Progress, peak_memory_bytes
-from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
-from orthus_jax.training.state import Layout, TrainState, digest, plan_state, replace_params
+from orthus_jax.training.optimizer import make_optimizer, schedule
+from orthus_jax.training.state import Layout, TrainState, digest, plan_run, replace_params
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
 
 _log = logging.getLogger(__name__)
@@ -162,13 +162,10 @@ def train(
   begin = time.monotonic()
   run = config.run
   mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check_batch(mesh, run.batch_size, config.optimizer.accumulation)
+  mesh_lib.check(mesh, config)
   optimizer = make_optimizer(config.optimizer, run)
   with jax.set_mesh(mesh):
-    layout, create = plan_state(
-        task.init, select=lambda shapes: trainable_names(config.optimizer, shapes), optimizer=optimizer, mesh=mesh,
-        ema=config.optimizer.ema_decay > 0,
-    )  # fmt: skip
+    layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     saver = checkpoint.Checkpointer(workdir, keep=run.keep_checkpoints)
     latest = saver.latest()
     if latest is not None:

@@ -12,11 +12,12 @@ import einops
 import jax
 import jax.numpy as jnp
 
-from orthus_jax.config import ModelConfig
+from orthus_jax.config import ModelConfig, TransformerConfig
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import Batch
 from orthus_jax.models.heads.diffusion import mean_losses
 from orthus_jax.models.orthus import Orthus
+from orthus_jax.training import chunked
 
 
 class Counts(NamedTuple):
@@ -40,8 +41,11 @@ def features(model: Orthus, images: jax.Array) -> jax.Array:
   if images.dtype != jnp.uint8:
     return images
   pixels = model.vision_tokenizer.config.pixels
-  flat = images_lib.to_model(einops.rearrange(images, "B M H W c -> (B M) H W c"), pixels)
-  return einops.rearrange(model.vision_tokenizer.encode(flat), "(B M) P C -> B M P C", B=images.shape[0])
+
+  def encode(images_BHWc):  # a picture of each row at a time: at 512 x 512 pixels, one takes half a GiB on its way
+    return model.vision_tokenizer.encode(images_lib.to_model(images_BHWc, pixels))
+
+  return einops.rearrange(jax.lax.map(encode, einops.rearrange(images, "B M ... -> M B ...")), "M B ... -> B M ...")
 
 
 def orthus_loss(
@@ -58,7 +62,8 @@ def orthus_loss(
     row_B: each row's place in the global batch.
 
   Returns:
-    (loss, metrics), both adding up over microbatches to the global batch's.
+    (loss, metrics), both adding up over microbatches to the global batch's. A loss of weight 0 isn't computed, nor is
+    it among the metrics.
   """
   features_BMPC = jax.lax.stop_gradient(features(model, batch.images))
   P = config.vision_tokenizer.patches
@@ -71,14 +76,48 @@ def orthus_loss(
       segment_ids_BT=batch.segment_ids_BT,
   )
 
+  losses, metrics = [], {}
+  if config.transformer.text_loss_weight:
+    nll, right = _text_sums(model, hidden_BTD, batch, config.transformer)
+    text = nll / total.text
+    losses.append(config.transformer.text_loss_weight * text)
+    metrics |= {"text_loss": text, "text_accuracy": right / total.tokens}
+  if config.diffusion.loss_weight:
+    image = _image_sum(model, hidden_BTD, features_BMPC, batch, key, config=config, row_B=row_B) / total.image
+    losses.append(config.diffusion.loss_weight * image)
+    metrics["image_loss"] = image
+  loss = sum(losses[1:], losses[0])
+  return loss, {"loss": loss, **metrics}
+
+
+def _text_sums(
+    model: Orthus, hidden_BTD: jax.Array, batch: Batch, config: TransformerConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Weighted sum of the text targets' negative log-likelihoods, and how many are the likeliest token."""
+  if config.loss_chunk and not config.merge_positions:
+    return chunked.cross_entropy(
+        hidden_BTD, model.lm_head[...], batch.targets_BT, batch.text_weight_BT, chunk=config.loss_chunk
+    )
   logits_BTV = model.logits(hidden_BTD)
   target_BT = jnp.take_along_axis(logits_BTV, batch.targets_BT[..., None], axis=-1)[..., 0]
   nll_BT = jax.nn.logsumexp(logits_BTV, axis=-1) - target_BT
-  text = jnp.sum(batch.text_weight_BT * nll_BT) / total.text
   right_BT = (target_BT >= jnp.max(logits_BTV, axis=-1)) & (batch.text_weight_BT > 0)
-  accuracy = jnp.sum(right_BT, dtype=jnp.float32) / total.tokens
+  return jnp.sum(batch.text_weight_BT * nll_BT), jnp.sum(right_BT, dtype=jnp.float32)
 
+
+def _image_sum(
+    model: Orthus,
+    hidden_BTD: jax.Array,
+    features_BMPC: jax.Array,
+    batch: Batch,
+    key: jax.Array,
+    *,
+    config: ModelConfig,
+    row_B: jax.Array,
+) -> jax.Array:
+  """Sum of the learnt patches' diffusion losses."""
   # The state at BOI predicts patch 1, the state at patch k predicts patch k + 1.
+  P = config.vision_tokenizer.patches
   B, G = batch.learnt_image_BG.shape
   at_BGP = batch.learnt_start_BG[..., None] + jnp.arange(P)
   z_BGPD = jnp.take_along_axis(hidden_BTD, at_BGP.reshape(B, G * P, 1), axis=1).reshape(B, G, P, -1)
@@ -86,10 +125,9 @@ def orthus_loss(
   x_BGPC = jnp.take_along_axis(features_BMPC, which_BG[..., None, None], axis=1)
   key_BJ = jax.vmap(lambda row: jax.random.split(jax.random.fold_in(key, row), G * P))(row_B)
   key_BGP = key_BJ.reshape(B, G, P, *key_BJ.shape[2:])
-  merge = config.transformer.merge_positions
-  error_BGP = mean_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, merge=merge)
+  if config.transformer.merge_positions:
+    error_BGP = mean_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, merge=True)
+  else:
+    error_BGP = chunked.head_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, config=config)
   learnt_BG1 = (batch.learnt_image_BG >= 0)[..., None]
-  image = jnp.sum(jnp.where(learnt_BG1, error_BGP, 0.0)) / total.image
-
-  loss = text + config.diffusion.loss_weight * image
-  return loss, {"loss": loss, "text_loss": text, "image_loss": image, "text_accuracy": accuracy}
+  return jnp.sum(jnp.where(learnt_BG1, error_BGP, 0.0))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+from typing import Any
+import zlib
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
@@ -66,7 +69,50 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
     )  # fmt: skip
   else:
     rule = optax.adamw(rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed)
-  return optax.chain(clip, rule)
+  chain = optax.chain(clip, rule)
+
+  def init(params: Params):
+    moments = chain.init(_as_float32(params))
+    return jax.tree.map(lambda m: m.astype(c.moment_dtype) if m.ndim and m.dtype == jnp.float32 else m, moments)
+
+  return optax.GradientTransformation(init, chain.update)
+
+
+def _as_float32(tree: Any) -> Any:
+  return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def update(
+    optimizer: optax.GradientTransformation, grads: Params, moments: Any, params: Params, *, key: jax.Array, rounding: str
+) -> tuple[Params, Any]:
+  """New parameters and moments, computed in fp32 and rounded to what they are kept in.
+
+  Args:
+    optimizer: from `make_optimizer`.
+    grads: of the parameters, in any dtype.
+    moments: the optimizer's state.
+    params: to be updated.
+    key: of the step; each array draws its own bits, place by place, so that the mesh doesn't change them.
+    rounding: see OptimizerConfig.rounding.
+  """
+  updates, new_moments = optimizer.update(_as_float32(grads), _as_float32(moments), _as_float32(params))
+  new_params = optax.apply_updates(_as_float32(params), updates)
+
+  def store(path: Any, new: jax.Array, old: jax.Array) -> jax.Array:
+    if new.dtype == old.dtype or rounding == "nearest":
+      return new.astype(old.dtype)
+    return round_stochastically(new, jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode())))
+
+  return jax.tree_util.tree_map_with_path(store, (new_params, new_moments), (params, moments))
+
+
+def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
+  """fp32 to bf16: up or down at random, so that the expected result is x. Infinities and NaNs stay."""
+  bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+  # bf16 is the upper half of fp32: adding to the lower half carries over as often as it is large.
+  raised = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+  bits = jnp.where(jnp.isfinite(x), raised, bits) & jnp.uint32(0xFFFF0000)
+  return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(jnp.bfloat16)
 
 
 def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.ShapeDtypeStruct]) -> frozenset[str]:

@@ -15,9 +15,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import optax
 
+from orthus_jax.config import Config
 from orthus_jax.models import params as params_lib
+from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training.optimizer import trainable_names
 
 
 @functools.partial(
@@ -68,6 +71,7 @@ def plan_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     ema: bool,
+    frozen_dtype: Callable[[str], str | None] = lambda name: None,
 ) -> tuple[Layout, Callable[[], TrainState]]:
   """Shapes first, then a jitted function that creates every array where it belongs.
 
@@ -76,7 +80,8 @@ def plan_state(
     select: from named parameters to the names that are trained.
     optimizer: whose moments the state holds.
     mesh: to lie on.
-    ema: keep a running average.
+    ema: keep a running average, of bfloat16 parameters in float32.
+    frozen_dtype: what a frozen parameter is kept in, by name; None leaves it as it is.
   """
   graphdef, shapes, axes = params_lib.shapes_and_axes(init)
   names = select(shapes)
@@ -84,12 +89,13 @@ def plan_state(
   def create() -> TrainState:
     _, params = params_lib.split(init())
     trained = {n: v for n, v in params.items() if n in names}
+    frozen = {n: v.astype(frozen_dtype(n) or v.dtype) for n, v in params.items() if n not in names}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         trained=trained,
-        frozen={n: v for n, v in params.items() if n not in names},
+        frozen=frozen,
         moments=optimizer.init(trained),
-        ema=dict(trained) if ema else {},
+        ema={n: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for n, v in trained.items()} if ema else {},
     )
 
   abstract = jax.eval_shape(create)
@@ -103,6 +109,21 @@ def plan_state(
 
   shardings = jax.tree_util.tree_map_with_path(place, abstract)
   return Layout(graphdef, abstract, shardings, names), jax.jit(create, out_shardings=shardings)
+
+
+def plan_run(
+    config: Config, init: Callable[[], nnx.Module], *, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> tuple[Layout, Callable[[], TrainState]]:
+  """`plan_state` as a config wants it.
+
+  Raises:
+    BadRequest: if `optimizer.trainable` is no pattern or matches nothing.
+  """
+  c = config.optimizer
+  return plan_state(
+      init, select=lambda shapes: trainable_names(c, shapes), optimizer=optimizer, mesh=mesh, ema=c.ema_decay > 0,
+      frozen_dtype=lambda name: compute_dtype(config.model, name) if c.frozen_dtype == "compute" else None,
+  )  # fmt: skip
 
 
 def replace_params(state: TrainState, values: dict[str, np.ndarray], shardings: TrainState) -> TrainState:

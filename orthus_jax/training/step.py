@@ -13,7 +13,10 @@ import optax
 
 from orthus_jax.config import Config
 from orthus_jax.models import params as params_lib
+from orthus_jax.models.orthus import compute_dtype
+from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training.optimizer import update
 from orthus_jax.training.state import Layout, TrainState
 
 
@@ -32,35 +35,56 @@ class LossTask(Protocol):
 def train_step(
     task: LossTask, optimizer: optax.GradientTransformation, config: Config, layout: Layout
 ) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
-  """The step function, not yet jitted: (state, batch) → (state, metrics)."""
+  """The step function, not yet jitted: (state, batch) → (state, metrics).
+
+  Raises:
+    BadRequest: if the layout's mesh can't split the model or the batch.
+  """
   n = config.optimizer.accumulation
   decay = config.optimizer.ema_decay
+  mesh_lib.check(layout.shardings.step.mesh, config)
+
+  def lie(values: Params) -> Params:
+    """Has values by a parameter's name lie as the parameter does."""
+    if layout.shardings.step.mesh.size == 1:
+      return values
+    return {k: jax.lax.with_sharding_constraint(v, layout.shardings.params[k]) for k, v in values.items()}
+
+  def cast(params: Params) -> Params:
+    """Parameters in the dtype that they are computed in, so that it is this that devices send each other."""
+    return lie({k: v.astype(compute_dtype(config.model, k) or v.dtype) for k, v in params.items()})
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
     total = task.counts(batch)
     row_B = jnp.arange(jax.tree.leaves(batch)[0].shape[0])
 
+    frozen, trained = cast(state.frozen), cast(state.trained)
+
     def loss(trained, batch, row_B):
-      model = params_lib.merge(layout.graphdef, {**state.frozen, **trained})
+      model = params_lib.merge(layout.graphdef, {**frozen, **trained})
       return task.loss(model, batch, key, total=total, row_B=row_B)
 
     gradient = jax.grad(loss, has_aux=True)
     if n == 1:
-      grads, metrics = gradient(state.trained, batch, row_B)
+      grads, metrics = gradient(trained, batch, row_B)
+      grads = lie(grads)
     else:
       # Rows are dealt out in turn, so that each microbatch has rows on every device.
       micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), (batch, row_B))
-      zeros = jax.eval_shape(gradient, state.trained, *jax.tree.map(lambda x: x[0], micro))
-      zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), zeros)
+      shapes = jax.eval_shape(gradient, trained, *jax.tree.map(lambda x: x[0], micro))
+      # Added up in fp32, each device holding the sum of its own share of the parameters.
+      grads, metrics = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.float32), shapes)
 
       def add(carry, scanned):
-        return jax.tree.map(jnp.add, carry, gradient(state.trained, *scanned)), None
+        grads, metrics = jax.tree.map(jnp.add, carry, gradient(trained, *scanned))
+        return (lie(grads), metrics), None
 
-      (grads, metrics), _ = jax.lax.scan(add, zeros, micro)
+      (grads, metrics), _ = jax.lax.scan(add, (lie(grads), metrics), micro)
 
-    updates, moments = optimizer.update(grads, state.moments, state.trained)
-    trained = optax.apply_updates(state.trained, updates)
+    trained, moments = update(
+        optimizer, grads, state.moments, state.trained, key=key, rounding=config.optimizer.rounding
+    )
     # The average forgets its start faster than its decay says, so that short runs can use it.
     weight = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {k: weight * v + (1.0 - weight) * trained[k] for k, v in state.ema.items()}
@@ -79,7 +103,7 @@ def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any) -> Callable
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-  """Rows over `data` and `fsdp`; everything else whole, as XLA splits positions itself where it helps."""
+  """Rows over `data` and `fsdp`; positions reach all of `context` whole, and are split once they are embedded."""
   return jax.tree.map(
       lambda x: mesh_lib.sharding(mesh, x.shape, ("batch", *(None,) * (len(x.shape) - 1))), batch
   )

@@ -1,0 +1,141 @@
+"""A step gives the same losses and parameters on every mesh, packed and accumulated."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import plan_run
+from orthus_jax.training.step import batch_shardings, jit_step, train_step
+from orthus_jax.training.tasks import OrthusTask
+
+import tiny
+
+TK = tiny.tokenizer()
+MESHES = {
+    "fsdp 8": dict(fsdp=8),
+    "fsdp 4 x tensor 2": dict(fsdp=4, tensor=2),
+    "fsdp 2 x context 2 x tensor 2": dict(fsdp=2, context=2, tensor=2),
+    "data 2 x fsdp 4": dict(data=2, fsdp=4),
+}
+
+
+@functools.cache
+def batches():
+  """Three packed batches; features stand for pictures, which keeps the vision tokenizer out of the compiled step."""
+  config = tiny.config(data__cache_features=True)
+  pipeline = Pipeline(tiny.TinySource(), TK, config)
+  vision = config.model.vision_tokenizer
+  shape = (len(pipeline.table.pixels), vision.patches, vision.latent_dim)
+  pipeline.table.features_IPC = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+  found = [pipeline.batch(i) for i in range(3)]
+  assert max(b.segment_ids_BT.max() for b in found) > 1  # several documents a row
+  return found
+
+
+def config(**changes):
+  # With an epsilon beside which rounding is small: without, AdamW turns a gradient that should be 0 into a whole step.
+  changes = {"optimizer__eps": 1e-3, "optimizer__clip_norm": 1.0, "model__transformer__loss_chunk": 24,
+             "model__diffusion__loss_chunk": 20, **changes}  # fmt: skip
+  return tiny.config(**changes)
+
+
+def build(mesh_sizes=None, **changes):
+  """(jitted step, state, mesh, layout) for the first batch."""
+  sizes = mesh_sizes or dict(fsdp=1)
+  c = config(**{f"mesh__{k}": v for k, v in sizes.items()}, **changes)
+  task = OrthusTask(c, None)
+  mesh = mesh_lib.make_mesh(c.mesh, devices=jax.devices()[: np.prod(list(sizes.values()))])
+  optimizer = make_optimizer(c.optimizer, c.run)
+  with jax.set_mesh(mesh):
+    layout, create = plan_run(c, task.init, optimizer=optimizer, mesh=mesh)
+    step = jit_step(train_step(task, optimizer, c, layout), layout, mesh, batches()[0])
+    return step, create(), mesh, layout
+
+
+def run(mesh_sizes=None, **changes):
+  """Metrics of three steps, the parameters after them, and the state."""
+  step, state, mesh, _ = build(mesh_sizes, **changes)
+  metrics = []
+  with jax.set_mesh(mesh):
+    for batch in batches():
+      state, m = step(state, jax.device_put(batch, batch_shardings(mesh, batch)))
+      metrics.append({k: float(v) for k, v in m.items()})
+  return metrics, {k: np.asarray(v, np.float32) for k, v in state.params.items()}, state
+
+
+def apart(a, b):
+  """The largest relative difference of a metric, and of a parameter against its array's largest value."""
+  metric = max(abs(y[k] - x[k]) / max(abs(x[k]), 1e-6) for x, y in zip(a[0], b[0], strict=True) for k in x)
+  return metric, max(np.abs(a[1][k] - b[1][k]).max() / max(np.abs(a[1][k]).max(), 1e-6) for k in a[1])
+
+
+@functools.cache
+def one_device():
+  return run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("name", MESHES)
+def test_meshes_agree_with_one_device(name, accumulation):
+  if accumulation == 2 and name not in ("fsdp 4 x tensor 2", "fsdp 2 x context 2 x tensor 2"):
+    pytest.skip("8 rows in two microbatches need at most 4 devices along fsdp")
+  found = run(MESHES[name], optimizer__accumulation=accumulation)
+  assert max(apart(one_device(), found)) < 1e-5
+  up = found[2].trained["transformer/layers/mlp/up"]
+  ways = up.size // up.addressable_shards[0].data.size
+  assert ways == MESHES[name]["fsdp"] * MESHES[name].get("tensor", 1)  # it really is split
+
+
+@pytest.mark.slow
+def test_chunks_agree_with_whole_rows():
+  whole = run(model__transformer__loss_chunk=0, model__diffusion__loss_chunk=0)
+  assert max(apart(one_device(), whole)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(tensor=2, heads=6, kv_heads=3), "kv_heads=3 can't be split in 2: make it a multiple, or mesh.tensor"),
+        (dict(tensor=2, vocab_size=401), "vocab_size=401"), (dict(tensor=2, mlp_width=65), "mlp_width=65"),
+        (dict(tensor=8), "heads=4"), (dict(fsdp=8, width=36), "width=36"),
+        (dict(context=4, sequence_length=66), "data.sequence_length=66 can't be split in 4"),
+        (dict(fsdp=8, batch_size=12), "run.batch_size=12"),
+    ],
+)  # fmt: skip
+def test_a_mesh_that_does_not_divide_is_refused(changes, message):
+  sizes = {k: changes.pop(k) for k in ("fsdp", "tensor", "context") if k in changes}
+  where = {"sequence_length": "data__", "batch_size": "run__"}
+  c = tiny.config(
+      **{f"mesh__{k}": v for k, v in {"fsdp": 1, **sizes}.items()},
+      **{f"{where.get(k, 'model__transformer__')}{k}": v for k, v in changes.items()},
+  )
+  mesh = mesh_lib.make_mesh(c.mesh, devices=jax.devices()[: np.prod(list(sizes.values()))])
+  with pytest.raises(BadRequest, match=message):
+    mesh_lib.check(mesh, c)
+
+
+class Chip:
+  """As much of a TPU as a mesh asks for."""
+
+  platform, device_kind, process_index, num_cores = "tpu", "TPU v5", 0, 1
+
+  def __init__(self, n: int, slices: int):
+    self.id, self.slice_index = n, n // (8 // slices)
+    self.coords, self.core_on_chip = ((n % (8 // slices)) % 2, (n % (8 // slices)) // 2, 0), 0
+
+
+def test_data_alone_runs_between_slices():
+  chips = [Chip(n, 2) for n in range(8)]
+  mesh = mesh_lib.make_mesh(tiny.config(mesh__data=2, mesh__fsdp=-1, mesh__tensor=2).mesh, devices=chips)
+  assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "context": 1}
+  for part in (0, 1):
+    assert {d.slice_index for d in mesh.devices[part].flat} == {part}
+  with pytest.raises(BadRequest, match="mesh.data=1 must be a multiple of the 2 slices"):
+    mesh_lib.make_mesh(tiny.config(mesh__fsdp=-1).mesh, devices=chips)
