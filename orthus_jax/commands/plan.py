@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import json
-import os
 from pathlib import Path
 import re
 import sys
@@ -65,11 +64,7 @@ def _number(own: dict[str, str], name: str, default: int) -> int:
 
 
 def _prepare(chips: int) -> None:
-  """Environment of a machine without accelerators, ahead of jax's start."""
-  os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu would look for a TPU machine's metadata
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it only compiles: several processes don't disturb each other
-  os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
-  os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+  """Settings of a machine without accelerators, ahead of jax's start."""
   common.start()
   import jax
 

@@ -10,10 +10,15 @@ of the A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import math
+import os
 import re
+import sys
 from typing import Any
 
 import jax
@@ -22,6 +27,12 @@ import numpy as np
 from orthus_jax.config import BadRequest
 
 GIB = 1 << 30
+_LIBTPU = {
+    "TPU_SKIP_MDS_QUERY": "1",  # it would look for a TPU machine's metadata
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so that several processes don't disturb each other
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +163,11 @@ def devices(topology: Topology) -> list[Any]:
 
   more = {"num_slices": topology.slices} if topology.slices > 1 else {}
   name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
+  for variable, value in _LIBTPU.items():
+    os.environ.setdefault(variable, value)
   try:
-    found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
+    with _quiet():
+      found = topologies.get_topology_desc(platform="tpu", topology_name=name, **more).devices
   except Exception as e:  # the plug-in raises whatever it likes
     if "libtpu" in str(e).lower() and not _has_libtpu():
       raise BadRequest("planning for TPUs needs libtpu: pip install 'orthus_jax[tpu]'") from e
@@ -163,9 +177,21 @@ def devices(topology: Topology) -> list[Any]:
 
 
 def _has_libtpu() -> bool:
-  import importlib.util
-
   return importlib.util.find_spec("libtpu") is not None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Standard error to nowhere, also of C++ code: libtpu complains at length that this machine is no TPU's."""
+  sys.stderr.flush()
+  kept = os.dup(2)
+  try:
+    with open(os.devnull, "w") as nowhere:
+      os.dup2(nowhere.fileno(), 2)
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def places(topology: Topology, devices: list[Any]) -> np.ndarray:

@@ -21,7 +21,7 @@ _BITS = {
 _ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
 _INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
-_HOST_SPACE = 5  # XLA's number for a host's memory
+HOST_SPACE = 5  # XLA's number for a host's memory
 
 
 @dataclasses.dataclass(frozen=True)

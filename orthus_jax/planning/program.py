@@ -119,7 +119,11 @@ def compile_step(
     BadRequest: if mesh, batch or shapes don't fit each other.
   """
   begin = time.monotonic()
-  mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
+  try:
+    mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
+  except NotImplementedError as e:  # jax lays a mesh axis along whole dimensions of a torus
+    sizes = " x ".join(f"{a}={n}" for a, n in dataclasses.asdict(config.mesh).items())
+    raise BadRequest(f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it") from e
   mesh_lib.check(mesh, config)
   task, batch = build(config)
   optimizer = make_optimizer(config.optimizer, config.run)

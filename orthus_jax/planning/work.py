@@ -317,7 +317,7 @@ class _Counter:
 
     if i.opcode == "copy-start":
       target, source = i.arrays[0], i.arrays[1]
-      host = target.bytes if 5 in (target.space, source.space) else 0
+      host = target.bytes if hlo.HOST_SPACE in (target.space, source.space) else 0
       return main((target, source)), host
     if i.opcode in ("dynamic-slice", "slice", "gather"):
       return main(i.arrays) * (2 if main(next(iter(shapes.values()), ())) else 1), 0
