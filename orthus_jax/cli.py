@@ -17,6 +17,7 @@ _VERBS = {
     "evaluate": "score a trained model",
     "convert": "bring a published checkpoint in, or a trained one out",
     "prepare": "make the data set that a config reads",
+    "plan": "say what a config takes on devices that are not here",
 }
 
 

@@ -1,0 +1,114 @@
+"""Orthus 7B: stage 1 (a base model), post-training and pretraining, each on each machine that we plan for.
+
+    orthus train --config=configs/orthus_7b.py:post-v5e-256 --workdir=runs/7b \\
+        "--config.run.init_from=(('','runs/stage1'),)" --config.data.path=DIR --config.data.tokenizer=DIR
+    orthus plan --config=configs/orthus_7b.py:post-v5e-256 --topology=v5e:16x16
+
+The argument is STAGE-MACHINE:
+
+    stage1    codebook_in, token embedding and diffusion head learn from pictures alone; all else is frozen. Start from a
+              converted Anole or Chameleon (`orthus convert`)
+    post      everything but the VQGAN learns, from text and pictures; start from stage 1's run
+    pretrain  as `post`, from nothing but a VQGAN, or going on from a converted checkpoint
+
+    v5e-256   --topology=v5e:16x16        v5p-128     --topology=v5p:4x4x4 (64 chips)
+    v6e-256   --topology=v6e:16x16        2xv5p-128   --topology=v5p:4x4x4 --slices=2
+    h100-8    --topology=h100:8           h200-1      --topology=h200:1
+
+From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate and batch x steps of stage 1, 1e-4 and 32 x
+15,000, and of post-training, 1e-5 and 16 x 35,000; the parts trained. On few devices they are as published. A slice's
+hundreds of chips need more rows: there a step takes more of them and there are fewer steps, so that as many documents are
+seen, and the learning rate grows with the square root of the batch. The paper doesn't tell its schedule, warm-up,
+weight decay, clipping or precision; these are ours, and so is packing: a row of 4,096 positions holds three documents
+with a picture each. Memory and speed of each variant: docs/performance.md.
+"""
+
+import dataclasses
+import math
+
+from ml_collections import ConfigDict
+
+_DOCUMENTS_PER_ROW = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class _Machine:
+  """Where a variant runs: its mesh, and for each stage the rows of a step and what the backward pass computes again."""
+
+  mesh: dict
+  stage1: tuple[int, str]
+  post: tuple[int, str]
+  tpu: bool = True
+  small: bool = False
+
+
+_MACHINES = {
+    "v5e-256": _Machine(dict(data=1, fsdp=256), stage1=(1024, "dots"), post=(256, "mlp")),
+    "v5p-128": _Machine(dict(data=1, fsdp=64), stage1=(1024, "none"), post=(128, "dots")),
+    "v6e-256": _Machine(dict(data=1, fsdp=256), stage1=(1024, "none"), post=(256, "dots")),
+    "2xv5p-128": _Machine(dict(data=2, fsdp=64), stage1=(2048, "none"), post=(256, "dots")),
+    "h100-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "qkv"), tpu=False),
+    "h200-1": _Machine(dict(data=1, fsdp=1), stage1=(32, "qkv"), post=(6, "full"), tpu=False, small=True),
+}
+_STAGE1 = (r"token_embedding", r"vision_embedding/.*", r"image_head/.*")
+_ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
+
+
+def get_config(arg: str = "post-v5e-256") -> ConfigDict:
+  """The config of a variant, STAGE-MACHINE; see above."""
+  stage, _, name = arg.partition("-")
+  if stage not in ("stage1", "post", "pretrain") or name not in _MACHINES:
+    raise ValueError(f"unknown variant {arg!r}: STAGE-MACHINE of stage1, post, pretrain and {', '.join(_MACHINES)}")
+  machine = _MACHINES[name]
+  config = ConfigDict()
+  if stage == "stage1":
+    _stage1(config, machine)
+  else:
+    _post(config, machine, published=stage == "post")
+  config.mesh = machine.mesh
+  config.run.update(log_every=10, checkpoint_every=1000, keep_checkpoints=3)
+  return config
+
+
+def _stage1(config: ConfigDict, machine: _Machine) -> None:
+  """A picture a row, 1,024 patches between <s>, BOI, EOI and a separator; the diffusion loss alone."""
+  rows, remat = machine.stage1
+  steps, rate = _published(documents=rows, batch=32, steps=15_000, learning_rate=1e-4)
+  config.model = dict(transformer=dict(remat=remat, text_loss_weight=0.0))
+  config.data = dict(
+      # A TPU's attention kernel wants rows of whole tiles of 128 positions.
+      source="folder", pairs="to_image", sequence_length=1152 if machine.tpu else 1028, images_per_row=1,
+      learnt_images_per_row=1, caption_dropout=0.0, cache_features=True,
+  )  # fmt: skip
+  config.optimizer = dict(
+      learning_rate=rate, warmup_steps=min(100, steps // 5), schedule="constant", b1=0.9, b2=0.99, trainable=_STAGE1,
+      frozen_dtype="compute",
+  )  # fmt: skip
+  config.run = dict(steps=steps, batch_size=rows)
+
+
+def _post(config: ConfigDict, machine: _Machine, *, published: bool) -> None:
+  """Text and pictures, three documents a row."""
+  rows, remat = machine.post
+  steps, rate = _published(
+      documents=_DOCUMENTS_PER_ROW * rows, batch=16, steps=35_000 if published else 1_000_000,
+      learning_rate=1e-5 if published else 2e-5,
+  )  # fmt: skip
+  config.model = dict(transformer=dict(remat=remat))
+  config.data = dict(
+      source="folder", sequence_length=4096, images_per_row=_DOCUMENTS_PER_ROW,
+      learnt_images_per_row=_DOCUMENTS_PER_ROW, caption_dropout=0.1,
+  )  # fmt: skip
+  config.optimizer = dict(
+      learning_rate=rate, warmup_steps=min(500, steps // 10), schedule="constant" if published else "cosine",
+      final_fraction=0.1, b1=0.9, b2=0.99, clip_norm=1.0, weight_decay=0.0 if published else 0.1, trainable=_ALL_BUT_VQGAN,
+  )  # fmt: skip
+  if machine.small:  # one device: bfloat16 weights and moments, rounded stochastically
+    config.model.transformer.param_dtype = "bfloat16"
+    config.optimizer.update(moment_dtype="bfloat16", rounding="stochastic")
+  config.run = dict(steps=steps, batch_size=rows)
+
+
+def _published(*, documents: int, batch: int, steps: int, learning_rate: float) -> tuple[int, float]:
+  """(steps, learning rate) that show as many documents as the paper does, `documents` a step."""
+  return max(round(batch * steps / documents), 1), learning_rate * math.sqrt(documents / batch)

@@ -1,0 +1,131 @@
+"""`orthus plan`: what a config's training step takes on devices that aren't here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import json
+from pathlib import Path
+import re
+import sys
+
+from orthus_jax.commands import common
+from orthus_jax.commands.train import read_config
+from orthus_jax.config import BadRequest
+
+_HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
+                   [--search] [--against=FILE] [--json] [--debug]
+       orthus plan --calibration [--json]
+
+Compiles the config's real training step for a topology and says what it takes: memory, FLOPs, bytes, collectives, and
+time. No accelerator is needed; for TPUs, libtpu is (pip install 'orthus_jax[tpu]').
+
+  --config=configs/orthus_7b.py:post-v5e-256    the config file, as for `orthus train`
+  --config.run.batch_size=512                   overrides a field
+  --topology=v5e:16x16                          chips along each dimension: v4, v5p (three), v5e, v6e (two), a100, h100, h200
+                                                and cpu (one). A v5p-128 has 64 chips: v5p:4x4x4
+  --slices=2                                    of that shape, joined by the data-centre network
+  --search                                      tries meshes, what is computed again, and batch sizes; prints the best that
+                                                fits as overrides to paste
+  --limit=12                                    programs that --search compiles at most
+  --against=FILE                                a report of --json to compare with
+  --json                                        prints the report as JSON
+  --calibration                                 instead plans the published runs that the calibrated time is fitted to
+
+Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request.
+"""
+_OWN = ("topology", "slices", "search", "limit", "against", "calibration")
+_DOES_NOT_FIT = 3
+
+
+def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+  """This verb's own options, and the rest, which `read_config` knows."""
+  own, rest = {}, []
+  for a in argv:
+    found = re.fullmatch(r"--?(\w+)(?:=(.*))?", a, re.DOTALL)
+    if not found or found.group(1) not in _OWN:
+      rest.append(a)
+      continue
+    name, value = found.groups()
+    if name in ("search", "calibration"):
+      if value is not None:
+        raise BadRequest(f"--{name} takes no value")
+      value = ""
+    if value is None:
+      raise BadRequest(f"--{name} lacks a value: write --{name}=VALUE")
+    own[name] = value
+  return own, rest
+
+
+def _number(own: dict[str, str], name: str, default: int) -> int:
+  value = own.get(name, str(default))
+  if not re.fullmatch(r"\d+", value) or int(value) < 1:
+    raise BadRequest(f"--{name}={value} must be a whole number of at least 1")
+  return int(value)
+
+
+def _prepare(chips: int) -> None:
+  """Settings of a machine without accelerators, ahead of jax's start."""
+  common.start()
+  import jax
+
+  jax.config.update("jax_platforms", "cpu")
+  # A program compiled for a described device can't be read back from the cache.
+  jax.config.update("jax_enable_compilation_cache", False)
+  if chips:
+    try:
+      jax.config.update("jax_num_cpu_devices", chips)
+    except RuntimeError:
+      pass  # jax has started already; `hardware.devices` says so if there are too few
+
+
+def main(argv: Sequence[str]) -> int:
+  """Prints a plan."""
+  if "--help" in argv or "-h" in argv or not argv:
+    print(_HELP)
+    return 0
+  own, rest = _split(argv)
+  if "calibration" in own:
+    if strange := [a for a in rest if a != "--json"]:
+      raise BadRequest(f"--calibration plans published runs alone: leave out {strange[0]}")
+    _prepare(0)
+    from orthus_jax.planning import calibration
+
+    return calibration.show(as_json="--json" in rest)
+
+  config, options = read_config(rest)
+  if options["workdir"]:
+    raise BadRequest("a plan writes nothing: leave out --workdir")
+  if "topology" not in own:
+    raise BadRequest("no --topology: say for which devices, such as --topology=v5e:16x16")
+  from orthus_jax.planning import hardware
+
+  topology = hardware.parse(own["topology"], _number(own, "slices", 1))
+  other = _read(own["against"]) if "against" in own else None
+  _prepare(0 if topology.chip.platform == "tpu" else topology.chips)
+  from orthus_jax.planning import report, search
+
+  title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
+  against = report.read(other) if other is not None else None
+  if "search" in own:
+    tried = search.search(config, topology, title=title, limit=_number(own, "limit", 12), progress=_say)
+    return search.show(tried, as_json=options["json"])
+  plan = report.make(config, topology, title=title)
+  if options["json"]:
+    json.dump(plan.to_json(), sys.stdout, indent=2)
+    print()
+  else:
+    print(report.text(plan, config=config, against=against), end="")
+  return _DOES_NOT_FIT if plan.fits is False else 0
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)
+
+
+def _read(path: str) -> dict:
+  try:
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+  except OSError as e:
+    raise BadRequest(f"--against={path} can't be read: {e.strerror}") from e
+  except ValueError as e:
+    raise BadRequest(f"--against={path} is no JSON: {e}") from e

@@ -1,0 +1,141 @@
+"""FLOPs of a training step in closed form: what MFU counts, and what the compiled program should do.
+
+A multiplication and an addition count as two. MFU's numerator is the backbone's and the LM head's matrix products and
+attention, forwards once and backwards twice, and nothing that is computed again. The program does more: the vision
+tokenizer, the soft VQ, the image head, what rematerialisation repeats, and the scores of attention once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+import dataclasses
+
+from orthus_jax.config import Config, TransformerConfig, VisionTokenizerConfig
+from orthus_jax.planning.work import causal_share
+
+
+def layer_weights(c: TransformerConfig) -> int:
+  """Entries of one layer's matrices."""
+  return c.width * c.head_dim * 2 * (c.heads + c.kv_heads) + 3 * c.width * c.mlp_width
+
+
+def model_flops(c: TransformerConfig, length: int, *, causal: bool = True) -> float:
+  """What MFU counts for one token of a row of `length`, were everything trained: 43.69e9 for 7B at 4096, causal."""
+  attention = (6.0 if causal else 12.0) * c.heads * c.head_dim * length
+  return c.layers * (6.0 * layer_weights(c) + attention) + 6.0 * c.width * c.vocab_size
+
+
+@dataclasses.dataclass(frozen=True)
+class Closed:
+  """FLOPs of a global step, by part.
+
+  Attributes:
+    model: what MFU counts: of parts that are frozen, only what is done for them.
+    model_full: likewise, with the whole of the attention matrix.
+    program: what the compiled program should do, all devices together, by part.
+  """
+
+  model: float
+  model_full: float
+  program: dict[str, float]
+
+
+def passes(trained: Collection[str], prefix: str, below: bool) -> int:
+  """Products per weight: forwards, its input's gradient, its own gradient."""
+  own = any(n.startswith(prefix) for n in trained)
+  return 1 + (below or own) + own
+
+
+def closed(
+    config: Config, trained: Collection[str], *, kernel: bool = True, images: bool = True, positions_share: float = 1.0
+) -> Closed:
+  """Closed forms of a config's step.
+
+  Args:
+    config: the experiment.
+    trained: names of the parameters that are trained.
+    kernel: whether attention is a block-sparse kernel (TPUs), or plain products over the whole matrix.
+    images: whether there are any (the published text models have none).
+    positions_share: share of the image positions that the program computes.
+  """
+  c, T = config.model.transformer, config.data.sequence_length
+  tokens = config.run.batch_size * T
+  embeds = any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
+  backbone = passes(trained, "transformer/", embeds)
+  inside = embeds or any(n.startswith("transformer/") for n in trained)
+  head = passes(trained, "lm_head", inside)
+  weights = layer_weights(c)
+  matrix = 2.0 * c.heads * c.head_dim * T  # one product over the whole attention matrix, per token
+  attention = 3 if inside else 1
+
+  def model(share: float) -> float:
+    layer = 2.0 * weights * backbone + 2 * attention * matrix * share
+    return tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size * head)
+
+  again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
+  block = min(c.attention_block, T)
+  share = causal_share(T, block, block) if kernel else 1.0
+  products = (2 + (7 if kernel else 4) * inside + attention_again) * matrix * share
+  program = {
+      "layers": tokens * c.layers * 2.0 * (weights * backbone + again),
+      "attention": tokens * c.layers * products,
+      "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
+  }
+  if images:
+    program |= _images(config, trained, embeds, inside)
+  return Closed(model(0.5), model(1.0), program)
+
+
+def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
+  """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
+
+  Nobody asks for a layer's last product again. The kernel's results are kept by all policies but "full"; of plain
+  attention, "dots" keeps the products with weights alone, so that its scores are computed again.
+  """
+  mlp, out = 2 * c.width * c.mlp_width, c.width * c.heads * c.head_dim
+  qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
+  again = {
+      "none": 0, "dots": 0, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp, "attention": qkv + out + mlp,
+      "full": qkv + out + mlp,
+  }[c.remat]  # fmt: skip
+  if kernel:
+    return again, 2 * (c.remat == "full")
+  return again, {"none": 0, "dots": 1}.get(c.remat, 2)
+
+
+def _images(config: Config, trained: Collection[str], embeds: bool, inside: bool) -> dict[str, float]:
+  c, vision, head = config.model.transformer, config.model.vision_tokenizer, config.model.diffusion
+  rows, P, C, W = config.run.batch_size, vision.patches, vision.latent_dim, head.width
+  given = rows * config.data.images_per_row * P
+  learnt = rows * config.data.learnt_images_per_row * P
+  soft = any(n.startswith("vision_embedding/") for n in trained)
+  program = {
+      "soft VQ": given * 2.0 * vision.codes * (C * (1 + soft) + c.width * (1 + 2 * embeds)),
+  }
+  per_draw = 256 * W + W * W + C * W + head.blocks * 5 * W * W + 2 * W * W + C * W
+  per_patch = head.draws * per_draw + c.width * W
+  trains = any(n.startswith("image_head/") for n in trained)
+  # Nobody needs gradients of the noised features or of the step's sinusoid.
+  backward = (per_patch - head.draws * (256 * W + C * W)) * (inside or trains) + per_patch * trains
+  program["image head"] = learnt * 2.0 * (per_patch + backward)
+  if not config.data.cache_features:
+    program["vision tokenizer"] = rows * config.data.images_per_row * encoder_flops(vision)
+  return program
+
+
+def encoder_flops(c: VisionTokenizerConfig) -> float:
+  """FLOPs of encoding one picture."""
+  widths = [c.base_channels * m for m in c.channel_multipliers]
+  side, total, inputs = c.resolution, 0.0, c.base_channels
+  total += 2 * 9 * 3 * c.base_channels * side**2
+  for level, width in enumerate(widths):
+    for _ in range(c.res_blocks):
+      total += 2 * side**2 * (9 * inputs * width + 9 * width * width + (inputs * width if inputs != width else 0))
+      inputs = width
+    if level < len(widths) - 1:
+      side //= 2
+      total += 2 * side**2 * 9 * width * width
+  N = side**2
+  total += 2 * (2 * N * 2 * 9 * inputs * inputs) + 2 * N * 4 * inputs * inputs + 4 * N * N * inputs
+  total += 2 * N * 9 * inputs * c.latent_dim + 2 * N * c.latent_dim**2
+  return total

@@ -1,0 +1,188 @@
+"""From a device's work to a step's time: a bound at published rates, and a calibrated time.
+
+The bound is the largest of three times, as if each ran at its published rate and all overlapped: FLOPs over peak, bytes
+over memory bandwidth, collectives over links.
+
+The calibrated time is a sum over the program's instructions, which one core runs one after another. Each takes the longer
+of its FLOPs and its bytes, at the shares of the published rates that `Calibration` states; to that comes the part of the
+collectives' time that isn't hidden. The shares are fitted to published runs (`published.py`), and are few on purpose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import math
+
+import numpy as np
+
+from orthus_jax.planning.hardware import Chip, Topology
+from orthus_jax.planning.work import Collective, Op, Work
+
+# Bytes that a device sends, per byte of a collective's whole array, over n devices: the cheapest algorithm's.
+_SENT = {
+    "all-gather": lambda n: (n - 1) / n,
+    "reduce-scatter": lambda n: (n - 1) / n,
+    "all-reduce": lambda n: 2 * (n - 1) / n,
+    "all-to-all": lambda n: (n - 1) / n,
+    "ragged-all-to-all": lambda n: (n - 1) / n,
+    "collective-permute": lambda n: 1.0,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+  """Shares of published rates that programs reach.
+
+  Attributes:
+    products: of the peak, by matrix products.
+    attention: of the peak, by attention kernels whose heads fill the matrix unit. A unit of 256 rows is half empty
+      under heads of 128 values, so there it is half of this.
+    bandwidth: of the memory's.
+    exposed: share of the collectives' time that computation doesn't hide.
+  """
+
+  products: float
+  attention: float
+  bandwidth: float
+  exposed: float
+
+
+CALIBRATION = Calibration(products=0.70, attention=0.40, bandwidth=0.85, exposed=0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+  """Collectives of one kind over the same mesh axes, in one step of one device.
+
+  Attributes:
+    kind: such as "all-gather".
+    axes: the mesh axes that take part.
+    count: how many run.
+    bytes: of the arrays gathered, scattered or reduced.
+    link_seconds: over the links within a slice, at published rates.
+    network_seconds: between slices.
+  """
+
+  kind: str
+  axes: tuple[str, ...]
+  count: int
+  bytes: int
+  link_seconds: float
+  network_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """A step's times in seconds.
+
+  Attributes:
+    compute, memory, network, host: each alone at published rates.
+    bound: the largest.
+    limit: which that is.
+    calibrated: what to expect.
+  """
+
+  compute: float
+  memory: float
+  network: float
+  host: float
+  bound: float
+  limit: str
+  calibrated: float
+
+
+def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Calibration = CALIBRATION) -> Estimate:
+  """A step's times on one chip."""
+  parts = {
+      "compute": work.flops / chip.flops,
+      "memory": work.bytes / chip.bandwidth,
+      "network": sum(t.link_seconds + t.network_seconds for t in traffic),
+      "host": work.host_bytes / 2 / chip.host_link,  # out and back go at once, in both directions
+  }
+  limit = max(parts, key=parts.get)
+  own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops)
+  calibrated = max(own + calibration.exposed * parts["network"], parts["network"], parts["host"])
+  return Estimate(**parts, bound=parts[limit], limit=limit, calibrated=calibrated)
+
+
+def op_seconds(op: Op, chip: Chip, c: Calibration) -> float:
+  """One run of an instruction: the longer of its FLOPs and its bytes."""
+  fill = min(1.0, op.head_dim / chip.matrix) if op.head_dim and chip.matrix else 1.0
+  flops = op.products / (chip.flops * c.products) + op.attention / (chip.flops * c.attention * fill)
+  return max(flops, op.bytes / (chip.bandwidth * c.bandwidth))
+
+
+def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: np.ndarray) -> list[Traffic]:
+  """Collectives by kind and mesh axes, the dearest first.
+
+  Args:
+    work: of one device.
+    mesh_shape: devices by mesh axis.
+    topology: that the mesh lies on.
+    places: where each device stands, in the order of the mesh; see `hardware.places`.
+  """
+  rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
+  known: dict[tuple, tuple] = {}
+  for collective, times in work.collectives():
+    groups = _groups(collective, mesh_shape)
+    key = (groups.shape, groups.tobytes())
+    if key not in known:
+      known[key] = (_axes(groups, mesh_shape), _Reach.of(groups, topology, places))
+    axes, reach = known[key]
+    link, network = reach.seconds(collective, topology.chip)
+    row = rows.setdefault((collective.kind, axes), [0, 0, 0.0, 0.0])
+    for k, v in enumerate((times, times * collective.bytes, times * link, times * network)):
+      row[k] += v
+  found = [Traffic(kind, axes, int(r[0]), int(r[1]), r[2], r[3]) for (kind, axes), r in rows.items()]
+  return sorted(found, key=lambda t: -(t.link_seconds + t.network_seconds) or -t.bytes)
+
+
+def _groups(collective: Collective, mesh_shape: dict[str, int]) -> np.ndarray:
+  if collective.groups is None or collective.groups.size == 0:
+    return np.arange(math.prod(mesh_shape.values()))[None]
+  return collective.groups
+
+
+def _axes(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
+  """The mesh axes along which a group's members differ."""
+  at = np.stack(np.unravel_index(groups, tuple(mesh_shape.values())))
+  differs = (at != at[:, :, :1]).any(axis=(1, 2))
+  return tuple(a for a, d in zip(mesh_shape, differs) if d)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Reach:
+  """How a group lies on the machine: devices within a slice, slices, and what share of a chip's links it can use."""
+
+  within: int
+  slices: int
+  share: float
+
+  @classmethod
+  def of(cls, groups: np.ndarray, topology: Topology, places: np.ndarray) -> _Reach:
+    at = places[groups[0]]
+    slices = len(np.unique(at[:, 0]))
+    within = max(groups.shape[1] // slices, 1)
+    torus = topology.chip.torus
+    if not torus:
+      return cls(within, slices, 1.0)
+    # A ring uses the links of the dimensions that it runs along, both ways where the torus closes there.
+    share = 0.0
+    for d, size in enumerate(topology.shape):
+      span = int(at[:, 1 + d].max() - at[:, 1 + d].min()) + 1
+      if span > 1:
+        share += (1.0 if span == size and size % topology.chip.wrap == 0 else 0.5) / torus
+    return cls(within, slices, share or 1.0)
+
+  def seconds(self, collective: Collective, chip: Chip) -> tuple[float, float]:
+    """(over links, between slices)."""
+    if not chip.link:
+      return 0.0, 0.0
+    sent = _SENT[collective.kind]
+    if collective.kind == "collective-permute":  # its pairs aren't a group
+      return (collective.bytes / (chip.link * self.share), 0.0) if self.slices == 1 else (0.0, collective.bytes / chip.network)
+    link = sent(self.within) * collective.bytes / (chip.link * self.share) if self.within > 1 else 0.0
+    # Between slices each device of a group carries its share of the array.
+    network = sent(self.slices) * collective.bytes / self.within / chip.network if self.slices > 1 else 0.0
+    return link, network

@@ -1,0 +1,278 @@
+"""Reads a compiled program's text (XLA's HLO) into computations and instructions.
+
+Only what counting needs: shapes with their memory space, operands, called computations and attributes. The grammar is
+that of `Compiled.as_text()`; an instruction may run over several lines, as attribute strings can hold line breaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+_BITS = {
+    "pred": 8, "s2": 2, "u2": 2, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "s32": 32, "u32": 32, "s64": 64,
+    "u64": 64, "f16": 16, "bf16": 16, "f32": 32, "f64": 64, "c64": 64, "c128": 128, "token": 0, "opaque": 0,
+}  # fmt: skip
+_ARRAY = re.compile(r"(\w+)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_INSTRUCTION = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = ")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+HOST_SPACE = 5  # XLA's number for a host's memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Array:
+  """One array's type.
+
+  Attributes:
+    dtype: as HLO writes it.
+    dims: sizes.
+    space: XLA's memory space; 0 is the device's main memory, 5 the host's, others are on the chip itself.
+  """
+
+  dtype: str
+  dims: tuple[int, ...]
+  space: int = 0
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.dims)
+
+  @property
+  def bytes(self) -> int:
+    bits = 8 if self.dtype.startswith("f8") else _BITS.get(self.dtype, 32)
+    return self.size * bits // 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One instruction.
+
+  Attributes:
+    name: unique in its computation.
+    opcode: such as "fusion".
+    arrays: of the result, flattened where it is a tuple.
+    operands: names of instructions of the same computation.
+    argument: what stands between the parentheses.
+    attributes: everything after them.
+  """
+
+  name: str
+  opcode: str
+  arrays: tuple[Array, ...]
+  operands: tuple[str, ...]
+  argument: str
+  attributes: str
+
+  @property
+  def bytes(self) -> int:
+    return sum(a.bytes for a in self.arrays)
+
+  def called(self, attribute: str) -> str | None:
+    """The computation that an attribute such as `body` names."""
+    found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+    return found.group(1) if found else None
+
+  @property
+  def op_name(self) -> str:
+    """Where in the source program it comes from, as JAX names it."""
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found.group(1) if found else ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+  """Instructions in order; the last one marked ROOT is the result."""
+
+  name: str
+  instructions: dict[str, Instruction]
+  root: str
+
+  def __iter__(self) -> Iterator[Instruction]:
+    return iter(self.instructions.values())
+
+  @functools.cached_property
+  def users(self) -> dict[str, list[Instruction]]:
+    """By name, the instructions that read it."""
+    users: dict[str, list[Instruction]] = {n: [] for n in self.instructions}
+    for i in self:
+      for o in i.operands:
+        if o in users:
+          users[o].append(i)
+    return users
+
+  @functools.cached_property
+  def parameters(self) -> dict[int, str]:
+    return {int(i.argument): i.name for i in self if i.opcode == "parameter"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+  """A compiled program: one device's part of it."""
+
+  computations: dict[str, Computation]
+  entry: str
+
+
+def _closing(text: str, start: int) -> int:
+  """Where the parenthesis at `start` closes; strings are not expected inside."""
+  depth = 0
+  for i in range(start, len(text)):
+    if text[i] == "(":
+      depth += 1
+    elif text[i] == ")":
+      depth -= 1
+      if not depth:
+        return i
+  raise ValueError(f"unbalanced parenthesis in {text[:200]!r}")
+
+
+def arrays(text: str) -> tuple[Array, ...]:
+  """The arrays of a written shape, in order."""
+  found = []
+  for dtype, dims, layout in _ARRAY.findall(text):
+    space = re.search(r"S\((\d+)\)", layout or "")
+    sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
+    found.append(Array(dtype, sizes, int(space.group(1)) if space else 0))
+  return tuple(found)
+
+
+def _instruction(text: str) -> tuple[Instruction, bool] | None:
+  head = _INSTRUCTION.match(text)
+  if head is None:
+    return None
+  rest = text[head.end() :]
+  end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  opcode, paren, _ = rest[end:].lstrip().partition("(")
+  start = rest.index("(", end)
+  close = _closing(rest, start)
+  argument = rest[start + 1 : close]
+  operands = tuple(re.findall(r"%([\w.\-]+)", argument))
+  return Instruction(head.group(2), opcode.strip(), arrays(rest[:end]), operands, argument, rest[close + 1 :]), bool(head.group(1))
+
+
+def parse(text: str) -> Module:
+  """Reads a module's text.
+
+  Raises:
+    ValueError: if it isn't HLO text or has no entry computation.
+  """
+  computations: dict[str, Computation] = {}
+  entry = None
+  name, pending, found, root = None, [], {}, ""
+
+  def flush():
+    nonlocal root
+    if pending:
+      parsed = _instruction("\n".join(pending))
+      if parsed:
+        found[parsed[0].name] = parsed[0]
+        if parsed[1]:
+          root = parsed[0].name
+      pending.clear()
+
+  for line in text.splitlines():
+    if name is None:
+      header = _COMPUTATION.match(line)
+      if header:
+        name, found, root = header.group(2), {}, ""
+        if header.group(1):
+          entry = name
+    elif line == "}":
+      flush()
+      computations[name] = Computation(name, found, root or next(reversed(found), ""))
+      name = None
+    elif _INSTRUCTION.match(line):
+      flush()
+      pending.append(line)
+    elif pending:
+      pending.append(line)
+  if entry is None:
+    raise ValueError("no entry computation: this is no HLO text")
+  return Module(computations, entry)
+
+
+def constant(computation: Computation, name: str) -> int | None:
+  """The integer that an instruction is, looking through copies and conversions; None if it is no constant."""
+  i = computation.instructions.get(name)
+  while i is not None and i.opcode in ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done") and i.operands:
+    i = computation.instructions.get(i.operands[0])
+  if i is None or i.opcode != "constant" or not re.fullmatch(r"-?\d+", i.argument.strip()):
+    return None
+  return int(i.argument)
+
+
+def trip_count(module: Module, computation: Computation, loop: Instruction) -> int | None:
+  """How often a `while` runs; None where its condition isn't a counter against a constant.
+
+  XLA's own note is taken where there is one. Else the condition must compare one element of the state, which starts at a
+  constant and grows by one, with a constant.
+  """
+  known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+  if known:
+    return int(known.group(1))
+  condition = module.computations[loop.called("condition")]
+  test = condition.instructions[condition.root]
+  values = list(test.operands)
+  where = condition
+  if test.opcode == "fusion":  # the comparison is wrapped: read its operands through the wrapper's parameters
+    inner = module.computations[test.called("calls")]
+    compare = inner.instructions[inner.root]
+    by_parameter = {n: test.operands[k] for k, n in inner.parameters.items()}
+    values = [by_parameter.get(o, o) for o in compare.operands]
+    if compare.opcode != "compare":
+      return None
+    limits = [constant(where, v) if v in where.instructions else constant(inner, v) for v in values]
+    direction = re.search(r"direction=(\w+)", compare.attributes)
+  elif test.opcode == "compare":
+    limits = [constant(where, v) for v in values]
+    direction = re.search(r"direction=(\w+)", test.attributes)
+  else:
+    return None
+  if direction is None or direction.group(1) not in ("LT", "LE") or len(limits) != 2 or limits[1] is None:
+    return None
+  counter = where.instructions.get(values[0])
+  while counter is not None and counter.opcode in ("copy", "convert", "bitcast"):
+    counter = where.instructions.get(counter.operands[0])
+  start = 0
+  if counter is not None and counter.opcode == "get-tuple-element":
+    index = int(re.search(r"index=(\d+)", counter.attributes).group(1))
+    state = computation.instructions.get(loop.operands[0])
+    if state is not None and state.opcode == "tuple" and index < len(state.operands):
+      start = constant(computation, state.operands[index]) or 0
+  return max(limits[1] - start + (direction.group(1) == "LE"), 0)
+
+
+def replica_groups(attributes: str) -> np.ndarray | None:
+  """Groups of partitions [groups, size] of a collective, whichever of XLA's three notations it is written in."""
+  found = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
+  if found:
+    groups = [[int(n) for n in g.split(",") if n] for g in re.findall(r"\{([\d, ]*)\}", found.group(1))]
+    return np.asarray(groups) if len({len(g) for g in groups}) == 1 else None
+  found = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+  if found:
+    shape, dims = ([int(n) for n in found.group(k).split(",")] for k in (1, 2))
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    if found.group(3):
+      ids = ids.transpose([int(n) for n in found.group(3).split(",")])
+    return ids.reshape(shape)
+  found = re.search(r"replica_groups=(?:mesh|@\w+)\s*\[([^\]]*)\]\s*(?:,?\s*device_ids=\(\[([^\]]*)\]\)|,?\s*device_ids=\[([^\]]*)\])?\s*\{([^}]*)\}", attributes)
+  if found:
+    axes = re.findall(r"'?\"?([\w.]+)\"?'?=(\d+)", found.group(1))
+    sizes = [int(n) for _, n in axes]
+    named = re.findall(r"'?\"?([\w.]+)\"?'?(?::\((\d+)\)(\d+))?", found.group(4))
+    if any(pre for _, pre, _ in named):
+      return None
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    which = [k for k, (n, _) in enumerate(axes) if n in {n for n, _, _ in named if n}]
+    rest = [k for k in range(len(sizes)) if k not in which]
+    size = math.prod(sizes[k] for k in which)
+    return ids.transpose(rest + which).reshape(-1, size)
+  found = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes)
+  if found:
+    return np.asarray([[int(n) for n in p.split(",")] for p in re.findall(r"\{([\d, ]+)\}", found.group(1))])
+  return None

@@ -1,0 +1,176 @@
+"""Compiles the real training step for devices that aren't here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.data.pipeline import Batch
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import Layout, plan_run
+from orthus_jax.training.step import jit_step, train_step
+from orthus_jax.training.tasks import OrthusTask
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes on one device.
+
+  Attributes:
+    arguments: the training state and the batch.
+    outputs: results that don't take an argument's place.
+    temporaries: everything between.
+    code: the program itself.
+    host: on its host.
+    limit: what the compiler had, where it gave up; 0 otherwise.
+  """
+
+  arguments: int
+  outputs: int
+  temporaries: int
+  code: int
+  host: int = 0
+  limit: int = 0
+
+  @property
+  def peak(self) -> int:
+    return self.arguments + self.outputs + self.temporaries + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled step.
+
+  Attributes:
+    mesh: its devices.
+    layout: of the training state.
+    memory: of one device.
+    text: the compiled program; empty where it didn't fit or can't be had.
+    jaxpr: the program ahead of compilation.
+    state_bytes: of the training state on one device, by part.
+    seconds: "trace" and "compile".
+  """
+
+  mesh: Mesh
+  layout: Layout
+  memory: Memory
+  text: str
+  jaxpr: Any
+  state_bytes: dict[str, int]
+  seconds: dict[str, float]
+
+
+def batch_shapes(config: Config) -> Batch:
+  """Shapes of a global batch; nothing is read."""
+  data, vision, B = config.data, config.model.vision_tokenizer, config.run.batch_size
+  T, M, G = data.sequence_length, data.images_per_row, data.learnt_images_per_row
+  R = vision.resolution
+
+  def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+  if data.cache_features:
+    images = jax.ShapeDtypeStruct((B, M, vision.patches, vision.latent_dim), jnp.float32)
+  else:
+    images = jax.ShapeDtypeStruct((B, M, R, R, 3), jnp.uint8)
+  return Batch(
+      tokens_BT=ints(B, T), targets_BT=ints(B, T), text_weight_BT=jax.ShapeDtypeStruct((B, T), jnp.float32),
+      position_BT=ints(B, T), segment_ids_BT=ints(B, T), slot_BT=ints(B, T), images=images,
+      learnt_image_BG=ints(B, G), learnt_start_BG=ints(B, G),
+  )  # fmt: skip
+
+
+def orthus(config: Config) -> tuple[Any, Any]:
+  """(task, batch shapes) of a config.
+
+  Raises:
+    BadRequest: if it trains something else than a whole Orthus.
+  """
+  if config.task != "orthus":
+    raise BadRequest(f"there is no plan for task={config.task}: it fits any device")
+  return OrthusTask(config, None), batch_shapes(config)
+
+
+def compile_step(
+    config: Config,
+    devices: Sequence[Any],
+    *,
+    build: Callable[[Config], tuple[Any, Any]] = orthus,
+    stop_at: str = "compile",
+) -> Program:
+  """Traces, lowers and compiles a config's training step, as `training.loop` does, for given devices.
+
+  Args:
+    config: the experiment.
+    devices: of the mesh, described or present.
+    build: what gives the task and its batch's shapes.
+    stop_at: "trace" leaves out the compilation.
+
+  Raises:
+    BadRequest: if mesh, batch or shapes don't fit each other.
+  """
+  begin = time.monotonic()
+  try:
+    mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
+  except NotImplementedError as e:  # jax lays a mesh axis along whole dimensions of a torus
+    sizes = " x ".join(f"{a}={n}" for a, n in dataclasses.asdict(config.mesh).items())
+    raise BadRequest(f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it") from e
+  mesh_lib.check(mesh, config)
+  task, batch = build(config)
+  optimizer = make_optimizer(config.optimizer, config.run)
+  with jax.set_mesh(mesh):
+    layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
+    step = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch)
+    traced = step.trace(layout.shapes, batch)
+    done = time.monotonic()
+    text, memory = "", Memory(0, 0, 0, 0)
+    if stop_at == "compile":
+      text, memory = _compile(traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,)))
+  seconds = {"trace": done - begin, "compile": time.monotonic() - done}
+  return Program(mesh, layout, memory, text, traced.jaxpr, _state_bytes(layout), seconds)
+
+
+def _compile(lowered: Any) -> tuple[str, Memory]:
+  try:
+    compiled = lowered.compile()
+  except Exception as e:  # jaxlib raises its own class, and differs from version to version
+    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
+    if found is None:
+      raise
+    used, limit = (_bytes(found.group(k), found.group(k + 1)) for k in (1, 3))
+    arguments = re.search(r"Arguments? size ([\d.]+)([KMGT])", str(e))
+    size = _bytes(arguments.group(1), arguments.group(2)) if arguments else 0
+    return "", Memory(size, 0, used - size, 0, limit=limit)
+  stats = compiled.memory_analysis()
+  return compiled.as_text(), Memory(
+      arguments=stats.argument_size_in_bytes,
+      outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+      temporaries=stats.temp_size_in_bytes,
+      code=stats.generated_code_size_in_bytes,
+      host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+  )
+
+
+def _bytes(number: str, unit: str) -> int:
+  return int(float(number) * 1024 ** (1 + "KMGT".index(unit)))
+
+
+def _state_bytes(layout: Layout) -> dict[str, int]:
+  """Bytes of each part of the state on one device."""
+
+  def size(shape: jax.ShapeDtypeStruct, sharding: Any) -> int:
+    own = jax.ShapeDtypeStruct(sharding.shard_shape(shape.shape), shape.dtype)
+    return own.size * own.dtype.itemsize
+
+  sizes = jax.tree.map(size, layout.shapes, layout.shardings)
+  parts = {f.name: sum(jax.tree.leaves(getattr(sizes, f.name))) for f in dataclasses.fields(sizes)}
+  return {n: s for n, s in parts.items() if n != "step" and s}

@@ -1,0 +1,245 @@
+"""A plan: what was asked, what the compiled program holds, and what it should take. As figures and as text."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.planning import closed_form, estimate, hardware, hlo, program, traced, work
+from orthus_jax.planning.hardware import GIB, Topology
+
+FREE_SHARE = 0.05  # what a plan that fits leaves free, for what the compiler doesn't see
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """A config on a topology.
+
+  Attributes:
+    title: config and topology.
+    topology: as asked.
+    chips: in all.
+    mesh: devices by axis.
+    rows, length: of the global batch.
+    remat: what the backward pass computes again.
+    memory: bytes on one device: by part, "peak", and what the chip has ("capacity"); "capacity" 0 where it isn't known.
+    fits: whether the peak leaves FREE_SHARE of the memory free; None where that can't be told.
+    flops: of one device and step: "products", "attention", "closed_form" (what they should add up to), "model" (what MFU
+      counts, causal), "model_full".
+    bytes: to and from one device's memory; "host": to and from its host.
+    traffic: collectives by kind and axes.
+    times: seconds, see `estimate.Estimate`; empty where the chip has no published rates.
+    tokens_per_chip: positions per second and chip, "calibrated" and "bound".
+    mfu: shares of the peak: calibrated and bound, causal and full.
+    seconds: that planning took.
+    notes: what a reader should know.
+  """
+
+  title: str
+  topology: str
+  chips: int
+  mesh: dict[str, int]
+  rows: int
+  length: int
+  remat: str
+  memory: dict[str, int]
+  fits: bool | None
+  flops: dict[str, float]
+  bytes: dict[str, int]
+  traffic: tuple[dict[str, Any], ...]
+  times: dict[str, Any]
+  tokens_per_chip: dict[str, float]
+  mfu: dict[str, float]
+  seconds: dict[str, float]
+  notes: tuple[str, ...]
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def make(
+    config: Config, topology: Topology, *, title: str = "", build: Any = program.orthus, devices: list[Any] | None = None
+) -> Plan:
+  """Compiles a config's step for a topology and works out its plan.
+
+  Raises:
+    BadRequest: if mesh, batch or shapes don't fit each other or the topology.
+  """
+  devices = hardware.devices(topology) if devices is None else devices
+  compiled = program.compile_step(config, devices, build=build)
+  return from_program(config, topology, compiled, title=title, images=build is program.orthus)
+
+
+def from_program(config: Config, topology: Topology, compiled: program.Program, *, title: str, images: bool) -> Plan:
+  """The plan of a compiled step."""
+  chip, notes = topology.chip, []
+  mesh = {a: int(n) for a, n in compiled.mesh.shape.items()}
+  counted, traffic = None, []
+  if compiled.text:
+    try:
+      counted = work.count(hlo.parse(compiled.text))
+      traffic = estimate.traffic(counted, mesh, topology, hardware.places(topology, list(compiled.mesh.devices.flat)))
+    except (ValueError, KeyError, AttributeError, IndexError) as e:
+      notes.append(f"the compiled text can't be read ({type(e).__name__}): FLOPs are the traced program's, without collectives")
+  if counted is None:
+    flops = traced.flops(compiled.jaxpr) / topology.chips
+    counted = work.Work((work.Op("the traced program", "", 1, products=flops),))
+    if compiled.memory.limit:
+      notes.append("the compiler gave up for lack of memory: FLOPs are the traced program's, without collectives")
+  for loop in counted.unknown_loops:
+    notes.append(f"a loop whose rounds can't be told is counted once: {loop}")
+  for kernel in counted.unknown_kernels:
+    notes.append(f"a kernel whose FLOPs aren't known is left out: {kernel}")
+
+  closed = closed_form.closed(config, compiled.layout.names, kernel=counted.attention > 0, images=images)
+  tokens = config.run.batch_size * config.data.sequence_length / topology.chips
+  flops = {
+      "products": counted.products, "attention": counted.attention, "total": counted.flops,
+      "closed_form": sum(closed.program.values()) / topology.chips,
+      "model": closed.model / topology.chips, "model_full": closed.model_full / topology.chips,
+  }  # fmt: skip
+  memory, fits = _memory(compiled, topology, notes)
+  times, speed, mfu = {}, {}, {}
+  if chip.flops:
+    found = estimate.estimate(counted, traffic, chip)
+    times = dataclasses.asdict(found)
+    for kind in ("calibrated", "bound"):
+      speed[kind] = tokens / times[kind]
+      mfu |= {kind: flops["model"] / times[kind] / chip.flops, f"{kind}_full": flops["model_full"] / times[kind] / chip.flops}
+  if chip.platform == "gpu":
+    notes.append("compiled for CPU devices in the place of GPUs: FLOPs and collectives are the partitioned program's")
+  return Plan(
+      title=title, topology=str(topology), chips=topology.chips, mesh=mesh, rows=config.run.batch_size,
+      length=config.data.sequence_length, remat=config.model.transformer.remat, memory=memory, fits=fits, flops=flops,
+      bytes={"memory": counted.bytes, "host": counted.host_bytes},
+      traffic=tuple(dataclasses.asdict(t) for t in traffic), times=times, tokens_per_chip=speed, mfu=mfu,
+      seconds=compiled.seconds, notes=tuple(notes),
+  )  # fmt: skip
+
+
+def _memory(compiled: program.Program, topology: Topology, notes: list[str]) -> tuple[dict[str, int], bool | None]:
+  m, capacity = compiled.memory, topology.chip.memory
+  parts = {f"state_{n}": size for n, size in compiled.state_bytes.items()}
+  parts |= {
+      "arguments": m.arguments or sum(compiled.state_bytes.values()), "outputs": m.outputs, "temporaries": m.temporaries,
+      "code": m.code, "host": m.host, "peak": m.peak, "capacity": capacity,
+  }  # fmt: skip
+  if topology.chip.platform != "tpu":
+    notes.append("temporaries are the CPU compiler's, which keeps more than an accelerator's would")
+    return parts, None
+  return parts, m.peak <= (1 - FREE_SHARE) * capacity
+
+
+def advice(config: Config, plan: Plan) -> str:
+  """What to change where a plan doesn't fit, in one line."""
+  over = plan.memory["peak"] - (1 - FREE_SHARE) * plan.memory["capacity"]
+  state = sum(v for n, v in plan.memory.items() if n.startswith("state_"))
+  tips = []
+  if plan.rows > plan.mesh["data"] * plan.mesh["fsdp"]:
+    tips.append(f"--config.run.batch_size={plan.mesh['data'] * plan.mesh['fsdp']}")
+  if plan.remat != "full":
+    tips.append("--config.model.transformer.remat=full")
+  if state > 0.5 * plan.memory["capacity"] and plan.mesh["data"] > 1:
+    tips.append(f"--config.mesh.data=1 --config.mesh.fsdp={plan.mesh['data'] * plan.mesh['fsdp']}")
+  if not tips:
+    tips.append(f"a larger slice, or --config.mesh.tensor={2 * plan.mesh['tensor']}")
+  return f"too large by {over / GIB:.1f} GiB a device; try {', or '.join(tips)}, or let --search look"
+
+
+def read(values: dict[str, Any]) -> Plan:
+  """A plan from its JSON.
+
+  Raises:
+    BadRequest: if it is no plan.
+  """
+  names = {f.name for f in dataclasses.fields(Plan)}
+  if not isinstance(values, dict) or not names <= set(values):
+    raise BadRequest("this is no report of `orthus plan --json`")
+  return Plan(**{n: tuple(v) if isinstance(v := values[n], list) else v for n in names})
+
+
+def text(plan: Plan, *, config: Config | None = None, against: Plan | None = None, width: int = 110) -> str:
+  """A plan as a page of text."""
+  out = Console(file=io.StringIO(), width=width, highlight=False, no_color=True, force_terminal=False)
+  mesh = " x ".join(f"{a} {n}" for a, n in plan.mesh.items() if n > 1) or "one device"
+  out.print(f"{plan.title}  on {plan.topology}, {plan.chips} chips".strip())
+  out.print(f"mesh {mesh}; {plan.rows} rows of {plan.length} positions a step, {plan.rows * plan.length / 1e6:.2f}M; remat {plan.remat}")
+
+  rows = _table("memory of one device", ("", "GiB", "share"))
+  capacity = plan.memory["capacity"]
+  shown = [(f"  {n.removeprefix('state_')}", v) for n, v in plan.memory.items() if n.startswith("state_")]
+  shown = [("state and batch", plan.memory["arguments"]), *shown, ("temporaries", plan.memory["temporaries"])]
+  shown += [("outputs", plan.memory["outputs"]), ("program", plan.memory["code"])]
+  shown += [("on the host", plan.memory["host"])] if plan.memory["host"] else []
+  for name, value in shown:
+    rows.add_row(name, f"{value / GIB:.2f}", f"{value / capacity:.0%}" if capacity else "")
+  verdict = {True: "fits", False: "DOES NOT FIT", None: ""}[plan.fits]
+  free = f"{1 - plan.memory['peak'] / capacity:+.0%} free".replace("+", "") if capacity and plan.fits is not None else ""
+  rows.add_row("peak", f"{plan.memory['peak'] / GIB:.2f}", f"{plan.memory['peak'] / capacity:.0%}" if capacity else "", end_section=True)
+  out.print(rows)
+  if capacity and plan.fits is not None:
+    out.print(f"{verdict}: {capacity / GIB:.2f} GiB a chip, {free}")
+  if plan.fits is False and config is not None:
+    out.print(advice(config, plan))
+
+  f = plan.flops
+  out.print()
+  out.print(f"FLOPs of one device and step: {f['total'] / 1e12:.2f} T (matrix products {f['products'] / 1e12:.2f}, attention kernels"
+            f" {f['attention'] / 1e12:.2f}); closed form {f['closed_form'] / 1e12:.2f}, a ratio of"
+            f" {f['total'] / f['closed_form']:.3f}; counted by MFU {f['model'] / 1e12:.2f}")  # fmt: skip
+  out.print(f"memory traffic {plan.bytes['memory'] / 1e9:.1f} GB" + (f", to and from the host {plan.bytes['host'] / 1e9:.1f} GB" if plan.bytes["host"] else ""))
+  if plan.traffic:
+    rows = _table("collectives of one device and step", ("kind", "axes", "count", "GB", "ms at published rates"))
+    for t in plan.traffic[:8]:
+      rows.add_row(t["kind"], "+".join(t["axes"]) or "-", str(t["count"]), f"{t['bytes'] / 1e9:.3f}",
+                   f"{1e3 * (t['link_seconds'] + t['network_seconds']):.1f}" + (" (between slices)" if t["network_seconds"] else ""))  # fmt: skip
+    if len(plan.traffic) > 8:
+      rest = plan.traffic[8:]
+      rows.add_row("others", "", str(sum(t["count"] for t in rest)), f"{sum(t['bytes'] for t in rest) / 1e9:.3f}",
+                   f"{1e3 * sum(t['link_seconds'] + t['network_seconds'] for t in rest):.1f}")  # fmt: skip
+    out.print(rows)
+  if plan.times:
+    t = plan.times
+    rows = _table("step", ("", "ms", "tokens/s/chip", "MFU causal", "MFU full"))
+    for name in ("compute", "memory", "network", "host"):
+      if t[name]:
+        rows.add_row(f"{name} alone", f"{1e3 * t[name]:.0f}", "", "", "")
+    for name, label in (("bound", f"bound ({t['limit']})"), ("calibrated", "calibrated")):
+      rows.add_row(label, f"{1e3 * t[name]:.0f}", f"{plan.tokens_per_chip[name]:,.0f}", f"{plan.mfu[name]:.1%}", f"{plan.mfu[name + '_full']:.1%}")
+    out.print(rows)
+  if against is not None:
+    out.print(_against(plan, against))
+  for note in plan.notes:
+    out.print(f"note: {note}")
+  out.print(f"planned in {sum(plan.seconds.values()):.0f} s")
+  return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
+
+
+def _table(title: str, columns: tuple[str, ...]) -> Table:
+  table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+  for k, c in enumerate(columns):
+    table.add_column(c, justify="left" if k == 0 or c == "axes" else "right", no_wrap=True)
+  return table
+
+
+def _against(plan: Plan, other: Plan) -> Table:
+  rows = _table(f"against {other.title} on {other.topology}", ("", "this", "that", "ratio"))
+
+  def row(name: str, mine: float, theirs: float, form: str = "{:.2f}") -> None:
+    rows.add_row(name, form.format(mine), form.format(theirs), f"{mine / theirs:.3f}" if theirs else "")
+
+  row("peak memory, GiB", plan.memory["peak"] / GIB, other.memory["peak"] / GIB)
+  row("TFLOP a device", plan.flops["total"] / 1e12, other.flops["total"] / 1e12)
+  row("memory traffic, GB", plan.bytes["memory"] / 1e9, other.bytes["memory"] / 1e9)
+  row("collectives, GB", sum(t["bytes"] for t in plan.traffic) / 1e9, sum(t["bytes"] for t in other.traffic) / 1e9)
+  if plan.times and other.times:
+    row("bound, ms", 1e3 * plan.times["bound"], 1e3 * other.times["bound"], "{:.0f}")
+    row("calibrated, ms", 1e3 * plan.times["calibrated"], 1e3 * other.times["calibrated"], "{:.0f}")
+    row("tokens/s/chip", plan.tokens_per_chip["calibrated"], other.tokens_per_chip["calibrated"], "{:.0f}")
+    row("MFU causal, %", 100 * plan.mfu["calibrated"], 100 * other.mfu["calibrated"], "{:.1f}")
+  return rows

@@ -1,0 +1,344 @@
+"""What one device does in a compiled step: FLOPs, bytes and collectives, with loops counted as often as they run.
+
+XLA's own cost analysis counts a loop's body once, and knows nothing of what happens inside a hand-written kernel.
+FLOPs are those of matrix products, convolutions and attention kernels; elementwise work shows in the bytes.
+Bytes are those of the device's main memory: what the compiler keeps on the chip (a memory space of its own) is free, and
+of an array that is only sliced, the slice counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import functools
+import math
+import re
+
+import numpy as np
+
+from orthus_jax.planning import hlo
+from orthus_jax.planning.hlo import Array, Computation, Instruction, Module
+
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+# Instructions that move nothing: names for what is there already, or the end of something counted at its start.
+_FREE = frozenset((
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
+    "opt-barrier", "copy-done", "async-done", "async-update", "send-done", "recv-done", "all-gather-done",
+    "all-reduce-done", "collective-permute-done", "add-dependency",
+))  # fmt: skip
+# Matrix products in each of splash attention's kernels: the scores and the output ahead; behind, the scores again, and
+# the gradients of scores, values, keys and (in the fused kernel) queries.
+_KERNELS = {"fwd": 2, "dkv": 4, "dkv_fused": 5, "dq": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective.
+
+  Attributes:
+    kind: such as "all-gather".
+    bytes: of its whole array on one device: gathered, ahead of being scattered, reduced or permuted.
+    groups: partitions that take part together [groups, size]; None for all. Pairs for a permutation.
+  """
+
+  kind: str
+  bytes: int
+  groups: np.ndarray | None
+
+
+@dataclasses.dataclass
+class Op:
+  """One instruction of a device's program, `times` over.
+
+  Attributes:
+    name: of the instruction.
+    source: where in the source program it comes from.
+    times: how often it runs in a step.
+    products: FLOPs of matrix products and convolutions, of one run.
+    attention: FLOPs of attention kernels.
+    head_dim: of those kernels' heads; 0 without any.
+    bytes: to and from main memory.
+    host_bytes: between the device and its host.
+    collectives: in it.
+  """
+
+  name: str
+  source: str
+  times: int
+  products: float = 0.0
+  attention: float = 0.0
+  head_dim: int = 0
+  bytes: int = 0
+  host_bytes: int = 0
+  collectives: tuple[Collective, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """A step of one device.
+
+  Attributes:
+    ops: everything that takes time.
+    unknown_loops: loops whose number of rounds can't be told from the text; they are counted once.
+    unknown_kernels: hand-written kernels whose FLOPs aren't known; they are counted as none.
+  """
+
+  ops: tuple[Op, ...]
+  unknown_loops: tuple[str, ...] = ()
+  unknown_kernels: tuple[str, ...] = ()
+
+  @property
+  def products(self) -> float:
+    return sum(o.times * o.products for o in self.ops)
+
+  @property
+  def attention(self) -> float:
+    return sum(o.times * o.attention for o in self.ops)
+
+  @property
+  def flops(self) -> float:
+    return self.products + self.attention
+
+  @property
+  def bytes(self) -> int:
+    return sum(o.times * o.bytes for o in self.ops)
+
+  @property
+  def host_bytes(self) -> int:
+    return sum(o.times * o.host_bytes for o in self.ops)
+
+  def collectives(self) -> Iterator[tuple[Collective, int]]:
+    """(collective, how often it runs)."""
+    for o in self.ops:
+      for c in o.collectives:
+        yield c, o.times
+
+
+def count(module: Module) -> Work:
+  """Walks a module from its entry."""
+  return _Counter(module).run()
+
+
+def _axis_pairs(size: int, kernel: int, out: int, stride: int, low: int, base: int, dilation: int) -> int:
+  """Pairs of output and kernel places along one axis whose input place holds a value, not padding."""
+  at = np.arange(out)[:, None] * stride + np.arange(kernel)[None] * dilation - low
+  return int(((at >= 0) & (at <= (size - 1) * base) & (at % base == 0)).sum())
+
+
+@functools.lru_cache(maxsize=4096)
+def _convolution(out: tuple[int, ...], lhs: tuple[int, ...], rhs: tuple[int, ...], attributes: str) -> float:
+  """FLOPs of a convolution; TPU compilers write every matrix product as one."""
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
+  l, r, o = labels.groups()
+  window = re.search(r"window=\{([^}]*)\}", attributes)
+  fields = dict(f.split("=") for f in window.group(1).split()) if window else {}
+  spatial = [c for c in o if c.isdigit()]
+
+  def numbers(field: str, default: int) -> list[int]:
+    return [int(n) for n in fields[field].split("x")] if field in fields else [default] * len(spatial)
+
+  pads = [tuple(int(n) for n in p.split("_")) for p in fields["pad"].split("x")] if "pad" in fields else [(0, 0)] * len(spatial)
+  stride, base, dilation = numbers("stride", 1), numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
+  pairs = 1
+  for c in spatial:
+    k = int(c)
+    pairs *= _axis_pairs(lhs[l.index(c)], rhs[r.index(c)], out[o.index(c)], stride[k], pads[k][0], base[k], dilation[k])
+  grouped = re.search(r"batch_group_count=(\d+)", attributes)
+  return 2.0 * out[o.index("b")] * out[o.index("f")] * rhs[r.index("i")] * pairs / (int(grouped.group(1)) if grouped else 1)
+
+
+def _dot(out: Array, lhs: Array, attributes: str) -> float:
+  dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes).group(1)
+  return 2.0 * out.size * math.prod(lhs.dims[int(d)] for d in dims.split(",") if d)
+
+
+def causal_share(length: int, block_q: int, block_kv: int) -> float:
+  """Share of the blocks of a [length, length] causal mask that hold anything to compute."""
+  rows, columns = -(-length // block_q), -(-length // block_kv)
+  needed = sum(min(-(-min((i + 1) * block_q, length) // block_kv), columns) for i in range(rows))
+  return needed / (rows * columns)
+
+
+def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> float:
+  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
+
+  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
+  """
+  found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
+  arrays = [dims for dims, dtype in shapes if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")]
+  if not found or len(arrays) < 2:
+    return 0.0
+  q, k = arrays[:2]
+  which = found.group(1)
+
+  def block(field: str) -> int:
+    said = re.search(rf'\\*["\']{field}\\*["\']: (\d+)', settings)
+    return min(int(said.group(1)) if said else 512, k[-2])
+
+  suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[which]
+  share = causal_share(k[-2], block("block_q" + suffix), block("block_kv" + suffix))
+  fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*["\']: [tT]rue', settings) is not None
+  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
+
+
+def _kernel(i: Instruction) -> tuple[float, int] | None:
+  """(FLOPs, head size) of a hand-written kernel; None if it isn't known."""
+  listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
+  arrays = hlo.arrays(listed.group(1)) if listed else ()
+  flops = splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
+  return (flops, next(a.dims[-1] for a in arrays if len(a.dims) >= 3)) if flops else None
+
+
+def _read(module: Module, computation: Computation, parameter: str) -> int:
+  """Bytes of main memory that a fused computation reads of one parameter."""
+  me = computation.instructions[parameter]
+  total, whole = 0, sum(a.bytes for a in me.arrays if a.space == 0)
+  for user in computation.users[parameter]:
+    if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == parameter:
+      total += user.bytes
+    elif user.opcode in ("bitcast", "get-tuple-element"):
+      total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.bytes
+    elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
+      continue  # written in place
+    elif user.opcode == "fusion":
+      inner = module.computations[user.called("calls")]
+      total += sum(_read(module, inner, inner.parameters[k]) for k, o in enumerate(user.operands) if o == parameter)
+    else:
+      return whole
+  return min(total, whole)
+
+
+def _written(module: Module, computation: Computation, name: str) -> int | None:
+  """Bytes that a fused computation's result writes where that is less than the result; None where it is all of it."""
+  i = computation.instructions[name]
+  if i.opcode == "bitcast":
+    return _written(module, computation, i.operands[0])
+  if i.opcode == "dynamic-update-slice":
+    return computation.instructions[i.operands[1]].bytes
+  if i.opcode == "fusion":
+    inner = module.computations[i.called("calls")]
+    return _written(module, inner, inner.root)
+  return None
+
+
+class _Counter:
+  """One walk over a module."""
+
+  def __init__(self, module: Module):
+    self._module = module
+    self._ops: list[Op] = []
+    self._loops: list[str] = []
+    self._kernels: list[str] = []
+
+  def run(self) -> Work:
+    self._walk(self._module.computations[self._module.entry], 1)
+    return Work(tuple(self._ops), tuple(dict.fromkeys(self._loops)), tuple(dict.fromkeys(self._kernels)))
+
+  def _walk(self, computation: Computation, times: int) -> None:
+    for i in computation:
+      if i.opcode in _FREE:
+        continue
+      if i.opcode == "while":
+        trips = hlo.trip_count(self._module, computation, i)
+        if trips is None:
+          self._loops.append(i.op_name or i.name)
+        self._walk(self._module.computations[i.called("body")], times * (1 if trips is None else trips))
+      elif i.opcode == "call":
+        self._walk(self._module.computations[i.called("to_apply")], times)
+      elif i.opcode in ("async-start", "conditional"):
+        for inner in self._called(i):
+          self._walk(inner, times)
+      else:
+        self._add(computation, i, times)
+
+  def _called(self, i: Instruction) -> list[Computation]:
+    if i.opcode == "async-start":
+      return [self._module.computations[i.called("calls")]]
+    names = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
+    names = re.findall(r"[\w.\-]+", names.group(1)) if names else [i.called("true_computation"), i.called("false_computation")]
+    # Only one of them runs: the dearest is taken.
+    return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
+
+  def _add(self, computation: Computation, i: Instruction, times: int) -> None:
+    products, attention, head_dim = self._own_flops(computation, i)
+    collectives = tuple(self._collectives(computation, i))
+    moved, host = self._bytes(computation, i)
+    if products or attention or moved or host or collectives:
+      self._ops.append(Op(i.name, i.op_name, times, products, attention, head_dim, moved, host, collectives))
+
+  def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float, int]:
+    def shape(k: int) -> Array:
+      return computation.instructions[i.operands[k]].arrays[0]
+
+    if i.opcode == "fusion":
+      return self._flops(self._module.computations[i.called("calls")])
+    if i.opcode == "convolution":
+      key = re.sub(r"metadata=\{[^}]*\}.*", "", i.attributes)
+      return _convolution(i.arrays[0].dims, shape(0).dims, shape(1).dims, key), 0.0, 0
+    if i.opcode == "dot":
+      return _dot(i.arrays[0], shape(0), i.attributes), 0.0, 0
+    if i.opcode == "custom-call" and ("tpu_custom_call" in i.attributes or "triton" in i.attributes):
+      known = _kernel(i)
+      if known:
+        return 0.0, *known
+      self._kernels.append(i.name)
+    return 0.0, 0.0, 0
+
+  @functools.cache
+  def _flops_of(self, name: str) -> tuple[float, float, int]:
+    parts = [self._own_flops(self._module.computations[name], i) for i in self._module.computations[name]]
+    return sum(p[0] for p in parts), sum(p[1] for p in parts), max((p[2] for p in parts), default=0)
+
+  def _flops(self, computation: Computation) -> tuple[float, float, int]:
+    return self._flops_of(computation.name)
+
+  def _collectives(self, computation: Computation, i: Instruction) -> Iterator[Collective]:
+    kind = i.opcode.removesuffix("-start")
+    if i.opcode == "fusion":
+      inner = self._module.computations[i.called("calls")]
+      for j in inner:
+        yield from self._collectives(inner, j)
+    elif kind in _COLLECTIVES:
+      operands = sum(computation.instructions[o].bytes for o in i.operands)
+      if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
+        kind = "reduce-scatter"  # what TPU compilers write as an all-reduce of which each device keeps its part
+      groups = hlo.replica_groups(i.attributes)
+      whole = operands
+      if kind == "all-gather":
+        whole = operands * (groups.shape[1] if groups is not None else 1)
+      yield Collective(kind, whole, groups)
+
+  def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
+    """(bytes of main memory, bytes to or from the host)."""
+    shapes = {o: computation.instructions[o].arrays for o in i.operands if o in computation.instructions}
+
+    def main(arrays) -> int:
+      return sum(a.bytes for a in arrays if a.space == 0)
+
+    if i.opcode == "copy-start":
+      target, source = i.arrays[0], i.arrays[1]
+      host = target.bytes if hlo.HOST_SPACE in (target.space, source.space) else 0
+      return main((target, source)), host
+    if i.opcode in ("dynamic-slice", "slice", "gather"):
+      return main(i.arrays) * (2 if main(next(iter(shapes.values()), ())) else 1), 0
+    if i.opcode == "dynamic-update-slice":
+      return 2 * main(shapes.get(i.operands[1], ())), 0
+    if i.opcode == "fusion":
+      inner = self._module.computations[i.called("calls")]
+      read = 0
+      for k, o in enumerate(i.operands):
+        if main(shapes.get(o, ())):
+          read += _read(self._module, inner, inner.parameters[k])
+      root = inner.instructions[inner.root]
+      results = root.operands if root.opcode == "tuple" else (inner.root,)
+      if len(results) != len(i.arrays):
+        return read + main(i.arrays), 0
+      written = 0
+      for name, array in zip(results, i.arrays):
+        if array.space == 0:
+          part = _written(self._module, inner, name)
+          written += array.bytes if part is None else min(part, array.bytes)
+      return read + written, 0
+    if i.opcode.endswith("-start"):
+      return main(i.arrays), 0  # its result holds the operand too
+    return main(i.arrays) + sum(main(a) for a in shapes.values()), 0

@@ -1,0 +1,229 @@
+"""`orthus plan`: topologies, the report, searches, bad requests; and every shipped TPU variant compiles and fits."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from orthus_jax import cli
+from orthus_jax.commands.train import load_config
+from orthus_jax.config import BadRequest
+from orthus_jax.planning import calibration, closed_form, hardware, hlo, program, published, report, search, traced, work
+
+import tiny
+
+ROOT = Path(__file__).parent.parent
+SEVEN_B = f"{ROOT}/configs/orthus_7b.py"
+# What each machine of configs/orthus_7b.py is, for `orthus plan`.
+TPUS = {"v5e-256": ("v5e:16x16", 1), "v5p-128": ("v5p:4x4x4", 1), "v6e-256": ("v6e:16x16", 1), "2xv5p-128": ("v5p:4x4x4", 2)}
+GPUS = ("h100-8", "h200-1")
+
+
+def needs_libtpu():
+  return pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e .[tpu]")
+
+
+@pytest.fixture(scope="module")
+def small():
+  """A compiled step for eight CPU devices and its plan."""
+  config = tiny.config(model__transformer__layers=3, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  topology = hardware.parse("cpu:8")
+  compiled = program.compile_step(config, hardware.devices(topology))
+  return config, compiled, report.from_program(config, topology, compiled, title="tiny", images=True)
+
+
+@pytest.mark.parametrize(
+    "text, slices, message",
+    [
+        ("v7:4x4", 1, "unknown topology 'v7:4x4'"),
+        ("v5p-128", 1, "write the shape in chips, such as v5p:4x4x4"),
+        ("v5p:8x8", 1, "v5p has 3 dimensions: write v5p:4x4x4"),
+        ("v5e", 1, "give its shape in chips, such as v5e:16x16"),
+        ("v5e:32x32", 1, "the largest slice of v5e has 256 chips; use --slices"),
+        ("h100:16", 1, "the largest node of h100 has 8 chips"),
+    ],
+)
+def test_unknown_topologies_are_refused(text, slices, message):
+  with pytest.raises(BadRequest, match="topology") as e:
+    hardware.parse(text, slices)
+  assert message in str(e.value)
+
+
+def test_topologies_are_told_in_chips():
+  two = hardware.parse("v5p:4x4x4", 2)
+  assert (two.chips, two.per_slice, two.usual_name, str(two)) == (128, 64, "v5p-128", "2 x v5p:4x4x4")
+  assert hardware.parse("v6e:16x16").usual_name == "v6e-256"
+
+
+@pytest.mark.slow
+def test_flops_of_the_compiled_step_agree_with_the_closed_form_and_the_trace(small):
+  config, compiled, plan = small
+  counted = work.count(hlo.parse(compiled.text))
+  assert not counted.unknown_loops and not counted.unknown_kernels
+  assert counted.flops * 8 == pytest.approx(traced.flops(compiled.jaxpr), rel=0.03)
+  assert plan.flops["total"] == pytest.approx(plan.flops["closed_form"], rel=0.03)
+  kinds = {(t["kind"], t["axes"]) for t in plan.traffic}
+  assert any("fsdp" in axes for _, axes in kinds) and any("tensor" in axes for _, axes in kinds)
+
+
+@pytest.mark.slow
+def test_a_plan_reads_well_and_comes_back_from_json(small, tmp_path):
+  config, _, plan = small
+  again = report.read(json.loads(json.dumps(plan.to_json())))
+  shown = report.text(plan, config=config, against=again)
+  assert "mesh data 2 x fsdp 2 x tensor 2" in shown and "against tiny on cpu:8" in shown
+  assert all(len(line) <= 120 and "\x1b" not in line for line in shown.splitlines())
+  with pytest.raises(BadRequest, match="no report"):
+    report.read({"title": "else"})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "dots", "mlp", "qkv", "attention", "full"])
+def test_closed_form_agrees_with_the_traced_program(remat):
+  config = tiny.config(model__transformer__remat=remat, run__batch_size=2)
+  device = hardware.devices(hardware.parse("cpu:1"))
+  compiled = program.compile_step(config, device, stop_at="trace")
+  closed = closed_form.closed(config, compiled.layout.names, kernel=False)
+  assert traced.flops(compiled.jaxpr) == pytest.approx(sum(closed.program.values()), rel=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["stage1-v5e-256", "post-v5e-256"])
+def test_closed_form_of_7b_agrees_with_the_traced_program(variant):
+  config = load_config(f"{SEVEN_B}:{variant}")
+  config = dataclasses.replace(
+      config, mesh=dataclasses.replace(config.mesh, data=1, fsdp=1), run=dataclasses.replace(config.run, batch_size=1)
+  )
+  compiled = program.compile_step(config, hardware.devices(hardware.parse("cpu:1")), stop_at="trace")
+  closed = closed_form.closed(config, compiled.layout.names, kernel=False)
+  assert traced.flops(compiled.jaxpr) == pytest.approx(sum(closed.program.values()), rel=0.03)
+
+
+def _plan(peak: float, mfu: float, **changes) -> report.Plan:
+  """A made-up plan on v5e:16x16."""
+  plan = report.Plan(
+      title="made up", topology="v5e:16x16", chips=256, mesh=dict(data=1, fsdp=256, tensor=1, context=1), rows=256,
+      length=4096, remat="full",
+      memory={"state_trained": 1 << 30, "arguments": 2 << 30, "outputs": 0, "temporaries": int(peak * hardware.GIB), "code": 0,
+              "host": 0, "peak": int(peak * hardware.GIB), "capacity": hardware.CHIPS["v5e"].memory},
+      fits=peak <= 0.95 * 15.75, flops=dict(products=1e12, attention=1e11, total=1.1e12, closed_form=1.1e12, model=1e12, model_full=1.2e12),
+      bytes=dict(memory=10**9, host=0),
+      traffic=(dict(kind="all-gather", axes=("fsdp",), count=3, bytes=10**9, link_seconds=0.01, network_seconds=0.0),),
+      times=dict(compute=0.1, memory=0.05, network=0.01, host=0.0, bound=0.1, limit="compute", calibrated=0.2),
+      tokens_per_chip=dict(calibrated=2e4, bound=4e4),
+      mfu=dict(calibrated=mfu, calibrated_full=mfu, bound=2 * mfu, bound_full=2 * mfu), seconds=dict(trace=1.0, compile=2.0), notes=(),
+  )  # fmt: skip
+  return dataclasses.replace(plan, **changes)
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(capsys, monkeypatch):
+  monkeypatch.setattr(report, "make", lambda *_, **__: _plan(20.0, 0.5, remat="none"))
+  argv = ["plan", f"--config={SEVEN_B}:post-v5e-256", "--topology=v5e:16x16"]
+  assert cli.main(argv) == 3
+  shown = capsys.readouterr().out
+  assert "DOES NOT FIT" in shown and "too large by 5.0 GiB a device" in shown
+  assert "--config.model.transformer.remat=full" in shown
+  monkeypatch.setattr(report, "make", lambda *_, **__: _plan(10.0, 0.5))
+  assert cli.main([*argv, "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)["fits"] is True
+
+
+def test_search_finds_the_best_that_fits_and_leaves_out_what_can_not(monkeypatch, capsys):
+  asked = []
+  need = {"none": 8, "dots": 6, "mlp": 5, "qkv": 4, "attention": 3, "full": 2, "offload": 2}
+
+  def make(config, topology, **_):
+    m, remat = config.mesh, config.model.transformer.remat
+    asked.append((m, remat, config.run.batch_size / (m.data * m.fsdp)))
+    size = need[remat] * asked[-1][2]
+    return _plan(size, 0.3 + 0.02 * size - 0.1 * (m.tensor > 1))
+
+  monkeypatch.setattr(report, "make", make)
+  monkeypatch.setattr(hardware, "devices", lambda topology: [])
+  argv = ["plan", f"--config={SEVEN_B}:post-v5e-256", "--topology=v5e:16x16", "--search", "--limit=8", "--json"]
+  assert cli.main(argv) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert len(found["tried"]) == 8 and found["tried"][0]["plan"]["fits"]
+  assert "--config.run.batch_size=" in found["best"] and "--config.mesh.tensor=1" in found["best"]
+  mfus = [t["plan"]["mfu"]["calibrated"] for t in found["tried"] if t["plan"]["fits"]]
+  assert mfus == sorted(mfus, reverse=True) and len(mfus) >= 2
+  # What keeps as much of as many rows as something that didn't fit isn't compiled.
+  failed = [(m, r, n) for m, r, n in asked if need[r] * n > 0.95 * 15.75]
+  order = search.policies()
+  for k, (mesh, remat, n) in enumerate(failed):
+    assert not any(m == mesh and order.index(r) <= order.index(remat) and p >= n for m, r, p in failed[k + 1 :])
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ([], "no --topology"),
+        (["--topology=v5e:5000x1"], "the largest slice"),
+        (["--topology=cpu:8", "--config.mesh.fsdp=3", "--config.mesh.data=1"], "doesn't fit 8 devices"),
+        (["--topology=cpu:8", "--config.mesh.fsdp=8", "--config.run.batch_size=12"], "make it a multiple of 8"),
+        (["--topology=cpu:8", "--config.model.transformer.remat=most"], "choose one of none, dots"),
+        (["--topology=v5e:16x16", "--slices=0"], "--slices=0 must be"),
+        (["--topology=v5e:16x16", "--against=nowhere.json"], "can't be read"),
+        (["--topology=v5e:16x16", "--workdir=x"], "leave out --workdir"),
+        (["--topology=h100:8", "--search"], "--search needs a TPU topology"),
+        (["--topology"], "--topology lacks a value"),
+        (["--calibration=3"], "--calibration takes no value"),
+    ],
+)
+def test_bad_requests_end_in_one_line(options, message, capsys):
+  assert cli.main(["plan", f"--config={SEVEN_B}:post-v5e-256", *options]) == 2
+  said = capsys.readouterr().err
+  assert message in said and said.startswith("orthus: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("stage", ["stage1", "post", "pretrain"])
+@pytest.mark.parametrize("machine", [*TPUS, *GPUS])
+def test_shipped_variants_are_valid(stage, machine):
+  config = load_config(f"{SEVEN_B}:{stage}-{machine}")
+  m = config.mesh
+  assert config.run.batch_size % (m.data * m.fsdp) == 0
+  if machine in TPUS:
+    topology = hardware.parse(*TPUS[machine])
+    assert m.data * m.fsdp * m.tensor * m.context == topology.chips
+
+
+def test_an_unknown_variant_is_refused(capsys):
+  assert cli.main(["plan", f"--config={SEVEN_B}:post-v9", "--topology=v5e:16x16"]) == 2
+  assert "unknown variant 'post-v9'" in capsys.readouterr().err
+
+
+def test_calibration_errors_are_relative_to_what_was_published():
+  run = published.RUNS[2]
+  plan = _plan(10.0, 0.4, times=dict(_plan(1, 1).times, calibrated=run.seconds * 1.1))
+  (row,) = calibration.errors([(run, plan)])
+  assert row["error"] == pytest.approx(0.1) and row["published"] == 2.21
+
+
+@pytest.fixture(scope="session")
+def plans():
+  """Plans by variant, each compiled once: pretraining is post-training's program."""
+  found = {}
+
+  def get(stage: str, machine: str) -> report.Plan:
+    stage = "post" if stage == "pretrain" else stage
+    if (stage, machine) not in found:
+      config = load_config(f"{SEVEN_B}:{stage}-{machine}")
+      found[stage, machine] = report.make(config, hardware.parse(*TPUS[machine]), title=f"{stage}-{machine}")
+    return found[stage, machine]
+
+  return get
+
+
+@needs_libtpu()
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", list(TPUS))
+@pytest.mark.parametrize("stage", ["stage1", "post", "pretrain"])
+def test_every_shipped_tpu_variant_compiles_and_fits(plans, stage, machine):
+  plan = plans(stage, machine)
+  assert plan.fits, f"{plan.memory['peak'] / hardware.GIB:.2f} GiB of {plan.memory['capacity'] / hardware.GIB:.2f}"
+  assert plan.flops["total"] == pytest.approx(plan.flops["closed_form"], rel=0.03), plan.flops
+  assert not plan.notes
+  if stage == "post" and machine in ("v5e-256", "v5p-128", "v6e-256"):
+    assert plan.mfu["calibrated"] >= (0.45 if machine == "v5e-256" else 0.50)

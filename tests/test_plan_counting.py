@@ -1,0 +1,203 @@
+"""The planner reads compiled programs: FLOPs, bytes, collectives, loops."""
+
+import dataclasses
+import textwrap
+
+import numpy as np
+import pytest
+
+from orthus_jax.planning import closed_form, estimate, hardware, hlo, work
+from orthus_jax.planning.work import Collective, Op, Work
+
+import tiny
+
+# A loop of three rounds in the notation of TPU compilers: a matrix product as a convolution within a fusion that slices
+# its stacked weights, an all-gather, a reduce-scatter written as an all-reduce, and a copy to on-chip memory.
+PROGRAM = textwrap.dedent("""\
+    HloModule jit_step, is_scheduled=true
+
+    %add (a: f32[], b: f32[]) -> f32[] {
+      %a = f32[] parameter(0)
+      %b = f32[] parameter(1)
+      ROOT %sum = f32[] add(%a, %b)
+    }
+
+    %fused_computation (p0: bf16[8,128], p1: bf16[3,128,256], p2: s32[]) -> bf16[8,256] {
+      %p0 = bf16[8,128]{1,0} parameter(0)
+      %p1 = bf16[3,128,256]{2,1,0} parameter(1)
+      %p2 = s32[] parameter(2)
+      %zero = s32[] constant(0)
+      %slice = bf16[1,128,256]{2,1,0} dynamic-slice(%p1, %p2, %zero, %zero), dynamic_slice_sizes={1,128,256}
+      %weights = bf16[128,256]{1,0} bitcast(%slice)
+      ROOT %product = bf16[8,256]{1,0} convolution(%p0, %weights), dim_labels=bf_io->bf
+    }
+
+    %all-reduce-scatter.1 (input: bf16[8,256]) -> bf16[4,256] {
+      %input = bf16[8,256]{1,0} parameter(0)
+      %all-reduce.1 = bf16[8,256]{1,0} all-reduce(%input), channel_id=1, replica_groups={{0,1},{2,3}}, to_apply=%add
+      %where = u32[] partition-id()
+      ROOT %part = bf16[4,256]{1,0} dynamic-slice(%all-reduce.1, %where), dynamic_slice_sizes={4,256}
+    }
+
+    %condition (state: (s32[], bf16[8,128], bf16[3,128,256])) -> pred[] {
+      %limit = s32[] constant(3)
+      %state = (s32[], bf16[8,128]{1,0}, bf16[3,128,256]{2,1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%state), index=0
+      ROOT %more = pred[] compare(%i, %limit), direction=LT
+    }
+
+    %body (state: (s32[], bf16[8,128], bf16[3,128,256])) -> (s32[], bf16[8,128], bf16[3,128,256]) {
+      %one = s32[] constant(1)
+      %state = (s32[], bf16[8,128]{1,0}, bf16[3,128,256]{2,1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%state), index=0
+      %x = bf16[8,128]{1,0} get-tuple-element(%state), index=1
+      %w = bf16[3,128,256]{2,1,0} get-tuple-element(%state), index=2
+      %near = (bf16[8,128]{1,0:S(1)}, bf16[8,128]{1,0}, u32[]{:S(2)}) copy-start(%x), frontend_attributes={note="two
+    lines"}
+      %x_near = bf16[8,128]{1,0:S(1)} copy-done(%near)
+      %fusion = bf16[8,256]{1,0} fusion(%x_near, %w, %i), kind=kOutput, calls=%fused_computation, metadata={op_name="jit(step)/dot"}
+      %gathered = bf16[16,256]{1,0} all-gather(%fusion), channel_id=2, replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}
+      %scattered = bf16[4,256]{1,0} fusion(%fusion), kind=kCustom, calls=%all-reduce-scatter.1
+      %next = s32[] add(%i, %one)
+      ROOT %out = (s32[], bf16[8,128]{1,0}, bf16[3,128,256]{2,1,0}) tuple(%next, %x, %w)
+    }
+
+    ENTRY %main (x: bf16[8,128], w: bf16[3,128,256]) -> bf16[8,128] {
+      %x = bf16[8,128]{1,0} parameter(0)
+      %w = bf16[3,128,256]{2,1,0} parameter(1)
+      %start = s32[] constant(0)
+      %state = (s32[], bf16[8,128]{1,0}, bf16[3,128,256]{2,1,0}) tuple(%start, %x, %w)
+      %loop = (s32[], bf16[8,128]{1,0}, bf16[3,128,256]{2,1,0}) while(%state), condition=%condition, body=%body
+      ROOT %y = bf16[8,128]{1,0} get-tuple-element(%loop), index=1
+    }
+    """)
+
+
+def _ops(text: str) -> dict[str, Op]:
+  return {o.name: o for o in work.count(hlo.parse(text)).ops}
+
+
+def test_a_loop_counts_as_often_as_it_runs():
+  counted = work.count(hlo.parse(PROGRAM))
+  assert counted.flops == 3 * 2 * 8 * 128 * 256 and not counted.unknown_loops
+  assert {o.times for o in counted.ops} >= {3}
+  # Where the limit isn't a constant, the loop counts once, and the plan says so.
+  strange = work.count(hlo.parse(PROGRAM.replace("%limit = s32[] constant(3)", "%limit = s32[] custom-call()")))
+  assert strange.flops == 2 * 8 * 128 * 256 and strange.unknown_loops == ("loop",)
+  known = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+  assert work.count(hlo.parse(known)).flops == 7 * 2 * 8 * 128 * 256
+  later = PROGRAM.replace("%start = s32[] constant(0)", "%start = s32[] constant(1)")
+  assert work.count(hlo.parse(later)).flops == 2 * 2 * 8 * 128 * 256
+
+
+def test_bytes_are_those_of_main_memory_and_of_slices():
+  ops = _ops(PROGRAM)
+  assert ops["near"].bytes == 8 * 128 * 2  # read, but written to on-chip memory
+  assert ops["fusion"].bytes == 128 * 256 * 2 + 8 * 256 * 2 + 4  # one layer's weights, the result and the index; its input is near
+  far = _ops(PROGRAM.replace("S(1)", "S(5)"))
+  assert far["near"].host_bytes == 8 * 128 * 2
+
+
+def test_collectives_and_their_groups():
+  found = {c.kind: (c, n) for c, n in work.count(hlo.parse(PROGRAM)).collectives()}
+  assert set(found) == {"all-gather", "reduce-scatter"}
+  gather, times = found["all-gather"]
+  assert times == 3 and gather.bytes == 16 * 256 * 2 and gather.groups.tolist() == [[0, 2], [1, 3]]
+  assert found["reduce-scatter"][0].bytes == 8 * 256 * 2
+  assert found["reduce-scatter"][0].groups.tolist() == [[0, 1], [2, 3]]
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, x", [[0, 1, 2, 3]]),
+        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+    ],
+)
+def test_notations_of_groups(text, groups):
+  assert hlo.replica_groups(f", channel_id=1, {text}, dimensions={{0}}").tolist() == groups
+
+
+@pytest.mark.parametrize(
+    "out, lhs, rhs, attributes, flops",
+    [
+        ((6, 7), (6, 5), (5, 7), "dim_labels=bf_io->bf", 2 * 6 * 7 * 5),
+        ((6, 7), (5, 6), (5, 7), "dim_labels=fb_io->bf", 2 * 6 * 7 * 5),
+        # A batch of products, as a TPU writes it: one window place holds a value, the others are padding.
+        ((9, 4, 7), (5, 9), (5, 4, 7), "window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=fb0_i0o->b0f", 2 * 9 * 4 * 7 * 5),
+        ((1, 8, 8, 2), (1, 8, 8, 3), (3, 3, 3, 2), "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 2 * 22 * 22 * 6),
+        ((1, 4, 4, 2), (1, 8, 8, 3), (2, 2, 3, 2), "window={size=2x2 stride=2x2}, dim_labels=b01f_01io->b01f", 2 * 16 * 4 * 6),
+    ],
+)
+def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
+  if "fb0" in attributes:
+    lhs = (*lhs, 1)
+  assert work._convolution(out, lhs, rhs, attributes) == flops
+
+
+def test_flops_of_attention_kernels():
+  shapes = [((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
+  whole = 2.0 * 2 * 4 * 1024 * 1024 * 64
+  settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256, "use_fused_bwd_kernel": true'
+  share = 10 / 16  # of four by four blocks, those on and under the diagonal
+  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == 2 * whole * share
+  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == 5 * whole * share
+  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == 4 * whole * share
+  assert work.splash_flops("another_kernel", shapes, settings) == 0
+  assert work.causal_share(512, 512, 512) == 1.0 and work.causal_share(1024, 512, 256) == 6 / 8
+
+
+def test_text_that_is_no_program_is_refused():
+  with pytest.raises(ValueError, match="no HLO"):
+    hlo.parse("module @jit_step {}")
+
+
+def test_collectives_are_told_by_axis_and_timed():
+  v5e = hardware.parse("v5e:16x16")
+  places = np.stack([np.zeros(256, int), *np.unravel_index(np.arange(256), (16, 16))], axis=1)
+  size = 1 << 30
+  ops = (
+      Op("a", "", 2, collectives=(Collective("all-gather", size, np.arange(256).reshape(16, 16)),)),
+      Op("b", "", 1, collectives=(Collective("all-reduce", size, None),)),
+  )
+  rows = estimate.traffic(Work(ops), {"data": 1, "fsdp": 16, "tensor": 16, "context": 1}, v5e, places)
+  by_kind = {t.kind: t for t in rows}
+  assert by_kind["all-gather"].axes == ("tensor",) and by_kind["all-gather"].count == 2
+  assert by_kind["all-reduce"].axes == ("fsdp", "tensor")
+  # One of the torus' two dimensions is used, so half of the links; the whole array but what was there arrives, twice.
+  assert by_kind["all-gather"].link_seconds == pytest.approx(2 * 15 / 16 * size / 100e9)
+  assert by_kind["all-reduce"].link_seconds == pytest.approx(2 * 255 / 256 * size / 200e9)
+  # A part of a dimension doesn't close into a ring.
+  half = Op("c", "", 1, collectives=(Collective("all-gather", size, np.arange(256).reshape(32, 8)),))
+  (row,) = estimate.traffic(Work((half,)), {"data": 1, "fsdp": 32, "tensor": 8, "context": 1}, v5e, places)
+  assert row.link_seconds == pytest.approx(7 / 8 * size / 50e9)
+
+
+def test_between_slices_each_chip_carries_its_share():
+  two = hardware.parse("v5p:2x2x1", 2)
+  places = np.asarray([(s, x, y, 0) for s in range(2) for x in range(2) for y in range(2)])
+  op = Op("a", "", 1, collectives=(Collective("all-reduce", 8000, np.arange(8)[None]),))
+  (row,) = estimate.traffic(Work((op,)), {"data": 2, "fsdp": 4, "tensor": 1, "context": 1}, two, places)
+  assert row.network_seconds == pytest.approx(2 * 1 / 2 * 8000 / 4 / 6.25e9) and row.axes == ("data", "fsdp")
+
+
+def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
+  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, exposed=1.0)
+  assert estimate.op_seconds(Op("a", "", 1, products=918e12, bytes=1), chip, c) == pytest.approx(2.0)
+  assert estimate.op_seconds(Op("a", "", 1, products=1.0, bytes=1638 * 10**9), chip, c) == pytest.approx(2.0)
+  # Heads of 128 values fill half of a unit of 256 rows.
+  assert estimate.op_seconds(Op("a", "", 1, attention=918e12, head_dim=128), chip, c) == pytest.approx(4.0)
+  found = estimate.estimate(Work((Op("a", "", 3, products=918e12),)), [], chip, c)
+  assert (found.bound, found.limit, found.calibrated) == (3.0, "compute", 6.0)
+
+
+def test_what_mfu_counts_is_the_published_figure():
+  c = tiny.config().model.transformer
+  seven = type(c)()
+  assert closed_form.model_flops(seven, 4096) == pytest.approx(43.69e9, rel=1e-4)
+  wide = dataclasses.replace(seven, kv_heads=8, mlp_width=14336, vocab_size=128256)
+  assert closed_form.layer_weights(wide) * 32 + 128256 * 4096 == pytest.approx(7.504e9, rel=1e-3)  # Llama 3.1 8B
