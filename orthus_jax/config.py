@@ -305,6 +305,9 @@ class DataConfig:
       the text loss: 0, all tokens alike; 1, all segments alike, so that one-word answers aren't drowned by
       descriptions; 0.5, between the two (the "square averaging" of InternVL 2.5, arXiv 2412.05271).
     tokenizer: a tokenizer.json or its directory; empty: the one shipped for shapes.
+    turns: what an answer about a picture sees where a document asks several questions of one: "sequence": all that came
+      before, as in a conversation; "separate": the picture and its own question alone, from the position where that would
+      stand, so that what is learnt is what a single question meets. Separate turns need attention by a mask (xla, cudnn).
     cache_features: encode each picture once, ahead of training, instead of at every step.
     max_bad_share: more bad records than this share stop the run.
   """
@@ -323,6 +326,7 @@ class DataConfig:
   caption_dropout: float = 0.1
   text_length_power: float = 0.0
   tokenizer: str = ""
+  turns: Literal["sequence", "separate"] = "sequence"
   cache_features: bool = False
   max_bad_share: float = 0.01
 

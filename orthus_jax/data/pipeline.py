@@ -17,7 +17,7 @@ from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data import packing
 from orthus_jax.data.documents import Document, Image
-from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
+from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional, turns
 
 
 class Source(Protocol):
@@ -36,11 +36,13 @@ class Batch(NamedTuple):
     targets_BT: int32, the token after each position.
     text_weight_BT: float32, what the LM head's prediction of `targets_BT` counts; 0 where it isn't learnt.
     position_BT: int32, from 0 within each document.
-    segment_ids_BT: int32, 1, 2, … per document; 0 is padding.
+    segment_ids_BT: int32, 1, 2, … per document, or per part of one (see `shared_ids_BT`); 0 is padding.
     slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
     images: uint8 [B, M, R, R, 3] pixels, or float32 or bfloat16 [B, M, P, C] features.
     learnt_image_BG: int32, which image of the row is learnt; -1 for none.
     learnt_start_BG: int32, where that image's BOI stands.
+    shared_ids_BT: int32, a second segment that a position sees: under `data.turns=separate`, what the turns of its document
+      share. None where no position sees another segment than its own.
   """
 
   tokens_BT: np.ndarray
@@ -52,6 +54,7 @@ class Batch(NamedTuple):
   images: np.ndarray
   learnt_image_BG: np.ndarray
   learnt_start_BG: np.ndarray
+  shared_ids_BT: np.ndarray | None = None
 
 
 class FeatureTable:
@@ -94,6 +97,7 @@ def empty_batch(config: Config, rows: int, *, pad: int, image_shape: tuple[int, 
       images=np.zeros((rows, data.images_per_row, *image_shape), dtype),
       learnt_image_BG=np.full((rows, G), -1, np.int32),
       learnt_start_BG=np.zeros((rows, G), np.int32),
+      shared_ids_BT=np.zeros((rows, T), np.int32) if data.turns == "separate" else None,
   )
 
 
@@ -101,14 +105,21 @@ def fill_row(
     out: Batch, b: int, documents: Iterable[tuple[Sequence, Iterable[np.ndarray]]], *, patches: int, power: float
 ) -> None:
   """Writes documents, each a sequence and its pictures (or their features), one after the other into a row of padding."""
-  at, m, g = 0, 0, 0
-  for segment, (s, pictures) in enumerate(documents, start=1):
+  at, m, g, segment = 0, 0, 0, 1
+  for s, pictures in documents:
     n, span = len(s), slice(at, at + len(s))
     out.tokens_BT[b, span] = s.tokens_T
     out.targets_BT[b, at : at + n - 1] = s.tokens_T[1:]
     out.text_weight_BT[b, at : at + n - 1] = _weights(s.learnt_length_T[1:], power)
     out.position_BT[b, span] = np.arange(n)
     out.segment_ids_BT[b, span] = segment
+    if out.shared_ids_BT is not None:
+      turn_T = turns(s, patches=patches)
+      out.position_BT[b, span] = _turn_positions(turn_T)
+      out.segment_ids_BT[b, span] += turn_T
+      out.shared_ids_BT[b, span] = segment
+      segment += turn_T.max()
+    segment += 1
     for i, picture in enumerate(pictures):
       first = at + s.starts_I[i] + 1
       out.slot_BT[b, first : first + patches] = np.arange((m + i) * patches, (m + i + 1) * patches)
@@ -118,6 +129,12 @@ def fill_row(
         out.learnt_start_BG[b, g] = at + s.starts_I[i]
         g += 1
     at, m = at + n, m + len(s.learn_I)
+
+
+def _turn_positions(turn_T: np.ndarray) -> np.ndarray:
+  """Positions that start over, for each turn, after what the turns share."""
+  starts_T = np.concatenate([[0], np.cumsum(np.bincount(turn_T))])[turn_T]  # where each position's turn begins
+  return np.arange(len(turn_T)) - starts_T + np.where(turn_T > 0, np.sum(turn_T == 0), 0)
 
 
 def prefetch(

@@ -121,6 +121,29 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
   )
 
 
+def turns(s: Sequence, *, patches: int) -> np.ndarray:
+  """Which turn of a document about given pictures each position belongs to.
+
+  Args:
+    s: of a document.
+    patches: P, positions per image.
+
+  Returns:
+    int32 [T]: 0 for what all turns share, the pictures with what stands before them, then 1, 2, …; a turn is a prompt and its
+    response. All zeros where there is one turn, or a picture that is learnt or stands further on.
+  """
+  turn_T = np.zeros(len(s), np.int32)
+  if not len(s.starts_I) or s.learn_I.any():
+    return turn_T
+  first, learn_T = s.starts_I[-1] + patches + 2, s.learn_T
+  if first >= len(s) or learn_T[:first].any():
+    return turn_T
+  begins_T = learn_T[first - 1 : -1] & ~learn_T[first:]
+  if begins_T.any():
+    turn_T[first:] = 1 + np.cumsum(begins_T)
+  return turn_T
+
+
 def unconditional(document: Document, prompt: str, *, keep_images: bool = False) -> Document:
   """The document with its prompt replaced by the unconditional one: what guidance compares with.
 

@@ -23,6 +23,7 @@ def causal_attention(
     v_BTKH: jax.Array,
     *,
     segment_ids_BT: jax.Array,
+    shared_ids_BT: jax.Array | None = None,
     backend: str = "auto",
     block: int = 512,
 ) -> jax.Array:
@@ -36,6 +37,7 @@ def causal_attention(
     k_BTKH: keys, rotated.
     v_BTKH: values.
     segment_ids_BT: documents of a packed row; positions of different ids don't see each other.
+    shared_ids_BT: a second segment that each position sees; for backends that take a mask.
     backend: see TransformerConfig.attention; every one honours segment ids.
     block: positions per tile of the kernels that have tiles, at most.
 
@@ -47,15 +49,16 @@ def causal_attention(
   """
   backend = kernels.choose(
       backend, platform=sharded.platform(), length=q_BTNH.shape[1], context=sharded.ways("positions"),
-      head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype,
+      head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype, shared=shared_ids_BT is not None,
   )  # fmt: skip
   if backend == "splash":
     return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block)
   own = _cudnn if backend == "cudnn" else _xla
   query = ("batch", "positions", "heads", None)
   keys = ("batch", "positions", "kv_heads", None)
-  o_BTNH = sharded.per_device(own, (query, keys, keys, ("batch", "positions")), query)(
-      q_BTNH, k_BTKH, v_BTKH, segment_ids_BT
+  ids = (segment_ids_BT,) if shared_ids_BT is None else (segment_ids_BT, shared_ids_BT)
+  o_BTNH = sharded.per_device(own, (query, keys, keys, *[("batch", "positions")] * len(ids)), query)(
+      q_BTNH, k_BTKH, v_BTKH, *ids
   )
   return checkpoint_name(o_BTNH, RESIDUAL_NAME)
 
@@ -65,24 +68,31 @@ def _whole(k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> t
   return tuple(sharded.gather(x, "positions", dimension=1) for x in (k_BTKH, v_BTKH, segment_ids_BT))
 
 
-def _mask(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
+def _mask(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array, shared_ids_BT: jax.Array | None) -> jax.Array:
   """[B, T, S]: what each of a device's positions sees."""
   T, S = segment_ids_BT.shape[1], segment_ids_BS.shape[1]
   if T == S:
     causal_TS = jnp.tril(jnp.ones((T, T), bool))
   else:
     causal_TS = jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
-  return (segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]) & causal_TS
+  seen_BTS = segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
+  if shared_ids_BT is not None:
+    seen_BTS |= shared_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
+  return seen_BTS & causal_TS
 
 
-def _xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+def _xla(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
+) -> jax.Array:
   k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  return _attend(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS))
+  return _attend(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS, shared_ids_BT))
 
 
-def _cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+def _cudnn(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
+) -> jax.Array:
   k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS))
+  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS, shared_ids_BT))
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:

@@ -16,7 +16,9 @@ _LANES = 128  # of a TPU's vector registers
 RESIDUAL_NAME = "attention"  # what a remat policy calls an attention's results
 
 
-def choose(backend: str, *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype) -> str:
+def choose(
+    backend: str, *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype, shared: bool = False
+) -> str:
   """The backend to use: "xla", "splash" or "cudnn".
 
   Args:
@@ -26,6 +28,7 @@ def choose(backend: str, *, platform: str, length: int, context: int, head_dim: 
     context: devices that share a row's positions.
     head_dim: values per head.
     dtype: of queries, keys and values.
+    shared: whether positions see a second segment.
 
   Raises:
     BadRequest: if a named backend can't.
@@ -33,8 +36,10 @@ def choose(backend: str, *, platform: str, length: int, context: int, head_dim: 
   wrong = {"splash": _splash_wrong, "cudnn": _cudnn_wrong, "xla": lambda **_: None}
   facts = dict(platform=platform, length=length, context=context, head_dim=head_dim, dtype=dtype)
   if backend == "auto":
-    backend = {"tpu": "splash", "gpu": "cudnn"}.get(platform, "xla")
+    backend = {"tpu": "xla" if shared else "splash", "gpu": "cudnn"}.get(platform, "xla")
     return backend if wrong[backend](**facts) is None else "xla"
+  if shared and backend == "splash":
+    raise BadRequest("model.transformer.attention=splash can't do data.turns=separate; set data.turns=sequence")
   if backend not in wrong:
     raise BadRequest(f"unknown attention backend {backend!r}: choose one of auto, {', '.join(sorted(wrong))}")
   problem = wrong[backend](**facts)

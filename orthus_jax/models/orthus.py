@@ -74,10 +74,13 @@ class Orthus(nnx.Module):
       slot_BT: jax.Array,
       position_BT: jax.Array,
       segment_ids_BT: jax.Array,
+      shared_ids_BT: jax.Array | None = None,
   ) -> jax.Array:
     """States [B, T, D] after the final norm: what both heads read."""
     x_BTD = self.embed(tokens_BT, features_BJC=features_BJC, slot_BT=slot_BT)
-    return self.transformer(x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT)
+    return self.transformer(
+        x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT
+    )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Next-token logits [..., V] in fp32."""

@@ -186,20 +186,28 @@ class Transformer(nnx.Module):
     self.layers = nnx.vmap(lambda key: Layer(config, rngs=nnx.Rngs(params=key)))(keys)
     self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
 
-  def __call__(self, x_BTD: jax.Array, *, position_BT: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
+  def __call__(
+      self,
+      x_BTD: jax.Array,
+      *,
+      position_BT: jax.Array,
+      segment_ids_BT: jax.Array,
+      shared_ids_BT: jax.Array | None = None,
+  ) -> jax.Array:
     """States after the final norm of whole rows.
 
     Args:
       x_BTD: embedded tokens and patches.
       position_BT: within each document, from 0.
       segment_ids_BT: the document each position belongs to; a state sees its own document alone.
+      shared_ids_BT: a second segment that each position sees, where there is one.
 
     Returns:
       [B, T, D] in the compute dtype.
     """
     attend = functools.partial(
-        attention.causal_attention, segment_ids_BT=segment_ids_BT, backend=self.config.attention,
-        block=self.config.attention_block,
+        attention.causal_attention, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT,
+        backend=self.config.attention, block=self.config.attention_block,
     )  # fmt: skip
 
     def body(x_BTD, layer):

@@ -86,6 +86,7 @@ def batch_shapes(config: Config) -> Batch:
       tokens_BT=ints(B, T), targets_BT=ints(B, T), text_weight_BT=jax.ShapeDtypeStruct((B, T), jnp.float32),
       position_BT=ints(B, T), segment_ids_BT=ints(B, T), slot_BT=ints(B, T), images=images,
       learnt_image_BG=ints(B, G), learnt_start_BG=ints(B, G),
+      shared_ids_BT=ints(B, T) if data.turns == "separate" else None,
   )  # fmt: skip
 
 

@@ -74,6 +74,7 @@ def orthus_loss(
       slot_BT=batch.slot_BT,
       position_BT=batch.position_BT,
       segment_ids_BT=batch.segment_ids_BT,
+      shared_ids_BT=batch.shared_ids_BT,
   )
 
   losses, metrics = [], {}
