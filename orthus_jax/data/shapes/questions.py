@@ -25,7 +25,7 @@ _COUNTS = np.array([[0, 6, 2, 0], [6, 0, 3, 1], [2, 3, 0, 2], [0, 1, 2, 0]], np.
 _COUNT_PAIRS = tuple((i + 1, j + 1) for i in range(4) for j in range(4))
 _COUNT_CUMULATIVE = np.cumsum(_COUNTS.ravel() / _COUNTS.sum())
 _OTHERS = (0, 0, 1, 1, 2)
-_ALONE = 0.6  # how often a simple scene holds one thing; else it holds two
+_SIMPLE = (1, 2, 2, 3)  # things in a simple scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Subject:
 
 
 def sample(rng: np.random.Generator, *, simple: bool = False) -> Subject:
-  """A scene to ask about; with `simple`, one of a thing or two, about which counting isn't asked."""
+  """A scene to ask about; with `simple`, one of few things, about which counting isn't asked."""
   if simple:
-    u, of = rng.random(), "shape" if rng.integers(2) else "color"
+    n, of = int(pick(rng, _SIMPLE)), "shape" if rng.integers(2) else "color"
     # Counting is left to the table below: here, one would be the answer whatever the picture shows.
-    return Subject(world.sample_group(rng, 1, of=of, others=int(u >= _ALONE)), of, 1, 0)
+    return Subject(world.sample_group(rng, 1, of=of, others=n - 1), of, 1, 0)
   count, wrong = _COUNT_PAIRS[int(np.searchsorted(_COUNT_CUMULATIVE, rng.random(), side="right"))]
   of = "shape" if rng.integers(2) else "color"
   others = min(int(pick(rng, _OTHERS)), world.MAX_THINGS - count)
@@ -67,7 +67,9 @@ class _Item:
   answer: str = ""
 
 
-def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> list[dict[str, Any]]:
+def ask(
+    rng: np.random.Generator, subject: Subject, *, paired: bool = False, openly: bool = False
+) -> list[dict[str, Any]]:
   """Six to ten questions about one picture.
 
   Args:
@@ -76,18 +78,22 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
     paired: whether each yes/no question comes with its partner, right after it (three pairs and one or two open
       questions). Otherwise each stands alone, yes or no by a fair coin, and nothing is asked twice: where several
       questions stand in one sequence, a partner would give its answer away.
+    openly: whether to ask open questions alone, up to eight, in which a thing may come up again under another name.
 
   Returns:
     Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}.
   """
   records: list[dict[str, Any]] = []
-  used: set[tuple] = set()
+  used: set[tuple | str] = set()
 
-  def fresh(types: Sequence[str], *, openly: bool = False) -> _Item | None:
+  def fresh(types: Sequence[str], *, to_open: bool = False) -> _Item | None:
     for _ in range(30):
       item = _MAKERS[str(pick(rng, types))](rng, subject)
-      if item is not None and item.about not in used and (item.open or not openly):
-        used.add(item.about)
+      if item is None or (to_open and not item.open):
+        continue
+      about = item.open if openly else item.about
+      if about not in used:
+        used.add(about)
         return item
     return None  # a scene of one thing runs out of things to ask
 
@@ -96,19 +102,25 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
     question = item.open if form == "open" else item.yes if truth else item.no
     records.append({"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair})
 
+  if openly:
+    for _ in range(8):
+      item = fresh(TYPES[1:], to_open=True)
+      if item is not None:
+        add(item, "open")
+    return records
   if paired:
     for pair in range(3):
       item, first = fresh(TYPES) or _existence(rng, subject), bool(rng.integers(2))
       add(item, "yes_no", first, pair)
       add(item, "yes_no", not first, pair)
     for _ in range(int(rng.integers(1, 3))):
-      item = fresh(TYPES[1:], openly=True)
+      item = fresh(TYPES[1:], to_open=True)
       if item is not None:
         add(item, "open")
     return records
   for _ in range(6 if len(subject.scene.things) == 1 else int(rng.integers(8, 11))):
     # Half and half. Existence has no open form, so that it makes up more of the yes/no questions.
-    item = fresh(TYPES[1:], openly=True) if rng.integers(2) else None
+    item = fresh(TYPES[1:], to_open=True) if rng.integers(2) else None
     if item is not None:
       add(item, "open")
     else:

@@ -9,8 +9,8 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 
-# Simple questions are for training alone: a model that has only been asked about crowds takes many times as long to answer
-# anything.
+# Simple questions, open ones about few things, are for training alone: a model that is asked about crowds from the start, or
+# for a yes or no, takes many times as long to answer anything.
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "simple_question")
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
@@ -66,7 +66,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     subject = questions.sample(rng, simple=simple)
     while world.split_of(subject.scene) != split:
       subject = questions.sample(rng, simple=simple)
-    asked = questions.ask(rng, subject, paired=split != "train")
+    asked = questions.ask(rng, subject, paired=split != "train" and not simple, openly=simple)
     segments = [draw(subject.scene)]
     for record in asked:
       segments += [Text(record["question"]), Text(record["answer"], True)]
