@@ -115,6 +115,7 @@ def test_collectives_and_their_groups():
         ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, x", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=3], device_ids=([3,2]T(1,0)) {'axis_0'}", [[0, 1], [2, 3], [4, 5]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
 )
@@ -140,14 +141,14 @@ def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
 
 
 def test_flops_of_attention_kernels():
-  shapes = [((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
+  shapes = [((1, 4, 4), "s8"), ((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
   whole = 2.0 * 2 * 4 * 1024 * 1024 * 64
   settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256, "use_fused_bwd_kernel": true'
   share = 10 / 16  # of four by four blocks, those on and under the diagonal
-  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == 2 * whole * share
-  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == 5 * whole * share
-  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == 4 * whole * share
-  assert work.splash_flops("another_kernel", shapes, settings) == 0
+  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == (2 * whole * share, 64)
+  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == (5 * whole * share, 64)
+  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == (4 * whole * share, 64)
+  assert work.splash_flops("another_kernel", shapes, settings) == (0, 0)
   assert work.causal_share(512, 512, 512) == 1.0 and work.causal_share(1024, 512, 256) == 6 / 8
 
 

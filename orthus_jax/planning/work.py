@@ -114,9 +114,9 @@ class Work:
         yield c, o.times
 
 
-def count(module: Module) -> Work:
-  """Walks a module from its entry."""
-  return _Counter(module).run()
+def count(module: Module, *, rounds: int = 1) -> Work:
+  """Walks a module from its entry; `rounds` is how often loops run whose number of rounds can't be told."""
+  return _Counter(module, rounds).run()
 
 
 def _axis_pairs(size: int, kernel: int, out: int, stride: int, low: int, base: int, dilation: int) -> int:
@@ -159,15 +159,15 @@ def causal_share(length: int, block_q: int, block_kv: int) -> float:
   return needed / (rows * columns)
 
 
-def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> float:
-  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
+def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> tuple[float, int]:
+  """(FLOPs, head size) of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
 
-  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
+  The kernel skips the blocks above the diagonal and computes the others whole; (0, 0) if it is some other kernel.
   """
   found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
   arrays = [dims for dims, dtype in shapes if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")]
   if not found or len(arrays) < 2:
-    return 0.0
+    return 0.0, 0
   q, k = arrays[:2]
   which = found.group(1)
 
@@ -178,15 +178,14 @@ def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], setti
   suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[which]
   share = causal_share(k[-2], block("block_q" + suffix), block("block_kv" + suffix))
   fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*["\']: [tT]rue', settings) is not None
-  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
+  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share, q[-1]
 
 
-def _kernel(i: Instruction) -> tuple[float, int] | None:
-  """(FLOPs, head size) of a hand-written kernel; None if it isn't known."""
+def _kernel(i: Instruction) -> tuple[float, int]:
+  """(FLOPs, head size) of a hand-written kernel; (0, 0) if it isn't known."""
   listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
   arrays = hlo.arrays(listed.group(1)) if listed else ()
-  flops = splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
-  return (flops, next(a.dims[-1] for a in arrays if len(a.dims) >= 3)) if flops else None
+  return splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
 
 
 def _read(module: Module, computation: Computation, parameter: str) -> int:
@@ -224,8 +223,9 @@ def _written(module: Module, computation: Computation, name: str) -> int | None:
 class _Counter:
   """One walk over a module."""
 
-  def __init__(self, module: Module):
+  def __init__(self, module: Module, rounds: int):
     self._module = module
+    self._rounds = rounds
     self._ops: list[Op] = []
     self._loops: list[str] = []
     self._kernels: list[str] = []
@@ -242,7 +242,7 @@ class _Counter:
         trips = hlo.trip_count(self._module, computation, i)
         if trips is None:
           self._loops.append(i.op_name or i.name)
-        self._walk(self._module.computations[i.called("body")], times * (1 if trips is None else trips))
+        self._walk(self._module.computations[i.called("body")], times * (self._rounds if trips is None else trips))
       elif i.opcode == "call":
         self._walk(self._module.computations[i.called("to_apply")], times)
       elif i.opcode in ("async-start", "conditional"):
@@ -278,9 +278,9 @@ class _Counter:
     if i.opcode == "dot":
       return _dot(i.arrays[0], shape(0), i.attributes), 0.0, 0
     if i.opcode == "custom-call" and ("tpu_custom_call" in i.attributes or "triton" in i.attributes):
-      known = _kernel(i)
-      if known:
-        return 0.0, *known
+      flops, head_dim = _kernel(i)
+      if flops:
+        return 0.0, flops, head_dim
       self._kernels.append(i.name)
     return 0.0, 0.0, 0
 
