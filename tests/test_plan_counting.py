@@ -145,10 +145,10 @@ def test_flops_of_attention_kernels():
   whole = 2.0 * 2 * 4 * 1024 * 1024 * 64
   settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256, "use_fused_bwd_kernel": true'
   share = 10 / 16  # of four by four blocks, those on and under the diagonal
-  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == (2 * whole * share, 64)
-  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == (5 * whole * share, 64)
-  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == (4 * whole * share, 64)
-  assert work.splash_flops("another_kernel", shapes, settings) == (0, 0)
+  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == 2 * whole * share
+  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == 5 * whole * share
+  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == 4 * whole * share
+  assert work.splash_flops("another_kernel", shapes, settings) == 0
   assert work.causal_share(512, 512, 512) == 1.0 and work.causal_share(1024, 512, 256) == 6 / 8
 
 
@@ -187,13 +187,14 @@ def test_between_slices_each_chip_carries_its_share():
 
 
 def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
-  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, exposed=1.0)
+  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5)
   assert estimate.op_seconds(Op("a", "", 1, products=918e12, bytes=1), chip, c) == pytest.approx(2.0)
   assert estimate.op_seconds(Op("a", "", 1, products=1.0, bytes=1638 * 10**9), chip, c) == pytest.approx(2.0)
-  # Heads of 128 values fill half of a unit of 256 rows.
-  assert estimate.op_seconds(Op("a", "", 1, attention=918e12, head_dim=128), chip, c) == pytest.approx(4.0)
+  assert estimate.op_seconds(Op("a", "", 1, attention=918e12), chip, c) == pytest.approx(2.0)
   found = estimate.estimate(Work((Op("a", "", 3, products=918e12),)), [], chip, c)
   assert (found.bound, found.limit, found.calibrated) == (3.0, "compute", 6.0)
+  gather = estimate.Traffic("all-gather", ("fsdp",), 1, 1, link_seconds=1.0, network_seconds=0.5)
+  assert estimate.estimate(Work(()), [gather], chip, c).calibrated == 3.0
 
 
 def test_what_mfu_counts_is_the_published_figure():

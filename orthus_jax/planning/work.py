@@ -56,7 +56,6 @@ class Op:
     times: how often it runs in a step.
     products: FLOPs of matrix products and convolutions, of one run.
     attention: FLOPs of attention kernels.
-    head_dim: of those kernels' heads; 0 without any.
     bytes: to and from main memory.
     host_bytes: between the device and its host.
     collectives: in it.
@@ -67,7 +66,6 @@ class Op:
   times: int
   products: float = 0.0
   attention: float = 0.0
-  head_dim: int = 0
   bytes: int = 0
   host_bytes: int = 0
   collectives: tuple[Collective, ...] = ()
@@ -159,15 +157,15 @@ def causal_share(length: int, block_q: int, block_kv: int) -> float:
   return needed / (rows * columns)
 
 
-def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> tuple[float, int]:
-  """(FLOPs, head size) of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
+def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> float:
+  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
 
-  The kernel skips the blocks above the diagonal and computes the others whole; (0, 0) if it is some other kernel.
+  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
   """
   found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
   arrays = [dims for dims, dtype in shapes if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")]
   if not found or len(arrays) < 2:
-    return 0.0, 0
+    return 0.0
   q, k = arrays[:2]
   which = found.group(1)
 
@@ -178,11 +176,11 @@ def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], setti
   suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[which]
   share = causal_share(k[-2], block("block_q" + suffix), block("block_kv" + suffix))
   fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*["\']: [tT]rue', settings) is not None
-  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share, q[-1]
+  return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
 
 
-def _kernel(i: Instruction) -> tuple[float, int]:
-  """(FLOPs, head size) of a hand-written kernel; (0, 0) if it isn't known."""
+def _kernel(i: Instruction) -> float:
+  """FLOPs of a hand-written kernel; 0 if it isn't known."""
   listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
   arrays = hlo.arrays(listed.group(1)) if listed else ()
   return splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
@@ -260,13 +258,13 @@ class _Counter:
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
   def _add(self, computation: Computation, i: Instruction, times: int) -> None:
-    products, attention, head_dim = self._own_flops(computation, i)
+    products, attention = self._own_flops(computation, i)
     collectives = tuple(self._collectives(computation, i))
     moved, host = self._bytes(computation, i)
     if products or attention or moved or host or collectives:
-      self._ops.append(Op(i.name, i.op_name, times, products, attention, head_dim, moved, host, collectives))
+      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives))
 
-  def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float, int]:
+  def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float]:
     def shape(k: int) -> Array:
       return computation.instructions[i.operands[k]].arrays[0]
 
@@ -274,22 +272,22 @@ class _Counter:
       return self._flops(self._module.computations[i.called("calls")])
     if i.opcode == "convolution":
       key = re.sub(r"metadata=\{[^}]*\}.*", "", i.attributes)
-      return _convolution(i.arrays[0].dims, shape(0).dims, shape(1).dims, key), 0.0, 0
+      return _convolution(i.arrays[0].dims, shape(0).dims, shape(1).dims, key), 0.0
     if i.opcode == "dot":
-      return _dot(i.arrays[0], shape(0), i.attributes), 0.0, 0
+      return _dot(i.arrays[0], shape(0), i.attributes), 0.0
     if i.opcode == "custom-call" and ("tpu_custom_call" in i.attributes or "triton" in i.attributes):
-      flops, head_dim = _kernel(i)
+      flops = _kernel(i)
       if flops:
-        return 0.0, flops, head_dim
+        return 0.0, flops
       self._kernels.append(i.name)
-    return 0.0, 0.0, 0
+    return 0.0, 0.0
 
   @functools.cache
-  def _flops_of(self, name: str) -> tuple[float, float, int]:
+  def _flops_of(self, name: str) -> tuple[float, float]:
     parts = [self._own_flops(self._module.computations[name], i) for i in self._module.computations[name]]
-    return sum(p[0] for p in parts), sum(p[1] for p in parts), max((p[2] for p in parts), default=0)
+    return sum(p[0] for p in parts), sum(p[1] for p in parts)
 
-  def _flops(self, computation: Computation) -> tuple[float, float, int]:
+  def _flops(self, computation: Computation) -> tuple[float, float]:
     return self._flops_of(computation.name)
 
   def _collectives(self, computation: Computation, i: Instruction) -> Iterator[Collective]:
