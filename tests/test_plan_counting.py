@@ -115,6 +115,7 @@ def test_collectives_and_their_groups():
         ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
         ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, x", [[0, 1, 2, 3]]),
+        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=3], device_ids=([3,2]T(1,0)) {'axis_0'}", [[0, 1], [2, 3], [4, 5]]),
         ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
     ],
 )
@@ -140,7 +141,7 @@ def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
 
 
 def test_flops_of_attention_kernels():
-  shapes = [((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
+  shapes = [((1, 4, 4), "s8"), ((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
   whole = 2.0 * 2 * 4 * 1024 * 1024 * 64
   settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256, "use_fused_bwd_kernel": true'
   share = 10 / 16  # of four by four blocks, those on and under the diagonal
@@ -186,13 +187,14 @@ def test_between_slices_each_chip_carries_its_share():
 
 
 def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
-  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, exposed=1.0)
+  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5)
   assert estimate.op_seconds(Op("a", "", 1, products=918e12, bytes=1), chip, c) == pytest.approx(2.0)
   assert estimate.op_seconds(Op("a", "", 1, products=1.0, bytes=1638 * 10**9), chip, c) == pytest.approx(2.0)
-  # Heads of 128 values fill half of a unit of 256 rows.
-  assert estimate.op_seconds(Op("a", "", 1, attention=918e12, head_dim=128), chip, c) == pytest.approx(4.0)
+  assert estimate.op_seconds(Op("a", "", 1, attention=918e12), chip, c) == pytest.approx(2.0)
   found = estimate.estimate(Work((Op("a", "", 3, products=918e12),)), [], chip, c)
   assert (found.bound, found.limit, found.calibrated) == (3.0, "compute", 6.0)
+  gather = estimate.Traffic("all-gather", ("fsdp",), 1, 1, link_seconds=1.0, network_seconds=0.5)
+  assert estimate.estimate(Work(()), [gather], chip, c).calibrated == 3.0
 
 
 def test_what_mfu_counts_is_the_published_figure():

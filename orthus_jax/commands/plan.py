@@ -13,7 +13,7 @@ from orthus_jax.commands.train import read_config
 from orthus_jax.config import BadRequest
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
-                   [--search] [--against=FILE] [--json] [--debug]
+                   [--search | --generate=ROWS] [--against=FILE] [--json] [--debug]
        orthus plan --calibration [--json]
 
 Compiles the config's real training step for a topology and says what it takes: memory, FLOPs, bytes, collectives, and
@@ -27,13 +27,14 @@ time. No accelerator is needed; for TPUs, libtpu is (pip install 'orthus_jax[tpu
   --search                                      tries meshes, what is computed again, and batch sizes; prints the best that
                                                 fits as overrides to paste
   --limit=12                                    programs that --search compiles at most
+  --generate=64                                 plans generation instead: a picture for each of so many prompts at once
   --against=FILE                                a report of --json to compare with
   --json                                        prints the report as JSON
   --calibration                                 instead plans the published runs that the calibrated time is fitted to
 
 Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request.
 """
-_OWN = ("topology", "slices", "search", "limit", "against", "calibration")
+_OWN = ("topology", "slices", "search", "limit", "generate", "against", "calibration")
 _DOES_NOT_FIT = 3
 
 
@@ -106,6 +107,12 @@ def main(argv: Sequence[str]) -> int:
 
   title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
   against = report.read(other) if other is not None else None
+  if "generate" in own:
+    from orthus_jax.planning import generator
+
+    drawn = generator.make(config, topology, rows=_number(own, "generate", 1), title=title)
+    print(json.dumps(drawn.to_json(), indent=2) if options["json"] else generator.text(drawn), end="\n" if options["json"] else "")
+    return _DOES_NOT_FIT if drawn.fits is False else 0
   if "search" in own:
     tried = search.search(config, topology, title=title, limit=_number(own, "limit", 12), progress=_say)
     return search.show(tried, as_json=options["json"])

@@ -4,8 +4,8 @@ The bound is the largest of three times, as if each ran at its published rate an
 over memory bandwidth, collectives over links.
 
 The calibrated time is a sum over the program's instructions, which one core runs one after another. Each takes the longer
-of its FLOPs and its bytes, at the shares of the published rates that `Calibration` states; to that comes the part of the
-collectives' time that isn't hidden. The shares are fitted to published runs (`published.py`), and are few on purpose.
+of its FLOPs and its bytes, or as long as its collectives, at the shares of the published rates that `Calibration` states.
+The shares are fitted to published runs (`published.py`), and are few on purpose.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ class Calibration:
 
   Attributes:
     products: of the peak, by matrix products.
-    attention: of the peak, by attention kernels whose heads fill the matrix unit. A unit of 256 rows is half empty
-      under heads of 128 values, so there it is half of this.
+    attention: of the peak, by attention kernels.
     bandwidth: of the memory's.
-    exposed: share of the collectives' time that computation doesn't hide.
+    links: of the links within a slice, by collectives, none of which is hidden behind computation; what is hidden in
+      practice shows as a higher share.
+    network: of the network between slices, likewise.
   """
 
   products: float
   attention: float
   bandwidth: float
-  exposed: float
+  links: float
+  network: float
 
 
-CALIBRATION = Calibration(products=0.70, attention=0.40, bandwidth=0.85, exposed=0.5)
+CALIBRATION = Calibration(products=0.69, attention=0.40, bandwidth=0.90, links=0.65, network=0.50)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,14 +104,14 @@ def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Ca
   }
   limit = max(parts, key=parts.get)
   own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops)
-  calibrated = max(own + calibration.exposed * parts["network"], parts["network"], parts["host"])
+  sent = sum(t.link_seconds / calibration.links + t.network_seconds / calibration.network for t in traffic)
+  calibrated = max(own + sent, parts["host"])
   return Estimate(**parts, bound=parts[limit], limit=limit, calibrated=calibrated)
 
 
 def op_seconds(op: Op, chip: Chip, c: Calibration) -> float:
   """One run of an instruction: the longer of its FLOPs and its bytes."""
-  fill = min(1.0, op.head_dim / chip.matrix) if op.head_dim and chip.matrix else 1.0
-  flops = op.products / (chip.flops * c.products) + op.attention / (chip.flops * c.attention * fill)
+  flops = op.products / (chip.flops * c.products) + op.attention / (chip.flops * c.attention)
   return max(flops, op.bytes / (chip.bandwidth * c.bandwidth))
 
 

@@ -50,7 +50,6 @@ class Chip:
     wrap: a torus closes along a dimension that is a multiple of this.
     network: bytes/s that it can send beyond its slice (or node).
     host_link: bytes/s to its host, one direction.
-    matrix: rows and columns of its matrix unit; 0 where that doesn't matter.
     largest: chips of the largest slice (or node).
   """
 
@@ -64,22 +63,21 @@ class Chip:
   wrap: int
   network: float
   host_link: float
-  matrix: int
   largest: int
 
 
 CHIPS = {
     c.name: c
     for c in (
-        Chip("v4", "tpu", int(30.75 * GIB), 275e12, 1228e9, 150e9, 3, 4, 6.25e9, 16e9, 128, 4096),
-        Chip("v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 2, 16, 3.125e9, 16e9, 128, 256),
-        Chip("v5p", "tpu", 95 * GIB, 459e12, 2765e9, 600e9, 3, 4, 6.25e9, 16e9, 128, 6144),
-        Chip("v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 2, 16, 12.5e9, 32e9, 256, 256),
-        Chip("a100", "gpu", int(80e9), 312e12, 2039e9, 300e9, 0, 0, 25e9, 32e9, 0, 8),
-        Chip("h100", "gpu", int(80e9), 989e12, 3350e9, 450e9, 0, 0, 50e9, 64e9, 0, 8),
-        Chip("h200", "gpu", int(141e9), 989e12, 4800e9, 450e9, 0, 0, 50e9, 64e9, 0, 8),
+        Chip("v4", "tpu", int(30.75 * GIB), 275e12, 1228e9, 150e9, 3, 4, 6.25e9, 16e9, 4096),
+        Chip("v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 2, 16, 3.125e9, 16e9, 256),
+        Chip("v5p", "tpu", 95 * GIB, 459e12, 2765e9, 600e9, 3, 4, 6.25e9, 16e9, 6144),
+        Chip("v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 2, 16, 12.5e9, 32e9, 256),
+        Chip("a100", "gpu", int(80e9), 312e12, 2039e9, 300e9, 0, 0, 25e9, 32e9, 8),
+        Chip("h100", "gpu", int(80e9), 989e12, 3350e9, 450e9, 0, 0, 50e9, 64e9, 8),
+        Chip("h200", "gpu", int(141e9), 989e12, 4800e9, 450e9, 0, 0, 50e9, 64e9, 8),
         # Nobody publishes figures of "a CPU": a plan for one shows sizes and shares, and no times.
-        Chip("cpu", "cpu", 0, 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 0, 4096),
+        Chip("cpu", "cpu", 0, 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 4096),
     )
 }  # fmt: skip
 

@@ -248,7 +248,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
 
 
 def replica_groups(attributes: str) -> np.ndarray | None:
-  """Groups of partitions [groups, size] of a collective, whichever of XLA's three notations it is written in."""
+  """Groups of partitions [groups, size] of a collective, whichever of XLA's notations it is written in; None if it can't be told."""
   found = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
   if found:
     groups = [[int(n) for n in g.split(",") if n] for g in re.findall(r"\{([\d, ]*)\}", found.group(1))]
@@ -260,18 +260,21 @@ def replica_groups(attributes: str) -> np.ndarray | None:
     if found.group(3):
       ids = ids.transpose([int(n) for n in found.group(3).split(",")])
     return ids.reshape(shape)
-  found = re.search(r"replica_groups=(?:mesh|@\w+)\s*\[([^\]]*)\]\s*(?:,?\s*device_ids=\(\[([^\]]*)\]\)|,?\s*device_ids=\[([^\]]*)\])?\s*\{([^}]*)\}", attributes)
+  found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", attributes)
   if found:
-    axes = re.findall(r"'?\"?([\w.]+)\"?'?=(\d+)", found.group(1))
+    axes = re.findall(r"'([\w.]+)'=(\d+)", found.group(1))
     sizes = [int(n) for _, n in axes]
-    named = re.findall(r"'?\"?([\w.]+)\"?'?(?::\((\d+)\)(\d+))?", found.group(4))
-    if any(pre for _, pre, _ in named):
+    ids = np.arange(math.prod(sizes))
+    if found.group(2):
+      ids = ids.reshape([int(n) for n in found.group(2).split(",")])
+    if found.group(3):
+      ids = ids.transpose([int(n) for n in found.group(3).split(",")])
+    named = re.findall(r"'([\w.]+)'", found.group(4))
+    if re.search(r":\(", found.group(4)):  # a part of an axis
       return None
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    which = [k for k, (n, _) in enumerate(axes) if n in {n for n, _, _ in named if n}]
+    which = [k for k, (n, _) in enumerate(axes) if n in named]
     rest = [k for k in range(len(sizes)) if k not in which]
-    size = math.prod(sizes[k] for k in which)
-    return ids.transpose(rest + which).reshape(-1, size)
+    return ids.reshape(sizes).transpose(rest + which).reshape(-1, math.prod(sizes[k] for k in which))
   found = re.search(r"source_target_pairs=\{(\{[\d,{} ]*\})\}", attributes)
   if found:
     return np.asarray([[int(n) for n in p.split(",")] for p in re.findall(r"\{([\d, ]+)\}", found.group(1))])

@@ -56,7 +56,6 @@ class Op:
     times: how often it runs in a step.
     products: FLOPs of matrix products and convolutions, of one run.
     attention: FLOPs of attention kernels.
-    head_dim: of those kernels' heads; 0 without any.
     bytes: to and from main memory.
     host_bytes: between the device and its host.
     collectives: in it.
@@ -67,7 +66,6 @@ class Op:
   times: int
   products: float = 0.0
   attention: float = 0.0
-  head_dim: int = 0
   bytes: int = 0
   host_bytes: int = 0
   collectives: tuple[Collective, ...] = ()
@@ -114,9 +112,9 @@ class Work:
         yield c, o.times
 
 
-def count(module: Module) -> Work:
-  """Walks a module from its entry."""
-  return _Counter(module).run()
+def count(module: Module, *, rounds: int = 1) -> Work:
+  """Walks a module from its entry; `rounds` is how often loops run whose number of rounds can't be told."""
+  return _Counter(module, rounds).run()
 
 
 def _axis_pairs(size: int, kernel: int, out: int, stride: int, low: int, base: int, dilation: int) -> int:
@@ -181,12 +179,11 @@ def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], setti
   return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
 
 
-def _kernel(i: Instruction) -> tuple[float, int] | None:
-  """(FLOPs, head size) of a hand-written kernel; None if it isn't known."""
+def _kernel(i: Instruction) -> float:
+  """FLOPs of a hand-written kernel; 0 if it isn't known."""
   listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
   arrays = hlo.arrays(listed.group(1)) if listed else ()
-  flops = splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
-  return (flops, next(a.dims[-1] for a in arrays if len(a.dims) >= 3)) if flops else None
+  return splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
 
 
 def _read(module: Module, computation: Computation, parameter: str) -> int:
@@ -224,8 +221,9 @@ def _written(module: Module, computation: Computation, name: str) -> int | None:
 class _Counter:
   """One walk over a module."""
 
-  def __init__(self, module: Module):
+  def __init__(self, module: Module, rounds: int):
     self._module = module
+    self._rounds = rounds
     self._ops: list[Op] = []
     self._loops: list[str] = []
     self._kernels: list[str] = []
@@ -242,7 +240,7 @@ class _Counter:
         trips = hlo.trip_count(self._module, computation, i)
         if trips is None:
           self._loops.append(i.op_name or i.name)
-        self._walk(self._module.computations[i.called("body")], times * (1 if trips is None else trips))
+        self._walk(self._module.computations[i.called("body")], times * (self._rounds if trips is None else trips))
       elif i.opcode == "call":
         self._walk(self._module.computations[i.called("to_apply")], times)
       elif i.opcode in ("async-start", "conditional"):
@@ -260,13 +258,13 @@ class _Counter:
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
   def _add(self, computation: Computation, i: Instruction, times: int) -> None:
-    products, attention, head_dim = self._own_flops(computation, i)
+    products, attention = self._own_flops(computation, i)
     collectives = tuple(self._collectives(computation, i))
     moved, host = self._bytes(computation, i)
     if products or attention or moved or host or collectives:
-      self._ops.append(Op(i.name, i.op_name, times, products, attention, head_dim, moved, host, collectives))
+      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives))
 
-  def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float, int]:
+  def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float]:
     def shape(k: int) -> Array:
       return computation.instructions[i.operands[k]].arrays[0]
 
@@ -274,22 +272,22 @@ class _Counter:
       return self._flops(self._module.computations[i.called("calls")])
     if i.opcode == "convolution":
       key = re.sub(r"metadata=\{[^}]*\}.*", "", i.attributes)
-      return _convolution(i.arrays[0].dims, shape(0).dims, shape(1).dims, key), 0.0, 0
+      return _convolution(i.arrays[0].dims, shape(0).dims, shape(1).dims, key), 0.0
     if i.opcode == "dot":
-      return _dot(i.arrays[0], shape(0), i.attributes), 0.0, 0
+      return _dot(i.arrays[0], shape(0), i.attributes), 0.0
     if i.opcode == "custom-call" and ("tpu_custom_call" in i.attributes or "triton" in i.attributes):
-      known = _kernel(i)
-      if known:
-        return 0.0, *known
+      flops = _kernel(i)
+      if flops:
+        return 0.0, flops
       self._kernels.append(i.name)
-    return 0.0, 0.0, 0
+    return 0.0, 0.0
 
   @functools.cache
-  def _flops_of(self, name: str) -> tuple[float, float, int]:
+  def _flops_of(self, name: str) -> tuple[float, float]:
     parts = [self._own_flops(self._module.computations[name], i) for i in self._module.computations[name]]
-    return sum(p[0] for p in parts), sum(p[1] for p in parts), max((p[2] for p in parts), default=0)
+    return sum(p[0] for p in parts), sum(p[1] for p in parts)
 
-  def _flops(self, computation: Computation) -> tuple[float, float, int]:
+  def _flops(self, computation: Computation) -> tuple[float, float]:
     return self._flops_of(computation.name)
 
   def _collectives(self, computation: Computation, i: Instruction) -> Iterator[Collective]:

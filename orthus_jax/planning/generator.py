@@ -1,0 +1,139 @@
+"""Plans generation: the engine's one program, compiled for a batch of prompts that each ask for a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.inference import engine
+from orthus_jax.models.orthus import compute_dtype
+from orthus_jax.models.params import shapes_and_axes
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.planning import estimate, hardware, hlo, program, work
+from orthus_jax.planning.hardware import GIB, Topology
+from orthus_jax.training.tasks import OrthusTask
+
+_PROMPT = 64  # positions of each branch's prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratorPlan:
+  """Generation of a picture for each of a batch of prompts, with guidance.
+
+  Attributes:
+    title, topology: as asked.
+    rows: prompts at once, over all devices.
+    solver_steps: of the diffusion head, for each patch.
+    memory: bytes on one device: "parameters", "arguments", "temporaries", "peak", "capacity".
+    fits: whether 5% of the memory stays free; None where that can't be told.
+    flops, bytes: of one device, for the whole batch.
+    traffic: collectives, see `estimate.Traffic`.
+    times: seconds for the whole batch, see `estimate.Estimate`; empty where the chip has no published rates.
+    pictures_per_second: calibrated, all devices together.
+    seconds: that planning took.
+  """
+
+  title: str
+  topology: str
+  rows: int
+  solver_steps: int
+  memory: dict[str, int]
+  fits: bool | None
+  flops: float
+  bytes: int
+  traffic: tuple[dict[str, Any], ...]
+  times: dict[str, Any]
+  pictures_per_second: float
+  seconds: dict[str, float]
+
+  def to_json(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+
+def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> GeneratorPlan:
+  """Compiles the generator for a topology and works out its plan.
+
+  Every turn of the engine's loop is counted as one that draws a patch, and the loop as running until a picture is done.
+
+  Raises:
+    BadRequest: if the devices can't share the rows.
+  """
+  begin = time.monotonic()
+  mesh = mesh_lib.make_mesh(config.mesh, devices=hardware.devices(topology))
+  ways = mesh.shape["data"] * mesh.shape["fsdp"]
+  if rows % ways:
+    raise BadRequest(f"--generate={rows} can't be split over data x fsdp = {ways} devices: make it a multiple")
+  patches = config.model.vision_tokenizer.patches
+  with jax.set_mesh(mesh):
+    graphdef, shapes, axes = shapes_and_axes(OrthusTask(config, None).init)
+    params = {
+        n: jax.ShapeDtypeStruct(
+            s.shape, compute_dtype(config.model, n) or s.dtype, sharding=mesh_lib.sharding(mesh, s.shape, axes[n])
+        )
+        for n, s in shapes.items()
+    }
+    fixed = engine.Program(
+        max_new=patches + 2, steps=config.sampling.steps, temperature=0.0, top_k=0, top_p=1.0, sep=8710, boi=8197, eoi=8196,
+        image=8711, eos=2,
+    )  # fmt: skip
+    text_V = jax.ShapeDtypeStruct((config.model.transformer.vocab_size,), jnp.bool, sharding=NamedSharding(mesh, PartitionSpec()))
+    traced = engine.generate.trace(graphdef, params, _prompts(config, mesh, rows), text_V, config=config.model, program=fixed)
+    done = time.monotonic()
+    text, memory = program.compile_traced(traced, mesh)
+  counted = work.count(hlo.parse(text), rounds=fixed.max_new) if text else work.Work(())
+  mesh_shape = {a: int(n) for a, n in mesh.shape.items()}
+  traffic = estimate.traffic(counted, mesh_shape, topology, hardware.places(topology, list(mesh.devices.flat)))
+  times = dataclasses.asdict(estimate.estimate(counted, traffic, topology.chip)) if topology.chip.flops and text else {}
+  own = sum(jax.ShapeDtypeStruct(s.sharding.shard_shape(s.shape), s.dtype).size * s.dtype.itemsize for s in params.values())
+  is_tpu = topology.chip.platform == "tpu"
+  return GeneratorPlan(
+      title=title, topology=str(topology), rows=rows, solver_steps=config.sampling.steps,
+      memory={"parameters": own, "arguments": memory.arguments, "temporaries": memory.temporaries, "peak": memory.peak,
+              "capacity": topology.chip.memory},
+      fits=memory.peak <= 0.95 * topology.chip.memory if is_tpu else None, flops=counted.flops, bytes=counted.bytes,
+      traffic=tuple(dataclasses.asdict(t) for t in traffic), times=times,
+      pictures_per_second=rows / times["calibrated"] if times else 0.0,
+      seconds={"trace": done - begin, "compile": time.monotonic() - done},
+  )  # fmt: skip
+
+
+def _prompts(config: Config, mesh: Any, rows: int) -> engine.Prompts:
+  vision, branches = config.model.vision_tokenizer, 1 if config.sampling.guidance == 1 else 2
+
+  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
+    whole = (rows, *shape)
+    return jax.ShapeDtypeStruct(whole, dtype, sharding=mesh_lib.sharding(mesh, whole, ("batch", *(None,) * len(shape))))
+
+  return engine.Prompts(
+      tokens_BRT=array(jnp.int32, branches, _PROMPT), slot_BRT=array(jnp.int32, branches, _PROMPT),
+      features_BRJC=array(jnp.float32, branches, vision.patches, vision.latent_dim), length_BR=array(jnp.int32, branches),
+      weight_BR=array(jnp.float32, branches), seed_B=array(jnp.int32), max_images_B=array(jnp.int32),
+      stop_after_images_B=array(jnp.bool),
+  )  # fmt: skip
+
+
+def text(plan: GeneratorPlan) -> str:
+  """A plan as a few lines of text."""
+  m, t = plan.memory, plan.times
+  lines = [
+      f"{plan.title}  generating on {plan.topology}: {plan.rows} pictures at once, {plan.solver_steps} solver steps a patch",
+      f"memory of one device: parameters {m['parameters'] / GIB:.2f} GiB, temporaries (the cache among them)"
+      f" {m['temporaries'] / GIB:.2f}, peak {m['peak'] / GIB:.2f}" + (f" of {m['capacity'] / GIB:.2f}" if m["capacity"] else ""),
+  ]  # fmt: skip
+  if plan.fits is not None:
+    lines.append("fits" if plan.fits else f"DOES NOT FIT, by {(m['peak'] - 0.95 * m['capacity']) / GIB:.2f} GiB: fewer rows a device, or mesh.tensor")
+  lines.append(f"one device and batch: {plan.flops / 1e12:.1f} TFLOP, {plan.bytes / 1e9:.0f} GB of memory traffic")
+  for c in plan.traffic[:5]:
+    seconds = c["link_seconds"] + c["network_seconds"]
+    lines.append(f"  {c['kind']} over {'+'.join(c['axes'])}: {c['count']} times, {c['bytes'] / 1e9:.2f} GB, {seconds:.2f} s")
+  if t:
+    lines.append(f"bound {t['bound']:.1f} s ({t['limit']}), calibrated {t['calibrated']:.1f} s:"
+                 f" {plan.pictures_per_second:.2f} pictures/s, {t['calibrated'] / plan.rows:.3f} s a picture")  # fmt: skip
+  lines.append(f"planned in {sum(plan.seconds.values()):.0f} s")
+  return "\n".join(lines) + "\n"
