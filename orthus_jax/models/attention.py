@@ -68,31 +68,38 @@ def _whole(k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> t
   return tuple(sharded.gather(x, "positions", dimension=1) for x in (k_BTKH, v_BTKH, segment_ids_BT))
 
 
-def _mask(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array, shared_ids_BT: jax.Array | None) -> jax.Array:
-  """[B, T, S]: what each of a device's positions sees."""
-  T, S = segment_ids_BT.shape[1], segment_ids_BS.shape[1]
-  if T == S:
-    causal_TS = jnp.tril(jnp.ones((T, T), bool))
-  else:
-    causal_TS = jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
+def _seen(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array, shared_ids_BT: jax.Array | None) -> jax.Array:
+  """[B, T, S]: the segments that each of a device's positions sees, ahead or behind."""
   seen_BTS = segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
   if shared_ids_BT is not None:
     seen_BTS |= shared_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
-  return seen_BTS & causal_TS
+  return seen_BTS
+
+
+def _causal(T: int, S: int) -> jax.Array:
+  """[T, S]: what lies behind each of a device's positions."""
+  if T == S:
+    return jnp.tril(jnp.ones((T, T), bool))
+  return jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
 
 
 def _xla(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
 ) -> jax.Array:
   k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  return _attend(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS, shared_ids_BT))
+  seen_BTS = _seen(segment_ids_BT, segment_ids_BS, shared_ids_BT)
+  return _attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _causal(*seen_BTS.shape[1:]))
 
 
 def _cudnn(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
 ) -> jax.Array:
   k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS, shared_ids_BT))
+  seen_BTS = _seen(segment_ids_BT, segment_ids_BS, shared_ids_BT)
+  T, S = seen_BTS.shape[1:]
+  if T == S:  # cuDNN skips what lies ahead if it is told so other than by the mask
+    return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS, causal=True)
+  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _causal(T, S), causal=False)
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:
