@@ -22,7 +22,7 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
 TRAIN = {
-    "caption_to_image": 11000, "image_to_caption": 3500, "question": 3500, "edit": 600, "story": 600, "simple_question": 3500
+    "caption_to_image": 11000, "image_to_caption": 3500, "question": 5000, "edit": 500, "story": 500, "simple_question": 5000
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 

@@ -16,6 +16,7 @@ KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "s
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
+_FEW_THINGS = 1 / 3  # of training's questions, on the way to crowds
 _TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
 
 
@@ -63,9 +64,10 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     meta = {"things": as_lists(scene)}
   elif kind in ("question", "simple_question"):
     simple = kind == "simple_question"
-    subject = questions.sample(rng, simple=simple)
+    few = simple or (split == "train" and rng.random() < _FEW_THINGS)
+    subject = questions.sample(rng, simple=few)
     while world.split_of(subject.scene) != split:
-      subject = questions.sample(rng, simple=simple)
+      subject = questions.sample(rng, simple=few)
     asked = questions.ask(rng, subject, paired=split != "train" and not simple, openly=simple)
     segments = [draw(subject.scene)]
     for record in asked:
