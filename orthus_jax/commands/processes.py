@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import os
 import re
 import socket
+import sys
 import time
 
 from orthus_jax.config import BadRequest
@@ -54,10 +55,18 @@ def start(
     import jax
 
     meet(coordinator, count, process_id, timeout=timeout)
+    _keep_stdout()
     jax.distributed.initialize(
         coordinator, count, process_id, local_device_ids=local, cluster_detection_method="deactivate",
         initialization_timeout=int(max(timeout, 60)),
     )  # fmt: skip
+
+
+def _keep_stdout() -> None:
+  """Leaves standard output to Python: gloo, which carries what CPUs send each other, prints there from C++."""
+  sys.stdout.flush()
+  sys.stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
+  os.dup2(2, 1)
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
