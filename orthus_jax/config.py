@@ -288,8 +288,10 @@ class DataConfig:
   """What is read, and how it is laid into batches.
 
   Attributes:
-    source: "shapes" (the built-in world) or "folder" (pictures beside a JSON-lines file).
-    path: the prepared data set's or the folder's place; empty: under the user's cache directory (shapes).
+    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), or "prepared" (what
+      `orthus prepare --out` made of one of them, for data that doesn't fit into memory).
+    path: the data set's or the folder's place; empty: under the user's cache directory (shapes).
+    mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
     annotations: the JSON-lines file's name within the folder.
     pairs: which documents an image-text pair becomes.
     split: what training reads.
@@ -306,8 +308,9 @@ class DataConfig:
     max_bad_share: more bad records than this share stop the run.
   """
 
-  source: Literal["shapes", "folder"] = "shapes"
+  source: Literal["shapes", "folder", "prepared"] = "shapes"
   path: str = ""
+  mixture: tuple[tuple[str, float], ...] = ()
   annotations: str = "metadata.jsonl"
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
@@ -332,6 +335,17 @@ class DataConfig:
         f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",
     )
     _require(all(w >= 0 for _, w in self.kinds), "data.kinds: weights must not be negative")
+    _require(
+        not self.mixture or (self.source == "prepared" and not self.path),
+        "data.mixture is for data.source=prepared, in the place of data.path",
+    )
+    _require(all(w > 0 for _, w in self.mixture), "data.mixture: weights must be above 0")
+    if self.source == "prepared":
+      _require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
+      _require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
+      for field in ("annotations", "pairs", "split", "max_bad_share"):
+        default = type(self).__dataclass_fields__[field].default
+        _require(getattr(self, field) == default, f"data.{field} is settled when data is prepared: leave it at {default!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -451,6 +465,9 @@ class RunConfig:
     checkpoint_every: steps between checkpoints; 0 only at the end.
     keep_checkpoints: how many are kept.
     report: write report.html and report.json at the end.
+    profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
+      Perfetto; empty: none.
+    peak_tflops: a device's peak in 1e12 FLOP/s, which MFU is a share of; 0: the published one where it is known.
   """
 
   steps: int = 1000
@@ -462,8 +479,16 @@ class RunConfig:
   checkpoint_every: int = 0
   keep_checkpoints: int = 2
   report: bool = False
+  profile_steps: tuple[int, ...] = ()
+  peak_tflops: float = 0.0
 
   def __post_init__(self):
+    first_last = self.profile_steps
+    _require(
+        not first_last or (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]),
+        f"run.profile_steps={first_last} must be (first, last) step, from 1, or empty",
+    )
+    _require(self.peak_tflops >= 0, f"run.peak_tflops={self.peak_tflops} must not be negative; 0 means the published one")
     _require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
     _require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
     _require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
@@ -502,6 +527,10 @@ class Config:
     _require(
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
+    )
+    _require(
+        self.task == "orthus" or self.data.source != "prepared",
+        "task=vision_tokenizer reads pictures: set data.source to shapes or folder",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4

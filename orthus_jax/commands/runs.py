@@ -19,11 +19,12 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data import sources
 from orthus_jax.data.documents import Document, Text
 from orthus_jax.data.pipeline import Pipeline, Source
+from orthus_jax.data.prepared_pipeline import PreparedPipeline
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, loop, tasks, whitening
+from orthus_jax.training import checkpoint, hosts, loop, tasks, whitening
 from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
 
 _log = logging.getLogger("orthus_jax.train")
@@ -39,17 +40,25 @@ def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
     begin: time.monotonic() when the command started.
   """
   # What can be refused is refused before anything is written.
-  mesh = mesh_lib.make_mesh(config.mesh)
-  mesh_lib.check(mesh, config)
-  loop.check_sources(config)
-  tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
-  checkpoint.check_workdir(workdir, config)
-  source = sources.open_source(config, config.data.split)
-  checkpoint.open_workdir(workdir, config)
-  if tokenizer is None:
-    figures = _tokenizer(config, workdir, tasks.TokenizerTask(config, source))
-  else:
-    figures = _orthus(config, workdir, source, tokenizer, begin=begin)
+  with hosts.together():
+    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check(mesh, config)
+    loop.check_sources(config)
+    tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
+    checkpoint.check_workdir(workdir, config)
+  source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
+  with hosts.together():
+    if hosts.primary():
+      checkpoint.open_workdir(workdir, config)
+  with hosts.together():
+    if tokenizer is None:
+      task = tasks.TokenizerTask(config, source)
+    else:
+      task = _orthus_task(config, workdir, source, tokenizer)
+  figures = _tokenizer(config, workdir, task) if tokenizer is None else _orthus(config, workdir, task, source, begin=begin)
+  hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
+  if not hosts.primary():
+    return {}
   figures["seconds"]["total"] = time.monotonic() - begin
   figures["peak_memory_bytes"] = peak_memory_bytes()
   checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
@@ -75,18 +84,27 @@ def bar(what: str) -> Callable[[int, int], None]:
   return update
 
 
-def _orthus(
-    config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer, *, begin: float
-) -> dict[str, Any]:
-  tokenizer.save(workdir)
-  pipeline = Pipeline(source, tokenizer, config, progress=bar("reading"))
+def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:
+  """Reads and lays out the documents."""
+  if hosts.primary():
+    tokenizer.save(workdir)
+  if config.data.source == "prepared":
+    pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())
+  else:
+    pipeline = Pipeline(source, tokenizer, config, progress=bar("reading") if hosts.primary() else None)
   if pipeline.too_long:
     _log.warning(
         "%d documents don't fit a row of %d positions, %d images and %d learnt ones, and are left out: %s%s",
         len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
         config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
     )  # fmt: skip
-  _log.info("%d documents, %d pictures", len(pipeline), len(pipeline.table.pixels))
+  pictures = len(pipeline.table.pixels)
+  _log.info("%d documents%s", len(pipeline), f", {pictures} pictures" if pictures else "")
+  return tasks.OrthusTask(config, pipeline)
+
+
+def _orthus(config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, *, begin: float) -> dict[str, Any]:
+  tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
   shown = _prompts(held_out)
 
@@ -94,17 +112,16 @@ def _orthus(
     model = Model.create(config, params, tokenizer)
     show(model, shown, workdir / "samples", step, writer)
 
-  result = loop.train(config, workdir, tasks.OrthusTask(config, pipeline), on_samples=on_samples)
-  model = Model.create(config, result.params, tokenizer)
+  result = loop.train(config, workdir, task, on_samples=on_samples)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest,
-      "parameters": sum(v.size for v in result.params.values()),
+      "parameters": result.parameters,
       "versions": checkpoint.versions(),
       "seconds": dict(result.seconds),
   }
   figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
-  if config.run.report:
-    _report(config, workdir, model, figures, shown)
+  if config.run.report and hosts.primary():
+    _report(config, workdir, Model.create(config, result.params, tokenizer), figures, shown)
   return figures
 
 
@@ -174,6 +191,8 @@ def show(model: Model, documents: dict[str, list[Document]], folder: Path, step:
 
 def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict[str, Any]:
   result = loop.train(config, workdir, task)
+  if not hosts.primary():
+    return {}
   params = result.params
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)

@@ -16,7 +16,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orthus_jax.commands import common
+from orthus_jax.commands import common, processes
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
 
 _log = logging.getLogger("orthus_jax.train")
@@ -31,7 +31,16 @@ checkpoint; one of another config is refused.
   --workdir=runs/shapes              gets config, metrics, checkpoints and report
   --json                             prints the report's figures as JSON
   --debug                            shows tracebacks
+
+Several processes train one model when each is started with the same command. SLURM, Open MPI, GKE and Cloud TPU pods are
+recognised; elsewhere, say who is who:
+
+  --coordinator=HOST:PORT            where process 0 listens
+  --processes=4 --process_id=0       how many there are, and which this is; --processes=auto asks the cluster, 1 is alone
+  --join_timeout=300                 seconds to wait for the others
 """
+
+_PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
 
 
 def load_config(spec: str) -> Config:
@@ -73,7 +82,7 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
   argv = [a for a in argv if not re.match(r"--?config($|=)", a)]
   fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
-  names = ["--config", "--workdir", "--json", "--debug", *_flag_names(fields, "--config")]
+  names = ["--config", "--workdir", "--json", "--debug", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])
     if not a.startswith("-"):
@@ -89,13 +98,19 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
     flags.DEFINE_string("workdir", None, "", flag_values=values)
     flags.DEFINE_bool("json", False, "", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    flags.DEFINE_string("processes", None, "", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "", flag_values=values)
+    flags.DEFINE_float("join_timeout", None, "", flag_values=values)
     values(["orthus", *argv])
     config = from_dict(Config, values.config.to_dict())
   except BadRequest:
     raise
   except Exception as e:  # the library raises many kinds for values that it can't parse
     raise BadRequest(f"bad options: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
-  return config, {"workdir": values.workdir, "json": values.json}
+  joining = {"coordinator": values.coordinator, "processes": values.processes, "process_id": values.process_id}
+  options = {"workdir": values.workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
+  return config, options
 
 
 def _tuples(value: Any) -> Any:
@@ -123,13 +138,17 @@ def main(argv: Sequence[str]) -> int:
   if not options["workdir"]:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
   workdir = Path(options["workdir"])
+  processes.start(**options["joining"])
   common.start(verbose=True)
   common.keep_memory()
 
   from orthus_jax.commands import runs
+  from orthus_jax.training import hosts
 
+  if not hosts.primary():
+    logging.getLogger("orthus_jax").setLevel(logging.WARNING)
   figures = runs.run(config, workdir, begin=begin)
-  if options["json"]:
+  if options["json"] and hosts.primary():
     json.dump(figures, sys.stdout, indent=2)
     print()
   return 0

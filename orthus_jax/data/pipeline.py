@@ -5,7 +5,8 @@ Axes of a batch: B rows, T positions, M images a row, G learnt images a row, P p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+import functools
 import hashlib
 from typing import NamedTuple, Protocol
 
@@ -37,7 +38,7 @@ class Batch(NamedTuple):
     position_BT: int32, from 0 within each document.
     segment_ids_BT: int32, 1, 2, … per document; 0 is padding.
     slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
-    images: uint8 [B, M, R, R, 3] pixels or float32 [B, M, P, C] features.
+    images: uint8 [B, M, R, R, 3] pixels, or float32 or bfloat16 [B, M, P, C] features.
     learnt_image_BG: int32, which image of the row is learnt; -1 for none.
     learnt_start_BG: int32, where that image's BOI stands.
   """
@@ -79,6 +80,54 @@ class _Laid(NamedTuple):
   images: tuple[tuple[int, ...], ...]
 
 
+def empty_batch(config: Config, rows: int, *, pad: int, image_shape: tuple[int, ...], dtype: np.dtype) -> Batch:
+  """Rows of padding; images are of `image_shape`, [R, R, 3] or [P, C]."""
+  data = config.data
+  T, G = data.sequence_length, data.learnt_images_per_row
+  return Batch(
+      tokens_BT=np.full((rows, T), pad, np.int32),
+      targets_BT=np.full((rows, T), pad, np.int32),
+      text_weight_BT=np.zeros((rows, T), np.float32),
+      position_BT=np.zeros((rows, T), np.int32),
+      segment_ids_BT=np.zeros((rows, T), np.int32),
+      slot_BT=np.full((rows, T), -1, np.int32),
+      images=np.zeros((rows, data.images_per_row, *image_shape), dtype),
+      learnt_image_BG=np.full((rows, G), -1, np.int32),
+      learnt_start_BG=np.zeros((rows, G), np.int32),
+  )
+
+
+def fill_row(
+    out: Batch, b: int, documents: Iterable[tuple[Sequence, Iterable[np.ndarray]]], *, patches: int, power: float
+) -> None:
+  """Writes documents, each a sequence and its pictures (or their features), one after the other into a row of padding."""
+  at, m, g = 0, 0, 0
+  for segment, (s, pictures) in enumerate(documents, start=1):
+    n, span = len(s), slice(at, at + len(s))
+    out.tokens_BT[b, span] = s.tokens_T
+    out.targets_BT[b, at : at + n - 1] = s.tokens_T[1:]
+    out.text_weight_BT[b, at : at + n - 1] = _weights(s.learnt_length_T[1:], power)
+    out.position_BT[b, span] = np.arange(n)
+    out.segment_ids_BT[b, span] = segment
+    for i, picture in enumerate(pictures):
+      first = at + s.starts_I[i] + 1
+      out.slot_BT[b, first : first + patches] = np.arange((m + i) * patches, (m + i + 1) * patches)
+      out.images[b, m + i] = picture
+      if s.learn_I[i]:
+        out.learnt_image_BG[b, g] = m + i
+        out.learnt_start_BG[b, g] = at + s.starts_I[i]
+        g += 1
+    at, m = at + n, m + len(s.learn_I)
+
+
+def prefetch(
+    batch: Callable[[int], Batch], start: int, stop: int, *, threads: int = 1, buffer: int = 4
+) -> Iterator[tuple[int, Batch]]:
+  """(step, batch(step)) from `start` to `stop`, made ahead in the background."""
+  steps = grain.MapDataset.range(start, stop).map(lambda step: (int(step), batch(int(step))))
+  return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
+
+
 def _weights(learnt_length_T: np.ndarray, power: float) -> np.ndarray:
   """length ** -power where a token is learnt, else 0."""
   learnt_T = learnt_length_T > 0
@@ -111,7 +160,7 @@ class Pipeline:
     self.config = config
     self.table = FeatureTable()
     self.too_long: list[str] = []
-    self._tokenizer = tokenizer
+    self.tokenizer = tokenizer
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     self._documents: list[_Laid] = []
@@ -135,7 +184,10 @@ class Pipeline:
           f"none of the {len(source)} documents fits a row of {data.sequence_length} positions, {data.images_per_row}"
           f" images and {data.learnt_images_per_row} learnt images: raise data.sequence_length or the images per row"
       )
-    self._sizes_DV3 = [np.asarray([_size(s) for s in d.variants]) for d in self._documents]
+    # Asked for at every step, and the same throughout an epoch.
+    self._variants = functools.lru_cache(maxsize=2)(self._draw_variants)
+    self._epoch_sizes = functools.lru_cache(maxsize=2)(self._draw_sizes)
+    self._sizes_DV3 = [np.asarray([s.size for s in d.variants]) for d in self._documents]
     self.plan = packing.Plan(
         self._epoch_sizes,
         weights_D=self._weights(),
@@ -145,34 +197,19 @@ class Pipeline:
     )
 
   def _add(self, document: Document, capacity: packing.Capacity) -> None:
-    vision = self.config.model.vision_tokenizer
-    R, P = vision.resolution, vision.patches
-    fitted = Document(
-        tuple(
-            Image(images_lib.fit(s.pixels, R, vision.pixels), s.learn) if isinstance(s, Image) else s
-            for s in document.segments
-        ),
-        id=document.id, kind=document.kind,
-    )  # fmt: skip
-    documents = [fitted]
-    if self.config.data.caption_dropout > 0 and _asks_for_image(fitted):
-      prompt = self.config.sampling.unconditional_prompt
-      documents.append(unconditional(fitted, prompt))
-      if any(isinstance(s, Image) for s in fitted.prompt().segments):
-        documents.append(unconditional(fitted, prompt, keep_images=True))
-    variants = tuple(layout(d, self._tokenizer, patches=P) for d in documents)
-    if any((np.asarray(_size(v)) > capacity.vector()).any() for v in variants):
+    laid = variants(document, self.tokenizer, self.config, dropped=self.config.data.caption_dropout > 0)
+    if any((np.asarray(v.size) > capacity.vector()).any() for v in laid):
       self.too_long.append(document.id)
       return
-    images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in variants)
-    light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in variants)
+    images = tuple(tuple(self.table.add(i.pixels) for i in v.images) for v in laid)
+    light = tuple(Sequence(v.tokens_T, v.learnt_length_T, v.image_T, v.starts_I, v.learn_I, ()) for v in laid)
     self._documents.append(_Laid(document.id, document.kind, light, images))
 
   def _weights(self) -> np.ndarray:
     weights = np.asarray([self._kinds.get(d.kind, 1.0) for d in self._documents], np.float64)
     return weights / weights.max()
 
-  def _variants(self, epoch: int) -> np.ndarray:
+  def _draw_variants(self, epoch: int) -> np.ndarray:
     """Which variant of each document an epoch shows: 0, its own caption, but for the dropped share."""
     rng = np.random.default_rng((self.config.run.seed, epoch, 1))
     dropped = rng.random(len(self._documents)) < self.config.data.caption_dropout
@@ -180,7 +217,7 @@ class Pipeline:
     counts = np.asarray([len(d.variants) for d in self._documents])
     return np.where(dropped & (counts > 1), 1 + which % np.maximum(counts - 1, 1), 0)
 
-  def _epoch_sizes(self, epoch: int) -> np.ndarray:
+  def _draw_sizes(self, epoch: int) -> np.ndarray:
     return np.stack([sizes[v] for sizes, v in zip(self._sizes_DV3, self._variants(epoch))])
 
   def __len__(self) -> int:
@@ -190,59 +227,50 @@ class Pipeline:
     """The documents of a step's batch, row by row."""
     return [self._documents[d].id for _, row in self.plan.batch(step) for d in row]
 
-  def batch(self, step: int) -> Batch:
-    """The global batch of a step."""
-    data, vision = self.config.data, self.config.model.vision_tokenizer
-    B, T, M, G = self.config.run.batch_size, data.sequence_length, data.images_per_row, data.learnt_images_per_row
-    if self.table.features_IPC is not None:
-      images = np.zeros((B, M, vision.patches, vision.latent_dim), np.float32)
-    else:
-      images = np.zeros((B, M, vision.resolution, vision.resolution, 3), np.uint8)
-    out = Batch(
-        tokens_BT=np.full((B, T), self._tokenizer.pad, np.int32),
-        targets_BT=np.full((B, T), self._tokenizer.pad, np.int32),
-        text_weight_BT=np.zeros((B, T), np.float32),
-        position_BT=np.zeros((B, T), np.int32),
-        segment_ids_BT=np.zeros((B, T), np.int32),
-        slot_BT=np.full((B, T), -1, np.int32),
-        images=images,
-        learnt_image_BG=np.full((B, G), -1, np.int32),
-        learnt_start_BG=np.zeros((B, G), np.int32),
-    )
-    variants: dict[int, np.ndarray] = {}
-    for b, (epoch, row) in enumerate(self.plan.batch(step)):
-      if epoch not in variants:
-        variants[epoch] = self._variants(epoch)
-      at, m, g = 0, 0, 0
-      for segment, d in enumerate(row, start=1):
-        v = variants[epoch][d]
-        s, numbers = self._documents[d].variants[v], self._documents[d].images[v]
-        n, span = len(s), slice(at, at + len(s))
-        out.tokens_BT[b, span] = s.tokens_T
-        out.targets_BT[b, at : at + n - 1] = s.tokens_T[1:]
-        out.text_weight_BT[b, at : at + n - 1] = _weights(s.learnt_length_T[1:], data.text_length_power)
-        out.position_BT[b, span] = np.arange(n)
-        out.segment_ids_BT[b, span] = segment
-        here = np.flatnonzero(s.image_T >= 0)
-        out.slot_BT[b, at + here] = m * vision.patches + np.arange(len(here))
-        for i, number in enumerate(numbers):
-          table = self.table.pixels if self.table.features_IPC is None else self.table.features_IPC
-          images[b, m + i] = table[number]
-          if s.learn_I[i]:
-            out.learnt_image_BG[b, g] = m + i
-            out.learnt_start_BG[b, g] = at + s.starts_I[i]
-            g += 1
-        at, m = at + n, m + len(numbers)
+  def tokens(self, step: int) -> int:
+    """Positions of a step's global batch that hold something; from the plan alone."""
+    return sum(int(self._epoch_sizes(epoch)[row, 0].sum()) for epoch, row in self.plan.batch(step))
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The global batch of a step, or some of its rows alone."""
+    config, vision = self.config, self.config.model.vision_tokenizer
+    features = self.table.features_IPC
+    table = self.table.pixels if features is None else features
+    R = vision.resolution
+    shape, dtype = ((R, R, 3), np.uint8) if features is None else (features.shape[1:], np.float32)
+    plan = self.plan.batch(step)
+    plan = plan if rows is None else [plan[r] for r in rows]
+    out = empty_batch(config, len(plan), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
+    for b, (epoch, row) in enumerate(plan):
+      laid = [(self._documents[d], self._variants(epoch)[d]) for d in row]
+      entries = ((d.variants[v], [table[i] for i in d.images[v]]) for d, v in laid)
+      fill_row(out, b, entries, patches=vision.patches, power=config.data.text_length_power)
     return out
 
-  def iterate(self, start: int, stop: int, *, threads: int = 1, buffer: int = 4) -> Iterator[tuple[int, Batch]]:
+  def iterate(
+      self, start: int, stop: int, rows: np.ndarray | None = None, *, threads: int = 1, buffer: int = 4
+  ) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start` to `stop`, made ahead in the background."""
-    steps = grain.MapDataset.range(start, stop).map(lambda step: (int(step), self.batch(int(step))))
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)))
+    return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
 
 
-def _size(s: Sequence) -> tuple[int, int, int]:
-  return len(s), len(s.learn_I), int(s.learn_I.sum())
+def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:
+  """A document laid out: with its caption and, where `dropped`, without it in each way that guidance needs."""
+  vision = config.model.vision_tokenizer
+  fitted = Document(
+      tuple(
+          Image(images_lib.fit(s.pixels, vision.resolution, vision.pixels), s.learn) if isinstance(s, Image) else s
+          for s in document.segments
+      ),
+      id=document.id, kind=document.kind,
+  )  # fmt: skip
+  documents = [fitted]
+  if dropped and _asks_for_image(fitted):
+    prompt = config.sampling.unconditional_prompt
+    documents.append(unconditional(fitted, prompt))
+    if any(isinstance(s, Image) for s in fitted.prompt().segments):
+      documents.append(unconditional(fitted, prompt, keep_images=True))
+  return tuple(layout(d, tokenizer, patches=vision.patches) for d in documents)
 
 
 def _asks_for_image(document: Document) -> bool:

@@ -56,6 +56,11 @@ class Sequence:
     return len(self.tokens_T)
 
   @property
+  def size(self) -> tuple[int, int, int]:
+    """Positions, images, and images that are learnt: what a row must have room for."""
+    return len(self), len(self.learn_I), int(self.learn_I.sum())
+
+  @property
   def learn_T(self) -> np.ndarray:
     """Bool, True where the LM head is to predict this very token."""
     return self.learnt_length_T > 0

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import json
 import logging
+import math
 from pathlib import Path
+import re
 import time
 from typing import Any, Protocol
 
 import jax
+from jax.experimental import multihost_utils
 import jax.numpy as jnp
+from jax.sharding import Mesh
 import numpy as np
 
 from orthus_jax.config import BadRequest, Config
@@ -21,10 +24,10 @@ from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint
-from orthus_jax.training.metrics import MetricWriter, Progress, peak_memory_bytes
+from orthus_jax.training import checkpoint, flops, hosts
+from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, Progress, memory
 from orthus_jax.training.optimizer import make_optimizer, schedule
-from orthus_jax.training.state import Layout, TrainState, digest, plan_run, replace_params
+from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run, replace_params
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
 
 _log = logging.getLogger(__name__)
@@ -37,17 +40,17 @@ class Task(LossTask, Protocol):
   def init(self) -> Any:
     """The module, freshly initialised."""
 
-  def batches(self, start: int, stop: int) -> Any:
-    """An iterator of (step, batch)."""
+  def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Any:
+    """An iterator of (step, batch), all rows or some."""
 
-  def batch(self, step: int) -> Any:
-    """One step's batch."""
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Any:
+    """One step's batch, all rows or some."""
 
-  def tokens(self, batch: Any) -> int:
-    """Positions that a batch trains on."""
+  def tokens(self, step: int) -> int:
+    """Positions that a step's global batch trains on."""
 
-  def describe(self, batch: Any) -> dict[str, float]:
-    """Metrics of the data alone."""
+  def describe(self, step: int) -> dict[str, float]:
+    """Metrics of a step's data alone."""
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: Any) -> TrainState:
     """A change to the state outside the gradient."""
@@ -58,13 +61,15 @@ class Result:
   """A finished run.
 
   Attributes:
-    graphdef, params: the model; `params` the averaged ones where an average is kept.
+    graphdef, params: the model; `params` the averaged ones where an average is kept, none but on process 0.
+    parameters: how many numbers it has.
     seconds: by part: "setup", "compile", "train".
     params_digest: SHA-256 over the final parameters' bytes.
   """
 
   graphdef: Any
   params: Params
+  parameters: int
   seconds: dict[str, float]
   params_digest: str
 
@@ -103,7 +108,7 @@ def projected_rows(config: Config, state: TrainState, values: dict[str, np.ndarr
   name, codes = "token_embedding", "vision_embedding/codebook"
   if config.task != "orthus" or model.vision_embedding.fresh_rows == "random" or name in values:
     return {}
-  embedding_VD, codebook_KC = np.array(state.params[name]), np.asarray(state.params[codes])
+  embedding_VD, codebook_KC = np.array(hosts.fetch(state.params[name])), hosts.fetch(state.params[codes])
   C, D = codebook_KC.shape[1], embedding_VD.shape[1]
   centred_KC = codebook_KC - codebook_KC.mean(axis=0)
   projection_CD = np.random.default_rng(config.run.seed).standard_normal((C, D)) / np.sqrt(C)
@@ -123,22 +128,58 @@ def _check_values(values: dict[str, np.ndarray], shapes: dict[str, jax.ShapeDtyp
     raise BadRequest(f"run.init_from doesn't fit the model: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}")
 
 
-def encode_table(table: FeatureTable, graphdef: Any, params: Params) -> None:
-  """Computes every distinct picture's features, once."""
+def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.Array]:
+  """A jitted function (the vision tokenizer's parameters, uint8 [n, R, R, 3]) → features [n, P, C].
+
+  Args:
+    graphdef: of the whole model.
+    shapes: of all its parameters; those of other parts are never read.
+  """
+  others = {n: v for n, v in shapes.items() if not n.startswith("vision_tokenizer/")}
 
   @jax.jit
-  def encode(params, pixels):
-    tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
+  def encode(own: Params, pixels: jax.Array) -> jax.Array:
+    rest = {n: jnp.zeros(v.shape, v.dtype) for n, v in others.items()}
+    tokenizer = params_lib.merge(graphdef, {**rest, **own}).vision_tokenizer
     return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
 
-  needed = {n: v for n, v in params.items()}
-  blocks = []
-  for i in range(0, len(table.pixels), _ENCODE_BATCH):
-    pixels = np.stack(table.pixels[i : i + _ENCODE_BATCH])
-    short = _ENCODE_BATCH - len(pixels)
-    padded = np.pad(pixels, ((0, short), (0, 0), (0, 0), (0, 0))) if short else pixels
-    blocks.append(np.asarray(encode(needed, padded))[: len(pixels)])
-  table.features_IPC = np.concatenate(blocks) if blocks else None
+  return encode
+
+
+def encoder_digest(params: Params) -> str:
+  """A digest of all that features depend on: the encoder's parameters, not the decoder's.
+
+  Of their bfloat16 values, so that it is the same for a frozen encoder that is kept in less than float32.
+  """
+  names = sorted(n for n in params if re.match(r"vision_tokenizer/(?!decoder|post_quant|codebook)", n))
+  return digest_pieces((n, (p.astype(jnp.bfloat16) for p in hosts.pieces(params[n]))) for n in names)
+
+
+def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh, *, shape: tuple[int, int]) -> None:
+  """Computes every distinct picture's features [P, C], once: each process a share, over its own devices."""
+  own = {n: hosts.fetch(v) if hosts.several() else v for n, v in params.items() if n.startswith("vision_tokenizer/")}
+  n, m, i = len(table.pixels), jax.process_count(), jax.process_index()
+  if not n:
+    return
+  starts = range(0, n, _ENCODE_BATCH)
+  mesh = hosts.own_mesh() if hosts.several() else mesh
+  with jax.set_mesh(mesh):
+    rows = mesh_lib.sharding(mesh, (_ENCODE_BATCH, 1, 1, 1), ("batch", None, None, None))
+    run = encoder(graphdef, params)
+    blocks = []
+    for begin in starts[i::m]:
+      pixels = np.stack(table.pixels[begin : begin + _ENCODE_BATCH])
+      short = _ENCODE_BATCH - len(pixels)
+      padded = np.pad(pixels, ((0, short), (0, 0), (0, 0), (0, 0))) if short else pixels
+      blocks.append(np.asarray(run(own, jax.device_put(padded, rows))))
+  if m == 1:
+    table.features_IPC = np.concatenate(blocks)[:n]
+    return
+  mine = np.zeros((-(-len(starts) // m), _ENCODE_BATCH, *shape), np.float32)
+  if blocks:
+    mine[: len(blocks)] = blocks
+  dealt = multihost_utils.process_allgather(mine)  # [processes, blocks of each, …]
+  table.features_IPC = np.swapaxes(dealt, 0, 1).reshape(-1, *shape)[:n]
 
 
 def train(
@@ -180,62 +221,120 @@ def train(
 
     pipeline = getattr(task, "pipeline", None)
     if pipeline is not None and config.data.cache_features and start < run.steps:
-      encode_table(pipeline.table, layout.graphdef, state.params)
+      vision = config.model.vision_tokenizer
+      encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=(vision.patches, vision.latent_dim))
+    encoded_by = getattr(pipeline, "encoded_by", set())
+    if encoded_by and encoded_by != {encoder_digest(state.params)}:
+      raise BadRequest(
+          "the prepared features come from another vision tokenizer than the model's: prepare them anew, or set"
+          " run.init_from to the one they were made with"
+      )
     seconds = {"setup": time.monotonic() - begin}
 
-    writer = MetricWriter(workdir, enabled=jax.process_index() == 0)
+    writer = MetricWriter(workdir, enabled=hosts.primary())
     try:
-      state, more = _run_steps(config, task, layout, mesh, optimizer, state, saver, writer, on_samples, start=start)
+      state, more = _run_steps(
+          config, task, layout, mesh, optimizer, state, saver, writer, on_samples, start=start, begin=begin
+      )
       seconds |= more
       if saver.latest() != run.steps:
         saver.save(state)
-      final = {n: np.asarray(v) for n, v in state.averaged.items()}
-      result = Result(layout.graphdef, final, seconds, digest(state.params))
+      size = sum(math.prod(v.shape) for v in state.params.values())
+      result = Result(layout.graphdef, _gathered(state.averaged), size, seconds, _digest(state.params))
     finally:
       saver.close()
       writer.close()
   return result
 
 
-def _run_steps(config, task, layout: Layout, mesh, optimizer, state, saver, writer, on_samples, *, start: int):
+def _gathered(params: Params) -> Params:
+  """Every parameter whole, on process 0 alone."""
+  whole = {}
+  for name in sorted(params):
+    value = [p for p in hosts.pieces(params[name]) if hosts.primary()]
+    if value:
+      whole[name] = value[0] if len(value) == 1 else np.concatenate(value)
+  return whole
+
+
+def _digest(params: Params) -> str:
+  """`state.digest` of parameters that may lie on several processes."""
+  return digest_pieces((n, hosts.pieces(params[n])) for n in sorted(params))
+
+
+def _run_steps(
+    config, task, layout: Layout, mesh, optimizer, state, saver, writer, on_samples, *, start: int, begin: float
+):
   """The steps themselves: (state, seconds by part)."""
   run = config.run
   if start >= run.steps:
     return state, {"compile": 0.0, "train": 0.0}
-  begin = time.monotonic()
-  example = task.batch(start)
+  ready = time.monotonic()
+  one = task.batch(start, np.arange(1))
+  example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.batch_size, *x.shape[1:]), x.dtype), one)
   step_fn = jit_step(train_step(task, optimizer, config, layout), layout, mesh, example).lower(state, example).compile()
   places = batch_shardings(mesh, example)
+  rows = hosts.own_rows(zip(jax.tree.leaves(places), (x.shape for x in jax.tree.leaves(example))))
   compiled = time.monotonic()
-  _log.info("compiled the training step in %.1f s", compiled - begin)
+  _log.info("compiled the training step in %.1f s", compiled - ready)
 
   rate = schedule(config.optimizer, run.steps)
-  progress = Progress(total=run.steps, initial=start, enabled=jax.process_index() == 0)
-  loss, tokens, last = None, 0, time.monotonic()
-  waited = 0.0
-  batches = task.batches(start, run.steps)
+  progress = Progress(total=run.steps, initial=start, enabled=hosts.primary())
+  meter = Meter(devices=mesh.size, flops=_flops(config, layout), peak=_peak(config), begin=begin)
+  profiler = Profiler(writer.workdir / "profile", run.profile_steps, enabled=hosts.primary())
+  loss = None
+  batches = task.batches(start, run.steps, rows if hosts.several() else None)
   for _ in range(start, run.steps):
-    asked = time.monotonic()
-    step, batch = next(batches)
-    waited += time.monotonic() - asked
-    state, metrics = step_fn(state, jax.device_put(batch, places))
+    with meter.waiting():
+      step, batch = next(batches)
     done = step + 1
-    tokens += task.tokens(batch)
+    profiler.before(done)
+    state, metrics = step_fn(state, hosts.place_batch(batch, places, rows, run.batch_size))
     state = task.after_step(done, state, layout.graphdef, batch)
+    profiler.after(done, state)
+    tokens = task.tokens(step)
+    meter.step(tokens)
     if done % run.log_every == 0 or done == run.steps:
-      values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(batch)
-      now = time.monotonic()
-      values |= {
-          "learning_rate": float(rate(step)), "tokens_per_second": tokens / (now - last),
-          "data_wait": waited / (now - last), "memory_bytes": peak_memory_bytes(),
-      }  # fmt: skip
+      values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
+      values |= {"learning_rate": float(rate(step))} | meter.record() | memory()
       writer.scalars(done, values)
-      loss, tokens, last, waited = values["loss"], 0, now, 0.0
-    progress.update(tokens=task.tokens(batch), loss=loss)
-    if on_samples and run.sample_every and done % run.sample_every == 0 and done < run.steps:
-      on_samples(done, layout.graphdef, state.averaged, writer)
-    if run.checkpoint_every and done % run.checkpoint_every == 0:
-      saver.save(state)
+      loss = values["loss"]
+    progress.update(tokens=tokens, loss=loss)
+    with meter.aside():
+      if on_samples and run.sample_every and done % run.sample_every == 0 and done < run.steps:
+        _samples(on_samples, done, layout, state, writer)
+      if run.checkpoint_every and done % run.checkpoint_every == 0:
+        saver.save(state)
   jax.block_until_ready(state)
+  profiler.close()
   progress.close()
-  return state, {"compile": compiled - begin, "train": time.monotonic() - compiled}
+  return state, {"compile": compiled - ready, "train": time.monotonic() - compiled}
+
+
+def _samples(on_samples: Callable, step: int, layout: Layout, state: TrainState, writer: MetricWriter) -> None:
+  """Samples, drawn by process 0 alone where there are several."""
+  if not hosts.several():
+    on_samples(step, layout.graphdef, state.averaged, writer)
+    return
+  params = _gathered(state.averaged)
+  if hosts.primary():
+    with jax.set_mesh(hosts.own_mesh(devices=1)):
+      on_samples(step, layout.graphdef, params, writer)
+  hosts.wait(f"samples {step}")
+
+
+def _flops(config: Config, layout: Layout) -> dict[str, float]:
+  """FLOPs per token under both conventions; none for a vision tokenizer, which has no published way to count."""
+  if config.task != "orthus":
+    return {}
+  passes, length = flops.passes(config.model, layout.names), config.data.sequence_length
+  return {n: flops.token(config.model, length, causal=n == "causal", **passes) for n in ("causal", "full")}
+
+
+def _peak(config: Config) -> float | None:
+  """FLOP/s of a device, as configured or published."""
+  kind = jax.devices()[0].device_kind
+  peak = config.run.peak_tflops * 1e12 or flops.peak(kind)
+  if peak:
+    _log.info("MFU is a share of %.0f TFLOP/s for each %s", peak / 1e12, kind)
+  return peak

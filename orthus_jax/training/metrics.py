@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -10,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
@@ -24,6 +27,7 @@ class MetricWriter:
   """
 
   def __init__(self, workdir: Path, *, enabled: bool = True):
+    self.workdir = workdir
     self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=20) if enabled else None
     self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8") if enabled else None
 
@@ -62,6 +66,107 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
     record = json.loads(line)
     by_step[record["step"]] = by_step.get(record["step"], {}) | record
   return [by_step[s] for s in sorted(by_step)]
+
+
+class Meter:
+  """Speed, share of the peak and where the time goes, from one record to the next.
+
+  Args:
+    devices: of the whole run.
+    flops: per token, by the name of its convention ("causal", "full").
+    peak: FLOP/s of one device; None where it isn't known, and then there is no MFU.
+    begin: time.monotonic() when the run began.
+    clock: seconds, for tests.
+  """
+
+  def __init__(
+      self, *, devices: int, flops: dict[str, float], peak: float | None, begin: float,
+      clock: Callable[[], float] = time.monotonic,
+  ):  # fmt: skip
+    self._devices, self._flops, self._peak, self._clock = devices, flops, peak, clock
+    self._begin = begin
+    self._last = clock()
+    self._lost = self._last - begin  # all that came before the first step
+    self._tokens, self._waited, self._aside = 0, 0.0, 0.0
+
+  @contextlib.contextmanager
+  def waiting(self) -> Iterator[None]:
+    """Time spent waiting for data."""
+    at = self._clock()
+    yield
+    self._waited += self._clock() - at
+
+  @contextlib.contextmanager
+  def aside(self) -> Iterator[None]:
+    """Time spent on samples and checkpoints: it counts against goodput, but not against the speed of steps."""
+    at = self._clock()
+    yield
+    self._aside += self._clock() - at
+
+  def step(self, tokens: int) -> None:
+    """One step done, of so many tokens in the whole run."""
+    self._tokens += tokens
+
+  def record(self) -> dict[str, float]:
+    """Metrics since the last call; goodput since the beginning."""
+    now = self._clock()
+    seconds = max(now - self._last - self._aside, 1e-9)
+    rate = self._tokens / seconds
+    values = {
+        "tokens_per_second": rate, "tokens_per_second_per_device": rate / self._devices,
+        "data_wait": self._waited / seconds,
+    }  # fmt: skip
+    if self._peak:
+      per_device = rate / self._devices / self._peak
+      values |= {f"mfu_{name}": per_device * flops for name, flops in self._flops.items()}
+    self._lost += self._waited + self._aside
+    values["goodput"] = 1.0 - self._lost / max(now - self._begin, 1e-9)
+    self._last, self._tokens, self._waited, self._aside = now, 0, 0.0, 0.0
+    return values
+
+
+def device_memory_bytes() -> int | None:
+  """The most memory that any of this process's devices has held; None where devices don't say, as CPUs don't."""
+  stats = [d.memory_stats() or {} for d in jax.local_devices()]
+  peaks = [s["peak_bytes_in_use"] for s in stats if "peak_bytes_in_use" in s]
+  return max(peaks) if peaks else None
+
+
+def memory() -> dict[str, float]:
+  """High-water marks: `memory_bytes` of the fullest device, or of the process where devices don't say."""
+  host, device = peak_memory_bytes(), device_memory_bytes()
+  return {"memory_bytes": host} if device is None else {"memory_bytes": device, "host_memory_bytes": host}
+
+
+class Profiler:
+  """Records some steps into a directory that TensorBoard (its profile plugin) and Perfetto read.
+
+  Args:
+    folder: gets plugins/profile/TIME/, with a perfetto_trace.json.gz in it.
+    steps: (first, last), or nothing.
+  """
+
+  def __init__(self, folder: Path, steps: tuple[int, ...], *, enabled: bool = True):
+    self._folder = folder
+    self._first, self._last = steps if steps and enabled else (0, 0)
+    self._on = False
+
+  def before(self, step: int) -> None:
+    """Called ahead of each step, counted from 1."""
+    if step == self._first:
+      jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
+      self._on = True
+
+  def after(self, step: int, result: Any) -> None:
+    """Called after each step with what it will have computed."""
+    if self._on and step >= self._last:
+      jax.block_until_ready(result)
+      self.close()
+
+  def close(self) -> None:
+    if self._on:
+      self._on = False
+      jax.profiler.stop_trace()
 
 
 def peak_memory_bytes() -> int:

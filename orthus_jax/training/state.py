@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 import hashlib
@@ -142,8 +142,14 @@ def replace_params(state: TrainState, values: dict[str, np.ndarray], shardings: 
 
 def digest(params: Params) -> str:
   """SHA-256 over names and bytes of all parameters, in the order of their names."""
+  return digest_pieces((n, [jax.device_get(params[n])]) for n in sorted(params))
+
+
+def digest_pieces(params: Iterable[tuple[str, Iterable[np.ndarray]]]) -> str:
+  """`digest` of parameters, ordered by name, each of which comes in slices along its first axis."""
   h = hashlib.sha256()
-  for name in sorted(params):
+  for name, pieces in params:
     h.update(name.encode())
-    h.update(np.ascontiguousarray(jax.device_get(params[name])).tobytes())
+    for piece in pieces:
+      h.update(np.ascontiguousarray(piece).tobytes())
   return h.hexdigest()

@@ -7,14 +7,13 @@ import dataclasses
 from typing import Any, NamedTuple
 
 from flax import nnx
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source
+from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source, prefetch
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
@@ -42,18 +41,19 @@ class OrthusTask:
   def loss(self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array):
     return losses.orthus_loss(model, batch, key, config=self.config.model, total=total, row_B=row_B)
 
-  def batches(self, start: int, stop: int) -> Iterator[tuple[int, Batch]]:
-    return self.pipeline.iterate(start, stop)
+  def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, Batch]]:
+    return self.pipeline.iterate(start, stop, rows)
 
-  def batch(self, step: int) -> Batch:
-    return self.pipeline.batch(step)
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    return self.pipeline.batch(step, rows)
 
-  def tokens(self, batch: Batch) -> int:
-    """Positions that hold something."""
-    return int((batch.segment_ids_BT > 0).sum())
+  def tokens(self, step: int) -> int:
+    """Positions of the global batch that hold something."""
+    return self.pipeline.tokens(step)
 
-  def describe(self, batch: Batch) -> dict[str, float]:
-    return {"padding": float((batch.segment_ids_BT == 0).mean())}
+  def describe(self, step: int) -> dict[str, float]:
+    positions = self.config.run.batch_size * self.config.data.sequence_length
+    return {"padding": 1.0 - self.pipeline.tokens(step) / positions}
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: Batch) -> TrainState:
     return state
@@ -77,7 +77,7 @@ class TokenizerTask:
       for image in document.images if document is not None else ():
         self._table.add(images_lib.fit(image.pixels, vision.resolution, vision.pixels))
     self._pixels = np.stack(self._table.pixels)
-    self._revive = jax.jit(self._revived, static_argnums=0, donate_argnums=1)
+    self._revive = None
 
   def init(self) -> VisionTokenizer:
     return VisionTokenizer(self.config.model.vision_tokenizer, rngs=nnx.Rngs(params=self.config.run.seed))
@@ -115,16 +115,15 @@ class TokenizerTask:
     }  # fmt: skip
     return loss, metrics
 
-  def batch(self, step: int) -> np.ndarray:
-    """uint8 [B, R, R, 3]; a function of (seed, step)."""
+  def batch(self, step: int, rows: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [B, R, R, 3], all rows or some; a function of (seed, step)."""
     B, n = self.config.run.batch_size, len(self._pixels)
-    places = np.arange(step * B, (step + 1) * B)
+    places = step * B + (np.arange(B) if rows is None else rows)
     orders = {e: np.random.default_rng((self.config.run.seed, e)).permutation(n) for e in set(places // n)}
     return self._pixels[[orders[p // n][p % n] for p in places]]
 
-  def batches(self, start: int, stop: int) -> Iterator[tuple[int, np.ndarray]]:
-    steps = grain.MapDataset.range(start, stop).map(lambda s: (int(s), self.batch(int(s))))
-    return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+  def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
+    return prefetch(lambda step: self.batch(step, rows), start, stop)
 
   def features(self, graphdef: Any, params: Params) -> np.ndarray:
     """Features [N, C] of the patches of some of the pictures, always the same ones."""
@@ -134,11 +133,11 @@ class TokenizerTask:
     blocks = [encode(params, block) for block in np.split(values, _FEATURE_PICTURES // 256)]
     return np.concatenate(blocks).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
 
-  def tokens(self, batch: np.ndarray) -> int:
+  def tokens(self, step: int) -> int:
     """Patches."""
-    return len(batch) * self.config.model.vision_tokenizer.patches
+    return self.config.run.batch_size * self.config.model.vision_tokenizer.patches
 
-  def describe(self, batch: np.ndarray) -> dict[str, float]:
+  def describe(self, step: int) -> dict[str, float]:
     return {}
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
@@ -148,7 +147,10 @@ class TokenizerTask:
       return state
     # Use is judged on several pictures per code: in a single batch, most codes would look unused.
     chosen = np.random.default_rng((self.config.run.seed, step)).integers(len(self._pixels), size=_REVIVE_PICTURES)
-    return self._revive(graphdef, state, self._pixels[chosen], jnp.int32(step))
+    if self._revive is None:  # the state stays where it lies
+      places = jax.tree.map(lambda x: x.sharding, state)
+      self._revive = jax.jit(self._revived, static_argnums=0, donate_argnums=1, out_shardings=places)
+    return self._revive(graphdef, state, self._pixels[chosen], np.int32(step))
 
   def _revived(self, graphdef: Any, state: TrainState, batch: jax.Array, step: jax.Array) -> TrainState:
     model = params_lib.merge(graphdef, state.params)

@@ -1,0 +1,232 @@
+"""Documents laid out ahead, for data too large to be read whole when training starts.
+
+    DIR/prepared.json                     what it was made with; written last, so that it marks a complete one
+    DIR/tokenizer.json
+    DIR/index.npz                         sizes and kinds of all documents: all that planning needs
+    DIR/documents-*.array_record          a document's sequences, and the numbers of its pictures
+    DIR/pictures-*.array_record           each distinct picture once: bytes of pixels, a JPEG file, or features in bfloat16
+    DIR/plans/*.npz                       documents packed into rows, for one length of row; made when first needed
+    DIR/shown/                            the first documents as a folder of pictures, for samples on the way
+
+A document has up to three sequences: with its caption, and with it dropped in the ways that guidance needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from array_record.python import array_record_module
+import ml_dtypes
+import numpy as np
+import PIL.Image
+
+from orthus_jax.config import BadRequest, Config, to_dict
+from orthus_jax.data import images as images_lib
+from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.pipeline import Source, variants
+from orthus_jax.data.sequence import Sequence, Tokenizer
+
+Images = Literal["pixels", "jpeg", "features"]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+MAX_VARIANTS = 3
+_SHARD = 1 << 30  # bytes
+_SHOWN = 32
+_JPEG_QUALITY = 95
+_ENCODED_AT_ONCE = 32
+
+
+def facts(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  """What training must agree on with the data it reads."""
+  vision = config.model.vision_tokenizer
+  return {
+      "format": 1, "tokenizer": tokenizer.digest(), "resolution": vision.resolution, "patches": vision.patches,
+      "latent_dim": vision.latent_dim, "pixels": to_dict(vision.pixels),
+      "unconditional_prompt": config.sampling.unconditional_prompt,
+  }  # fmt: skip
+
+
+class _Shards:
+  """Writes records one after the other into files of about a GiB."""
+
+  def __init__(self, folder: Path, name: str):
+    self._folder, self._name = folder, name
+    self._writer: Any = None
+    self._bytes = self._files = 0
+
+  def write(self, record: bytes) -> None:
+    if self._writer is None or self._bytes + len(record) > _SHARD:
+      self.close()
+      path = self._folder / f"{self._name}-{self._files:05d}.array_record"
+      # A group of one and no compression: any record is read alone, as fast as the disk.
+      self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+      self._bytes, self._files = 0, self._files + 1
+    self._writer.write(record)
+    self._bytes += len(record)
+
+  def close(self) -> None:
+    if self._writer is not None:
+      self._writer.close()
+      self._writer = None
+
+
+def prepare(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: Config,
+    folder: Path,
+    *,
+    images: Images,
+    encode: Callable[[np.ndarray], np.ndarray] | None = None,
+    encoded_by: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+  """Lays out a source's documents and writes them, in little memory.
+
+  Args:
+    source: of Documents; bad ones are left out.
+    tokenizer: the text tokenizer.
+    config: the experiment.
+    folder: made if absent.
+    images: what is kept of a picture.
+    encode: for "features": uint8 [n, R, R, 3] → [n, P, C].
+    encoded_by: a digest of the weights that `encode` uses.
+    progress: called with (documents done, documents in all).
+
+  Returns:
+    What prepared.json holds.
+
+  Raises:
+    BadRequest: if the folder holds something already, or no document is good.
+  """
+  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
+  folder.mkdir(parents=True, exist_ok=True)
+  R = config.model.vision_tokenizer.resolution
+  documents, pictures = _Shards(folder, "documents"), _Shards(folder, "pictures")
+  numbers: dict[bytes, int] = {}
+  waiting: list[np.ndarray] = []
+  sizes: list[np.ndarray] = []
+  kinds: list[int] = []
+  kind_names: dict[str, int] = {}
+  shown: list[Document] = []
+
+  def write_waiting() -> None:
+    if waiting:
+      padded = np.zeros((_ENCODED_AT_ONCE, R, R, 3), np.uint8)
+      padded[: len(waiting)] = waiting
+      for feature in np.asarray(encode(padded))[: len(waiting)]:
+        pictures.write(feature.astype(BF16).tobytes())
+      waiting.clear()
+
+  def number(pixels: np.ndarray) -> int:
+    key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+    if key not in numbers:
+      numbers[key] = len(numbers)
+      if images == "features":
+        waiting.append(pixels)
+        if len(waiting) == _ENCODED_AT_ONCE:
+          write_waiting()
+      else:
+        pictures.write(_jpeg(pixels) if images == "jpeg" else pixels.tobytes())
+    return numbers[key]
+
+  for i in range(len(source)):
+    document = source[i]
+    if document is not None:
+      laid = variants(document, tokenizer, config, dropped=True)
+      size = np.zeros((MAX_VARIANTS, 3), np.int32)
+      size[: len(laid)] = [v.size for v in laid]
+      sizes.append(size)
+      kinds.append(kind_names.setdefault(document.kind, len(kind_names)))
+      documents.write(_to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid]))
+      if len(shown) < _SHOWN:
+        shown.append(document)
+    if progress and ((i + 1) % 64 == 0 or i + 1 == len(source)):
+      progress(i + 1, len(source))
+  if not sizes:
+    raise BadRequest(f"none of the {len(source)} documents is good: there is nothing to prepare")
+  write_waiting()
+  documents.close()
+  pictures.close()
+  np.savez(folder / "index.npz", sizes_DV3=np.stack(sizes), kind_D=np.asarray(kinds, np.int16))
+  _save_shown(shown, folder / "shown")
+  tokenizer.save(folder)
+  made = facts(config, tokenizer) | {
+      "images": images, "encoded_by": encoded_by, "documents": len(sizes), "pictures": len(numbers),
+      "kinds": list(kind_names),
+  }  # fmt: skip
+  (folder / "prepared.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+  return made
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+  return buffer.getvalue()
+
+
+def _save_shown(documents: list[Document], folder: Path) -> None:
+  rows = []
+  for d, document in enumerate(documents):
+    segments = []
+    for s, segment in enumerate(document.segments):
+      if isinstance(segment, Image):
+        images_lib.save_png(folder / f"{d}-{s}.png", segment.pixels)
+        segments.append({"image": f"{d}-{s}.png", "learn": segment.learn})
+      else:
+        segments.append({"text": segment.text, "learn": segment.learn})
+    rows.append(json.dumps({"segments": segments}))
+  folder.mkdir(exist_ok=True)
+  (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+
+
+def _to_record(name: str, laid: tuple[Sequence, ...], pictures: list[list[int]]) -> bytes:
+  """int32 numbers, each variant's one after the other, then the document's name."""
+  parts: list[Any] = [[len(laid)]]
+  for s, numbers in zip(laid, pictures):
+    parts += [[len(s), len(numbers)], s.tokens_T, s.learnt_length_T, s.starts_I, s.learn_I, numbers]
+  body = np.concatenate([np.asarray(p, np.int32) for p in parts])
+  return np.int32(len(body)).tobytes() + body.tobytes() + name.encode()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+  """One sequence of a document, and the numbers of its pictures."""
+
+  name: str
+  sequence: Sequence
+  pictures: np.ndarray
+
+
+def from_record(record: bytes, variant: int, *, patches: int) -> Stored:
+  """Reads one variant of a document."""
+  length = int(np.frombuffer(record, np.int32, 1)[0])
+  body = np.frombuffer(record, np.int32, length, offset=4)
+  at = 1
+  for _ in range(variant):
+    at += 2 + 2 * int(body[at]) + 3 * int(body[at + 1])
+  n, m = int(body[at]), int(body[at + 1])
+  tokens_T, learnt_T, starts_I, learn_I, pictures_I = np.split(
+      body[at + 2 : at + 2 + 2 * n + 3 * m], np.cumsum([n, n, m, m])
+  )
+  image_T = np.full(n, -1, np.int32)
+  for i, start in enumerate(starts_I):
+    image_T[start + 1 : start + 1 + patches] = i
+  sequence = Sequence(tokens_T, learnt_T, image_T, starts_I, learn_I.astype(bool), ())
+  return Stored(record[4 + 4 * length :].decode(), sequence, pictures_I)
+
+
+def read_picture(record: bytes, config: Config, images: Images) -> np.ndarray:
+  """uint8 [R, R, 3] pixels, or bfloat16 [P, C] features."""
+  vision = config.model.vision_tokenizer
+  if images == "features":
+    return np.frombuffer(record, BF16).reshape(vision.patches, vision.latent_dim)
+  if images == "jpeg":
+    return np.asarray(PIL.Image.open(io.BytesIO(record), formats=("JPEG",)))
+  return np.frombuffer(record, np.uint8).reshape(vision.resolution, vision.resolution, 3)

@@ -1,0 +1,197 @@
+"""Packed batches from prepared data, as a function of the step, in memory that doesn't grow with the data.
+
+Each source's documents are packed into rows once, from their sizes alone, and the plan is kept beside the data. Row i of
+the endless stream of rows is drawn from one of the sources in fixed proportions, and from a fresh order of its rows each
+time it has been gone through; both are closed forms of i (grain's `mix` and `shuffle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import functools
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+import grain
+import numpy as np
+
+from orthus_jax.config import BadRequest, Config
+from orthus_jax.data import packing, prepared
+from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
+from orthus_jax.data.sequence import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class _Folder:
+  """One prepared folder, packed into rows."""
+
+  def __init__(self, path: Path, config: Config, tokenizer: Tokenizer, *, keep_plan: bool):
+    self.path, self._config = path, config
+    try:
+      self.facts: dict[str, Any] = json.loads((path / "prepared.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+      raise BadRequest(f"{path} holds no complete prepared data: make it with `orthus prepare --out={path}`") from e
+    for name, value in prepared.facts(config, tokenizer).items():
+      if self.facts.get(name) != value and (name != "unconditional_prompt" or config.data.caption_dropout > 0):
+        raise BadRequest(f"{path} was prepared with another {name} ({self.facts.get(name)}, not {value}): prepare it anew")
+    with np.load(path / "index.npz") as index:
+      self._sizes_DV3, self._kind_D = index["sizes_DV3"], index["kind_D"]
+    self._variants_D = (self._sizes_DV3[:, :, 0] > 0).sum(axis=1)
+    self._ends, self._documents, self.left_out = self._plan(keep_plan)
+
+  def __len__(self) -> int:
+    """Rows."""
+    return len(self._ends) - 1
+
+  @functools.cached_property
+  def documents(self) -> ArrayRecordDataSource:
+    return ArrayRecordDataSource(sorted(map(str, self.path.glob("documents-*"))))
+
+  @functools.cached_property
+  def pictures(self) -> ArrayRecordDataSource:
+    return ArrayRecordDataSource(sorted(map(str, self.path.glob("pictures-*"))))
+
+  def row(self, number: int) -> np.ndarray:
+    """The documents of a row."""
+    return self._documents[self._ends[number] : self._ends[number + 1]]
+
+  def variants(self, row: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Which sequence each document of a row shows: 0, its own caption, but for the dropped share."""
+    dropped = rng.random(len(row)) < self._config.data.caption_dropout
+    which = rng.integers(0, 1 << 30, len(row))
+    counts = self._variants_D[row]
+    return np.where(dropped & (counts > 1), 1 + which % np.maximum(counts - 1, 1), 0)
+
+  def positions(self, row: np.ndarray, variants: np.ndarray) -> int:
+    return int(self._sizes_DV3[row, variants, 0].sum())
+
+  def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(where each row ends, documents of all rows, documents that fit none)."""
+    data = self._config.data
+    kinds = dict(data.kinds)
+    strange = sorted(set(kinds) - set(self.facts["kinds"]))
+    if strange:
+      raise BadRequest(f"data.kinds names {strange[0]!r}; {self.path} has {', '.join(self.facts['kinds'])}")
+    capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
+    key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed]
+    file = self.path / "plans" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
+    try:
+      with np.load(file) as plan:
+        return plan["ends"], plan["documents"], plan["left_out"]
+    except (OSError, ValueError, KeyError):
+      pass
+    # Room for whichever caption is shown.
+    size_D3 = self._sizes_DV3.max(axis=1) if data.caption_dropout > 0 else self._sizes_DV3[:, 0]
+    fits_D = (size_D3 <= capacity.vector()).all(axis=1)
+    weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
+    weight_D = weight_K[self._kind_D] / max(weight_K.max(), 1e-9) * fits_D
+    rng = np.random.default_rng((self._config.run.seed, 0))
+    whole_D = np.floor(weight_D).astype(int)
+    extra_D = rng.random(len(whole_D)) < weight_D - whole_D
+    order = rng.permutation(np.repeat(np.arange(len(whole_D)), whole_D + extra_D))
+    if not len(order):
+      raise BadRequest(
+          f"none of the {len(fits_D)} documents of {self.path} fits a row of {data.sequence_length} positions,"
+          f" {data.images_per_row} images and {data.learnt_images_per_row} learnt images, and has a weight above 0"
+      )
+    rows = packing.pack(size_D3, order, capacity)
+    ends = np.cumsum([0, *map(len, rows)])
+    documents, left_out = np.concatenate(rows).astype(np.int32), np.flatnonzero(~fits_D)
+    if keep:
+      try:
+        file.parent.mkdir(exist_ok=True)
+        half = file.with_suffix(".half.npz")
+        np.savez(half, ends=ends, documents=documents, left_out=left_out)
+        half.replace(file)
+      except OSError as e:
+        _log.warning("the plan of %s can't be kept (%s): it is made anew each time", self.path, e.strerror)
+    return ends, documents, left_out
+
+
+class PreparedPipeline:
+  """Like `pipeline.Pipeline`, over folders that `orthus prepare` made.
+
+  Args:
+    tokenizer: the text tokenizer.
+    config: the experiment; `data.path`, or `data.mixture` with shares of the rows.
+    keep_plans: write plans beside the data.
+
+  Raises:
+    BadRequest: if a folder isn't there, or was made for another tokenizer or model.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, config: Config, *, keep_plans: bool = True):
+    self.config, self.tokenizer = config, tokenizer
+    self.table = FeatureTable()  # nothing is kept
+    data = config.data
+    mixture = data.mixture or ((data.path, 1.0),)
+    self._folders = [_Folder(Path(p), config, tokenizer, keep_plan=keep_plans) for p, _ in mixture]
+    kept = {f.facts["images"] for f in self._folders}
+    if len({k == "features" for k in kept}) > 1:
+      raise BadRequest("data.mixture mixes folders of features with folders of pixels: prepare all with the same --images")
+    self.features = "features" in kept
+    self.too_long = [f"{f.path}#{d}" for f in self._folders for d in f.left_out]
+    streams = []
+    for f, folder in enumerate(self._folders):
+      rows = grain.MapDataset.range(len(folder)).map(functools.partial(_pair, f))
+      streams.append(rows.seed(config.run.seed * 1009 + f).shuffle().repeat())
+    self._rows = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [w for _, w in mixture])
+
+  @property
+  def encoded_by(self) -> set[str]:
+    """Digests of the vision tokenizers that computed the features."""
+    return {f.facts["encoded_by"] for f in self._folders} if self.features else set()
+
+  def __len__(self) -> int:
+    return sum(f.facts["documents"] for f in self._folders)
+
+  def _row(self, step: int, row: int) -> tuple[_Folder, np.ndarray, np.ndarray]:
+    """Folder, documents and their variants of a row of a step's global batch."""
+    index = step * self.config.run.batch_size + row
+    f, number = self._rows[index]
+    folder = self._folders[f]
+    documents = folder.row(number)
+    return folder, documents, folder.variants(documents, np.random.default_rng((self.config.run.seed, index, 1)))
+
+  def tokens(self, step: int) -> int:
+    """Positions of a step's global batch that hold something; from the plan alone."""
+    return sum(f.positions(d, v) for f, d, v in (self._row(step, b) for b in range(self.config.run.batch_size)))
+
+  def document_ids(self, step: int) -> list[str]:
+    """The documents of a step's batch, row by row."""
+    rows = [self._row(step, b) for b in range(self.config.run.batch_size)]
+    P = self.config.model.vision_tokenizer.patches
+    return [prepared.from_record(r, 0, patches=P).name for f, d, _ in rows for r in f.documents.__getitems__(d.tolist())]
+
+  def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
+    """The global batch of a step, or some of its rows alone."""
+    config, vision = self.config, self.config.model.vision_tokenizer
+    P, R = vision.patches, vision.resolution
+    rows = np.arange(config.run.batch_size) if rows is None else rows
+    shape, dtype = ((P, vision.latent_dim), prepared.BF16) if self.features else ((R, R, 3), np.dtype(np.uint8))
+    out = empty_batch(config, len(rows), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
+    for b, row in enumerate(rows):
+      folder, documents, variants = self._row(step, int(row))
+      records = folder.documents.__getitems__(documents.tolist())
+      stored = [prepared.from_record(r, int(v), patches=P) for r, v in zip(records, variants)]
+      numbers = np.concatenate([s.pictures for s in stored]).tolist()
+      read = iter(folder.pictures.__getitems__(numbers)) if numbers else iter(())
+      kept = folder.facts["images"]
+      entries = ((s.sequence, [prepared.read_picture(next(read), config, kept) for _ in s.pictures]) for s in stored)
+      fill_row(out, b, entries, patches=P, power=config.data.text_length_power)
+    return out
+
+  def iterate(
+      self, start: int, stop: int, rows: np.ndarray | None = None, *, threads: int = 2, buffer: int = 4
+  ) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from `start` to `stop`, made ahead in the background."""
+    return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
+
+
+def _pair(folder: int, row: int) -> tuple[int, int]:
+  return folder, int(row)

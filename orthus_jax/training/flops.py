@@ -1,0 +1,93 @@
+"""FLOPs of training in closed form, and the peaks that they are held against. Plain arithmetic, no device.
+
+A multiplication and an addition count as two. Counted is what MFU is usually said of: the backbone's matrix products, the
+LM head's and attention's. Norms, the vision tokenizer, the soft VQ and the image head are not (`patch` has the latter two),
+nor is what is recomputed. "causal" counts half of the attention matrix, "full" the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+from orthus_jax.config import ModelConfig, TransformerConfig
+
+# The backward pass of a product is two more of its size: the gradient of its input, and of its weight.
+Pass = Literal["trained", "passed", "frozen", "absent"]
+_PASSES: dict[str, int] = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
+
+# Dense bf16 FLOP/s of one device as jax names its kind, by the makers' data sheets.
+PEAKS: dict[str, float] = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5": 459e12,
+    "TPU v5p": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU v6e": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA GH200": 989e12,
+    "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12,
+}
+
+
+def peak(device_kind: str) -> float | None:
+  """Published dense bf16 FLOP/s of a device; None where it isn't known, as for CPUs."""
+  names = [n for n in PEAKS if device_kind == n or device_kind.startswith(f"{n} ") or device_kind.startswith(f"{n}-")]
+  return PEAKS[max(names, key=len)] if names else None
+
+
+def layer_weights(config: TransformerConfig) -> int:
+  """Entries of one layer's matrices."""
+  c = config
+  return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.mlp_width
+
+
+def attention(config: TransformerConfig, length: int, *, causal: bool) -> float:
+  """FLOPs per token of one layer's two attention products, forwards, in rows of `length` positions."""
+  return (2.0 if causal else 4.0) * config.heads * config.head_dim * length
+
+
+def token(
+    config: ModelConfig, length: int, *, causal: bool = True, backbone: Pass = "trained", lm_head: Pass = "trained"
+) -> float:
+  """FLOPs of a training step per position of a row.
+
+  Args:
+    config: the model's.
+    length: T, positions of a row.
+    causal: count half of the attention matrix.
+    backbone: "trained"; "passed": frozen, with something to train below it; "frozen": forwards alone.
+    lm_head: likewise, or "absent" from a step without a text loss.
+
+  Returns:
+    For the 7B model at 4096 positions, causal: 43.69e9.
+  """
+  c = config.transformer
+  # Attention has no weights: its backward pass is two products for one, or none.
+  attention_passes = 1 if backbone == "frozen" else 3
+  layer = 2.0 * layer_weights(c) * _PASSES[backbone] + attention(c, length, causal=causal) * attention_passes
+  return c.layers * layer + 2.0 * c.width * c.vocab_size * _PASSES[lm_head]
+
+
+def patch(config: ModelConfig, *, learnt: bool = True) -> float:
+  """FLOPs of a training step per image patch: the soft VQ, and the image head over its draws where it is learnt."""
+  c, vision, width = config.diffusion, config.vision_tokenizer, config.transformer.width
+  soft_vq = 2.0 * vision.codes * (vision.latent_dim + width) * 3
+  blocks = c.blocks * 5 * c.width**2 + 2 * c.width**2
+  per_draw = 256 * c.width + c.width**2 + 2 * vision.latent_dim * c.width + blocks
+  head = 2.0 * (c.draws * per_draw + width * c.width) * 3
+  return soft_vq + (head if learnt else 0.0)
+
+
+def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:
+  """How backbone and LM head take part, from the names of the parameters that are trained; arguments of `token`."""
+  below = any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
+  inside = any(n.startswith("transformer/") for n in trained)
+  backbone: Pass = "trained" if inside else "passed" if below else "frozen"
+  head: Pass = "trained" if "lm_head" in trained else "passed" if below or inside else "frozen"
+  return {"backbone": backbone, "lm_head": head if config.transformer.text_loss_weight else "absent"}

@@ -1,0 +1,201 @@
+"""Prepared data: what comes out is what went in, in an order that is a function of the step alone."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from orthus_jax import cli
+from orthus_jax.config import BadRequest, to_dict
+from orthus_jax.data import prepared, sources
+from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data.sequence import layout
+from orthus_jax.training import hosts
+
+import tiny
+
+TK = tiny.tokenizer()
+P = 16
+
+
+class Some:
+  """Some of the tiny documents."""
+
+  def __init__(self, numbers):
+    self._numbers = list(numbers)
+
+  def __len__(self):
+    return len(self._numbers)
+
+  def __getitem__(self, i):
+    return tiny.TinySource(80)[self._numbers[i]]
+
+
+def config(*paths, **changes):
+  where = {"data__path": str(paths[0])} if len(paths) == 1 else {"data__path": "", "data__mixture": list(paths)}
+  return tiny.config(data__source="prepared", **where, **changes)
+
+
+def fake_encode(pixels):
+  """Features that tell which picture they are of: means of 2 x 2 blocks."""
+  blocks = pixels.reshape(len(pixels), 4, 2, 4, 2, 3).mean(axis=(2, 4)).reshape(len(pixels), P, 3) / 64
+  return np.concatenate([blocks, blocks[..., :1]], axis=-1).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  root = tmp_path_factory.mktemp("prepared")
+  made = {}
+  for name, numbers, images in (
+      ("a", range(40), "pixels"), ("b", range(40, 80), "pixels"), ("jpeg", range(40), "jpeg"), ("features", range(40), "features")
+  ):  # fmt: skip
+    made[name] = root / name
+    prepared.prepare(
+        Some(numbers), TK, tiny.config(), root / name, images=images, encode=fake_encode, encoded_by="fake"
+    )
+  return made
+
+
+def test_rows_hold_the_documents_that_were_prepared(folders):
+  p = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.0))
+  by_id = {d.id: d for d in (tiny.TinySource()[i] for i in range(40))}
+  batch, ids = p.batch(0), iter(p.document_ids(0))
+  for b in range(8):
+    for segment in range(1, batch.segment_ids_BT[b].max() + 1):
+      d = by_id[next(ids)]
+      s = layout(d, TK, patches=P)
+      at = np.flatnonzero(batch.segment_ids_BT[b] == segment)
+      np.testing.assert_array_equal(batch.tokens_BT[b, at], s.tokens_T)
+      np.testing.assert_array_equal(np.flatnonzero(batch.text_weight_BT[b, at]), np.flatnonzero(s.learn_T[1:]))
+      slots = batch.slot_BT[b, at][s.image_T >= 0]
+      for i, image in enumerate(d.images):
+        numbers = slots[i * P : (i + 1) * P]
+        np.testing.assert_array_equal(numbers % P, np.arange(P))
+        np.testing.assert_array_equal(batch.images[b, numbers[0] // P], image.pixels)
+  assert next(ids, None) is None
+  assert sum((batch.learnt_image_BG >= 0).sum(axis=1)) > 0
+
+
+def test_an_epoch_holds_every_row_once_in_a_fresh_order(folders):
+  p = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.0, run__batch_size=1))
+  n = len(p._folders[0])
+  epochs = [[i for step in range(e * n, (e + 1) * n) for i in p.document_ids(step)] for e in (0, 1)]
+  assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(f"tiny-{i}" for i in range(40))
+  assert epochs[0] != epochs[1]
+
+
+def test_batches_are_a_function_of_the_step_and_rows_of_their_place(folders):
+  c = config((str(folders["a"]), 1.0), (str(folders["b"]), 1.0), data__caption_dropout=0.3)
+  p, q = PreparedPipeline(TK, c), PreparedPipeline(TK, c)
+  q.batch(9)
+  for step in (0, 9, 4):
+    whole = p.batch(step)
+    for hosts_of in (1, 2, 4):  # each host makes its own rows
+      parts = [q.batch(step, rows) for rows in np.split(np.arange(8), hosts_of)]
+      for i, x in enumerate(whole):
+        np.testing.assert_array_equal(x, np.concatenate([part[i] for part in parts]))
+    assert p.tokens(step) == (whole.segment_ids_BT > 0).sum()
+  background = dict(p.iterate(3, 6))
+  assert list(background) == [3, 4, 5]
+  np.testing.assert_array_equal(background[4].tokens_BT, p.batch(4).tokens_BT)
+
+
+def test_mixtures_keep_their_shares(folders):
+  c = config((str(folders["a"]), 3.0), (str(folders["b"]), 1.0), run__batch_size=4)
+  p = PreparedPipeline(TK, c)
+  drawn = collections.Counter(p._row(step, b)[0].path.name for step in range(50) for b in range(4))
+  assert drawn == {"a": 150, "b": 50}
+
+
+def test_captions_are_dropped_at_their_rate(folders):
+  p = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.5))
+  shown = [
+      (kind, v) for step in range(40) for b in range(8) for f, d, vs in [p._row(step, b)] for kind, v in zip(d % 4, vs)
+  ]
+  # TinySource's kinds in turn: ask, draw, edit, story; a question or a story keeps its prompt.
+  assert all(v == 0 for kind, v in shown if kind in (0, 3))
+  dropped = [v > 0 for kind, v in shown if kind in (1, 2)]
+  assert 0.4 < np.mean(dropped) < 0.6
+  prompt = TK.encode("generate an image")
+  tokens = p.batch(0).tokens_BT.ravel().tolist()
+  assert any(tokens[i : i + len(prompt)] == prompt for i in range(len(tokens)))
+
+
+def test_kinds_are_weighted(folders):
+  p = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.5]]))
+  documents = p._folders[0]._documents
+  assert set(documents % 4) == {0, 1} and len(documents) < 20
+  with pytest.raises(BadRequest, match="'drawing'; .* has ask, draw, edit, story"):
+    PreparedPipeline(TK, config(folders["a"], data__kinds=[["drawing", 1.0]]))
+
+
+def test_features_and_jpegs(folders):
+  p = PreparedPipeline(TK, config(folders["features"], data__caption_dropout=0.0))
+  pixels = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.0)).batch(0)
+  batch = p.batch(0)
+  np.testing.assert_array_equal(batch.tokens_BT, pixels.tokens_BT)
+  assert batch.images.dtype == prepared.BF16 and p.encoded_by == {"fake"}
+  used = pixels.images.any(axis=(2, 3, 4))
+  np.testing.assert_array_equal(batch.images[used], fake_encode(pixels.images[used]).astype(prepared.BF16))
+  jpeg = PreparedPipeline(TK, config(folders["jpeg"], data__caption_dropout=0.0)).batch(0)
+  assert jpeg.images.dtype == np.uint8
+  assert 0 < np.abs(jpeg.images.astype(int) - pixels.images).mean() < 20
+
+
+def test_each_picture_is_kept_once_and_plans_are_kept(folders):
+  p = PreparedPipeline(TK, config(folders["a"]))
+  source = tiny.TinySource()
+  assert p._folders[0].facts["pictures"] == len({i.pixels.tobytes() for n in range(40) for i in source[n].images})
+  plans = sorted((folders["a"] / "plans").iterdir())
+  again = PreparedPipeline(TK, config(folders["a"]))
+  assert sorted((folders["a"] / "plans").iterdir()) == plans
+  np.testing.assert_array_equal(again._folders[0]._documents, p._folders[0]._documents)
+  short = PreparedPipeline(TK, config(folders["a"], data__sequence_length=30))  # another plan of the same data
+  assert short.too_long and len(list((folders["a"] / "plans").iterdir())) == len(plans) + 1
+  shown = sources.open_source(config(folders["a"]), "train")
+  assert shown[1].segments == tiny.TinySource()[1].segments
+
+
+def test_what_does_not_fit_is_refused(folders, tmp_path):
+  with pytest.raises(BadRequest, match="holds no complete prepared data"):
+    PreparedPipeline(TK, config(tmp_path))
+  with pytest.raises(BadRequest, match="prepared with another unconditional_prompt"):
+    PreparedPipeline(TK, config(folders["a"], sampling__unconditional_prompt="draw"))
+  with pytest.raises(BadRequest, match="prepared with another resolution"):
+    PreparedPipeline(TK, config(folders["a"], model__vision_tokenizer__resolution=16, data__sequence_length=90))
+  with pytest.raises(BadRequest, match="features with folders of pixels"):
+    PreparedPipeline(TK, config((str(folders["a"]), 1.0), (str(folders["features"]), 1.0)))
+  with pytest.raises(BadRequest, match="is there already"):
+    prepared.prepare(Some(range(3)), TK, tiny.config(), folders["a"], images="pixels")
+  with pytest.raises(BadRequest, match="data.pairs is settled when data is prepared"):
+    config(folders["a"], data__pairs="to_text")
+  with pytest.raises(BadRequest, match="nothing to prepare"):
+    prepared.prepare([None], TK, tiny.config(), tmp_path / "none", images="pixels")
+
+
+def test_the_command_lays_out_a_folder(tmp_path, capsys):
+  data = tiny.write_folder(tmp_path / "pictures", n=4)
+  tiny.tokenizer().save(tmp_path)
+  tree = to_dict(tiny.config(data__path=str(data), data__tokenizer=str(tmp_path)))
+  file = tmp_path / "config.py"
+  file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
+  assert cli.main(["prepare", f"--config={file}", f"--out={tmp_path / 'out'}"]) == 0
+  assert "8 documents, 4 pictures as pixels" in capsys.readouterr().out
+  p = PreparedPipeline(TK, config(tmp_path / "out"))
+  assert len(p) == 8 and p.batch(0).images.any()
+  assert cli.main(["prepare", f"--config={file}", f"--out={tmp_path / 'f'}", "--images=features"]) == 2
+  assert "needs a trained vision tokenizer" in capsys.readouterr().err
+  assert cli.main(["prepare", f"--config={file}", f"--out={tmp_path / 'f'}", "--images=gif"]) == 2
+
+
+def test_rows_of_one_process_are_those_of_the_mesh():
+  import jax
+
+  from orthus_jax.parallel import mesh as mesh_lib
+
+  mesh = mesh_lib.make_mesh(tiny.config(mesh__fsdp=4, mesh__tensor=2).mesh)
+  places = [mesh_lib.sharding(mesh, (8, 5), ("batch", None))]
+  np.testing.assert_array_equal(hosts.own_rows(zip(places, [(8, 5)])), np.arange(8))
+  x = np.arange(40).reshape(8, 5)
+  np.testing.assert_array_equal(np.asarray(hosts.place_batch(x, places[0], np.arange(8), 8)), x)
+  assert jax.process_count() == 1
