@@ -1,8 +1,11 @@
 """Orthus 7B: stage 1 (a base model), post-training and pretraining, each on each machine that we plan for.
 
-    orthus train --config=configs/orthus_7b.py:post-v5e-256 --workdir=runs/7b \\
-        "--config.run.init_from=(('','runs/stage1'),)" --config.data.path=DIR --config.data.tokenizer=DIR
+    orthus train --config=configs/orthus_7b.py:post-v5e-256 --workdir=runs/7b --config.data.path=PREPARED \\
+        --config.data.tokenizer=TOKENIZER "--config.run.init_from=(('','runs/stage1'),)"
     orthus plan --config=configs/orthus_7b.py:post-v5e-256 --topology=v5e:16x16
+
+Data is laid out ahead, pictures as features, as the VQGAN is frozen: `orthus prepare --out=PREPARED --images=features` of a
+config whose data.source is yours.
 
 The argument is STAGE-MACHINE:
 
@@ -77,8 +80,8 @@ def _stage1(config: ConfigDict, machine: _Machine) -> None:
   config.model = dict(transformer=dict(remat=remat, text_loss_weight=0.0))
   config.data = dict(
       # A TPU's attention kernel wants rows of whole tiles of 128 positions.
-      source="folder", pairs="to_image", sequence_length=1152 if machine.tpu else 1028, images_per_row=1,
-      learnt_images_per_row=1, caption_dropout=0.0, cache_features=True,
+      source="prepared", path="prepared", sequence_length=1152 if machine.tpu else 1028, images_per_row=1,
+      learnt_images_per_row=1, caption_dropout=0.0,
   )  # fmt: skip
   config.optimizer = dict(
       learning_rate=rate, warmup_steps=min(100, steps // 5), schedule="constant", b1=0.9, b2=0.99, trainable=_STAGE1,
@@ -96,7 +99,7 @@ def _post(config: ConfigDict, machine: _Machine, *, published: bool) -> None:
   )  # fmt: skip
   config.model = dict(transformer=dict(remat=remat))
   config.data = dict(
-      source="folder", sequence_length=4096, images_per_row=_DOCUMENTS_PER_ROW,
+      source="prepared", path="prepared", sequence_length=4096, images_per_row=_DOCUMENTS_PER_ROW,
       learnt_images_per_row=_DOCUMENTS_PER_ROW, caption_dropout=0.1,
   )  # fmt: skip
   config.optimizer = dict(

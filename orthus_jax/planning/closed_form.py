@@ -118,7 +118,7 @@ def _images(config: Config, trained: Collection[str], embeds: bool, inside: bool
   # Nobody needs gradients of the noised features or of the step's sinusoid.
   backward = (per_patch - head.draws * (256 * W + C * W)) * (inside or trains) + per_patch * trains
   program["image head"] = learnt * 2.0 * (per_patch + backward)
-  if not config.data.cache_features:
+  if not (config.data.cache_features or config.data.source == "prepared"):
     program["vision tokenizer"] = rows * config.data.images_per_row * encoder_flops(vision)
   return program
 

@@ -69,6 +69,11 @@ class Program:
   seconds: dict[str, float]
 
 
+def features(config: Config) -> bool:
+  """Whether pictures reach the step as features; of prepared data, which isn't read here, they are taken to."""
+  return config.data.cache_features or config.data.source == "prepared"
+
+
 def batch_shapes(config: Config) -> Batch:
   """Shapes of a global batch; nothing is read."""
   data, vision, B = config.data, config.model.vision_tokenizer, config.run.batch_size
@@ -78,8 +83,9 @@ def batch_shapes(config: Config) -> Batch:
   def ints(*shape: int) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-  if data.cache_features:
-    images = jax.ShapeDtypeStruct((B, M, vision.patches, vision.latent_dim), jnp.float32)
+  if features(config):
+    dtype = jnp.bfloat16 if data.source == "prepared" else jnp.float32
+    images = jax.ShapeDtypeStruct((B, M, vision.patches, vision.latent_dim), dtype)
   else:
     images = jax.ShapeDtypeStruct((B, M, R, R, 3), jnp.uint8)
   return Batch(
