@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
           ("story", 0.3),
       ),
       later_kinds=(
-          (500, (
+          (400, (
               ("caption_to_image", 1.0), ("image_to_caption", 0.4), ("simple_question", 0.2), ("question", 1.0),
               ("edit", 0.3), ("story", 0.3),
           )),
@@ -48,7 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.99, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 1250, batch_size=4 if runlocal else 13, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 950, batch_size=4 if runlocal else 13, log_every=2 if runlocal else 10,
       sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config
