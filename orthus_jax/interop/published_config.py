@@ -189,7 +189,7 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
 def hard_wired(model: ModelConfig) -> list[str]:
   """What of this model the released code, which has no field for it, runs otherwise: one line each."""
   wired = {
-      "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight")),
+      "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight", "loss_chunk")),
       "vision_embedding": (model.vision_embedding, VisionEmbeddingConfig(), ("fresh_rows",)),
   }
   lines = []

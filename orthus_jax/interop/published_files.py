@@ -11,7 +11,7 @@ from typing import Any
 
 import PIL.Image
 
-from orthus_jax.config import BadRequest, Config, ModelConfig, TransformerConfig
+from orthus_jax.config import BadRequest, Config, DiffusionConfig, ModelConfig, TransformerConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
 from orthus_jax.interop import huggingface, names, processor
 from orthus_jax.interop.published_config import hard_wired, read_config, write_config
@@ -105,7 +105,7 @@ def _essence(model: ModelConfig) -> ModelConfig:
   v = dataclasses.replace(model.vision_tokenizer, pixels=ModelConfig().vision_tokenizer.pixels, dtype="float32")
   return dataclasses.replace(
       model, transformer=dataclasses.replace(t, **{f: getattr(default, f) for f in how}), vision_tokenizer=v,
-      image_token_start=0,
+      diffusion=dataclasses.replace(model.diffusion, loss_chunk=DiffusionConfig().loss_chunk), image_token_start=0,
   )  # fmt: skip
 
 

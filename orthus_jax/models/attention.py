@@ -82,7 +82,10 @@ def _xla(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT
 
 def _cudnn(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> jax.Array:
   k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS))
+  if q_BTNH.shape[1] == k_BSKH.shape[1]:  # cuDNN skips what lies ahead if it is told so other than by the mask
+    same_BTS = segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
+    return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, same_BTS, causal=True)
+  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, _mask(segment_ids_BT, segment_ids_BS), causal=False)
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:

@@ -66,9 +66,13 @@ def _cudnn_wrong(*, platform: str, length: int, context: int, head_dim: int, dty
   return None
 
 
-def cudnn(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
+def cudnn(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array, *, causal: bool
+) -> jax.Array:
   """cuDNN's fused attention. It knows nothing of segment ids, so they come as a mask, which it adds to the logits."""
-  return jax.nn.dot_product_attention(q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], implementation="cudnn")
+  return jax.nn.dot_product_attention(
+      q_BTNH, k_BSKH, v_BSKH, mask=mask_BTS[:, None], is_causal=causal, implementation="cudnn"
+  )
 
 
 def splash(
