@@ -1,4 +1,4 @@
-"""Speed of the input pipeline on prepared data: packed sequences a second, by what is kept of a picture and by sources mixed.
+"""Speed of the input pipeline on prepared data: packed sequences a second, by how pictures are kept and sources mixed.
 
     python benchmarks/input_pipeline.py [--scratch=DIR] [--json]
 

@@ -1,4 +1,4 @@
-"""The training step of `benchmarks/train_step.py` in PyTorch, for a CPU: the same architecture, batch, losses and optimizer.
+"""The step of `benchmarks/train_step.py` in PyTorch, for a CPU: the same architecture, batch, losses and optimizer.
 
 Written over named parameters as orthus_jax has them, so that both start from the same numbers and the text losses can be
 compared. Eager mode, fused attention and fused AdamW: what a PyTorch user would write.
@@ -125,7 +125,8 @@ class Step:
     eps, abar = torch.randn_like(x0), self.abar[t][:, None]
     frequency = torch.exp(-np.log(10000.0) * torch.arange(128) / 128)
     angle = t[:, None] * frequency
-    time = self.linear(F.silu(self.linear(torch.cat([angle.cos(), angle.sin()], -1), "image_head/time_in")), "image_head/time_out")
+    time = self.linear(torch.cat([angle.cos(), angle.sin()], -1), "image_head/time_in")
+    time = self.linear(F.silu(time), "image_head/time_out")
     y = F.silu(time + self.linear(z, "image_head/condition"))
     h = self.linear(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, "image_head/input")
     for i in range(c.blocks):

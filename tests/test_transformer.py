@@ -54,10 +54,12 @@ def test_packed_documents_do_not_meet():
   assert float(jnp.abs(gradient[:, :4]).max()) == 0
 
 
-WAYS = [{"remat": r} for r in ("dots", "mlp", "qkv", "attention", "full", "offload")]
+SLOW = [pytest.param({"remat": r}, marks=pytest.mark.slow) for r in ("mlp", "qkv", "attention", "offload")]
 
 
-@pytest.mark.parametrize("changes", [*WAYS, {"scan_unroll": 3}, {"merge_positions": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"remat": "dots"}, {"remat": "full"}, {"scan_unroll": 3}, {"merge_positions": True}, *SLOW], ids=str
+)
 def test_ways_of_computing_agree(changes):
   x, position, segments = inputs()
 

@@ -21,7 +21,11 @@ _HELLO = b"orthus "
 
 
 def start(
-    *, coordinator: str | None = None, processes: str | None = None, process_id: int | None = None, timeout: float | None = None
+    *,
+    coordinator: str | None = None,
+    processes: str | None = None,
+    process_id: int | None = None,
+    timeout: float | None = None,
 ) -> None:
   """Joins the run's processes; does nothing where this one is alone.
 
@@ -42,7 +46,9 @@ def start(
   if count is not None or any(v is not None for v in given.values()):
     missing = [f for f, v in ({"--processes": count} | given).items() if v is None]
     if missing:
-      raise BadRequest(f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT --processes=N --process_id=I together")
+      raise BadRequest(
+          f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT --processes=N --process_id=I together"
+      )
     if not 0 <= process_id < count:
       raise BadRequest(f"--process_id={process_id} must lie in 0..{count - 1}, as there are --processes={count}")
     host, _, port = coordinator.rpartition(":")
@@ -93,7 +99,9 @@ def _detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
   except Exception as e:  # whatever a metadata server may do
     raise BadRequest(f"the cluster can't be read: {e}; give --coordinator, --processes and --process_id") from e
   if None in found[:3]:
-    raise BadRequest("no cluster is found (SLURM, Open MPI, GKE, Cloud TPU): give --coordinator, --processes and --process_id")
+    raise BadRequest(
+        "no cluster is found (SLURM, Open MPI, GKE, Cloud TPU): give --coordinator, --processes and --process_id"
+    )
   coordinator, count, process_id, local = found
   # jax gives each process of SLURM one device; one that has its node to itself takes all of them.
   alone = re.match(r"1($|[(,])", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))

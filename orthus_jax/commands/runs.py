@@ -55,7 +55,10 @@ def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
       task = tasks.TokenizerTask(config, source)
     else:
       task = _orthus_task(config, workdir, source, tokenizer)
-  figures = _tokenizer(config, workdir, task) if tokenizer is None else _orthus(config, workdir, task, source, begin=begin)
+  if tokenizer is None:
+    figures = _tokenizer(config, workdir, task)
+  else:
+    figures = _orthus(config, workdir, task, source, begin=begin)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}

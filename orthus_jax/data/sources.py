@@ -35,7 +35,9 @@ def open_source(config: Config, split: str) -> Source:
   if data.source == "prepared":  # the few documents that samples are made of; training reads the rest otherwise
     folder = Path(data.mixture[0][0] if data.mixture else data.path) / "shown"
     if not folder.is_dir():
-      raise BadRequest(f"{folder.parent} holds no complete prepared data: make it with `orthus prepare --out={folder.parent}`")
+      raise BadRequest(
+          f"{folder.parent} holds no complete prepared data: make it with `orthus prepare --out={folder.parent}`"
+      )
     return FolderSource(folder, resolution=vision.resolution, pixels=vision.pixels)
   if not data.path:
     raise BadRequest("data.path is empty: set it to the folder of pictures (--config.data.path=DIR)")

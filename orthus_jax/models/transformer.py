@@ -101,9 +101,10 @@ class Attention(nnx.Module):
   def project(self, x_BTD: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated."""
     theta, merge = self.config.rope_theta, self.config.merge_positions
-    q_BTNH = dense(x_BTD, self.q[...], merge=merge)
-    k_BTKH = dense(x_BTD, self.k[...], merge=merge)
-    v_BTKH = dense(x_BTD, self.v[...], merge=merge)
+    # Named ahead of the norms, whose gradients need what they are given.
+    q_BTNH, k_BTKH, v_BTKH = (
+        checkpoint_name(dense(x_BTD, w[...], merge=merge), "qkv") for w in (self.q, self.k, self.v)
+    )
     q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
     k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
     return q_BTNH, k_BTKH, v_BTKH
@@ -152,8 +153,7 @@ class Layer(nnx.Module):
     """`attend(q, k, v)` is the attention itself: with or without a cache."""
 
     def attention_part(y_BTD):
-      q_k_v = (checkpoint_name(x, "qkv") for x in self.attention.project(y_BTD, position_BT))
-      return self.attention.merge_heads(attend(*q_k_v))
+      return self.attention.merge_heads(attend(*self.attention.project(y_BTD, position_BT)))
 
     x_BTD = self._residual(x_BTD, self.attention_norm, attention_part)
     return self._residual(x_BTD, self.mlp_norm, self.mlp)
