@@ -2,6 +2,7 @@
 
 import collections
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,8 +93,7 @@ def test_batches_are_a_function_of_the_step_and_rows_of_their_place(folders):
     whole = p.batch(step)
     for hosts_of in (1, 2, 4):  # each host makes its own rows
       parts = [q.batch(step, rows) for rows in np.split(np.arange(8), hosts_of)]
-      for i, x in enumerate(whole):
-        np.testing.assert_array_equal(x, np.concatenate([part[i] for part in parts]))
+      jax.tree.map(lambda x, *own: np.testing.assert_array_equal(x, np.concatenate(own)), whole, *parts)
     assert p.tokens(step) == (whole.segment_ids_BT > 0).sum()
   background = dict(p.iterate(3, 6))
   assert list(background) == [3, 4, 5]
