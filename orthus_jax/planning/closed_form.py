@@ -58,9 +58,9 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   share = causal_share(T, block, block) if kernel else 1.0
   products = (2 + (7 if kernel else 4) * inside + attention_again) * matrix * share
   program = {
-      "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
-      "attention": tokens * c.layers * products,
-      "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
+    "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
+    "attention": tokens * c.layers * products,
+    "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
   }
   if images:
     program |= _images(config, trained, inside)
