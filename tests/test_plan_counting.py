@@ -1,15 +1,14 @@
 """The planner reads compiled programs: FLOPs, bytes, collectives, loops."""
 
-import dataclasses
 import textwrap
 
 import numpy as np
 import pytest
 
+from orthus_jax.config import Config
 from orthus_jax.planning import closed_form, estimate, hardware, hlo, work
 from orthus_jax.planning.work import Collective, Op, Work
-
-import tiny
+from orthus_jax.training import flops
 
 # A loop of three rounds in the notation of TPU compilers: a matrix product as a convolution within a fusion that slices
 # its stacked weights, an all-gather, a reduce-scatter written as an all-reduce, and a copy to on-chip memory.
@@ -93,7 +92,9 @@ def test_a_loop_counts_as_often_as_it_runs():
 def test_bytes_are_those_of_main_memory_and_of_slices():
   ops = _ops(PROGRAM)
   assert ops["near"].bytes == 8 * 128 * 2  # read, but written to on-chip memory
-  assert ops["fusion"].bytes == 128 * 256 * 2 + 8 * 256 * 2 + 4  # one layer's weights, the result and the index; its input is near
+  assert (
+    ops["fusion"].bytes == 128 * 256 * 2 + 8 * 256 * 2 + 4
+  )  # one layer's weights, the result and the index; its input is near
   far = _ops(PROGRAM.replace("S(1)", "S(5)"))
   assert far["near"].host_bytes == 8 * 128 * 2
 
@@ -108,31 +109,52 @@ def test_collectives_and_their_groups():
 
 
 @pytest.mark.parametrize(
-    "text, groups",
-    [
-        ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
-        ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
-        ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
-        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
-        ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, x", [[0, 1, 2, 3]]),
-        ("replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=3], device_ids=([3,2]T(1,0)) {'axis_0'}", [[0, 1], [2, 3], [4, 5]]),
-        ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
-    ],
+  "text, groups",
+  [
+    ("replica_groups={{0,1},{2,3}}", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[4]", [[0, 1], [2, 3]]),
+    ("replica_groups=[2,2]<=[2,2]T(1,0)", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0'}, x", [[0, 2], [1, 3]]),
+    ("replica_groups=mesh['axis_0'=2,'axis_1'=2] {'axis_0','axis_1'}, x", [[0, 1, 2, 3]]),
+    (
+      "replica_groups=mesh['axis_0'=2,'axis_1'=1,'axis_2'=3], device_ids=([3,2]T(1,0)) {'axis_0'}",
+      [[0, 1], [2, 3], [4, 5]],
+    ),
+    ("source_target_pairs={{0,1},{1,0}}", [[0, 1], [1, 0]]),
+  ],
 )
 def test_notations_of_groups(text, groups):
   assert hlo.replica_groups(f", channel_id=1, {text}, dimensions={{0}}").tolist() == groups
 
 
 @pytest.mark.parametrize(
-    "out, lhs, rhs, attributes, flops",
-    [
-        ((6, 7), (6, 5), (5, 7), "dim_labels=bf_io->bf", 2 * 6 * 7 * 5),
-        ((6, 7), (5, 6), (5, 7), "dim_labels=fb_io->bf", 2 * 6 * 7 * 5),
-        # A batch of products, as a TPU writes it: one window place holds a value, the others are padding.
-        ((9, 4, 7), (5, 9), (5, 4, 7), "window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=fb0_i0o->b0f", 2 * 9 * 4 * 7 * 5),
-        ((1, 8, 8, 2), (1, 8, 8, 3), (3, 3, 3, 2), "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f", 2 * 22 * 22 * 6),
-        ((1, 4, 4, 2), (1, 8, 8, 3), (2, 2, 3, 2), "window={size=2x2 stride=2x2}, dim_labels=b01f_01io->b01f", 2 * 16 * 4 * 6),
-    ],
+  "out, lhs, rhs, attributes, flops",
+  [
+    ((6, 7), (6, 5), (5, 7), "dim_labels=bf_io->bf", 2 * 6 * 7 * 5),
+    ((6, 7), (5, 6), (5, 7), "dim_labels=fb_io->bf", 2 * 6 * 7 * 5),
+    # A batch of products, as a TPU writes it: one window place holds a value, the others are padding.
+    (
+      (9, 4, 7),
+      (5, 9),
+      (5, 4, 7),
+      "window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=fb0_i0o->b0f",
+      2 * 9 * 4 * 7 * 5,
+    ),
+    (
+      (1, 8, 8, 2),
+      (1, 8, 8, 3),
+      (3, 3, 3, 2),
+      "window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f",
+      2 * 22 * 22 * 6,
+    ),
+    (
+      (1, 4, 4, 2),
+      (1, 8, 8, 3),
+      (2, 2, 3, 2),
+      "window={size=2x2 stride=2x2}, dim_labels=b01f_01io->b01f",
+      2 * 16 * 4 * 6,
+    ),
+  ],
 )
 def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
   if "fb0" in attributes:
@@ -162,8 +184,8 @@ def test_collectives_are_told_by_axis_and_timed():
   places = np.stack([np.zeros(256, int), *np.unravel_index(np.arange(256), (16, 16))], axis=1)
   size = 1 << 30
   ops = (
-      Op("a", "", 2, collectives=(Collective("all-gather", size, np.arange(256).reshape(16, 16)),)),
-      Op("b", "", 1, collectives=(Collective("all-reduce", size, None),)),
+    Op("a", "", 2, collectives=(Collective("all-gather", size, np.arange(256).reshape(16, 16)),)),
+    Op("b", "", 1, collectives=(Collective("all-reduce", size, None),)),
   )
   rows = estimate.traffic(Work(ops), {"data": 1, "fsdp": 16, "tensor": 16, "context": 1}, v5e, places)
   by_kind = {t.kind: t for t in rows}
@@ -187,7 +209,10 @@ def test_between_slices_each_chip_carries_its_share():
 
 
 def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
-  chip, c = hardware.CHIPS["v6e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5)
+  chip, c = (
+    hardware.CHIPS["v6e"],
+    estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5),
+  )
   assert estimate.op_seconds(Op("a", "", 1, products=918e12, bytes=1), chip, c) == pytest.approx(2.0)
   assert estimate.op_seconds(Op("a", "", 1, products=1.0, bytes=1638 * 10**9), chip, c) == pytest.approx(2.0)
   assert estimate.op_seconds(Op("a", "", 1, attention=918e12), chip, c) == pytest.approx(2.0)
@@ -198,8 +223,26 @@ def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
 
 
 def test_what_mfu_counts_is_the_published_figure():
-  c = tiny.config().model.transformer
-  seven = type(c)()
-  assert closed_form.model_flops(seven, 4096) == pytest.approx(43.69e9, rel=1e-4)
-  wide = dataclasses.replace(seven, kv_heads=8, mlp_width=14336, vocab_size=128256)
-  assert closed_form.layer_weights(wide) * 32 + 128256 * 4096 == pytest.approx(7.504e9, rel=1e-3)  # Llama 3.1 8B
+  config = Config()
+  tokens = config.run.batch_size * config.data.sequence_length
+  names = {"token_embedding", "transformer/layers/mlp/up", "lm_head"}
+  found = closed_form.closed(config, names)
+  assert found.model / tokens == pytest.approx(43.69e9, rel=1e-4)
+  # Full rematerialisation repeats a forward pass but for each layer's last product; a frozen backbone has no gradients.
+  assert 1.2 < found.program["layers"] / tokens / (6.0 * 32 * flops.layer_weights(config.model.transformer)) < 1.34
+  assert closed_form.closed(config, {"lm_head"}).model / tokens == pytest.approx(
+    32 * (2.0 * flops.layer_weights(config.model.transformer) + 2.0 * 4096 * 4096) + 6.0 * 4096 * 65536
+  )
+
+
+def test_chips_and_metrics_agree_on_peaks():
+  names = {
+    "v4": "TPU v4",
+    "v5e": "TPU v5e",
+    "v5p": "TPU v5p",
+    "v6e": "TPU v6e",
+    "a100": "NVIDIA A100",
+    "h100": "NVIDIA H100",
+    "h200": "NVIDIA H200",
+  }
+  assert {n: hardware.CHIPS[n].flops for n in names} == {n: flops.PEAKS[k] for n, k in names.items()}

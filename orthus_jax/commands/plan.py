@@ -111,7 +111,10 @@ def main(argv: Sequence[str]) -> int:
     from orthus_jax.planning import generator
 
     drawn = generator.make(config, topology, rows=_number(own, "generate", 1), title=title)
-    print(json.dumps(drawn.to_json(), indent=2) if options["json"] else generator.text(drawn), end="\n" if options["json"] else "")
+    print(
+      json.dumps(drawn.to_json(), indent=2) if options["json"] else generator.text(drawn),
+      end="\n" if options["json"] else "",
+    )
     return _DOES_NOT_FIT if drawn.fits is False else 0
   if "search" in own:
     tried = search.search(config, topology, title=title, limit=_number(own, "limit", 12), progress=_say)

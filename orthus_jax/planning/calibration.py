@@ -33,7 +33,9 @@ def show(*, as_json: bool) -> int:
   if as_json:
     print(json.dumps({"runs": rows, "plans": [dataclasses.asdict(p) for _, p in plans]}, indent=2))
     return 0
-  print(f"{'run':<24} {'by':<8} {'published':>10} {'bound':>14} {'calibrated':>11} {'error':>7} {'tokens/s/chip':>14} {'MFU':>6}")
+  print(
+    f"{'run':<24} {'by':<8} {'published':>10} {'bound':>14} {'calibrated':>11} {'error':>7} {'tokens/s/chip':>14} {'MFU':>6}"
+  )
   for r in rows:
     bound = f"{r['bound']:.2f} {r['limit']}"
     print(f"{r['run']:<24} {r['source']:<8} {r['published']:>8.2f} s {bound:>14} {r['calibrated']:>9.2f} s {r['error']:>+7.1%}"

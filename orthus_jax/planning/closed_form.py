@@ -12,17 +12,10 @@ import dataclasses
 
 from orthus_jax.config import Config, TransformerConfig, VisionTokenizerConfig
 from orthus_jax.planning.work import causal_share
+from orthus_jax.training import flops
 
 
-def layer_weights(c: TransformerConfig) -> int:
-  """Entries of one layer's matrices."""
-  return c.width * c.head_dim * 2 * (c.heads + c.kv_heads) + 3 * c.width * c.mlp_width
-
-
-def model_flops(c: TransformerConfig, length: int, *, causal: bool = True) -> float:
-  """What MFU counts for one token of a row of `length`, were everything trained: 43.69e9 for 7B at 4096, causal."""
-  attention = (6.0 if causal else 12.0) * c.heads * c.head_dim * length
-  return c.layers * (6.0 * layer_weights(c) + attention) + 6.0 * c.width * c.vocab_size
+_PASSES = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +33,7 @@ class Closed:
   program: dict[str, float]
 
 
-def passes(trained: Collection[str], prefix: str, below: bool) -> int:
-  """Products per weight: forwards, its input's gradient, its own gradient."""
-  own = any(n.startswith(prefix) for n in trained)
-  return 1 + (below or own) + own
-
-
-def closed(
-    config: Config, trained: Collection[str], *, kernel: bool = True, images: bool = True, positions_share: float = 1.0
-) -> Closed:
+def closed(config: Config, trained: Collection[str], *, kernel: bool = True, images: bool = True) -> Closed:
   """Closed forms of a config's step.
 
   Args:
@@ -56,20 +41,16 @@ def closed(
     trained: names of the parameters that are trained.
     kernel: whether attention is a block-sparse kernel (TPUs), or plain products over the whole matrix.
     images: whether there are any (the published text models have none).
-    positions_share: share of the image positions that the program computes.
   """
   c, T = config.model.transformer, config.data.sequence_length
   tokens = config.run.batch_size * T
-  embeds = any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
-  backbone = passes(trained, "transformer/", embeds)
-  inside = embeds or any(n.startswith("transformer/") for n in trained)
-  head = passes(trained, "lm_head", inside)
-  weights = layer_weights(c)
+  passes = flops.passes(config.model, trained)
+  backbone, head = (_PASSES[passes[part]] for part in ("backbone", "lm_head"))
+  inside = passes["backbone"] != "frozen"
   matrix = 2.0 * c.heads * c.head_dim * T  # one product over the whole attention matrix, per token
-  attention = 3 if inside else 1
 
   def model(share: float) -> float:
-    layer = 2.0 * weights * backbone + 2 * attention * matrix * share
+    layer = 2.0 * flops.layer_weights(c) * backbone + 2 * (3 if inside else 1) * matrix * share
     return tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size * head)
 
   again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
@@ -77,12 +58,12 @@ def closed(
   share = causal_share(T, block, block) if kernel else 1.0
   products = (2 + (7 if kernel else 4) * inside + attention_again) * matrix * share
   program = {
-      "layers": tokens * c.layers * 2.0 * (weights * backbone + again),
-      "attention": tokens * c.layers * products,
-      "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
+    "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
+    "attention": tokens * c.layers * products,
+    "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
   }
   if images:
-    program |= _images(config, trained, embeds, inside)
+    program |= _images(config, trained, inside)
   return Closed(model(0.5), model(1.0), program)
 
 
@@ -103,21 +84,24 @@ def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
   return again, {"none": 0, "dots": 1}.get(c.remat, 2)
 
 
-def _images(config: Config, trained: Collection[str], embeds: bool, inside: bool) -> dict[str, float]:
+def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str, float]:
   c, vision, head = config.model.transformer, config.model.vision_tokenizer, config.model.diffusion
   rows, P, C, W = config.run.batch_size, vision.patches, vision.latent_dim, head.width
   given = rows * config.data.images_per_row * P
   learnt = rows * config.data.learnt_images_per_row * P
   soft = any(n.startswith("vision_embedding/") for n in trained)
-  program = {
-      "soft VQ": given * 2.0 * vision.codes * (C * (1 + soft) + c.width * (1 + 2 * embeds)),
-  }
-  per_draw = 256 * W + W * W + C * W + head.blocks * 5 * W * W + 2 * W * W + C * W
-  per_patch = head.draws * per_draw + c.width * W
-  trains = any(n.startswith("image_head/") for n in trained)
-  # Nobody needs gradients of the noised features or of the step's sinusoid.
-  backward = (per_patch - head.draws * (256 * W + C * W)) * (inside or trains) + per_patch * trains
-  program["image head"] = learnt * 2.0 * (per_patch + backward)
+  embeds = soft or "token_embedding" in trained
+  program = {"soft VQ": given * 2.0 * vision.codes * (C * (1 + soft) + c.width * (1 + 2 * embeds))}
+  if head.loss_weight:
+    per_draw = 256 * W + W * W + C * W + head.blocks * 5 * W * W + 2 * W * W + C * W
+    forwards = head.draws * per_draw + c.width * W
+    trains = any(n.startswith("image_head/") for n in trained)
+    # Nobody asks for gradients of the noised features or of the step's sinusoid. With more chunks than one, each is
+    # computed again for its gradient.
+    backwards = (forwards - head.draws * (256 * W + C * W)) * (inside or trains) + forwards * trains
+    chunks = head.loss_chunk and config.data.learnt_images_per_row * P > head.loss_chunk
+    again = forwards * bool(chunks and (inside or trains) and not c.merge_positions)
+    program["image head"] = learnt * 2.0 * (forwards + backwards + again)
   if not (config.data.cache_features or config.data.source == "prepared"):
     program["vision tokenizer"] = rows * config.data.images_per_row * encoder_flops(vision)
   return program

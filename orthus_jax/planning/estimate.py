@@ -21,12 +21,12 @@ from orthus_jax.planning.work import Collective, Op, Work
 
 # Bytes that a device sends, per byte of a collective's whole array, over n devices: the cheapest algorithm's.
 _SENT = {
-    "all-gather": lambda n: (n - 1) / n,
-    "reduce-scatter": lambda n: (n - 1) / n,
-    "all-reduce": lambda n: 2 * (n - 1) / n,
-    "all-to-all": lambda n: (n - 1) / n,
-    "ragged-all-to-all": lambda n: (n - 1) / n,
-    "collective-permute": lambda n: 1.0,
+  "all-gather": lambda n: (n - 1) / n,
+  "reduce-scatter": lambda n: (n - 1) / n,
+  "all-reduce": lambda n: 2 * (n - 1) / n,
+  "all-to-all": lambda n: (n - 1) / n,
+  "ragged-all-to-all": lambda n: (n - 1) / n,
+  "collective-permute": lambda n: 1.0,
 }
 
 
@@ -97,10 +97,10 @@ class Estimate:
 def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Calibration = CALIBRATION) -> Estimate:
   """A step's times on one chip."""
   parts = {
-      "compute": work.flops / chip.flops,
-      "memory": work.bytes / chip.bandwidth,
-      "network": sum(t.link_seconds + t.network_seconds for t in traffic),
-      "host": work.host_bytes / 2 / chip.host_link,  # out and back go at once, in both directions
+    "compute": work.flops / chip.flops,
+    "memory": work.bytes / chip.bandwidth,
+    "network": sum(t.link_seconds + t.network_seconds for t in traffic),
+    "host": work.host_bytes / 2 / chip.host_link,  # out and back go at once, in both directions
   }
   limit = max(parts, key=parts.get)
   own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops)
@@ -183,7 +183,11 @@ class _Reach:
       return 0.0, 0.0
     sent = _SENT[collective.kind]
     if collective.kind == "collective-permute":  # its pairs aren't a group
-      return (collective.bytes / (chip.link * self.share), 0.0) if self.slices == 1 else (0.0, collective.bytes / chip.network)
+      return (
+        (collective.bytes / (chip.link * self.share), 0.0)
+        if self.slices == 1
+        else (0.0, collective.bytes / chip.network)
+      )
     link = sent(self.within) * collective.bytes / (chip.link * self.share) if self.within > 1 else 0.0
     # Between slices each device of a group carries its share of the array.
     network = sent(self.slices) * collective.bytes / self.within / chip.network if self.slices > 1 else 0.0

@@ -73,24 +73,30 @@ def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> G
   with jax.set_mesh(mesh):
     graphdef, shapes, axes = shapes_and_axes(OrthusTask(config, None).init)
     params = {
-        n: jax.ShapeDtypeStruct(
-            s.shape, compute_dtype(config.model, n) or s.dtype, sharding=mesh_lib.sharding(mesh, s.shape, axes[n])
-        )
-        for n, s in shapes.items()
+      n: jax.ShapeDtypeStruct(
+        s.shape, compute_dtype(config.model, n) or s.dtype, sharding=mesh_lib.sharding(mesh, s.shape, axes[n])
+      )
+      for n, s in shapes.items()
     }
     fixed = engine.Program(
         max_new=patches + 2, steps=config.sampling.steps, temperature=0.0, top_k=0, top_p=1.0, sep=8710, boi=8197, eoi=8196,
         image=8711, eos=2,
     )  # fmt: skip
-    text_V = jax.ShapeDtypeStruct((config.model.transformer.vocab_size,), jnp.bool, sharding=NamedSharding(mesh, PartitionSpec()))
-    traced = engine.generate.trace(graphdef, params, _prompts(config, mesh, rows), text_V, config=config.model, program=fixed)
+    text_V = jax.ShapeDtypeStruct(
+      (config.model.transformer.vocab_size,), jnp.bool, sharding=NamedSharding(mesh, PartitionSpec())
+    )
+    traced = engine.generate.trace(
+      graphdef, params, _prompts(config, mesh, rows), text_V, config=config.model, program=fixed
+    )
     done = time.monotonic()
     text, memory = program.compile_traced(traced, mesh)
   counted = work.count(hlo.parse(text), rounds=fixed.max_new) if text else work.Work(())
   mesh_shape = {a: int(n) for a, n in mesh.shape.items()}
   traffic = estimate.traffic(counted, mesh_shape, topology, hardware.places(topology, list(mesh.devices.flat)))
   times = dataclasses.asdict(estimate.estimate(counted, traffic, topology.chip)) if topology.chip.flops and text else {}
-  own = sum(jax.ShapeDtypeStruct(s.sharding.shard_shape(s.shape), s.dtype).size * s.dtype.itemsize for s in params.values())
+  own = sum(
+    jax.ShapeDtypeStruct(s.sharding.shard_shape(s.shape), s.dtype).size * s.dtype.itemsize for s in params.values()
+  )
   is_tpu = topology.chip.platform == "tpu"
   return GeneratorPlan(
       title=title, topology=str(topology), rows=rows, solver_steps=config.sampling.steps,
@@ -127,11 +133,17 @@ def text(plan: GeneratorPlan) -> str:
       f" {m['temporaries'] / GIB:.2f}, peak {m['peak'] / GIB:.2f}" + (f" of {m['capacity'] / GIB:.2f}" if m["capacity"] else ""),
   ]  # fmt: skip
   if plan.fits is not None:
-    lines.append("fits" if plan.fits else f"DOES NOT FIT, by {(m['peak'] - 0.95 * m['capacity']) / GIB:.2f} GiB: fewer rows a device, or mesh.tensor")
+    lines.append(
+      "fits"
+      if plan.fits
+      else f"DOES NOT FIT, by {(m['peak'] - 0.95 * m['capacity']) / GIB:.2f} GiB: fewer rows a device, or mesh.tensor"
+    )
   lines.append(f"one device and batch: {plan.flops / 1e12:.1f} TFLOP, {plan.bytes / 1e9:.0f} GB of memory traffic")
   for c in plan.traffic[:5]:
     seconds = c["link_seconds"] + c["network_seconds"]
-    lines.append(f"  {c['kind']} over {'+'.join(c['axes'])}: {c['count']} times, {c['bytes'] / 1e9:.2f} GB, {seconds:.2f} s")
+    lines.append(
+      f"  {c['kind']} over {'+'.join(c['axes'])}: {c['count']} times, {c['bytes'] / 1e9:.2f} GB, {seconds:.2f} s"
+    )
   if t:
     lines.append(f"bound {t['bound']:.1f} s ({t['limit']}), calibrated {t['calibrated']:.1f} s:"
                  f" {plan.pictures_per_second:.2f} pictures/s, {t['calibrated'] / plan.rows:.3f} s a picture")  # fmt: skip

@@ -28,10 +28,10 @@ from orthus_jax.config import BadRequest
 
 GIB = 1 << 30
 _LIBTPU = {
-    "TPU_SKIP_MDS_QUERY": "1",  # it would look for a TPU machine's metadata
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so that several processes don't disturb each other
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_SKIP_MDS_QUERY": "1",  # it would look for a TPU machine's metadata
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # it only compiles, so that several processes don't disturb each other
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
 }
 
 
@@ -125,7 +125,11 @@ def parse(text: str, slices: int = 1) -> Topology:
   if name not in CHIPS:
     alias = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", name)
     near = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.0)[0]
-    hint = "counts cores or chips, not a shape: write the shape in chips, such as v5p:4x4x4" if alias else f"the nearest is {near}"
+    hint = (
+      "counts cores or chips, not a shape: write the shape in chips, such as v5p:4x4x4"
+      if alias
+      else f"the nearest is {near}"
+    )
     raise BadRequest(f"unknown topology {text!r}: {hint} (chips: {', '.join(CHIPS)})")
   chip = CHIPS[name]
   if not colon or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", shape):
@@ -138,12 +142,14 @@ def parse(text: str, slices: int = 1) -> Topology:
     raise BadRequest(f"--topology={text}: {name} has {wanted} dimension{'s' * (wanted > 1)}: write {_example(chip)}")
   if math.prod(sizes) > chip.largest:
     kind = "slice" if chip.torus else "node"
-    raise BadRequest(f"--topology={text}: the largest {kind} of {name} has {chip.largest} chips; use --slices for several")
+    raise BadRequest(
+      f"--topology={text}: the largest {kind} of {name} has {chip.largest} chips; use --slices for several"
+    )
   return Topology(chip, sizes, slices)
 
 
 def _example(chip: Chip) -> str:
-  return f"{chip.name}:{ {3: '4x4x4', 2: '16x16'}.get(chip.torus, '8')}"
+  return f"{chip.name}:{ {3: '4x4x4', 2: '16x16'}.get(chip.torus, '8') }"
 
 
 def devices(topology: Topology) -> list[Any]:
@@ -155,7 +161,9 @@ def devices(topology: Topology) -> list[Any]:
   if topology.chip.platform != "tpu":
     found = jax.devices("cpu")
     if len(found) < topology.chips:
-      raise BadRequest(f"{topology} needs {topology.chips} CPU devices and jax has {len(found)}: set jax_num_cpu_devices")
+      raise BadRequest(
+        f"{topology} needs {topology.chips} CPU devices and jax has {len(found)}: set jax_num_cpu_devices"
+      )
     return found[: topology.chips]
   from jax.experimental import topologies
 

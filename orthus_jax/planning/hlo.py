@@ -152,7 +152,9 @@ def _instruction(text: str) -> tuple[Instruction, bool] | None:
   close = _closing(rest, start)
   argument = rest[start + 1 : close]
   operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-  return Instruction(head.group(2), opcode.strip(), arrays(rest[:end]), operands, argument, rest[close + 1 :]), bool(head.group(1))
+  return Instruction(head.group(2), opcode.strip(), arrays(rest[:end]), operands, argument, rest[close + 1 :]), bool(
+    head.group(1)
+  )
 
 
 def parse(text: str) -> Module:
@@ -199,7 +201,9 @@ def parse(text: str) -> Module:
 def constant(computation: Computation, name: str) -> int | None:
   """The integer that an instruction is, looking through copies and conversions; None if it is no constant."""
   i = computation.instructions.get(name)
-  while i is not None and i.opcode in ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done") and i.operands:
+  while (
+    i is not None and i.opcode in ("copy", "convert", "bitcast", "reshape", "copy-start", "copy-done") and i.operands
+  ):
     i = computation.instructions.get(i.operands[0])
   if i is None or i.opcode != "constant" or not re.fullmatch(r"-?\d+", i.argument.strip()):
     return None
@@ -260,7 +264,9 @@ def replica_groups(attributes: str) -> np.ndarray | None:
     if found.group(3):
       ids = ids.transpose([int(n) for n in found.group(3).split(",")])
     return ids.reshape(shape)
-  found = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", attributes)
+  found = re.search(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? \{([^}]*)\}", attributes
+  )
   if found:
     axes = re.findall(r"'([\w.]+)'=(\d+)", found.group(1))
     sizes = [int(n) for _, n in axes]

@@ -108,11 +108,11 @@ def orthus(config: Config) -> tuple[Any, Any]:
 
 
 def compile_step(
-    config: Config,
-    devices: Sequence[Any],
-    *,
-    build: Callable[[Config], tuple[Any, Any]] = orthus,
-    stop_at: str = "compile",
+  config: Config,
+  devices: Sequence[Any],
+  *,
+  build: Callable[[Config], tuple[Any, Any]] = orthus,
+  stop_at: str = "compile",
 ) -> Program:
   """Traces, lowers and compiles a config's training step, as `training.loop` does, for given devices.
 
@@ -130,7 +130,9 @@ def compile_step(
     mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
   except NotImplementedError as e:  # jax lays a mesh axis along whole dimensions of a torus
     sizes = " x ".join(f"{a}={n}" for a, n in dataclasses.asdict(config.mesh).items())
-    raise BadRequest(f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it") from e
+    raise BadRequest(
+      f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it"
+    ) from e
   mesh_lib.check(mesh, config)
   task, batch = build(config)
   optimizer = make_optimizer(config.optimizer, config.run)
@@ -161,11 +163,11 @@ def compile_traced(traced: Any, mesh: Mesh) -> tuple[str, Memory]:
     return "", Memory(size, 0, used - size, 0, limit=limit)
   stats = compiled.memory_analysis()
   return compiled.as_text(), Memory(
-      arguments=stats.argument_size_in_bytes,
-      outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
-      temporaries=stats.temp_size_in_bytes,
-      code=stats.generated_code_size_in_bytes,
-      host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
+    arguments=stats.argument_size_in_bytes,
+    outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    temporaries=stats.temp_size_in_bytes,
+    code=stats.generated_code_size_in_bytes,
+    host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
   )
 
 

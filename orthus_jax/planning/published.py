@@ -53,7 +53,9 @@ class Run:
     return config_lib.from_dict(Config, self.tree)
 
 
-def _llama(*, vocab: int, mlp: int, kv_heads: int, length: int, remat: str, batch: int, mesh: dict[str, int]) -> dict[str, Any]:
+def _llama(
+  *, vocab: int, mlp: int, kv_heads: int, length: int, remat: str, batch: int, mesh: dict[str, int]
+) -> dict[str, Any]:
   return {
       "model": {
           "transformer": dict(
@@ -118,7 +120,7 @@ class TextTask:
 
   def loss(self, model: TextModel, batch: TextBatch, key: jax.Array, *, total: jax.Array, row_B: jax.Array):
     hidden_BTD = model.transformer(
-        model.embed_tokens(batch.tokens_BT), position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT
+      model.embed_tokens(batch.tokens_BT), position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT
     )
     nll, _ = chunked.cross_entropy(
         hidden_BTD, model.lm_head[...], batch.targets_BT, (batch.segment_ids_BT > 0).astype(jnp.float32),

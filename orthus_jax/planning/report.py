@@ -63,7 +63,7 @@ class Plan:
 
 
 def make(
-    config: Config, topology: Topology, *, title: str = "", build: Any = program.orthus, devices: list[Any] | None = None
+  config: Config, topology: Topology, *, title: str = "", build: Any = program.orthus, devices: list[Any] | None = None
 ) -> Plan:
   """Compiles a config's step for a topology and works out its plan.
 
@@ -85,7 +85,9 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
       counted = work.count(hlo.parse(compiled.text))
       traffic = estimate.traffic(counted, mesh, topology, hardware.places(topology, list(compiled.mesh.devices.flat)))
     except (ValueError, KeyError, AttributeError, IndexError) as e:
-      notes.append(f"the compiled text can't be read ({type(e).__name__}): FLOPs are the traced program's, without collectives")
+      notes.append(
+        f"the compiled text can't be read ({type(e).__name__}): FLOPs are the traced program's, without collectives"
+      )
   if counted is None:
     flops = traced.flops(compiled.jaxpr) / topology.chips
     counted = work.Work((work.Op("the traced program", "", 1, products=flops),))
@@ -110,7 +112,10 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
     times = dataclasses.asdict(found)
     for kind in ("calibrated", "bound"):
       speed[kind] = tokens / times[kind]
-      mfu |= {kind: flops["model"] / times[kind] / chip.flops, f"{kind}_full": flops["model_full"] / times[kind] / chip.flops}
+      mfu |= {
+        kind: flops["model"] / times[kind] / chip.flops,
+        f"{kind}_full": flops["model_full"] / times[kind] / chip.flops,
+      }
   if chip.platform == "gpu":
     notes.append("compiled for CPU devices in the place of GPUs: FLOPs and collectives are the partitioned program's")
   return Plan(
@@ -168,7 +173,9 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   out = Console(file=io.StringIO(), width=width, highlight=False, no_color=True, force_terminal=False)
   mesh = " x ".join(f"{a} {n}" for a, n in plan.mesh.items() if n > 1) or "one device"
   out.print(f"{plan.title}  on {plan.topology}, {plan.chips} chips".strip())
-  out.print(f"mesh {mesh}; {plan.rows} rows of {plan.length} positions a step, {plan.rows * plan.length / 1e6:.2f}M; remat {plan.remat}")
+  out.print(
+    f"mesh {mesh}; {plan.rows} rows of {plan.length} positions a step, {plan.rows * plan.length / 1e6:.2f}M; remat {plan.remat}"
+  )
 
   rows = _table("memory of one device", ("", "GiB", "share"))
   capacity = plan.memory["capacity"]
@@ -179,8 +186,15 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   for name, value in shown:
     rows.add_row(name, f"{value / GIB:.2f}", f"{value / capacity:.0%}" if capacity else "")
   verdict = {True: "fits", False: "DOES NOT FIT", None: ""}[plan.fits]
-  free = f"{1 - plan.memory['peak'] / capacity:+.0%} free".replace("+", "") if capacity and plan.fits is not None else ""
-  rows.add_row("peak", f"{plan.memory['peak'] / GIB:.2f}", f"{plan.memory['peak'] / capacity:.0%}" if capacity else "", end_section=True)
+  free = (
+    f"{1 - plan.memory['peak'] / capacity:+.0%} free".replace("+", "") if capacity and plan.fits is not None else ""
+  )
+  rows.add_row(
+    "peak",
+    f"{plan.memory['peak'] / GIB:.2f}",
+    f"{plan.memory['peak'] / capacity:.0%}" if capacity else "",
+    end_section=True,
+  )
   out.print(rows)
   if capacity and plan.fits is not None:
     out.print(f"{verdict}: {capacity / GIB:.2f} GiB a chip, {free}")
@@ -192,7 +206,10 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   out.print(f"FLOPs of one device and step: {f['total'] / 1e12:.2f} T (matrix products {f['products'] / 1e12:.2f}, attention kernels"
             f" {f['attention'] / 1e12:.2f}); closed form {f['closed_form'] / 1e12:.2f}, a ratio of"
             f" {f['total'] / f['closed_form']:.3f}; counted by MFU {f['model'] / 1e12:.2f}")  # fmt: skip
-  out.print(f"memory traffic {plan.bytes['memory'] / 1e9:.1f} GB" + (f", to and from the host {plan.bytes['host'] / 1e9:.1f} GB" if plan.bytes["host"] else ""))
+  out.print(
+    f"memory traffic {plan.bytes['memory'] / 1e9:.1f} GB"
+    + (f", to and from the host {plan.bytes['host'] / 1e9:.1f} GB" if plan.bytes["host"] else "")
+  )
   if plan.traffic:
     rows = _table("collectives of one device and step", ("kind", "axes", "count", "GB", "ms at published rates"))
     for t in plan.traffic[:8]:
@@ -210,7 +227,13 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
       if t[name]:
         rows.add_row(f"{name} alone", f"{1e3 * t[name]:.0f}", "", "", "")
     for name, label in (("bound", f"bound ({t['limit']})"), ("calibrated", "calibrated")):
-      rows.add_row(label, f"{1e3 * t[name]:.0f}", f"{plan.tokens_per_chip[name]:,.0f}", f"{plan.mfu[name]:.1%}", f"{plan.mfu[name + '_full']:.1%}")
+      rows.add_row(
+        label,
+        f"{1e3 * t[name]:.0f}",
+        f"{plan.tokens_per_chip[name]:,.0f}",
+        f"{plan.mfu[name]:.1%}",
+        f"{plan.mfu[name + '_full']:.1%}",
+      )
     out.print(rows)
   if against is not None:
     out.print(_against(plan, against))
@@ -221,7 +244,9 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:
-  table = Table(title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="")
+  table = Table(
+    title=title, title_justify="left", title_style="", box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=""
+  )
   for k, c in enumerate(columns):
     table.add_column(c, justify="left" if k == 0 or c == "axes" else "right", no_wrap=True)
   return table

@@ -31,12 +31,12 @@ class Candidate:
     """The config with these changes."""
     data, fsdp, tensor, context = self.mesh
     return dataclasses.replace(
-        config,
-        mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor, context=context),
-        model=dataclasses.replace(
-            config.model, transformer=dataclasses.replace(config.model.transformer, remat=self.remat)
-        ),
-        run=dataclasses.replace(config.run, batch_size=self.rows),
+      config,
+      mesh=dataclasses.replace(config.mesh, data=data, fsdp=fsdp, tensor=tensor, context=context),
+      model=dataclasses.replace(
+        config.model, transformer=dataclasses.replace(config.model.transformer, remat=self.remat)
+      ),
+      run=dataclasses.replace(config.run, batch_size=self.rows),
     )
 
   def overrides(self) -> str:
@@ -74,7 +74,7 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
 
 
 def search(
-    config: Config, topology: Topology, *, title: str, limit: int, progress: Callable[[str], None]
+  config: Config, topology: Topology, *, title: str, limit: int, progress: Callable[[str], None]
 ) -> list[tuple[Candidate, Plan | None]]:
   """Compiles up to `limit` candidates.
 
@@ -126,7 +126,9 @@ def show(tried: list[tuple[Candidate, Plan]], *, as_json: bool) -> int:
     print(f"{'MFU':>6} {'tokens/s/chip':>14} {'peak GiB':>9} {'free':>5}  overrides")
     for c, p in tried:
       free = 1 - p.memory["peak"] / p.memory["capacity"]
-      print(f"{p.mfu['calibrated']:>6.1%} {p.tokens_per_chip['calibrated']:>14,.0f} {p.memory['peak'] / GIB:>9.2f} {free:>5.0%}  {c.overrides()}")
+      print(
+        f"{p.mfu['calibrated']:>6.1%} {p.tokens_per_chip['calibrated']:>14,.0f} {p.memory['peak'] / GIB:>9.2f} {free:>5.0%}  {c.overrides()}"
+      )
     print()
     print(best[0].overrides() if best else "nothing that was tried fits: take a larger slice, or raise --limit")
   return 0 if best else 3

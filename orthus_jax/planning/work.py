@@ -135,14 +135,20 @@ def _convolution(out: tuple[int, ...], lhs: tuple[int, ...], rhs: tuple[int, ...
   def numbers(field: str, default: int) -> list[int]:
     return [int(n) for n in fields[field].split("x")] if field in fields else [default] * len(spatial)
 
-  pads = [tuple(int(n) for n in p.split("_")) for p in fields["pad"].split("x")] if "pad" in fields else [(0, 0)] * len(spatial)
+  pads = (
+    [tuple(int(n) for n in p.split("_")) for p in fields["pad"].split("x")]
+    if "pad" in fields
+    else [(0, 0)] * len(spatial)
+  )
   stride, base, dilation = numbers("stride", 1), numbers("lhs_dilate", 1), numbers("rhs_dilate", 1)
   pairs = 1
   for c in spatial:
     k = int(c)
     pairs *= _axis_pairs(lhs[l.index(c)], rhs[r.index(c)], out[o.index(c)], stride[k], pads[k][0], base[k], dilation[k])
   grouped = re.search(r"batch_group_count=(\d+)", attributes)
-  return 2.0 * out[o.index("b")] * out[o.index("f")] * rhs[r.index("i")] * pairs / (int(grouped.group(1)) if grouped else 1)
+  return (
+    2.0 * out[o.index("b")] * out[o.index("f")] * rhs[r.index("i")] * pairs / (int(grouped.group(1)) if grouped else 1)
+  )
 
 
 def _dot(out: Array, lhs: Array, attributes: str) -> float:
@@ -163,7 +169,11 @@ def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], setti
   The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
   """
   found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
-  arrays = [dims for dims, dtype in shapes if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")]
+  arrays = [
+    dims
+    for dims, dtype in shapes
+    if len(dims) >= 3 and dtype in ("bf16", "f32", "f16", "bfloat16", "float32", "float16")
+  ]
   if not found or len(arrays) < 2:
     return 0.0
   q, k = arrays[:2]
@@ -253,7 +263,11 @@ class _Counter:
     if i.opcode == "async-start":
       return [self._module.computations[i.called("calls")]]
     names = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
-    names = re.findall(r"[\w.\-]+", names.group(1)) if names else [i.called("true_computation"), i.called("false_computation")]
+    names = (
+      re.findall(r"[\w.\-]+", names.group(1))
+      if names
+      else [i.called("true_computation"), i.called("false_computation")]
+    )
     # Only one of them runs: the dearest is taken.
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
