@@ -47,7 +47,7 @@ def needs_libtpu():
 @pytest.fixture(scope="module")
 def small():
   """A compiled step for eight CPU devices and its plan."""
-  config = tiny.config(model__transformer__layers=3, mesh__data=2, mesh__fsdp=2, mesh__tensor=2)
+  config = tiny.config(model__transformer__layers=3, mesh__data=2, mesh__fsdp=4)
   topology = hardware.parse("cpu:8")
   compiled = program.compile_step(config, hardware.devices(topology))
   return config, compiled, report.from_program(config, topology, compiled, title="tiny", images=True)
@@ -84,7 +84,7 @@ def test_flops_of_the_compiled_step_agree_with_the_closed_form_and_the_trace(sma
   assert counted.flops * 8 == pytest.approx(traced.flops(compiled.jaxpr), rel=0.03)
   assert plan.flops["total"] == pytest.approx(plan.flops["closed_form"], rel=0.03)
   kinds = {(t["kind"], t["axes"]) for t in plan.traffic}
-  assert any("fsdp" in axes for _, axes in kinds) and any("tensor" in axes for _, axes in kinds)
+  assert any("fsdp" in axes for _, axes in kinds) and any("data" in axes for _, axes in kinds)
 
 
 @pytest.mark.slow
@@ -92,7 +92,7 @@ def test_a_plan_reads_well_and_comes_back_from_json(small, tmp_path):
   config, _, plan = small
   again = report.read(json.loads(json.dumps(plan.to_json())))
   shown = report.text(plan, config=config, against=again)
-  assert "mesh data 2 x fsdp 2 x tensor 2" in shown and "against tiny on cpu:8" in shown
+  assert "mesh data 2 x fsdp 4" in shown and "against tiny on cpu:8" in shown
   assert all(len(line) <= 120 and "\x1b" not in line for line in shown.splitlines())
   with pytest.raises(BadRequest, match="no report"):
     report.read({"title": "else"})
@@ -129,7 +129,7 @@ def _plan(peak: float, mfu: float, **changes) -> report.Plan:
               "host": 0, "peak": int(peak * hardware.GIB), "capacity": hardware.CHIPS["v5e"].memory},
       fits=peak <= 0.95 * 15.75, flops=dict(products=1e12, attention=1e11, total=1.1e12, closed_form=1.1e12, model=1e12, model_full=1.2e12),
       bytes=dict(memory=10**9, host=0),
-      traffic=(dict(kind="all-gather", axes=("fsdp",), count=3, bytes=10**9, link_seconds=0.01, network_seconds=0.0),),
+      traffic=(dict(kind="all-gather", axes=("fsdp",), count=3, bytes=10**9, link_seconds=0.01, network_seconds=0.0, hidden_seconds=0.0),),
       times=dict(compute=0.1, memory=0.05, network=0.01, host=0.0, bound=0.1, limit="compute", calibrated=0.2),
       tokens_per_chip=dict(calibrated=2e4, bound=4e4),
       mfu=dict(calibrated=mfu, calibrated_full=mfu, bound=2 * mfu, bound_full=2 * mfu), seconds=dict(trace=1.0, compile=2.0), notes=(),

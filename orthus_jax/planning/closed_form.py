@@ -2,7 +2,8 @@
 
 A multiplication and an addition count as two. MFU's numerator is the backbone's and the LM head's matrix products and
 attention, forwards once and backwards twice, and nothing that is computed again. The program does more: the vision
-tokenizer, the soft VQ, the image head, what rematerialisation repeats, and the scores of attention once more.
+tokenizer, the soft VQ, the image head, what rematerialisation repeats, and the scores of attention
+once more. What an optimizer multiplies (Muon) is in neither.
 """
 
 from __future__ import annotations

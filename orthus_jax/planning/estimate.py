@@ -4,7 +4,7 @@ The bound is the largest of three times, as if each ran at its published rate an
 over memory bandwidth, collectives over links.
 
 The calibrated time is a sum over the program's instructions, which one core runs one after another. Each takes the longer
-of its FLOPs and its bytes, or as long as its collectives, at the shares of the published rates that `Calibration` states.
+of its FLOPs and its bytes, or as long as the collectives that it doesn't hide, at the shares of the published rates that `Calibration` states.
 The shares are fitted to published runs (`published.py`), and are few on purpose.
 """
 
@@ -38,8 +38,8 @@ class Calibration:
     products: of the peak, by matrix products.
     attention: of the peak, by attention kernels.
     bandwidth: of the memory's.
-    links: of the links within a slice, by collectives, none of which is hidden behind computation; what is hidden in
-      practice shows as a higher share.
+    links: of the links within a slice, by collectives. Those that the compiler itself spreads over other instructions are
+      hidden behind them; of the others, what is hidden in practice shows as a higher share.
     network: of the network between slices, likewise.
   """
 
@@ -64,6 +64,7 @@ class Traffic:
     bytes: of the arrays gathered, scattered or reduced.
     link_seconds: over the links within a slice, at published rates.
     network_seconds: between slices.
+    hidden_seconds: of the links' time, what the compiler hides behind computation.
   """
 
   kind: str
@@ -72,6 +73,7 @@ class Traffic:
   bytes: int
   link_seconds: float
   network_seconds: float
+  hidden_seconds: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +106,9 @@ def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Ca
   }
   limit = max(parts, key=parts.get)
   own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops)
-  sent = sum(t.link_seconds / calibration.links + t.network_seconds / calibration.network for t in traffic)
-  calibrated = max(own + sent, parts["host"])
+  hidden = sum(t.hidden_seconds for t in traffic) / calibration.links
+  sent = sum(t.link_seconds / calibration.links + t.network_seconds / calibration.network for t in traffic) - hidden
+  calibrated = max(max(own, hidden) + sent, parts["host"])
   return Estimate(**parts, bound=parts[limit], limit=limit, calibrated=calibrated)
 
 
@@ -133,10 +136,10 @@ def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: 
       known[key] = (_axes(groups, mesh_shape), _Reach.of(groups, topology, places))
     axes, reach = known[key]
     link, network = reach.seconds(collective, topology.chip)
-    row = rows.setdefault((collective.kind, axes), [0, 0, 0.0, 0.0])
-    for k, v in enumerate((times, times * collective.bytes, times * link, times * network)):
+    row = rows.setdefault((collective.kind, axes), [0, 0, 0.0, 0.0, 0.0])
+    for k, v in enumerate((times, times * collective.bytes, times * link, times * network, times * link * collective.hidden)):
       row[k] += v
-  found = [Traffic(kind, axes, int(r[0]), int(r[1]), r[2], r[3]) for (kind, axes), r in rows.items()]
+  found = [Traffic(kind, axes, int(r[0]), int(r[1]), r[2], r[3], r[4]) for (kind, axes), r in rows.items()]
   return sorted(found, key=lambda t: -(t.link_seconds + t.network_seconds) or -t.bytes)
 
 

@@ -116,6 +116,8 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
         kind: flops["model"] / times[kind] / chip.flops,
         f"{kind}_full": flops["model_full"] / times[kind] / chip.flops,
       }
+  if config.optimizer.name == "muon":
+    notes.append("the closed form leaves out the matrix products of Muon's updates")
   if chip.platform == "gpu":
     notes.append("compiled for CPU devices in the place of GPUs: FLOPs and collectives are the partitioned program's")
   return Plan(

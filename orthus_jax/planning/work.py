@@ -39,11 +39,13 @@ class Collective:
     kind: such as "all-gather".
     bytes: of its whole array on one device: gathered, ahead of being scattered, reduced or permuted.
     groups: partitions that take part together [groups, size]; None for all. Pairs for a permutation.
+    hidden: spread by the compiler over a chain of fusions, so that they compute meanwhile.
   """
 
   kind: str
   bytes: int
   groups: np.ndarray | None
+  hidden: bool = False
 
 
 @dataclasses.dataclass
@@ -243,8 +245,9 @@ class _Counter:
     return Work(tuple(self._ops), tuple(dict.fromkeys(self._loops)), tuple(dict.fromkeys(self._kernels)))
 
   def _walk(self, computation: Computation, times: int) -> None:
+    chains: set[tuple[str, str]] = set()
     for i in computation:
-      if i.opcode in _FREE:
+      if i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
         continue
       if i.opcode == "while":
         trips = hlo.trip_count(self._module, computation, i)
@@ -257,7 +260,7 @@ class _Counter:
         for inner in self._called(i):
           self._walk(inner, times)
       else:
-        self._add(computation, i, times)
+        self._add(computation, i, times, chains)
 
   def _called(self, i: Instruction) -> list[Computation]:
     if i.opcode == "async-start":
@@ -271,9 +274,9 @@ class _Counter:
     # Only one of them runs: the dearest is taken.
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
-  def _add(self, computation: Computation, i: Instruction, times: int) -> None:
+  def _add(self, computation: Computation, i: Instruction, times: int, chains: set[tuple[str, str]]) -> None:
     products, attention = self._own_flops(computation, i)
-    collectives = tuple(self._collectives(computation, i))
+    collectives = tuple(self._collectives(computation, i, chains))
     moved, host = self._bytes(computation, i)
     if products or attention or moved or host or collectives:
       self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives))
@@ -304,13 +307,22 @@ class _Counter:
   def _flops(self, computation: Computation) -> tuple[float, float]:
     return self._flops_of(computation.name)
 
-  def _collectives(self, computation: Computation, i: Instruction) -> Iterator[Collective]:
+  def _collectives(
+      self, computation: Computation, i: Instruction, chains: set[tuple[str, str]]
+  ) -> Iterator[Collective]:
+    """Collectives in an instruction. One that a TPU spreads over a chain of fusions is written in each: it counts once."""
     kind = i.opcode.removesuffix("-start")
     if i.opcode == "fusion":
       inner = self._module.computations[i.called("calls")]
       for j in inner:
-        yield from self._collectives(inner, j)
+        yield from self._collectives(inner, j, chains)
     elif kind in _COLLECTIVES:
+      chain = re.search(r'chain_id="(\d+)"', i.attributes)
+      if chain:
+        key = (re.search(r"channel_id=(\d+)", i.attributes).group(1), chain.group(1))
+        if key in chains:
+          return
+        chains.add(key)
       operands = sum(computation.instructions[o].bytes for o in i.operands)
       if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # what TPU compilers write as an all-reduce of which each device keeps its part
@@ -318,7 +330,7 @@ class _Counter:
       whole = operands
       if kind == "all-gather":
         whole = operands * (groups.shape[1] if groups is not None else 1)
-      yield Collective(kind, whole, groups)
+      yield Collective(kind, whole, groups, hidden=chain is not None)
 
   def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
     """(bytes of main memory, bytes to or from the host)."""
@@ -337,9 +349,11 @@ class _Counter:
       return 2 * main(shapes.get(i.operands[1], ())), 0
     if i.opcode == "fusion":
       inner = self._module.computations[i.called("calls")]
+      # What a chained collective gathers is handed from fusion to fusion, and moved by the network.
+      passed = {a.dims for j in inner if "chain_id" in j.attributes for a in j.arrays}
       read = 0
       for k, o in enumerate(i.operands):
-        if main(shapes.get(o, ())):
+        if main(shapes.get(o, ())) and not any(a.dims in passed for a in shapes[o]):
           read += _read(self._module, inner, inner.parameters[k])
       root = inner.instructions[inner.root]
       results = root.operands if root.opcode == "tuple" else (inner.root,)
@@ -347,7 +361,7 @@ class _Counter:
         return read + main(i.arrays), 0
       written = 0
       for name, array in zip(results, i.arrays):
-        if array.space == 0:
+        if array.space == 0 and array.dims not in passed:
           part = _written(self._module, inner, name)
           written += array.bytes if part is None else min(part, array.bytes)
       return read + written, 0
