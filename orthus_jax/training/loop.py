@@ -89,8 +89,7 @@ def initial_values(config: Config, layout: Layout) -> Params:
 
     values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
   if "vision_tokenizer/codebook" in values:
-    # A copy: both are donated to the first step.
-    values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"].copy())
+    values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
   return values
 
 

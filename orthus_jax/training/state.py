@@ -127,10 +127,17 @@ def plan_run(
 
 
 def replace_params(state: TrainState, values: dict[str, np.ndarray], shardings: TrainState) -> TrainState:
-  """Overwrites parameters (and their average) by name, keeping dtypes and places."""
+  """Overwrites parameters (and their average) by name, keeping dtypes and places.
+
+  Each gets a copy of its own, as a step donates its whole state and no buffer can be donated twice.
+  """
+
+  def own(value: np.ndarray | jax.Array, dtype: jnp.dtype, where: NamedSharding) -> jax.Array:
+    placed = jax.device_put(value.astype(dtype), where)
+    return jnp.copy(placed) if isinstance(value, jax.Array) else placed
 
   def put(old: Params, where: Params) -> Params:
-    return {n: jax.device_put(values[n].astype(v.dtype), where[n]) if n in values else v for n, v in old.items()}
+    return {n: own(values[n], v.dtype, where[n]) if n in values else v for n, v in old.items()}
 
   return dataclasses.replace(
       state,
