@@ -27,17 +27,11 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=160, images_per_row=6, learnt_images_per_row=5, cache_features=True,
-      caption_dropout=0.1, text_length_power=0.85, turns="separate",
-      # What a thing is comes first; a yes or a no, which takes one more step, is asked for when that is known.
+      caption_dropout=0.1, text_length_power=0.7, turns="separate",
+      # Open questions about few things beside all questions: what a thing is, is learnt first.
       kinds=(
-          ("caption_to_image", 1.0), ("image_to_caption", 0.6), ("simple_question", 1.0), ("question", 0.1), ("edit", 0.6),
+          ("caption_to_image", 1.0), ("image_to_caption", 0.75), ("simple_question", 0.6), ("question", 0.6), ("edit", 0.6),
           ("story", 0.8),
-      ),
-      later_kinds=(
-          (330, (
-              ("caption_to_image", 1.0), ("image_to_caption", 0.4), ("simple_question", 0.2), ("question", 1.0),
-              ("edit", 0.6), ("story", 0.8),
-          )),
       ),
   )  # fmt: skip
   config.sampling = dict(
@@ -48,7 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.99, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 740, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 780, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
       sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config
