@@ -145,7 +145,7 @@ def _host(coordinator: str, count: int, deadline: float, timeout: float) -> None
         continue
       except OSError:
         continue
-      if len(words) != 3 or words[0] != _HELLO.strip():
+      if len(words) != 3 or words[0] != _HELLO.strip() or not all(w.isdigit() for w in words[1:]):
         visitor.close()  # a stranger
         continue
       number, theirs = int(words[1]), int(words[2])

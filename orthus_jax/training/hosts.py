@@ -30,6 +30,7 @@ def primary() -> bool:
 
 
 def several() -> bool:
+  """Whether the run has more than this process."""
   return jax.process_count() > 1
 
 
