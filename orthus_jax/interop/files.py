@@ -78,4 +78,5 @@ def _sync(path: Path) -> None:
 
 
 def first_line(error: Exception) -> str:
+  """What an error says in its first line; its type where it says nothing."""
   return (str(error) or type(error).__name__).splitlines()[0]
