@@ -129,6 +129,7 @@ def test_what_is_given_and_what_is_learnt():
     asked = made[kind].meta["questions"]
     assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
     assert [s.text for s in made[kind].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
+  assert {r["form"] for r in made["simple_question"].meta["questions"]} == {"open"}
   turns = made["story"].meta["turns"]
   assert forms(made["story"]) == [given_text] + [text, image] * len(turns)
 
