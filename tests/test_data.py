@@ -150,7 +150,7 @@ def test_later_kinds_take_over_at_their_step():
   # A stage starts at its beginning, in an order of its own, and needs no history.
   again = pipeline(data__kinds=[["ask", 1.0]], data__later_kinds=[[3, [["ask", 1.0]]]])
   assert again.document_ids(3) != again.document_ids(0)
-  assert {epoch for epoch, _ in again.plan.batch(3)} == {packing.EPOCHS_A_STAGE}
+  assert min(epoch for epoch, _ in again.plan.batch(3)) == packing.EPOCHS_A_STAGE
   assert again.plan.batch(3) == again.plan._stages[1][1].batch(0)
   assert again.document_ids(4) == pipeline(data__kinds=[["ask", 1.0]], data__later_kinds=[[3, [["ask", 1.0]]]]).document_ids(4)
   for wrong in ([[0, []]], [[4, []], [4, []]]):
