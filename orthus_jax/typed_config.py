@@ -14,6 +14,12 @@ class BadRequest(Exception):
   """A request that can't be served as it stands; the message says what is wrong and what to do."""
 
 
+def require(condition: bool, message: str) -> None:
+  """Raises BadRequest with `message` unless `condition` holds."""
+  if not condition:
+    raise BadRequest(message)
+
+
 T = TypeVar("T")
 
 

@@ -162,30 +162,8 @@ def test_later_kinds_take_over_at_their_step():
 
 def test_rows_hold_their_documents():
   p = pipeline(data__caption_dropout=0.0)
-  source = tiny.TinySource()
-  by_id = {source[i].id: source[i] for i in range(40)}
   batch = p.batch(0)
-  ids = iter(p.document_ids(0))
-  for b in range(8):
-    for segment in range(1, batch.segment_ids_BT[b].max() + 1):
-      d = by_id[next(ids)]
-      s = layout(d, TK, patches=P)
-      at = np.flatnonzero(batch.segment_ids_BT[b] == segment)
-      np.testing.assert_array_equal(batch.tokens_BT[b, at], s.tokens_T)
-      np.testing.assert_array_equal(batch.position_BT[b, at], np.arange(len(s)))
-      # What a position is to predict is the next token of its own document.
-      learnt = np.flatnonzero(batch.text_weight_BT[b, at])
-      np.testing.assert_array_equal(learnt, np.flatnonzero(s.learn_T[1:]))
-      np.testing.assert_array_equal(batch.targets_BT[b, at[learnt]], s.tokens_T[1:][learnt])
-      slots = batch.slot_BT[b, at][s.image_T >= 0]
-      for i, image in enumerate(d.images):
-        numbers = slots[i * P : (i + 1) * P]
-        np.testing.assert_array_equal(numbers % P, np.arange(P))
-        np.testing.assert_array_equal(batch.images[b, numbers[0] // P], image.pixels)
-    for which, start in zip(batch.learnt_image_BG[b], batch.learnt_start_BG[b]):
-      if which >= 0:
-        assert batch.tokens_BT[b, start] == TK.boi
-        assert batch.slot_BT[b, start + 1] == which * P
+  tiny.check_rows(batch, p.document_ids(0), TK, patches=P)
   assert (batch.segment_ids_BT == 0).mean() < 0.5
 
 

@@ -9,8 +9,8 @@ import orthus_jax
 
 ROOT = Path(orthus_jax.__file__).parent
 LEVEL = {
-    "typed_config": 0, "config": 1, "diffusion": 2, "parallel": 2, "models": 3, "data": 3, "interop": 4,
-    "training": 5, "inference": 6, "evaluation": 7, "planning": 7, "serving": 8, "commands": 8, "cli": 9, "__init__": 10,
+    "typed_config": 0, "model_config": 1, "config": 2, "diffusion": 3, "parallel": 3, "models": 4, "data": 4, "interop": 5,
+    "training": 6, "inference": 7, "evaluation": 8, "planning": 8, "serving": 9, "commands": 9, "cli": 10, "__init__": 11,
 }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from orthus_jax import cli
 from orthus_jax.config import BadRequest, to_dict
 from orthus_jax.data import prepared, sources
 from orthus_jax.data.prepared_pipeline import PreparedPipeline
-from orthus_jax.data.sequence import layout
 from orthus_jax.training import hosts
 
 import tiny
@@ -59,22 +58,7 @@ def folders(tmp_path_factory):
 
 def test_rows_hold_the_documents_that_were_prepared(folders):
   p = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.0))
-  by_id = {d.id: d for d in (tiny.TinySource()[i] for i in range(40))}
-  batch, ids = p.batch(0), iter(p.document_ids(0))
-  for b in range(8):
-    for segment in range(1, batch.segment_ids_BT[b].max() + 1):
-      d = by_id[next(ids)]
-      s = layout(d, TK, patches=P)
-      at = np.flatnonzero(batch.segment_ids_BT[b] == segment)
-      np.testing.assert_array_equal(batch.tokens_BT[b, at], s.tokens_T)
-      np.testing.assert_array_equal(np.flatnonzero(batch.text_weight_BT[b, at]), np.flatnonzero(s.learn_T[1:]))
-      slots = batch.slot_BT[b, at][s.image_T >= 0]
-      for i, image in enumerate(d.images):
-        numbers = slots[i * P : (i + 1) * P]
-        np.testing.assert_array_equal(numbers % P, np.arange(P))
-        np.testing.assert_array_equal(batch.images[b, numbers[0] // P], image.pixels)
-  assert next(ids, None) is None
-  assert sum((batch.learnt_image_BG >= 0).sum(axis=1)) > 0
+  tiny.check_rows(p.batch(0), p.document_ids(0), TK, patches=P)
 
 
 def test_an_epoch_holds_every_row_once_in_a_fresh_order(folders):

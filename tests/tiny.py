@@ -8,6 +8,7 @@ import numpy as np
 from orthus_jax import config as config_lib
 from orthus_jax.config import Config
 from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.sequence import layout
 from orthus_jax.data.text_tokenizer import TextTokenizer, train_tokenizer
 
 WORDS = ("red", "green", "blue", "one", "two", "draw", "what", "is", "this", "a", "box", "generate", "an", "image")
@@ -77,6 +78,34 @@ class TinySource:
     }  # fmt: skip
     kind = sorted(kinds)[i % 4]
     return Document(kinds[kind](), id=f"tiny-{i}", kind=kind)
+
+
+def check_rows(batch, ids: list[str], tokenizer: TextTokenizer, *, patches: int) -> None:
+  """Fails unless a batch holds these documents of a TinySource, one after the other, and nothing else."""
+  source, left = TinySource(), iter(ids)
+  by_id = {source[i].id: source[i] for i in range(len(source))}
+  for b in range(len(batch.tokens_BT)):
+    for segment in range(1, batch.segment_ids_BT[b].max() + 1):
+      d = by_id[next(left)]
+      s = layout(d, tokenizer, patches=patches)
+      at = np.flatnonzero(batch.segment_ids_BT[b] == segment)
+      np.testing.assert_array_equal(batch.tokens_BT[b, at], s.tokens_T)
+      np.testing.assert_array_equal(batch.position_BT[b, at], np.arange(len(s)))
+      # What a position is to predict is the next token of its own document.
+      learnt = np.flatnonzero(batch.text_weight_BT[b, at])
+      np.testing.assert_array_equal(learnt, np.flatnonzero(s.learn_T[1:]))
+      np.testing.assert_array_equal(batch.targets_BT[b, at[learnt]], s.tokens_T[1:][learnt])
+      slots = batch.slot_BT[b, at][s.image_T >= 0]
+      for i, image in enumerate(d.images):
+        numbers = slots[i * patches : (i + 1) * patches]
+        np.testing.assert_array_equal(numbers % patches, np.arange(patches))
+        np.testing.assert_array_equal(batch.images[b, numbers[0] // patches], image.pixels)
+    for which, start in zip(batch.learnt_image_BG[b], batch.learnt_start_BG[b]):
+      if which >= 0:
+        assert batch.tokens_BT[b, start] == tokenizer.boi
+        assert batch.slot_BT[b, start + 1] == which * patches
+  assert next(left, None) is None
+  assert (batch.learnt_image_BG >= 0).any()
 
 
 def write_folder(folder: Path, n: int = 12) -> Path:

@@ -17,7 +17,7 @@ from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data import packing
 from orthus_jax.data.documents import Document, Image
-from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional, turns
+from orthus_jax.data.sequence import Sequence, Tokenizer, layout, turns, unconditional
 
 
 class Source(Protocol):
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     tokens_BT: int32.
     targets_BT: int32, the token after each position.
     text_weight_BT: float32, what the LM head's prediction of `targets_BT` counts; 0 where it isn't learnt.
-    position_BT: int32, from 0 within each document.
+    position_BT: int32, from 0 within each document; a separate turn's go on from what the turns share.
     segment_ids_BT: int32, 1, 2, … per document, or per part of one (see `shared_ids_BT`); 0 is padding.
     slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
     images: uint8 [B, M, R, R, 3] pixels, or float32 or bfloat16 [B, M, P, C] features.

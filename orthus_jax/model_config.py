@@ -1,0 +1,237 @@
+"""Typed configs of a model and its parts; `config.py` has the whole experiment's and is what the rest imports.
+
+Defaults are the published 7B model's, as its released code runs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from orthus_jax.typed_config import require
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+  """The backbone (Chameleon): a causal pre-norm transformer with rotary positions and QK-norm.
+
+  Attributes:
+    vocab_size: V, rows of the token embedding and of the LM head.
+    width: D.
+    mlp_width: F, of the SwiGLU MLP.
+    layers: L.
+    heads: N query heads.
+    kv_heads: K key and value heads; divides `heads`.
+    head_dim: H.
+    max_positions: the longest sequence.
+    rope_theta: base of the rotary frequencies.
+    norm_eps: epsilon of the RMS norms and of the QK-norm.
+    embedding_std: standard deviation of a fresh token embedding.
+    norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
+    dtype: what activations are computed in.
+    param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
+      float32 to `dtype` once, before it is gathered from the devices that share it.
+    remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
+      "dots" (keeps products with weights, and attention), "mlp" (keeps the MLP's two inner products, and attention),
+      "qkv" (keeps queries, keys, values and attention), "attention" (keeps it alone), "full" (keeps the layer's input
+      alone), or "offload" (as "qkv", but these and the layer's input wait in the host's memory).
+    scan_unroll: how many layers one step of the scan over layers holds.
+    merge_positions: flatten rows and positions for matrix products. A CPU multiplies matrices 1.4 times as fast as
+      stacks of them; but it mixes the axes that a mesh may split, so it is for meshes without a context axis.
+    attention: the backend; each honours segment ids. "splash" is a TPU's kernel, "cudnn" an NVIDIA GPU's, "xla" runs
+      anywhere; "auto" takes the kernel of the platform that the program is for, where it can do the model's shapes.
+    attention_block: positions per tile of a TPU's kernel, at most.
+    text_loss_weight: of cross-entropy in text_loss_weight * cross-entropy + diffusion.loss_weight * diffusion; 0 leaves
+      the LM head out of the step.
+    loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
+  """
+
+  vocab_size: int = 65536
+  width: int = 4096
+  mlp_width: int = 11008
+  layers: int = 32
+  heads: int = 32
+  kv_heads: int = 32
+  head_dim: int = 128
+  max_positions: int = 4096
+  rope_theta: float = 10000.0
+  norm_eps: float = 1e-5
+  embedding_std: float = 0.02
+  norm_placement: Literal["pre", "swin"] = "pre"
+  dtype: Literal["float32", "bfloat16"] = "bfloat16"
+  param_dtype: Literal["float32", "bfloat16"] = "float32"
+  remat: Literal["none", "dots", "mlp", "qkv", "attention", "full", "offload"] = "full"
+  scan_unroll: int = 1
+  merge_positions: bool = False
+  attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
+  attention_block: int = 512
+  text_loss_weight: float = 1.0
+  loss_chunk: int = 512
+
+  def __post_init__(self):
+    require(self.heads % self.kv_heads == 0, f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+    require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, for rotary positions")
+    require(self.layers >= 1, f"layers={self.layers} must be at least 1")
+    require(1 <= self.scan_unroll <= self.layers, f"scan_unroll={self.scan_unroll} must lie in 1..layers={self.layers}")
+    require(
+        self.attention_block >= 128 and self.attention_block % 128 == 0,
+        f"attention_block={self.attention_block} must be a multiple of 128",
+    )
+    require(self.text_loss_weight >= 0, f"text_loss_weight={self.text_loss_weight} must not be negative; 0 turns it off")
+    require(self.loss_chunk >= 0, f"loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelsConfig:
+  """How a picture becomes values for the vision tokenizer, (byte * scale - mean) / std, and back.
+
+  Defaults are the published processor's.
+
+  Attributes:
+    resample: the filter that scales the shortest edge to the resolution, before the centre square is cut out.
+    scale: of a byte; the published one isn't 1 / 127.5, so that white is 0.989 and not 1.
+    mean, std: of red, green and blue.
+  """
+
+  resample: Literal["lanczos", "nearest", "bilinear", "bicubic", "box", "hamming"] = "lanczos"
+  scale: float = 0.0078
+  mean: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+  def __post_init__(self):
+    require(self.scale > 0 and min(self.std) > 0, f"pixels.scale={self.scale} and std={self.std} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionTokenizerConfig:
+  """The VQGAN.
+
+  Attributes:
+    pixels: how pictures become its input.
+    resolution: pixels per side.
+    base_channels: channels at full resolution, before `channel_multipliers`.
+    channel_multipliers: one per level; each level but the last halves the resolution.
+    res_blocks: residual blocks per encoder level; a decoder level has one more.
+    latent_dim: C, values per patch.
+    codes: rows of the codebook.
+    norm_groups: groups of each GroupNorm.
+    decoder: whether there is one; `transformers`' Chameleon has none, and a model without one can't draw.
+    dtype: what it is computed in.
+  """
+
+  pixels: PixelsConfig = PixelsConfig()
+  resolution: int = 512
+  base_channels: int = 128
+  channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+  res_blocks: int = 2
+  latent_dim: int = 256
+  codes: int = 8192
+  norm_groups: int = 32
+  decoder: bool = True
+  dtype: Literal["float32", "bfloat16"] = "float32"
+
+  def __post_init__(self):
+    factor = 2 ** (len(self.channel_multipliers) - 1)
+    require(len(self.channel_multipliers) >= 1, "channel_multipliers needs at least one level")
+    require(
+        self.resolution % factor == 0 and self.resolution >= factor,
+        f"resolution={self.resolution} must be a multiple of {factor}, as there are {len(self.channel_multipliers)} levels",
+    )
+    for m in self.channel_multipliers:
+      require(
+          self.base_channels * m % self.norm_groups == 0,
+          f"base_channels={self.base_channels} x {m} must be a multiple of norm_groups={self.norm_groups}",
+      )
+
+  @property
+  def side(self) -> int:
+    """Patches per side."""
+    return self.resolution // 2 ** (len(self.channel_multipliers) - 1)
+
+  @property
+  def patches(self) -> int:
+    """P, patches per image."""
+    return self.side**2
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionEmbeddingConfig:
+  """How an image feature enters the backbone: the soft VQ of Orthus.
+
+  Attributes:
+    temperature: tau of softmax(-|v - c|^2 / tau); towards 0 it becomes Chameleon's hard VQ.
+    fresh_rows: how the image codes' rows of a fresh token embedding start: "random", or "projected": as one random
+      projection of the codes, so that similar codes start alike. Rows that a checkpoint brings are left as they are.
+  """
+
+  temperature: float = 1.0
+  fresh_rows: Literal["random", "projected"] = "random"
+
+  def __post_init__(self):
+    require(self.temperature > 0, f"vision_embedding.temperature={self.temperature} must be above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+  """The diffusion head and its process.
+
+  Attributes:
+    width: of the head's MLP.
+    blocks: residual blocks of the head.
+    target: what the head predicts: "velocity" (released code) or "noise" (paper, Eq. 3).
+    schedule: betas "scaled_linear" (linear in their square root; released code) or "linear" (paper).
+    beta_start, beta_end: first and last beta.
+    timesteps: of the forward process.
+    zero_terminal_snr: rescale so that the last step is pure noise; needs the velocity target.
+    latent_scale: features are multiplied by this before diffusion and divided by it after.
+    draws: independent (t, eps) per patch and training step.
+    loss_weight: lambda in cross-entropy + lambda * diffusion; 0 leaves the image head out of the step.
+    loss_chunk: patches of a row that the head works on at a time in training, each with all its draws; 0 means all.
+      With `merge_positions`, all are.
+  """
+
+  width: int = 1536
+  blocks: int = 3
+  target: Literal["velocity", "noise"] = "velocity"
+  schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
+  beta_start: float = 0.00085
+  beta_end: float = 0.012
+  timesteps: int = 1000
+  zero_terminal_snr: bool = True
+  latent_scale: float = 0.1
+  draws: int = 8
+  loss_weight: float = 100.0
+  loss_chunk: int = 512
+
+  def __post_init__(self):
+    require(
+        not (self.zero_terminal_snr and self.target == "noise"),
+        "diffusion.target=noise can't start from pure noise: set diffusion.zero_terminal_snr=False",
+    )
+    require(0 < self.beta_start < self.beta_end < 1, f"betas {self.beta_start}..{self.beta_end} must rise within (0, 1)")
+    require(self.timesteps >= 2 and self.draws >= 1, "diffusion.timesteps must be at least 2 and draws at least 1")
+    require(self.loss_weight >= 0, f"diffusion.loss_weight={self.loss_weight} must not be negative; 0 turns it off")
+    require(self.loss_chunk >= 0, f"diffusion.loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """An Orthus model: one backbone, a vision tokenizer, a vision embedding and an image head.
+
+  Attributes:
+    image_token_start: the first row of the token embedding that stands for an image code; `vision_tokenizer.codes`
+      rows follow from there.
+  """
+
+  transformer: TransformerConfig = TransformerConfig()
+  vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
+  vision_embedding: VisionEmbeddingConfig = VisionEmbeddingConfig()
+  diffusion: DiffusionConfig = DiffusionConfig()
+  image_token_start: int = 4
+
+  def __post_init__(self):
+    end = self.image_token_start + self.vision_tokenizer.codes
+    require(
+        end <= self.transformer.vocab_size,
+        f"the vocabulary of {self.transformer.vocab_size} has no room for image codes {self.image_token_start}..{end - 1}",
+    )
