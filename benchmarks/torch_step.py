@@ -33,10 +33,13 @@ class Step:
         leaves, lr=o.learning_rate, betas=(o.b1, o.b2), eps=o.eps, weight_decay=o.weight_decay, fused=True
     )
     self.leaves = leaves
-    self.batch = {n: torch.tensor(np.asarray(v)) for n, v in batch._asdict().items()}
+    self.batch = {n: torch.tensor(np.asarray(v)) for n, v in batch._asdict().items() if v is not None}
     segments = self.batch["segment_ids_BT"]
     T = segments.shape[1]
-    self.mask = ((segments[:, :, None] == segments[:, None, :]) & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
+    seen = segments[:, :, None] == segments[:, None, :]
+    if "shared_ids_BT" in self.batch:
+      seen |= self.batch["shared_ids_BT"][:, :, None] == segments[:, None, :]
+    self.mask = (seen & torch.ones(T, T, dtype=torch.bool).tril())[:, None]
     self.abar = torch.tensor(np.asarray(process.alphas_cumprod(config.model.diffusion)), dtype=torch.float32)
 
   @staticmethod
