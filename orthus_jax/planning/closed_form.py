@@ -16,8 +16,6 @@ from orthus_jax.planning.work import causal_share
 from orthus_jax.training import flops
 
 
-_PASSES = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
-
 
 @dataclasses.dataclass(frozen=True)
 class Closed:
@@ -46,13 +44,9 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   c, T = config.model.transformer, config.data.sequence_length
   tokens = config.run.batch_size * T
   passes = flops.passes(config.model, trained)
-  backbone, head = (_PASSES[passes[part]] for part in ("backbone", "lm_head"))
+  backbone, head = (flops.PASSES[passes[part]] for part in ("backbone", "lm_head"))
   inside = passes["backbone"] != "frozen"
   matrix = 2.0 * c.heads * c.head_dim * T  # one product over the whole attention matrix, per token
-
-  def model(share: float) -> float:
-    layer = 2.0 * flops.layer_weights(c) * backbone + 2 * (3 if inside else 1) * matrix * share
-    return tokens * (c.layers * layer + 2.0 * c.width * c.vocab_size * head)
 
   again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
   block = min(c.attention_block, T)
@@ -65,7 +59,8 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   }
   if images:
     program |= _images(config, trained, inside)
-  return Closed(model(0.5), model(1.0), program)
+  causal, full = (tokens * flops.token(config.model, T, causal=causal, **passes) for causal in (True, False))
+  return Closed(causal, full, program)
 
 
 def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:

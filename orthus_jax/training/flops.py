@@ -14,7 +14,7 @@ from orthus_jax.config import ModelConfig, TransformerConfig
 
 # The backward pass of a product is two more of its size: the gradient of its input, and of its weight.
 Pass = Literal["trained", "passed", "frozen", "absent"]
-_PASSES: dict[str, int] = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
+PASSES: dict[str, int] = {"trained": 3, "passed": 2, "frozen": 1, "absent": 0}
 
 # Dense bf16 FLOP/s of one device as jax names its kind, by the makers' data sheets.
 PEAKS: dict[str, float] = {
@@ -70,8 +70,8 @@ def token(
   c = config.transformer
   # Attention has no weights: its backward pass is two products for one, or none.
   attention_passes = 1 if backbone == "frozen" else 3
-  layer = 2.0 * layer_weights(c) * _PASSES[backbone] + attention(c, length, causal=causal) * attention_passes
-  return c.layers * layer + 2.0 * c.width * c.vocab_size * _PASSES[lm_head]
+  layer = 2.0 * layer_weights(c) * PASSES[backbone] + attention(c, length, causal=causal) * attention_passes
+  return c.layers * layer + 2.0 * c.width * c.vocab_size * PASSES[lm_head]
 
 
 def patch(config: ModelConfig, *, learnt: bool = True) -> float:
