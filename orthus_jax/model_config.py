@@ -162,10 +162,13 @@ class VisionEmbeddingConfig:
     temperature: tau of softmax(-|v - c|^2 / tau); towards 0 it becomes Chameleon's hard VQ.
     fresh_rows: how the image codes' rows of a fresh token embedding start: "random", or "projected": as one random
       projection of the codes, so that similar codes start alike. Rows that a checkpoint brings are left as they are.
+    patch_positions: add a learnt row per patch of a picture. For models trained from scratch: with rotary positions alone,
+      a patch must first find out where in its picture it stands. Orthus and Chameleon have none.
   """
 
   temperature: float = 1.0
   fresh_rows: Literal["random", "projected"] = "random"
+  patch_positions: bool = False
 
   def __post_init__(self):
     require(self.temperature > 0, f"vision_embedding.temperature={self.temperature} must be above 0")

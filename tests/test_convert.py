@@ -309,6 +309,22 @@ def test_both_places_of_the_rotary_base(model, values):
     assert not problems
 
 
+@pytest.mark.parametrize(
+    "part, field, value, message",
+    [
+        ("vision_embedding", "patch_positions", True, "no place for vision_embedding.patch_positions"),
+        ("transformer", "norm_eps", 1e-6, "can't describe norm_eps=1e-06"),
+    ],
+)
+def test_a_model_that_the_published_format_cannot_describe(part, field, value, message, native, tmp_path, capsys):
+  run = shutil.copytree(native, tmp_path / "run")
+  tree = json.loads((run / "config.json").read_text())
+  tree["model"][part][field] = value
+  (run / "config.json").write_text(json.dumps(tree))
+  assert message in refused(capsys, f"--from={run}", f"--to={tmp_path / 'x'}")
+  assert not (tmp_path / "x").exists()
+
+
 def test_a_silent_file_means_the_published_defaults(values):
   read, _ = read_config({"model_type": "chameleon"}, {DECODER: (1,)}, [])
   assert read == dataclasses.replace(ModelConfig())

@@ -19,17 +19,18 @@ from orthus_jax.models.orthus import Orthus
 import tiny
 
 TK = tiny.tokenizer()
-CONFIG = tiny.config()
+CONFIG = tiny.config(model__vision_embedding__patch_positions=True)
 P, C = 16, 4
+DULL = ("image_head", "lm_head", "vision_embedding/position_embedding")
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
   graphdef, params = params_lib.split(Orthus(CONFIG.model, rngs=nnx.Rngs(params=3)))
   rng = np.random.default_rng(0)
-  # A fresh head has zero outputs, and fresh logits are nearly flat: neither would show a mistake.
+  # A fresh head has zero outputs, fresh logits are nearly flat and fresh positions small: none would show a mistake.
   params = {
-      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(("image_head", "lm_head")) else v
+      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(DULL) else v
       for n, v in params.items()
   }
   return Model(CONFIG, graphdef, params, TK)
@@ -59,11 +60,13 @@ def reference(model: Model, prompt, *, seed: int, weights, branches, max_new: in
   def last_state(items):
     size = 96  # one program for all lengths: causality keeps what follows from mattering
     tokens, slot, features = np.zeros(size, int), np.full(size, -1), np.zeros((size, C), np.float32)
+    patches = 0
     for i, item in enumerate(items):
       if isinstance(item, int):
         tokens[i] = item
       else:
-        features[i], slot[i] = item, i
+        features[patches], slot[i] = item, patches
+        patches += 1
     return states(tokens, features, slot)[len(items) - 1]
 
   main, guides = row(prompt), [row(b) for b in branches]

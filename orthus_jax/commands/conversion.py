@@ -23,6 +23,7 @@ import tensorstore as ts
 
 from orthus_jax.config import BadRequest, to_dict
 from orthus_jax.interop import arrays, files, huggingface, names, published_files, safetensors
+from orthus_jax.interop.published_config import write_config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
 from orthus_jax.training import checkpoint
@@ -152,6 +153,7 @@ def to_huggingface(
   config = checkpoint.load_config(run)
   if config.task != "orthus":
     raise BadRequest(f"{source} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
+  write_config(config.model, config.sampling, dtype="float32")  # refuses what the format can't say before work is done
   stored = _open_native(run / "checkpoints" / str(step))
   handles = {n: handle for n, (_, handle) in stored.items()}
   shapes = describe(config.model)[1]

@@ -128,9 +128,8 @@ def generate(
     # Feed every branch the same input, each at its own place.
     is_patch_B = s.patch_B > 0
     opens_B = ~is_patch_B & (s.token_B == program.boi)
-    x_BD = jnp.where(
-        is_patch_B[:, None], model.embed_features(s.feature_BC[:, None])[:, 0], model.embed_tokens(s.token_B)
-    )
+    drawn_B1D = model.embed_features(s.feature_BC[:, None], patch_BJ=jnp.maximum(s.patch_B - 1, 0)[:, None])
+    x_BD = jnp.where(is_patch_B[:, None], drawn_B1D[:, 0], model.embed_tokens(s.token_B))
     guide_R = jnp.arange(R) > 0
     start_BR = jnp.where(guide_R & opens_B[:, None], prompts.length_BR, s.length_BR)
     x_X1D = jnp.repeat(x_BD, R, axis=0)[:, None]

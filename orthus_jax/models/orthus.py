@@ -32,22 +32,32 @@ class Orthus(nnx.Module):
     embedding_VD = t.embedding_std * jax.random.normal(rngs.params(), (t.vocab_size, t.width))
     self.token_embedding = param(embedding_VD.astype(t.param_dtype), "vocab", "embed")
     self.vision_tokenizer = VisionTokenizer(v, rngs=rngs)
-    self.vision_embedding = SoftVQ(c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, rngs=rngs)
+    self.vision_embedding = SoftVQ(
+        c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, patches=v.patches, width=t.width, std=t.embedding_std,
+        rngs=rngs,
+    )  # fmt: skip
     self.transformer = Transformer(t, rngs=rngs)
     lm_head_DV = t.width**-0.5 * jax.random.normal(rngs.params(), (t.width, t.vocab_size))
     self.lm_head = param(lm_head_DV.astype(t.param_dtype), "embed", "vocab")
     self.image_head = DiffusionHead(c.diffusion, latent_dim=v.latent_dim, width=t.width, dtype=t.dtype, rngs=rngs)
 
-  def embed_features(self, features_BJC: jax.Array) -> jax.Array:
-    """Embeds image features through the soft VQ: [B, J, D] in the compute dtype."""
+  def embed_features(self, features_BJC: jax.Array, *, patch_BJ: jax.Array | None = None) -> jax.Array:
+    """Embeds image features through the soft VQ: [B, J, D] in the compute dtype.
+
+    Args:
+      features_BJC: image features.
+      patch_BJ: which patch of its picture each is, from 0; left out, they are whole pictures' in order.
+    """
+    if patch_BJ is None:
+      patch_BJ = (jnp.arange(features_BJC.shape[1]) % self.config.vision_tokenizer.patches)[None]
     start = self.config.image_token_start
     rows_KD = self.token_embedding[...][start : start + self.config.vision_tokenizer.codes]
     rows_KD = sharded.constrain(rows_KD.astype(self.config.transformer.dtype), None, None)
     if self.config.transformer.remat == "none":
-      return self.vision_embedding(features_BJC, rows_KD)
+      return self.vision_embedding(features_BJC, rows_KD, patch_BP=patch_BJ)
     # A row's patches have J x K weights: at the published size, 128 MiB that are soon computed again.
-    embed = jax.checkpoint(lambda module, *args: module(*args))
-    return embed(self.vision_embedding, features_BJC, rows_KD)
+    embed = jax.checkpoint(lambda module, features_BJC, rows_KD, at_BJ: module(features_BJC, rows_KD, patch_BP=at_BJ))
+    return embed(self.vision_embedding, features_BJC, rows_KD, patch_BJ)
 
   def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
     """Embeds text tokens: [B, T, D] in the compute dtype."""
