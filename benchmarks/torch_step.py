@@ -89,7 +89,7 @@ class Step:
     at = (start[..., None] + torch.arange(P)).flatten(1)
     z = torch.take_along_dim(hidden, at[..., None], 1).reshape(*which.shape, P, -1)
     target = torch.take_along_dim(features, which.clamp(min=0)[..., None, None], 1)
-    learnt = which >= 0
+    learnt = which >= 0  # an image that stands in several places counts as often here; the work is the same
     image = self.diffusion(z[learnt].flatten(0, 1), target[learnt].flatten(0, 1))
     return text, image
 

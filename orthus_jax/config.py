@@ -71,7 +71,8 @@ class DataConfig:
     later_kinds: (step, weights) pairs, in order of the step: from that step on, these weights take the place of `kinds`.
     sequence_length: T, positions per row.
     images_per_row: M, pictures that one row can hold.
-    learnt_images_per_row: G, how many of them can be learnt rather than given.
+    learnt_images_per_row: G, how many of them can be learnt rather than given. The image head works on as many in every
+      row: where fewer are learnt, each is drawn (`diffusion.draws`) that many times oftener.
     caption_dropout: share of the documents that ask for a picture whose prompt is replaced by the unconditional one.
     text_length_power: a learnt token of a segment of n positions (an image's patches counted too) weighs n ** -power in
       the text loss: 0, all tokens alike; 1, all segments alike, so that one-word answers aren't drowned by

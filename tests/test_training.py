@@ -9,6 +9,7 @@ import pytest
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.models import params as params_lib
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import checkpoint, loop, losses
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
@@ -82,6 +83,27 @@ def test_text_loss_is_a_weighted_mean(power):
   assert (len(set(weights)) > 1) == (power > 0)
   assert float(metrics["text_loss"]) == pytest.approx(total / sum(weights), rel=1e-5)
   assert float(metrics["text_accuracy"]) == pytest.approx(np.mean(right), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_an_image_counts_once_however_often_it_is_drawn():
+  config = tiny.config()
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
+  model, batch = task.init(), task.batch(0)
+  params = {n: v + 0.1 if n.startswith("image_head") else v for n, v in params_lib.split(model)[1].items()}
+  model = params_lib.merge(params_lib.split(model)[0], params)  # a fresh head errs alike everywhere
+  loss = jax.jit(
+      lambda batch: task.loss(model, batch, jax.random.key(0), total=task.counts(batch), row_B=jnp.arange(8))[1]["image_loss"]
+  )
+  learnt_BG = batch.learnt_image_BG
+  total = images = 0
+  for b, g in zip(*np.nonzero(learnt_BG >= 0)):
+    alone = np.full_like(learnt_BG, -1)
+    alone[b, g] = learnt_BG[b, g]
+    times = (learnt_BG[b] == learnt_BG[b, g]).sum()
+    total, images = total + float(loss(batch._replace(learnt_image_BG=alone))) / times, images + 1 / times
+  assert images < (learnt_BG >= 0).sum() and images == pytest.approx(round(images))  # some take turns, some don't
+  assert float(loss(batch)) == pytest.approx(total / images, rel=1e-5)
 
 
 def test_rows_draw_noise_of_their_own():

@@ -85,6 +85,7 @@ def check_rows(batch, ids: list[str], tokenizer: TextTokenizer, *, patches: int)
   source, left = TinySource(), iter(ids)
   by_id = {source[i].id: source[i] for i in range(len(source))}
   for b in range(len(batch.tokens_BT)):
+    learnt_images = []
     for segment in range(1, batch.segment_ids_BT[b].max() + 1):
       d = by_id[next(left)]
       s = layout(d, tokenizer, patches=patches)
@@ -100,6 +101,9 @@ def check_rows(batch, ids: list[str], tokenizer: TextTokenizer, *, patches: int)
         numbers = slots[i * patches : (i + 1) * patches]
         np.testing.assert_array_equal(numbers % patches, np.arange(patches))
         np.testing.assert_array_equal(batch.images[b, numbers[0] // patches], image.pixels)
+        learnt_images += [numbers[0] // patches] * image.learn
+    G = batch.learnt_image_BG.shape[1]
+    assert batch.learnt_image_BG[b].tolist() == ((learnt_images * G)[:G] or [-1] * G)
     for which, start in zip(batch.learnt_image_BG[b], batch.learnt_start_BG[b]):
       if which >= 0:
         assert batch.tokens_BT[b, start] == tokenizer.boi

@@ -39,7 +39,8 @@ class Batch(NamedTuple):
     segment_ids_BT: int32, 1, 2, … per document, or per part of one (see `shared_ids_BT`); 0 is padding.
     slot_BT: int32, which patch of the row's M * P stands here; -1 for none.
     images: uint8 [B, M, R, R, 3] pixels, or float32 or bfloat16 [B, M, P, C] features.
-    learnt_image_BG: int32, which image of the row is learnt; -1 for none.
+    learnt_image_BG: int32, which image of the row is learnt; -1 in a row without any. Where a row has fewer than G, they take
+      turns: an image that stands here n times counts once, with n times the draws.
     learnt_start_BG: int32, where that image's BOI stands.
     shared_ids_BT: int32, a second segment that a position sees: under `data.turns=separate`, what the turns of its document
       share. None where no position sees another segment than its own.
@@ -129,6 +130,9 @@ def fill_row(
         out.learnt_start_BG[b, g] = at + s.starts_I[i]
         g += 1
     at, m = at + n, m + len(s.learn_I)
+  if g:  # the image head works on G images of each row anyway
+    turn_G = np.arange(out.learnt_image_BG.shape[1]) % g
+    out.learnt_image_BG[b], out.learnt_start_BG[b] = out.learnt_image_BG[b, turn_G], out.learnt_start_BG[b, turn_G]
 
 
 def _turn_positions(turn_T: np.ndarray) -> np.ndarray:

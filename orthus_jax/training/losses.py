@@ -32,8 +32,14 @@ def counts(batch: Batch, patches: int) -> Counts:
   """Counts of a (global) batch; never 0, as a batch may lack one modality."""
   text = jnp.sum(batch.text_weight_BT)
   tokens = jnp.sum(batch.text_weight_BT > 0, dtype=jnp.float32)
-  image = jnp.sum(batch.learnt_image_BG >= 0, dtype=jnp.float32) * patches
+  image = jnp.sum(image_weights(batch.learnt_image_BG)) * patches
   return Counts(text=jnp.where(text > 0, text, 1.0), tokens=jnp.maximum(tokens, 1.0), image=jnp.maximum(image, 1.0))
+
+
+def image_weights(learnt_image_BG: jax.Array) -> jax.Array:
+  """What each learnt image counts, [B, G]: 1, shared among the places of its row where it stands; 0 for none."""
+  places_BG = jnp.sum(learnt_image_BG[:, :, None] == learnt_image_BG[:, None, :], axis=-1)
+  return jnp.where(learnt_image_BG >= 0, 1.0 / places_BG, 0.0)
 
 
 def features(model: Orthus, images: jax.Array) -> jax.Array:
@@ -130,5 +136,4 @@ def _image_sum(
     error_BGP = mean_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, merge=True)
   else:
     error_BGP = chunked.head_losses(model.image_head, z_BGPD, x_BGPC, key_BGP, config=config)
-  learnt_BG1 = (batch.learnt_image_BG >= 0)[..., None]
-  return jnp.sum(jnp.where(learnt_BG1, error_BGP, 0.0))
+  return jnp.sum(image_weights(batch.learnt_image_BG)[..., None] * error_BGP)
