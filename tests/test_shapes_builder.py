@@ -63,7 +63,7 @@ def test_other_sizes_lie_elsewhere(data_dir, capfd):
 
 def test_known_configs_keep_their_names():
   assert [builder.make_config(r).name for r in world.RESOLUTIONS] == ["32", "64", "128"]
-  assert sum(builder.make_config().sizes("train").values()) == 25500
+  assert sum(builder.make_config().sizes("train").values()) == 27500
   assert builder.make_config().sizes("validation")["caption_to_image"] == 150
   assert builder.make_config(seed=1).name != "32"
 
@@ -125,11 +125,10 @@ def test_what_is_given_and_what_is_learnt():
   assert forms(made["caption_to_image"]) == [given_text, image]
   assert forms(made["image_to_caption"]) == [given_image, given_text, text]
   assert forms(made["edit"]) == [given_image, given_text, image]
-  for kind in ("question", "simple_question"):
+  for kind in ("question", "brief_question"):
     asked = made[kind].meta["questions"]
     assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
     assert [s.text for s in made[kind].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
-  assert {r["form"] for r in made["simple_question"].meta["questions"]} == {"open"}
   turns = made["story"].meta["turns"]
   assert forms(made["story"]) == [given_text] + [text, image] * len(turns)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.shapes import changes, language, questions, world
+from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import Thing
 
 seeds = st.integers(0, 2**32)
@@ -97,10 +97,8 @@ def _answer(things, question):
 def test_answers_are_right(seed, paired, simple):
   rng = np.random.default_rng(seed)
   subject = questions.sample(rng, simple=simple)
-  paired = paired and not simple
-  records = questions.ask(rng, subject, paired=paired, openly=simple)
-  assert 6 <= len(records) <= (8 if paired or simple else 10)
-  assert not simple or len({r["question"] for r in records}) == len(records)
+  records = questions.ask(rng, subject, paired=paired)
+  assert 6 <= len(records) <= (8 if paired else 10)
   pairs = collections.defaultdict(list)
   for record in records:
     answer = _answer(subject.scene.things, record["question"])
@@ -131,15 +129,42 @@ def test_words_do_not_give_answers_away(paired):
   assert len(types) == 9 and min(types.values()) > 300
 
 
-def test_simple_questions_are_open_ones_about_few_things():
+def test_simple_scenes_have_few_things():
   rng = np.random.default_rng(0)
-  things, types = collections.Counter(), collections.Counter()
-  for _ in range(500):
-    subject = questions.sample(rng, simple=True)
-    things[len(subject.scene.things)] += 1
-    types.update((r["form"], r["type"]) for r in questions.ask(rng, subject, openly=True))
+  things = collections.Counter(len(questions.sample(rng, simple=True).scene.things) for _ in range(500))
   assert set(things) == {1, 2, 3} and things[2] > max(things[1], things[3])
-  assert set(types) == {("open", "color"), ("open", "shape"), ("open", "position")}
+
+
+@hypothesis.settings(max_examples=200)
+@hypothesis.given(seeds, st.booleans())
+def test_brief_answers_are_right(seed, simple):
+  rng = np.random.default_rng(seed)
+  scene = questions.sample(rng, simple=simple).scene
+  records = brief.ask(rng, scene)
+  assert 1 <= len(records) <= brief.MOST and len({r["question"] for r in records}) == len(records)
+  for record in records:
+    words = record["question"].removeprefix("where is the ").removesuffix("?").removesuffix(" thing")
+    seen = [t for t in scene.things if words in (t.shape, t.color, t.place, f"{t.color} {t.shape}")]
+    if record["type"] == "count":
+      of = {**{many: one for one, many in language.PLURALS.items()}, **{f"{c} things": c for c in world.COLORS}}
+      alike = [t for t in scene.things if of[record["question"]] in (t.shape, t.color)]
+      assert record["answer"] == language.NUMBERS[len(alike)] and record["form"] == "open"
+    elif record["answer"] == "no":
+      assert not seen and record["form"] == "yes_no"
+    elif record["answer"] == "yes":
+      assert seen and record["form"] == "yes_no"
+    else:
+      (thing,) = seen
+      said = {thing.shape: thing.color, thing.color: thing.shape, thing.place: f"{thing.color} {thing.shape}"}
+      assert record["answer"] == (thing.place if record["question"].startswith("where") else said[words])
+      assert record["form"] == "open"
+
+
+def test_brief_yes_and_no_are_even():
+  rng = np.random.default_rng(0)
+  asked = [r for _ in range(2000) for r in brief.ask(rng, questions.sample(rng).scene)]
+  pairs = collections.Counter(r["answer"] for r in asked if r["question"].split()[-1] in world.SHAPES and " " in r["question"])
+  assert 0.9 < pairs["yes"] / pairs["no"] < 1.12
 
 
 # --- changes --------------------------------------------------------------------------------------------------------

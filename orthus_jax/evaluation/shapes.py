@@ -25,7 +25,7 @@ from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation import shapes_judge as judge
 from orthus_jax.evaluation.results import Case, Result, summarize
 
-KINDS = tuple(kind for kind in records.KINDS if kind != "simple_question")  # those that a test split has
+KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
 _OPEN_CORE = ("color", "shape", "count")
 # How each kind is answered, and with how many tokens at most.
 _HOW = {

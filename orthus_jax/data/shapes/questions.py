@@ -26,6 +26,7 @@ _COUNT_PAIRS = tuple((i + 1, j + 1) for i in range(4) for j in range(4))
 _COUNT_CUMULATIVE = np.cumsum(_COUNTS.ravel() / _COUNTS.sum())
 _OTHERS = (0, 0, 1, 1, 2)
 _SIMPLE = (1, 2, 2, 3)  # things in a simple scene
+_OPEN = 0.6  # of the questions that aren't in pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,9 +68,7 @@ class _Item:
   answer: str = ""
 
 
-def ask(
-    rng: np.random.Generator, subject: Subject, *, paired: bool = False, openly: bool = False
-) -> list[dict[str, Any]]:
+def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> list[dict[str, Any]]:
   """Six to ten questions about one picture.
 
   Args:
@@ -78,22 +77,20 @@ def ask(
     paired: whether each yes/no question comes with its partner, right after it (three pairs and one or two open
       questions). Otherwise each stands alone, yes or no by a fair coin, and nothing is asked twice: where several
       questions stand in one sequence, a partner would give its answer away.
-    openly: whether to ask open questions alone, up to eight, in which a thing may come up again under another name.
 
   Returns:
     Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}.
   """
   records: list[dict[str, Any]] = []
-  used: set[tuple | str] = set()
+  used: set[tuple] = set()
 
   def fresh(types: Sequence[str], *, to_open: bool = False) -> _Item | None:
     for _ in range(30):
       item = _MAKERS[str(pick(rng, types))](rng, subject)
       if item is None or (to_open and not item.open):
         continue
-      about = item.open if openly else item.about
-      if about not in used:
-        used.add(about)
+      if item.about not in used:
+        used.add(item.about)
         return item
     return None  # a scene of one thing runs out of things to ask
 
@@ -102,12 +99,6 @@ def ask(
     question = item.open if form == "open" else item.yes if truth else item.no
     records.append({"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair})
 
-  if openly:
-    for _ in range(8):
-      item = fresh(TYPES[1:], to_open=True)
-      if item is not None:
-        add(item, "open")
-    return records
   if paired:
     for pair in range(3):
       item, first = fresh(TYPES) or _existence(rng, subject), bool(rng.integers(2))
@@ -119,8 +110,8 @@ def ask(
         add(item, "open")
     return records
   for _ in range(6 if len(subject.scene.things) == 1 else int(rng.integers(8, 11))):
-    # Half and half. Existence has no open form, so that it makes up more of the yes/no questions.
-    item = fresh(TYPES[1:], to_open=True) if rng.integers(2) else None
+    # Existence has no open form, so that it makes up more of the yes/no questions.
+    item = fresh(TYPES[1:], to_open=True) if rng.random() < _OPEN else None
     if item is not None:
       add(item, "open")
     else:

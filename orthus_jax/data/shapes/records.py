@@ -6,17 +6,16 @@ import numpy as np
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.shapes import changes, language, questions, world
+from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 
-# Simple questions, open ones about few things, are for training alone: a model that is asked about crowds from the start, or
-# for a yes or no, takes many times as long to answer anything.
-KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "simple_question")
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question")
+TRAINING_KINDS = ("brief_question",)  # no test asks them
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
-_FEW_THINGS = 1 / 3  # of training's questions, on the way to crowds
+_FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
 _TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
 
 
@@ -34,8 +33,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
       image_to_caption: image, text, [text]; "things".
-      question, simple_question: image, then text, [text] for each question; "things" and "questions", the records of
-        `questions.ask`.
+      question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
+        `questions.ask` or `brief.ask`.
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
     Things are written as [shape, color, size, place].
@@ -62,13 +61,15 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     text = language.describe(language.reading_order(scene.things))
     segments = [draw(scene), Text(str(pick(rng, language.DESCRIBE))), Text(text, True)]
     meta = {"things": as_lists(scene)}
-  elif kind in ("question", "simple_question"):
-    simple = kind == "simple_question"
-    few = simple or (split == "train" and rng.random() < _FEW_THINGS)
+  elif kind in ("question", "brief_question"):
+    few = split == "train" and rng.random() < (_FEW_THINGS if kind == "question" else _FEW_BRIEFLY)
     subject = questions.sample(rng, simple=few)
     while world.split_of(subject.scene) != split:
       subject = questions.sample(rng, simple=few)
-    asked = questions.ask(rng, subject, paired=split != "train" and not simple, openly=simple)
+    if kind == "question":
+      asked = questions.ask(rng, subject, paired=split != "train")
+    else:
+      asked = brief.ask(rng, subject.scene)
     segments = [draw(subject.scene)]
     for record in asked:
       segments += [Text(record["question"]), Text(record["answer"], True)]
