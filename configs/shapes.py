@@ -22,16 +22,21 @@ def get_config(arg: str = "") -> ConfigDict:
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      vision_embedding=dict(fresh_rows="projected", temperature=0.1),
-      diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=2.0),
+      vision_embedding=dict(fresh_rows="projected", temperature=0.1, patch_positions=True),
+      diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=160, images_per_row=6, learnt_images_per_row=5, cache_features=True,
-      caption_dropout=0.1, text_length_power=0.7, turns="separate",
-      # Open questions about few things beside all questions: what a thing is, is learnt first.
+      caption_dropout=0.1, text_length_power=1.0, turns="separate",
+      # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("caption_to_image", 1.0), ("image_to_caption", 0.75), ("simple_question", 0.6), ("question", 0.6), ("edit", 0.6),
-          ("story", 0.8),
+          ("caption_to_image", 0.9), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 0.6),
+      ),
+      later_kinds=(
+          (280, (
+              ("caption_to_image", 1.3), ("image_to_caption", 0.4), ("brief_question", 0.4), ("question", 1.0), ("edit", 0.5),
+              ("story", 1.0),
+          )),
       ),
   )  # fmt: skip
   config.sampling = dict(
@@ -42,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.99, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 780, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 840, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
       sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config
