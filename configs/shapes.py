@@ -30,12 +30,12 @@ def get_config(arg: str = "") -> ConfigDict:
       caption_dropout=0.1, text_length_power=1.0, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("caption_to_image", 0.9), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 0.6),
+          ("caption_to_image", 0.8), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 1.5),
       ),
       later_kinds=(
           (280, (
-              ("caption_to_image", 1.3), ("image_to_caption", 0.4), ("brief_question", 0.4), ("question", 1.0), ("edit", 0.5),
-              ("story", 1.0),
+              ("caption_to_image", 1.0), ("image_to_caption", 0.4), ("brief_question", 0.4), ("question", 1.0), ("edit", 0.5),
+              ("story", 3.0),
           )),
       ),
   )  # fmt: skip
