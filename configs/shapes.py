@@ -30,12 +30,12 @@ def get_config(arg: str = "") -> ConfigDict:
       caption_dropout=0.1, text_length_power=1.0, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("caption_to_image", 0.9), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 0.9),
+          ("caption_to_image", 0.9), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 0.6),
       ),
       later_kinds=(
           (280, (
               ("caption_to_image", 1.3), ("image_to_caption", 0.4), ("brief_question", 0.4), ("question", 1.0), ("edit", 0.5),
-              ("story", 1.6),
+              ("story", 1.0),
           )),
       ),
   )  # fmt: skip
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.99, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 780, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
-      sample_every=400, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
+      steps=8 if runlocal else 840, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
+      sample_every=500, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config
