@@ -1,4 +1,4 @@
-"""The quickstart: a small Orthus on the built-in world, in less than ten minutes on two CPU cores.
+"""The quickstart: a small Orthus on the built-in world, in about ten minutes on two CPU cores.
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 

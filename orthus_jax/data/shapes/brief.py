@@ -44,12 +44,12 @@ def ask(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
   for names, attribute, asked in ((SHAPES, "shape", "color"), (COLORS, "color", "shape")):
     for name in names:
       alike = [t for t in things if getattr(t, attribute) == name]
-      if alike:
-        many = PLURALS[name] if attribute == "shape" else f"{name} things"
-        add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)])
       if not alike:
         add(_ABSENT, "existence", name, "no")
-      elif len(alike) == 1:
+        continue
+      many = PLURALS[name] if attribute == "shape" else f"{name} things"
+      add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)])
+      if len(alike) == 1:
         add(_NAMES, asked, name, getattr(alike[0], asked))
         add(_WHERE, "position", f"where is the {name}{' thing' if attribute == 'color' else ''}?", alike[0].place)
   at = {t.place: t for t in things}
