@@ -10,6 +10,7 @@ import importlib
 import sys
 
 from orthus_jax.config import BadRequest
+from orthus_jax.stops import Stopped
 
 _VERBS = {
     "train": "train a model from a config file",
@@ -17,6 +18,7 @@ _VERBS = {
     "evaluate": "score a trained model",
     "convert": "bring a published checkpoint in, or a trained one out",
     "prepare": "make the data set that a config reads",
+    "runs": "list runs and their checkpoints, and check these for damage",
     "plan": "say what a config takes on devices that are not here",
 }
 
@@ -45,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       raise
     print(f"orthus: {e}", file=sys.stderr)
     return 2
+  except Stopped as e:
+    print(f"orthus: {e}", file=sys.stderr)
+    return e.status
   except KeyboardInterrupt:
     print("orthus: interrupted", file=sys.stderr)
     return 130

@@ -60,9 +60,10 @@ class DataConfig:
   """What is read, and how it is laid into batches.
 
   Attributes:
-    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), or "prepared" (what
-      `orthus prepare --out` made of one of them, for data that doesn't fit into memory).
-    path: the data set's or the folder's place; empty: under the user's cache directory (shapes).
+    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), "tar" (pictures and texts in tar
+      files, as WebDataset lays them out), or "prepared" (what `orthus prepare --out` made of one of them, for data that
+      doesn't fit into memory).
+    path: the data set's, the folder's or the tar files' place; empty: under the user's cache directory (shapes).
     mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
     annotations: the JSON-lines file's name within the folder.
     pairs: which documents an image-text pair becomes.
@@ -85,7 +86,7 @@ class DataConfig:
     max_bad_share: more bad records than this share stop the run.
   """
 
-  source: Literal["shapes", "folder", "prepared"] = "shapes"
+  source: Literal["shapes", "folder", "tar", "prepared"] = "shapes"
   path: str = ""
   mixture: tuple[tuple[str, float], ...] = ()
   annotations: str = "metadata.jsonl"
@@ -129,7 +130,7 @@ class DataConfig:
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
       require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
       require(not self.later_kinds, "data.later_kinds isn't for data.source=prepared: leave it empty")
-      for field in ("annotations", "pairs", "split", "max_bad_share"):
+      for field in ("annotations", "pairs", "split"):
         default = type(self).__dataclass_fields__[field].default
         require(getattr(self, field) == default, f"data.{field} is settled when data is prepared: leave it at {default!r}")
 
@@ -249,10 +250,17 @@ class RunConfig:
     batch_size: rows of the global batch.
     seed: of initialisation, data order and every random draw.
     init_from: where the parameters start: pairs of (parameter name prefix, checkpoint or shipped weights).
+    resume_from: a run, or one of its checkpoints, whose whole state (parameters, moments, average, step) this one goes on
+      from, as long as it has no checkpoint of its own; empty: none.
     log_every: steps between metric records.
     sample_every: steps between picture grids and text samples; 0 never.
     checkpoint_every: steps between checkpoints; 0 only at the end.
-    keep_checkpoints: how many are kept.
+    keep_checkpoints: how many of the newest are kept.
+    keep_every: those of every so many steps are kept as well; 0: none.
+    keep_best: and as many of those with the lowest training loss since the checkpoint before.
+    max_skipped: an update whose loss or gradient isn't finite is skipped; so many in a row stop the run.
+    spike_deviations: a loss that lies as many standard deviations above its running mean is logged; 0: none is.
+    hang_timeout: seconds after which a step that doesn't end stops the process; 0: never.
     report: write report.html and report.json at the end.
     profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
       Perfetto; empty: none.
@@ -263,10 +271,16 @@ class RunConfig:
   batch_size: int = 16
   seed: int = 0
   init_from: tuple[tuple[str, str], ...] = ()
+  resume_from: str = ""
   log_every: int = 10
   sample_every: int = 0
   checkpoint_every: int = 0
   keep_checkpoints: int = 2
+  keep_every: int = 0
+  keep_best: int = 0
+  max_skipped: int = 10
+  spike_deviations: float = 6.0
+  hang_timeout: float = 1800.0
   report: bool = False
   profile_steps: tuple[int, ...] = ()
   peak_tflops: float = 0.0
@@ -281,6 +295,10 @@ class RunConfig:
     require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
     require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
     require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
+    require(self.keep_checkpoints >= 1, f"run.keep_checkpoints={self.keep_checkpoints} must be at least 1")
+    require(self.max_skipped >= 1, f"run.max_skipped={self.max_skipped} must be at least 1")
+    for field in ("sample_every", "checkpoint_every", "keep_every", "keep_best", "spike_deviations", "hang_timeout"):
+      require(getattr(self, field) >= 0, f"run.{field}={getattr(self, field)} must not be negative; 0 turns it off")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _lay_out(config: Config, folder: Path, images: str) -> int:
-  from orthus_jax.commands.runs import bar
+  from orthus_jax.commands.training_run import bar
   from orthus_jax.data import prepared
 
   if config.data.source == "prepared":

@@ -1,214 +1,134 @@
-"""A whole run: data, training, samples on the way, and the report at its end."""
+"""`orthus runs`: what runs there are, how far they got, and whether their checkpoints are whole."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-import dataclasses
+import argparse
+from collections.abc import Iterator, Sequence
 import json
-import logging
 from pathlib import Path
-import sys
-import time
 from typing import Any
 
-import numpy as np
-import tqdm
+from orthus_jax.commands import common
+from orthus_jax.config import BadRequest
 
-from orthus_jax.config import Config
-from orthus_jax.data import images as images_lib
-from orthus_jax.data import sources
-from orthus_jax.data.documents import Document, Text
-from orthus_jax.data.pipeline import Pipeline, Source
-from orthus_jax.data.prepared_pipeline import PreparedPipeline
-from orthus_jax.data.text_tokenizer import TextTokenizer
-from orthus_jax.evaluation import reconstruction
-from orthus_jax.inference.model import Model
-from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, hosts, loop, tasks, whitening
-from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
-
-_log = logging.getLogger("orthus_jax.train")
-_SAMPLES = 8  # pictures in the grid that training shows on the way
+_EXAMPLES = """examples:
+  orthus runs                     those under runs/
+  orthus runs /data/runs --json   those under another directory, for a program to read
+  orthus runs verify runs/shapes  reads every checkpoint of a run through
+  orthus runs verify runs/shapes/checkpoints/840
+"""
+_SHOWN = ("single_object", "open_accuracy", "yes_no_accuracy", "geneval_overall", "psnr")
 
 
-def run(config: Config, workdir: Path, *, begin: float) -> dict[str, Any]:
-  """Trains in `workdir` and writes the report; returns what report.json holds.
+def main(argv: Sequence[str]) -> int:
+  """Lists runs, or verifies one: exit status 1 if any of its checkpoints is damaged."""
+  argv = list(argv)
+  verify = argv[:1] == ["verify"]
+  parser = common.Parser(
+      prog="orthus runs verify" if verify else "orthus runs", epilog=_EXAMPLES,
+      description="Reads checkpoints through and compares them with their checksums." if verify
+      else "Lists runs with their steps, checkpoints, scores and digests; `orthus runs verify DIR` reads a run's checkpoints.",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  nargs: dict[str, Any] = {} if verify else {"nargs": "?", "default": "runs"}
+  parser.add_argument("directory", metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
+  parser.add_argument("--json", action="store_true", help="print JSON")
+  options = parser.parse_args(argv[1:] if verify else argv)
+  place = Path(options.directory)
+  if not place.is_dir():
+    raise BadRequest(f"there is no directory {place}: give a run's, or one that holds runs")
+  common.start()
+  return _verify(place, options.json) if verify else _list(place, options.json)
 
-  Args:
-    config: the experiment.
-    workdir: made if absent; one that holds another config's run is refused.
-    begin: time.monotonic() when the command started.
-  """
-  # What can be refused is refused before anything is written.
-  with hosts.together():
-    mesh = mesh_lib.make_mesh(config.mesh)
-    mesh_lib.check(mesh, config)
-    loop.check_sources(config)
-    tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
-    checkpoint.check_workdir(workdir, config)
-  source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
-  with hosts.together():
-    if hosts.primary():
-      checkpoint.open_workdir(workdir, config)
-  with hosts.together():
-    if tokenizer is None:
-      task = tasks.TokenizerTask(config, source)
-    else:
-      task = _orthus_task(config, workdir, source, tokenizer)
-  if tokenizer is None:
-    figures = _tokenizer(config, workdir, task)
+
+def _list(place: Path, as_json: bool) -> int:
+  found = [_about(run) for run in _find(place)]
+  if not found:
+    raise BadRequest(f"{place} holds no run: one has a config.json beside its checkpoints/")
+  if as_json:
+    print(json.dumps(found, indent=2))
+    return 0
+  for run in found:
+    print(f"{run['run']}  {run['state']}")
+    whole = [str(c["step"]) for c in run["checkpoints"] if not c["damage"]]
+    print(f"  checkpoints  {', '.join(whole) or 'none'}")
+    for c in run["checkpoints"]:
+      if c["damage"]:
+        print(f"  damaged      {c['step']}: {c['damage']}")
+    for name in run["unfinished"]:
+      print(f"  unfinished   {name}")
+    for name in run["set_aside"]:
+      print(f"  set aside    {name}")
+    if run["scores"]:
+      print("  scores       " + ", ".join(f"{n} {v:.3g}" for n, v in run["scores"].items()))
+    if run["params_digest"]:
+      print(f"  digest       {run['params_digest']}")
+  return 0
+
+
+def _verify(place: Path, as_json: bool) -> int:
+  from orthus_jax.training import manifest
+
+  single = place.parent.name == "checkpoints" and place.name.isdigit()
+  found = []
+  for run in [None] if single else _find(place):
+    for folder in [place] if run is None else _checkpoints(run):
+      reason = manifest.damage(folder)
+      sums = manifest.has_checksums(folder)
+      found.append({"checkpoint": str(folder), "damage": reason, "checksums": sums})
+      if not as_json:
+        print(f"{folder}  {reason or ('whole' if sums else 'has no checksums: only restoring it tells')}", flush=True)
+  if not found:
+    raise BadRequest(f"{place} holds no checkpoint: give a run's directory or one of its checkpoints")
+  if as_json:
+    print(json.dumps(found, indent=2))
+  return int(any(f["damage"] for f in found))
+
+
+def _find(place: Path) -> Iterator[Path]:
+  """The run that a directory is, or those that lie in it, up to two levels down."""
+  if (place / "config.json").is_file():
+    yield place
+    return
+  for pattern in ("*/config.json", "*/*/config.json"):
+    yield from (file.parent for file in sorted(place.glob(pattern)))
+
+
+def _checkpoints(run: Path) -> list[Path]:
+  from orthus_jax.training import checkpoint
+
+  return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
+
+
+def _about(run: Path) -> dict[str, Any]:
+  """What there is to say of a run without reading its checkpoints through."""
+  from orthus_jax.training import manifest
+  from orthus_jax.training.metrics import read_metrics
+
+  config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)
+  wanted = config.get("run", {}).get("steps")
+  done = max([c for c in map(lambda p: int(p.name), _checkpoints(run))] + [m["step"] for m in metrics], default=0)
+  if not config:
+    state = "its config.json is damaged"
+  elif report:
+    state = f"finished, {wanted} steps"
   else:
-    figures = _orthus(config, workdir, task, source, begin=begin)
-  hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
-  if not hosts.primary():
+    loss = next((m["loss"] for m in reversed(metrics) if m.get("loss") is not None), None)
+    state = f"at step {done} of {wanted}" + (f", loss {loss:.4g}" if loss is not None else "")
+  scores = {n: v for n, v in report.get("scores", {}).items() if isinstance(v, (int, float))}
+  return {
+      "run": str(run), "state": state, "step": done, "steps": wanted,
+      "checkpoints": [{"step": int(p.name), "damage": manifest.damage(p, read=False)} for p in _checkpoints(run)],
+      "unfinished": sorted(p.name for p in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
+      "set_aside": sorted(f"damaged/{p.name}" for p in (run / "damaged").glob("*")),
+      "scores": {n: scores[n] for n in _SHOWN if n in scores} or dict(list(scores.items())[:3]),
+      "params_digest": report.get("params_digest"),
+  }  # fmt: skip
+
+
+def _json(file: Path) -> dict[str, Any]:
+  try:
+    value = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
     return {}
-  figures["seconds"]["total"] = time.monotonic() - begin
-  figures["peak_memory_bytes"] = peak_memory_bytes()
-  checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
-  _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
-  return figures
-
-
-def bar(what: str) -> Callable[[int, int], None]:
-  """A progress callback (done, in all) that draws a bar."""
-  state: dict[str, tqdm.tqdm] = {}
-
-  def update(done: int, total: int) -> None:
-    if "bar" not in state or state["bar"].total != total:
-      tty = sys.stderr.isatty()
-      state["bar"] = tqdm.tqdm(
-          total=total, desc=what, leave=False, mininterval=0.2 if tty else 20, maxinterval=1 if tty else 60,
-          bar_format="{desc} {n_fmt}/{total_fmt} |{bar:24}| {elapsed} gone, {remaining} left",
-      )  # fmt: skip
-    state["bar"].update(done - state["bar"].n)
-    if done >= total:
-      state.pop("bar").close()
-
-  return update
-
-
-def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:
-  """Reads and lays out the documents."""
-  if hosts.primary():
-    tokenizer.save(workdir)
-  if config.data.source == "prepared":
-    pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())
-  else:
-    pipeline = Pipeline(source, tokenizer, config, progress=bar("reading") if hosts.primary() else None)
-  if pipeline.too_long:
-    _log.warning(
-        "%d documents don't fit a row of %d positions, %d images and %d learnt ones, and are left out: %s%s",
-        len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
-        config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
-    )  # fmt: skip
-  pictures = len(pipeline.table.pixels)
-  _log.info("%d documents%s", len(pipeline), f", {pictures} pictures" if pictures else "")
-  return tasks.OrthusTask(config, pipeline)
-
-
-def _orthus(config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, *, begin: float) -> dict[str, Any]:
-  tokenizer = task.pipeline.tokenizer
-  held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
-  shown = _prompts(held_out)
-
-  def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
-    model = Model.create(config, params, tokenizer)
-    show(model, shown, workdir / "samples", step, writer)
-
-  result = loop.train(config, workdir, task, on_samples=on_samples)
-  figures: dict[str, Any] = {
-      "params_digest": result.params_digest,
-      "parameters": result.parameters,
-      "versions": checkpoint.versions(),
-      "seconds": dict(result.seconds),
-  }
-  figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
-  if config.run.report and hosts.primary():
-    _report(config, workdir, Model.create(config, result.params, tokenizer), figures, shown)
-  return figures
-
-
-def _report(
-    config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[str, list[Document]]
-) -> None:
-  """Adds scores to `figures` and writes report.html."""
-  from orthus_jax.evaluation import report, shapes
-
-  start, result, samples = time.monotonic(), None, []
-  if config.data.source == "shapes":
-    test = sources.open_source(config, "test")
-    result = shapes.evaluate(model, test, limits=shapes.Limits.quick(), progress=bar("scoring"))
-    seconds = figures["seconds"]
-    figures |= result.to_json()
-    figures["seconds"] = seconds
-    print(shapes.table(result))
-  else:
-    for respond, documents in shown.items():
-      if documents and not (respond == "image" and model.no_pictures):
-        samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
-  figures["seconds"]["evaluation"] = time.monotonic() - start
-  figures["peak_memory_bytes"] = peak_memory_bytes()
-  report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)
-  _log.info("report in %s", workdir / "report.html")
-
-
-def _prompts(source: Source) -> dict[str, list[Document]]:
-  """The first documents of a source that ask for a picture, and those that ask for words."""
-  found: dict[str, list[Document]] = {"image": [], "text": []}
-  for i in range(min(len(source), 400)):
-    d = source[i]
-    if d is None or not d.prompt().segments or not d.response().segments:
-      continue
-    kind = "text" if isinstance(d.response().segments[0], Text) else "image"
-    if kind == "text" and not d.prompt().images:
-      continue  # a story
-    if len(found[kind]) < _SAMPLES:
-      found[kind].append(d)
-  return found
-
-
-def show(model: Model, documents: dict[str, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
-  """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
-  folder.mkdir(exist_ok=True)
-  if documents["image"] and not model.no_pictures:
-    drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
-    pictures = [d.images[-1].pixels for d in drawn]
-    captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]
-    grid = images_lib.grid(pictures, 4, captions)
-    images_lib.save_png(folder / f"{step:06d}.png", grid)
-    writer.image(step, "drawn", grid)
-  if documents["text"]:
-    short = dataclasses.replace(model.config.sampling, max_new_tokens=48)
-    answers = model.generate(
-        [d.prompt() for d in documents["text"]], respond="text", sampling=short, batch_size=_SAMPLES
-    )
-    rows = []
-    for d, a in zip(documents["text"], answers):
-      question = " ".join(t.text for t in d.prompt().texts)
-      said = " ".join(s.text for s in a.segments[len(d.prompt().segments):] if isinstance(s, Text))
-      expected = next(s.text for s in d.response().segments if isinstance(s, Text))
-      rows.append(f"{question} → {said or '(nothing)'}   (right: {expected})")
-    (folder / f"{step:06d}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    writer.text(step, "answers", "\n\n".join(rows))
-
-
-def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask) -> dict[str, Any]:
-  result = loop.train(config, workdir, task)
-  if not hosts.primary():
-    return {}
-  params = result.params
-  if config.tokenizer_loss.whiten:
-    params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)
-  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
-  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
-  if config.run.report:
-    held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
-    documents = (held_out[n] for n in range(len(held_out)))
-    vision = config.model.vision_tokenizer
-    images = (i.pixels for d in documents if d is not None for i in d.images)
-    pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
-    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
-    images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
-    for name, value in figures["scores"].items():
-      _log.info("%-20s %.4g", name, value)
-  return figures
+  return value if isinstance(value, dict) else {}

@@ -11,24 +11,30 @@ from pathlib import Path
 import re
 import sys
 import time
+import traceback
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from orthus_jax import stops
 from orthus_jax.commands import common, processes
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+from orthus_jax.stops import Stopped
 
 _log = logging.getLogger("orthus_jax.train")
 
 _HELP = """usage: orthus train --config=FILE[:ARGUMENT] --workdir=DIR [--config.some.field=value ...] [--json] [--debug]
 
-Trains what the config file describes. A workdir that holds a run of the same config goes on from its newest complete
-checkpoint; one of another config is refused.
+Trains what the config file describes. Where a run starts: its workdir's newest complete checkpoint > --resume_from >
+--init_from (or run.init_from) > scratch. A workdir of another config is refused, unless it differs only in where and how
+fast the same numbers are computed (mesh, remat, accumulation, …) and in what is logged and kept.
 
   --config=configs/shapes.py         the config file; what follows a colon is passed to its get_config
   --config.run.steps=200             overrides a field
   --workdir=runs/shapes              gets config, metrics, checkpoints and report
+  --resume_from=runs/other           goes on from another run's whole state, or one of its checkpoints (run.resume_from)
+  --init_from=runs/other             starts with another run's parameters, or a published checkpoint's (run.init_from)
   --json                             prints the report's figures as JSON
   --debug                            shows tracebacks
 
@@ -38,6 +44,10 @@ recognised; elsewhere, say who is who:
   --coordinator=HOST:PORT            where process 0 listens
   --processes=4 --process_id=0       how many there are, and which this is; --processes=auto asks the cluster, 1 is alone
   --join_timeout=300                 seconds to wait for the others
+
+On SIGTERM or Ctrl-C the step under way ends and a checkpoint is saved; a second signal stops at once. Exit status: 0 done,
+1 stopped by what the message says, 2 a request that can't be served, 75 preempted (start the same command again), 76 a step
+hung or another process was lost, 130 interrupted.
 """
 
 _PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
@@ -80,9 +90,9 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   given = [a.partition("=")[2] if "=" in a else None for a in argv if re.match(r"--?config($|=)", a)]
   if not given or not given[-1]:
     raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
-  argv = [a for a in argv if not re.match(r"--?config($|=)", a)]
+  argv = [_long_form(a) for a in argv if not re.match(r"--?config($|=)", a)]
   fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
-  names = ["--config", "--workdir", "--json", "--debug", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
+  names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])
     if not a.startswith("-"):
@@ -111,6 +121,16 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   joining = {"coordinator": values.coordinator, "processes": values.processes, "process_id": values.process_id}
   options = {"workdir": values.workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
   return config, options
+
+
+def _long_form(argument: str) -> str:
+  """--resume_from and --init_from as the fields that they stand for."""
+  name, equals, value = argument.partition("=")
+  if equals and name.lstrip("-") == "resume_from":
+    return f"--config.run.resume_from={value}"
+  if equals and name.lstrip("-") == "init_from":
+    return f"--config.run.init_from={(('', value),)!r}"
+  return argument
 
 
 def _tuples(value: Any) -> Any:
@@ -142,13 +162,33 @@ def main(argv: Sequence[str]) -> int:
   common.start(verbose=True)
   common.keep_memory()
 
-  from orthus_jax.commands import runs
-  from orthus_jax.training import hosts
+  from orthus_jax.commands import training_run
+  from orthus_jax.training import hosts, preemption, watchdog
 
   if not hosts.primary():
     logging.getLogger("orthus_jax").setLevel(logging.WARNING)
-  figures = runs.run(config, workdir, begin=begin)
+  try:
+    with preemption.Signals() as signals:
+      figures = training_run.run(config, workdir, begin=begin, signals=signals)
+  except BaseException as e:
+    if hosts.several():
+      # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
+      _tell(e)
+      watchdog.leave(_status(e), stacks=not isinstance(e, (BadRequest, Stopped, KeyboardInterrupt)))
+    raise
   if options["json"] and hosts.primary():
     json.dump(figures, sys.stdout, indent=2)
     print()
   return 0
+
+
+def _tell(error: BaseException) -> None:
+  if isinstance(error, (BadRequest, Stopped)):
+    print(f"orthus: {error}", file=sys.stderr)
+  else:
+    traceback.print_exception(error)
+
+
+def _status(error: BaseException) -> int:
+  """Of a process that isn't alone: what no request or stop explains is most often another process that died."""
+  return 2 if isinstance(error, BadRequest) else getattr(error, "status", stops.LOST)

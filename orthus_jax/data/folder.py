@@ -20,6 +20,7 @@ from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document, Image, Segment, Text
 from orthus_jax.data.images import fit, load_image
+from orthus_jax.data.shards import patiently
 
 Pairs = Literal["both", "to_image", "to_text"]
 
@@ -101,6 +102,8 @@ class FolderSource:
       return self._document(row, to_text=bool(second) if self.pairs == "both" else self.pairs == "to_text")
     except BadRequest as e:
       self.bad.report(str(self.file), f"line {self._lines[row]}", str(e))
+    except OSError as e:
+      self.bad.report(str(self.file), f"line {self._lines[row]}", f"it can't be read: {e.strerror or e}")
     self.bad.check()
     return None
 
@@ -111,26 +114,34 @@ class FolderSource:
     return f"FolderSource({str(self.file)!r}, {options})"
 
   def _document(self, row: int, *, to_text: bool) -> Document:
-    with self.file.open("rb") as f:
-      f.seek(int(self._offsets[row]))
-      record = parse_row(f.readline())
+    record = parse_row(patiently(str(self.file), lambda: self._line(row)))
     name = f"{self.file.name}:{self._lines[row]}"
     if ("segments" in record) != self._interleaved[row]:
       raise BadRequest("the key \"segments\" must be written without escapes")
     if "segments" in record:
       return Document(tuple(map(self._segment, record["segments"])), id=name, kind="interleaved")
-    text = Text(record["text"], learn=to_text)
-    image = Image(self._pixels(record["image"]), learn=not to_text)
-    if to_text:
-      return Document((image, text), id=f"{name}:to_text", kind="image_to_caption")
-    return Document((text, image), id=f"{name}:to_image", kind="caption_to_image")
+    return pair(record["text"], self._pixels(record["image"]), to_text=to_text, name=name)
+
+  def _line(self, row: int) -> bytes:
+    with self.file.open("rb") as f:
+      f.seek(int(self._offsets[row]))
+      return f.readline()
 
   def _segment(self, segment: dict[str, Any]) -> Segment:
     learn = segment.get("learn", True)
     return Text(segment["text"], learn) if "text" in segment else Image(self._pixels(segment["image"]), learn)
 
   def _pixels(self, image: str) -> np.ndarray:
-    return fit(load_image(self.path / image), self.resolution, self.pixels)
+    file = self.path / image
+    return fit(patiently(str(file), lambda: load_image(file)), self.resolution, self.pixels)
+
+
+def pair(text: str, pixels: np.ndarray, *, to_text: bool, name: str) -> Document:
+  """The document that an image-text pair becomes: the text, or else the picture, is to be learnt."""
+  words, image = Text(text, learn=to_text), Image(pixels, learn=not to_text)
+  if to_text:
+    return Document((image, words), id=f"{name}:to_text", kind="image_to_caption")
+  return Document((words, image), id=f"{name}:to_image", kind="caption_to_image")
 
 
 def parse_row(line: bytes) -> dict[str, Any]:
@@ -157,7 +168,7 @@ def parse_row(line: bytes) -> dict[str, Any]:
   if "image" in row:
     if "text" not in row:
       raise BadRequest('a row with an "image" needs a "text"')
-    _check_text(row["text"])
+    check_text(row["text"])
     _check_image(row["image"])
     return row
   if "text" in row:
@@ -173,7 +184,7 @@ def parse_row(line: bytes) -> dict[str, Any]:
     if not isinstance(segment.get("learn", True), bool):
       raise BadRequest(f'"learn" must be true or false, got {segment["learn"]!r}')
     if "text" in segment:
-      _check_text(segment["text"])
+      check_text(segment["text"])
     else:
       _check_image(segment["image"])
   return row
@@ -184,7 +195,8 @@ def _only(record: dict[str, Any], keys: set[str], what: str) -> None:
     raise BadRequest(f"{what} takes {', '.join(sorted(keys))}; unknown: {', '.join(map(repr, unknown))}")
 
 
-def _check_text(text: Any) -> None:
+def check_text(text: Any) -> None:
+  """Raises BadRequest unless `text` can be a caption."""
   if not isinstance(text, str):
     raise BadRequest(f'"text" must be a string, got {text!r}')
   if not text.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from orthus_jax.config import BadRequest, PixelsConfig
 
 MAX_PIXELS = 100_000_000
 
+_PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN}
 _WHITE = (255, 255, 255)
 # Of strips longer than this many squares only the square that is kept is resampled: the whole might fill the memory.
 # Not of others: Pillow picks the order of its two passes by their cost, and where a pass clips the order is seen.
@@ -35,6 +37,7 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
 
   Raises:
     BadRequest: there is no such file, it can't be decoded, or it is too large or empty; the message names the file.
+    OSError: the file system fails in a way that may pass.
   """
   in_memory = isinstance(source, (bytes, bytearray, memoryview))
   name = f"the picture of {len(source)} bytes" if in_memory else f"the picture {os.fspath(source)!r}"
@@ -54,6 +57,8 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
   except UnidentifiedImageError as e:
     raise BadRequest(f"{name} isn't in a format that can be read; give PNG, JPEG, WebP or the like") from e
   except Exception as e:
+    if isinstance(e, OSError) and e.errno in _PASSING:
+      raise
     # Decoders fed with broken files raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError, …
     reason = (str(e) or type(e).__name__).splitlines()[0]
     raise BadRequest(f"{name} can't be read as a picture: {reason}") from e

@@ -57,17 +57,20 @@ class _Shards:
   def __init__(self, folder: Path, name: str):
     self._folder, self._name = folder, name
     self._writer: Any = None
-    self._bytes = self._files = 0
+    self._bytes = 0
+    self.counts: list[int] = []  # records of each file
 
   def write(self, record: bytes) -> None:
     if self._writer is None or self._bytes + len(record) > _SHARD:
       self.close()
-      path = self._folder / f"{self._name}-{self._files:05d}.array_record"
+      path = self._folder / f"{self._name}-{len(self.counts):05d}.array_record"
       # A group of one and no compression: any record is read alone, as fast as the disk.
       self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-      self._bytes, self._files = 0, self._files + 1
+      self._bytes = 0
+      self.counts.append(0)
     self._writer.write(record)
     self._bytes += len(record)
+    self.counts[-1] += 1
 
   def close(self) -> None:
     if self._writer is not None:
@@ -159,9 +162,11 @@ def prepare(
   tokenizer.save(folder)
   made = facts(config, tokenizer) | {
       "images": images, "encoded_by": encoded_by, "documents": len(sizes), "pictures": len(numbers),
-      "kinds": list(kind_names),
+      "kinds": list(kind_names), "shards": {"documents": documents.counts, "pictures": pictures.counts},
   }  # fmt: skip
-  (folder / "prepared.json").write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+  half = folder / ".prepared.json"
+  half.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
+  half.replace(folder / "prepared.json")
   return made
 
 

@@ -15,14 +15,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 import grain
 import numpy as np
 
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import packing, prepared
+from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
-from orthus_jax.data.sequence import Tokenizer
+from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.shards import Shards
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +40,12 @@ class _Folder:
     for name, value in prepared.facts(config, tokenizer).items():
       if self.facts.get(name) != value and (name != "unconditional_prompt" or config.data.caption_dropout > 0):
         raise BadRequest(f"{path} was prepared with another {name} ({self.facts.get(name)}, not {value}): prepare it anew")
-    with np.load(path / "index.npz") as index:
-      self._sizes_DV3, self._kind_D = index["sizes_DV3"], index["kind_D"]
+    try:
+      with np.load(path / "index.npz") as index:
+        self._sizes_DV3, self._kind_D = index["sizes_DV3"], index["kind_D"]
+    except Exception as e:  # zipfile, zlib and numpy each have their own
+      raise BadRequest(f"{path / 'index.npz'} is damaged or missing: bring it back, or prepare {path} anew") from e
+    self.bad = BadRecords(max_share=config.data.max_bad_share, total=self.facts["documents"])
     self._variants_D = (self._sizes_DV3[:, :, 0] > 0).sum(axis=1)
     self._ends, self._documents, self.left_out = self._plan(keep_plan)
 
@@ -49,12 +54,42 @@ class _Folder:
     return len(self._ends) - 1
 
   @functools.cached_property
-  def documents(self) -> ArrayRecordDataSource:
-    return ArrayRecordDataSource(sorted(map(str, self.path.glob("documents-*"))))
+  def documents(self) -> Shards:
+    return self._shards("documents")
 
   @functools.cached_property
-  def pictures(self) -> ArrayRecordDataSource:
-    return ArrayRecordDataSource(sorted(map(str, self.path.glob("pictures-*"))))
+  def pictures(self) -> Shards:
+    return self._shards("pictures")
+
+  def _shards(self, name: str) -> Shards:
+    counts = self.facts.get("shards", {}).get(name)
+    if counts is None:  # prepared by an earlier version
+      return Shards(sorted(self.path.glob(f"{name}-*")), None, self.bad)
+    return Shards([self.path / f"{name}-{i:05d}.array_record" for i in range(len(counts))], counts, self.bad)
+
+  def read(self, number: int, variant: int) -> tuple[Sequence, list[np.ndarray]] | None:
+    """A document's sequence and pictures; None where any of it can't be read, which is counted.
+
+    Raises:
+      BadRequest: if too much can't.
+    """
+    vision = self._config.model.vision_tokenizer
+    record = self.documents.read(number)
+    if record is None:
+      return None
+    pictures = []
+    try:
+      stored = prepared.from_record(record, variant, patches=vision.patches)
+      for p in stored.pictures.tolist():
+        picture = self.pictures.read(p)
+        if picture is None:
+          return None
+        pictures.append(prepared.read_picture(picture, self._config, self.facts["images"]))
+    except (ValueError, IndexError, OSError, SyntaxError) as e:  # a picture, or numbers, that aren't what they should be
+      self.bad.report(str(self.path), f"document {number}", (str(e) or type(e).__name__).splitlines()[0])
+      self.bad.check()
+      return None
+    return stored.sequence, pictures
 
   def row(self, number: int) -> np.ndarray:
     """The documents of a row."""
@@ -166,7 +201,12 @@ class PreparedPipeline:
     """The documents of a step's batch, row by row."""
     rows = [self._row(step, b) for b in range(self.config.run.batch_size)]
     P = self.config.model.vision_tokenizer.patches
-    return [prepared.from_record(r, 0, patches=P).name for f, d, _ in rows for r in f.documents.__getitems__(d.tolist())]
+    names = []
+    for folder, documents, _ in rows:
+      for d in documents.tolist():
+        record = folder.documents.read(d)
+        names.append(prepared.from_record(record, 0, patches=P).name if record else f"{folder.path.name}#{d}")
+    return names
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
     """The global batch of a step, or some of its rows alone."""
@@ -177,13 +217,8 @@ class PreparedPipeline:
     out = empty_batch(config, len(rows), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
     for b, row in enumerate(rows):
       folder, documents, variants = self._row(step, int(row))
-      records = folder.documents.__getitems__(documents.tolist())
-      stored = [prepared.from_record(r, int(v), patches=P) for r, v in zip(records, variants)]
-      numbers = np.concatenate([s.pictures for s in stored]).tolist()
-      read = iter(folder.pictures.__getitems__(numbers)) if numbers else iter(())
-      kept = folder.facts["images"]
-      entries = ((s.sequence, [prepared.read_picture(next(read), config, kept) for _ in s.pictures]) for s in stored)
-      fill_row(out, b, entries, patches=P, power=config.data.text_length_power)
+      read = (folder.read(d, v) for d, v in zip(documents.tolist(), variants.tolist()))
+      fill_row(out, b, (r for r in read if r is not None), patches=P, power=config.data.text_length_power)
     return out
 
   def iterate(

@@ -8,6 +8,7 @@ from pathlib import Path
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data.folder import FolderSource
 from orthus_jax.data.pipeline import Source
+from orthus_jax.data.tar import TarSource
 from orthus_jax.data.text_tokenizer import TextTokenizer
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -31,7 +32,7 @@ def open_source(config: Config, split: str) -> Source:
 
     where = Path(data.path) if data.path else cache_dir() / "datasets"
     builder.prepare(where, vision.resolution)
-    return builder.documents(where, split, vision.resolution)
+    return builder.documents(where, split, vision.resolution, max_bad_share=data.max_bad_share)
   if data.source == "prepared":  # the few documents that samples are made of; training reads the rest otherwise
     folder = Path(data.mixture[0][0] if data.mixture else data.path) / "shown"
     if not folder.is_dir():
@@ -40,7 +41,12 @@ def open_source(config: Config, split: str) -> Source:
       )
     return FolderSource(folder, resolution=vision.resolution, pixels=vision.pixels)
   if not data.path:
-    raise BadRequest("data.path is empty: set it to the folder of pictures (--config.data.path=DIR)")
+    what = "the tar files" if data.source == "tar" else "the folder of pictures"
+    raise BadRequest(f"data.path is empty: set it to {what} (--config.data.path=DIR)")
+  if data.source == "tar":
+    return TarSource(
+        data.path, resolution=vision.resolution, pixels=vision.pixels, pairs=data.pairs, max_bad_share=data.max_bad_share
+    )
   return FolderSource(
       data.path, annotations=data.annotations, resolution=vision.resolution, pixels=vision.pixels, pairs=data.pairs,
       max_bad_share=data.max_bad_share,

@@ -1,7 +1,7 @@
-"""A thin layer over Orbax: one layout on disk, whatever the mesh.
+"""Runs and checkpoints on disk: one layout, whatever the mesh; `checkpointer.py` writes it.
 
     WORKDIR/config.json  tokenizer.json  versions.json
-    WORKDIR/checkpoints/STEP/params  average  optimizer
+    WORKDIR/checkpoints/STEP/params  average  optimizer  metrics  manifest.json
 
 `params` holds every parameter under its name and in its trained dtype; `average` the running average where there is one.
 A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `interop/arrays.py`, which is read
@@ -26,20 +26,28 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
-from orthus_jax.interop import arrays, huggingface
+from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
-from orthus_jax.training.state import TrainState
+from orthus_jax.training import manifest
 
+_log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 
 
 def write_text(path: Path, text: str) -> None:
   """Writes a file whole or not at all."""
   with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as f:
-    f.write(text)
-  os.chmod(f.name, 0o644)
-  os.replace(f.name, path)
+    half = Path(f.name)
+    try:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+      half.chmod(0o644)
+      half.replace(path)
+    except OSError:
+      half.unlink()
+      raise
 
 
 def versions() -> dict[str, str]:
@@ -54,68 +62,6 @@ def versions() -> dict[str, str]:
   return found
 
 
-class Checkpointer:
-  """Saves and restores a run's states, asynchronously.
-
-  Args:
-    workdir: the run's directory.
-    keep: how many checkpoints stay.
-  """
-
-  def __init__(self, workdir: Path, *, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True, create=True)
-    self._manager = ocp.CheckpointManager((workdir / "checkpoints").absolute(), options=options)
-
-  def latest(self) -> int | None:
-    """The newest complete checkpoint's step."""
-    return self._manager.latest_step()
-
-  def save(self, state: TrainState) -> None:
-    """Starts saving; returns once the state's buffers may be reused."""
-    optimizer = {"step": state.step, "moments": state.moments}
-    items = {"params": state.params, "optimizer": optimizer}
-    if state.ema:
-      items["average"] = state.ema
-    args = {k: ocp.args.StandardSave(v, save_args=_in_pieces(v)) for k, v in items.items()}
-    self._manager.save(int(state.step), args=ocp.args.Composite(**args))
-
-  def restore(self, step: int, shapes: TrainState, shardings: TrainState) -> TrainState:
-    """Reads a checkpoint onto the mesh that `shardings` name."""
-    def abstract(shape: Any, place: Any) -> Any:
-      return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shape, place)
-
-    s = abstract(shapes, shardings)
-    items = {"params": s.params, "optimizer": {"step": s.step, "moments": s.moments}}
-    if s.ema:
-      items["average"] = s.ema
-    args = {k: ocp.args.StandardRestore(v) for k, v in items.items()}
-    read = self._manager.restore(step, args=ocp.args.Composite(**args))
-    return TrainState(
-        step=read["optimizer"]["step"],
-        trained={n: read["params"][n] for n in s.trained},
-        frozen={n: read["params"][n] for n in s.frozen},
-        moments=read["optimizer"]["moments"],
-        ema=read["average"] if s.ema else {},
-    )
-
-  def close(self) -> None:
-    """Waits for what is being saved."""
-    self._manager.wait_until_finished()
-    self._manager.close()
-
-
-def _in_pieces(tree: Any) -> Any:
-  """Has large arrays saved in chunks of a layer or less, so that a conversion can read one at a time."""
-
-  def args(path: Any, value: Any) -> ocp.SaveArgs:
-    if value.nbytes <= arrays.PIECE:
-      return ocp.SaveArgs()
-    stacked = "/layers/" in jax.tree_util.keystr(path)
-    return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if stacked else ())
-
-  return jax.tree_util.tree_map_with_path(args, tree)
-
-
 def find(path: str | os.PathLike) -> tuple[Path, int]:
   """The run directory and step that a path stands for: a run (its newest step) or one step's directory.
 
@@ -124,12 +70,33 @@ def find(path: str | os.PathLike) -> tuple[Path, int]:
   """
   path = Path(path).absolute()
   if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
+    if reason := manifest.damage(path, read=False):
+      raise BadRequest(f"the checkpoint {path} is damaged: {reason}; `orthus runs {path.parent.parent}` shows which aren't")
     return path.parent.parent, int(path.name)
-  folder = path / "checkpoints"
-  steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-  if not steps:
+  found = steps(path)
+  if not found:
     raise BadRequest(f"{path} holds no checkpoint: give a run's directory (with checkpoints/) or one of its checkpoints")
-  return path, steps[-1]
+  for step in reversed(found):
+    reason = manifest.damage(path / "checkpoints" / str(step), read=False)
+    if reason is None:
+      return path, step
+    _log.warning("passed over the checkpoint of step %d: %s", step, reason)
+  raise BadRequest(f"all {len(found)} checkpoints of {path} are damaged (step {step}: {reason}): bring one back")
+
+
+def steps(run: Path) -> list[int]:
+  """The steps of a run's checkpoints, in order; what a save left half-written isn't one."""
+  folder = run / "checkpoints"
+  return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def free_name(path: Path) -> Path:
+  """The path, or the first of PATH-2, PATH-3, … that isn't taken."""
+  n, place = 1, path
+  while place.exists():
+    n += 1
+    place = path.with_name(f"{path.name}-{n}")
+  return place
 
 
 def load_config(run: Path) -> Config:
@@ -167,7 +134,7 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   if huggingface.is_checkpoint(path):
     return huggingface.open_checkpoint(path).load(place)
   run, step = find(path)
-  with _quiet(), ocp.StandardCheckpointer() as reader:
+  with quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
     params = _read(reader, folder / "params", place)
     if average and (folder / "average").is_dir():
@@ -185,7 +152,7 @@ def _read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None) -
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
   """Orbax warns of a metadata file that one item of a checkpoint doesn't have of its own."""
   logger = logging.getLogger("absl")
   level = logger.level
@@ -196,8 +163,17 @@ def _quiet() -> Iterator[None]:
     logger.setLevel(level)
 
 
+# What may change from one start to the next: where and how fast the same numbers are computed, and what is kept of them.
+_FREE = (
+    "mesh", "optimizer.accumulation", "model.transformer.remat", "model.transformer.scan_unroll",
+    "model.transformer.attention", "model.transformer.attention_block", "model.transformer.loss_chunk", "run.log_every",
+    "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best", "run.report",
+    "run.profile_steps", "run.peak_tflops", "run.max_skipped", "run.spike_deviations", "run.hang_timeout",
+)  # fmt: skip
+
+
 def check_workdir(workdir: Path, config: Config) -> bool:
-  """Whether a run of this very config lives in `workdir` already; writes nothing.
+  """Whether a run of this config lives in `workdir` already, if on another mesh; writes nothing.
 
   Raises:
     BadRequest: if another config's run lives there.
@@ -212,9 +188,12 @@ def check_workdir(workdir: Path, config: Config) -> bool:
     there = json.loads(file.read_text(encoding="utf-8"))
   except ValueError:
     there = None
-  if there != wanted:
-    field = _first_difference(there, wanted) if isinstance(there, dict) else "config.json"
-    raise BadRequest(f"{workdir} holds a run of another config ({field} differs): choose another --workdir or remove it")
+  differing = _differences(there, wanted) if isinstance(there, dict) else ["config.json"]
+  refused = [field for field in differing if not any(field == f or field.startswith(f"{f}.") for f in _FREE)]
+  if refused:
+    raise BadRequest(f"{workdir} holds a run of another config ({refused[0]} differs): choose another --workdir or remove it")
+  if differing:
+    _log.info("other than when the run began: %s", ", ".join(differing))
   return True
 
 
@@ -222,13 +201,15 @@ def open_workdir(workdir: Path, config: Config) -> None:
   """Makes a run's directory, or finds the one that is there; raises as `check_workdir` does."""
   if not check_workdir(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
     write_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+  write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")  # last: it marks a run
 
 
-def _first_difference(a: Any, b: Any, where: str = "") -> str:
+def _differences(a: Any, b: Any, where: str = "") -> list[str]:
+  """Fields that two configs don't agree on, dotted."""
   if isinstance(a, dict) and isinstance(b, dict):
-    for k in sorted({*a, *b}):
-      if a.get(k) != b.get(k):
-        return _first_difference(a.get(k), b.get(k), f"{where}.{k}" if where else k)
-  return where or "config"
+    return [
+        field for k in sorted({*a, *b}) if a.get(k) != b.get(k)
+        for field in _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)
+    ]  # fmt: skip
+  return [where or "config"]

@@ -52,16 +52,25 @@ def together() -> Iterator[None]:
     yield
   except BadRequest as e:
     error = e
-  if several():
-    mine = np.zeros(_MESSAGE, np.uint8)
-    text = str(error).encode()[:_MESSAGE] if error else b""
-    mine[: len(text)] = np.frombuffer(text, np.uint8)
-    for i, other in enumerate(multihost_utils.process_allgather(mine)):
-      said = other.tobytes().rstrip(b"\0").decode(errors="replace")
-      if said and error is None:
-        error = BadRequest(said if said.startswith("process ") else f"process {i}: {said}")
+  said = agree(str(error) if error else None)
+  if error is None and said is not None:
+    error = BadRequest(said)
   if error is not None:
     raise error
+
+
+def agree(text: str | None) -> str | None:
+  """What this process has to say, or else what the first of the others has, saying whose it is; None where none has."""
+  if not several():
+    return text
+  mine = np.zeros(_MESSAGE, np.uint8)
+  encoded = (text or "").encode()[:_MESSAGE]
+  mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+  for i, other in enumerate(multihost_utils.process_allgather(mine)):
+    said = other.tobytes().rstrip(b"\0").decode(errors="replace")
+    if said and text is None:
+      text = said if said.startswith("process ") else f"process {i}: {said}"
+  return text
 
 
 def first_alone(f: Callable[[], Any]) -> Any:

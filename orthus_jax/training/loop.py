@@ -20,15 +20,20 @@ import numpy as np
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import FeatureTable
-from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, flops, hosts
+from orthus_jax.stops import Stopped
+from orthus_jax.training import flops, hosts, preemption
+from orthus_jax.training.checkpointer import Checkpointer
+from orthus_jax.training.guard import Guard
 from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, Progress, memory
 from orthus_jax.training.optimizer import make_optimizer, schedule
-from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run, replace_params
+from orthus_jax.training.preemption import Signals
+from orthus_jax.training.start import first_state
+from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
+from orthus_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
 _ENCODE_BATCH = 256
@@ -52,6 +57,9 @@ class Task(LossTask, Protocol):
   def describe(self, step: int) -> dict[str, float]:
     """Metrics of a step's data alone."""
 
+  def document_ids(self, step: int) -> list[str]:
+    """Names of what a step's batch holds."""
+
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: Any) -> TrainState:
     """A change to the state outside the gradient."""
 
@@ -72,60 +80,6 @@ class Result:
   parameters: int
   seconds: dict[str, float]
   params_digest: str
-
-
-def initial_values(config: Config, layout: Layout) -> Params:
-  """The parameters that `run.init_from` names, read where they belong.
-
-  The soft VQ's codebook starts as the VQGAN's, unless it is given.
-  """
-  values: Params = {}
-  shapes, shardings = layout.shapes.params, layout.shardings.params
-  for prefix, path in config.run.init_from:
-
-    def place(name, shape, dtype, prefix=prefix):
-      fits = prefix + name in shapes and shapes[prefix + name].shape == tuple(shape)
-      return shardings[prefix + name] if fits else None  # what doesn't fit is refused once all is known
-
-    values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
-  if "vision_tokenizer/codebook" in values:
-    values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
-  return values
-
-
-def check_sources(config: Config) -> None:
-  """Refuses a `run.init_from` that leads nowhere, before any work is done."""
-  for _, path in config.run.init_from:
-    if path.endswith(".npz") or path.startswith("asset:"):
-      checkpoint.load_params(path)
-    elif not huggingface.is_checkpoint(path):
-      checkpoint.find(path)
-
-
-def projected_rows(config: Config, state: TrainState, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The token embedding with its image rows as a random projection of the codes, where the config wants that."""
-  model = config.model
-  name, codes = "token_embedding", "vision_embedding/codebook"
-  if config.task != "orthus" or model.vision_embedding.fresh_rows == "random" or name in values:
-    return {}
-  embedding_VD, codebook_KC = np.array(hosts.fetch(state.params[name])), hosts.fetch(state.params[codes])
-  C, D = codebook_KC.shape[1], embedding_VD.shape[1]
-  centred_KC = codebook_KC - codebook_KC.mean(axis=0)
-  projection_CD = np.random.default_rng(config.run.seed).standard_normal((C, D)) / np.sqrt(C)
-  rows_KD = centred_KC / centred_KC.std() @ projection_CD
-  start = model.image_token_start
-  embedding_VD[start : start + len(rows_KD)] = model.transformer.embedding_std * rows_KD
-  return {name: embedding_VD}
-
-
-def _check_values(values: dict[str, np.ndarray], shapes: dict[str, jax.ShapeDtypeStruct]) -> None:
-  wrong = [
-      f"{n} ({'unknown' if n not in shapes else f'{v.shape} for {shapes[n].shape}'})"
-      for n, v in values.items()
-      if n not in shapes or shapes[n].shape != v.shape
-  ]
-  if wrong:
-    raise BadRequest(f"run.init_from doesn't fit the model: {', '.join(wrong[:5])}{' …' if len(wrong) > 5 else ''}")
 
 
 def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.Array]:
@@ -188,17 +142,20 @@ def train(
     task: Task,
     *,
     on_samples: Callable[[int, Any, Params, MetricWriter], None] | None = None,
+    signals: Signals | None = None,
 ) -> Result:
-  """Trains to `run.steps`, from the newest complete checkpoint of `workdir` if it has one.
+  """Trains to `run.steps`, from where `start.first_state` says.
 
   Args:
     config: the experiment.
     workdir: opened by `checkpoint.open_workdir`.
     task: model, loss and data.
     on_samples: called every `run.sample_every` steps with (step, graphdef, params, writer).
+    signals: which may ask to stop early.
 
   Raises:
     BadRequest: if mesh, batch, initial values or patterns don't fit.
+    Stopped: early, by a signal, or because update after update was skipped.
   """
   begin = time.monotonic()
   run = config.run
@@ -207,16 +164,8 @@ def train(
   optimizer = make_optimizer(config.optimizer, run)
   with jax.set_mesh(mesh):
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
-    saver = checkpoint.Checkpointer(workdir, keep=run.keep_checkpoints)
-    latest = saver.latest()
-    if latest is not None:
-      _log.info("going on from step %d of %s", latest, workdir)
-      state = saver.restore(latest, layout.shapes, layout.shardings)
-    else:
-      values = initial_values(config, layout)
-      _check_values(values, layout.shapes.params)
-      state = replace_params(create(), values, layout.shardings)
-      state = replace_params(state, projected_rows(config, state, values), layout.shardings)
+    saver = Checkpointer(workdir, run)
+    state = first_state(config, layout, create, saver)
     start = int(state.step)
 
     pipeline = getattr(task, "pipeline", None)
@@ -232,17 +181,19 @@ def train(
     seconds = {"setup": time.monotonic() - begin}
 
     writer = MetricWriter(workdir, enabled=hosts.primary())
+    signals = signals or Signals()
+    watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:
       state, more = _run_steps(
-          config, task, layout, mesh, optimizer, state, saver, writer, on_samples, start=start, begin=begin
+          config, task, layout, mesh, optimizer, state, saver, writer, on_samples, signals, watchdog, start=start, begin=begin
       )
       seconds |= more
-      if saver.latest() != run.steps:
-        saver.save(state)
       size = sum(math.prod(v.shape) for v in state.params.values())
       result = Result(layout.graphdef, _gathered(state.averaged), size, seconds, _digest(state.params))
     finally:
+      watchdog.close()
       saver.close()
+      signals.saving(False)
       writer.close()
   return result
 
@@ -263,11 +214,13 @@ def _digest(params: Params) -> str:
 
 
 def _run_steps(
-    config, task, layout: Layout, mesh, optimizer, state, saver, writer, on_samples, *, start: int, begin: float
-):
-  """The steps themselves: (state, seconds by part)."""
+    config, task, layout: Layout, mesh, optimizer, state, saver, writer, on_samples, signals, watchdog, *,
+    start: int, begin: float,
+):  # fmt: skip
+  """The steps themselves, and the last checkpoint: (state, seconds by part)."""
   run = config.run
   if start >= run.steps:
+    _save_last(saver, state, None)  # unless it is its own
     return state, {"compile": 0.0, "train": 0.0}
   ready = time.monotonic()
   one = task.batch(start, np.arange(1))
@@ -282,8 +235,11 @@ def _run_steps(
   progress = Progress(total=run.steps, initial=start, enabled=hosts.primary())
   meter = Meter(devices=mesh.size, flops=_flops(config, layout), peak=_peak(config), begin=begin)
   profiler = Profiler(writer.workdir / "profile", run.profile_steps, enabled=hosts.primary())
-  loss = None
+  guard = Guard(run, document_ids=task.document_ids, last_good=saver.latest, log=hosts.primary())
+  loss = signal = None
   batches = task.batches(start, run.steps, rows if hosts.several() else None)
+  signals.saving(True)
+  watchdog.beat(start)
   for _ in range(start, run.steps):
     with meter.waiting():
       step, batch = next(batches)
@@ -291,24 +247,45 @@ def _run_steps(
     profiler.before(done)
     state, metrics = step_fn(state, hosts.place_batch(batch, places, rows, run.batch_size))
     state = task.after_step(done, state, layout.graphdef, batch)
+    guard.saw(done, metrics)
+    watchdog.beat(done)
     profiler.after(done, state)
     tokens = task.tokens(step)
     meter.step(tokens)
     if done % run.log_every == 0 or done == run.steps:
       values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
-      values |= {"learning_rate": float(rate(step))} | meter.record() | memory()
+      values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | memory()
       writer.scalars(done, values)
       loss = values["loss"]
     progress.update(tokens=tokens, loss=loss)
     with meter.aside():
       if on_samples and run.sample_every and done % run.sample_every == 0 and done < run.steps:
-        _samples(on_samples, done, layout, state, writer)
+        with watchdog.aside():
+          _samples(on_samples, done, layout, state, writer)
       if run.checkpoint_every and done % run.checkpoint_every == 0:
-        saver.save(state)
+        saver.save(state, loss=guard.mean_loss())
+    signal = signals.reached(done)
+    if signal is not None:
+      break
   jax.block_until_ready(state)
+  seconds = {"compile": compiled - ready, "train": time.monotonic() - compiled}
   profiler.close()
   progress.close()
-  return state, {"compile": compiled - ready, "train": time.monotonic() - compiled}
+  guard.catch_up()
+  saved = _save_last(saver, state, guard.mean_loss())
+  if signal is not None:
+    where = f"stopped by {preemption.name(signal)} after step {done} of {run.steps}"
+    kept = "which is saved" if saved else "which couldn't be saved"
+    raise Stopped(f"{where}, {kept}; the same command goes on from there", status=preemption.status(signal))
+  if not saved:
+    raise Stopped("the last checkpoint couldn't be written (see above): make room, and start the same command again")
+  return state, seconds
+
+
+def _save_last(saver: Checkpointer, state: TrainState, loss: float | None) -> bool:
+  """Saves what isn't saved yet, and waits for it; whether it is there."""
+  saver.wait()
+  return saver.latest() == int(state.step) or (saver.save(state, loss=loss) and saver.wait())
 
 
 def _samples(on_samples: Callable, step: int, layout: Layout, state: TrainState, writer: MetricWriter) -> None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import io
 import json
+import logging
 import math
 from pathlib import Path
 import resource
 import sys
 import time
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import numpy as np
 from tensorboardX import SummaryWriter
 import tqdm
+
+_log = logging.getLogger(__name__)
 
 
 class MetricWriter:
@@ -29,15 +33,18 @@ class MetricWriter:
   def __init__(self, workdir: Path, *, enabled: bool = True):
     self.workdir = workdir
     self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=20) if enabled else None
-    self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8") if enabled else None
+    self._lines = _open_to_append(workdir / "metrics.jsonl") if enabled else None
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One record; a value that is not finite is written as null, which JSON can hold."""
     if self._lines is None:
       return
     record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
-    self._lines.write(json.dumps(record) + "\n")
-    self._lines.flush()
+    try:
+      self._lines.write(json.dumps(record) + "\n")
+      self._lines.flush()
+    except OSError as e:  # a full disk is no reason to lose the run
+      _log.warning("the metrics of step %d are lost: %s", step, e.strerror)
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
@@ -56,14 +63,27 @@ class MetricWriter:
       self._board.close()
 
 
+def _open_to_append(file: Path) -> TextIO:
+  """Opens a file of lines, ending the line that a killed process may have left unfinished."""
+  f = file.open("ab+")
+  if f.tell():
+    f.seek(-1, 2)
+    if f.read(1) != b"\n":
+      f.write(b"\n")
+  return io.TextIOWrapper(f, encoding="utf-8")
+
+
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   """The records of a run, the newest where a step was written twice (after a resume)."""
   file = workdir / "metrics.jsonl"
   if not file.is_file():
     return []
   by_step: dict[int, dict[str, Any]] = {}
-  for line in file.read_text(encoding="utf-8").splitlines():
-    record = json.loads(line)
+  for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    try:
+      record = json.loads(line)
+    except ValueError:
+      continue  # cut short when its process was killed
     by_step[record["step"]] = by_step.get(record["step"], {}) | record
   return [by_step[s] for s in sorted(by_step)]
 

@@ -88,8 +88,14 @@ def train_step(
     # The average forgets its start faster than its decay says, so that short runs can use it.
     weight = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {k: weight * v + (1.0 - weight) * trained[k] for k, v in state.ema.items()}
-    metrics = {**metrics, "grad_norm": optax.global_norm(grads)}
-    return dataclasses.replace(state, step=state.step + 1, trained=trained, moments=moments, ema=ema), metrics
+    norm = optax.global_norm(grads)
+    # An update of numbers that aren't finite would spoil the parameters for good: the state stays as it was.
+    fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    trained, moments, ema = jax.tree.map(
+        lambda new, old: jnp.where(fine, new, old), (trained, moments, ema), (state.trained, state.moments, state.ema)
+    )
+    state = dataclasses.replace(state, step=state.step + 1, trained=trained, moments=moments, ema=ema)
+    return state, {**metrics, "grad_norm": norm, "skipped": 1.0 - fine}
 
   return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
+import hashlib
 from typing import Any, NamedTuple
 
 from flax import nnx
@@ -23,6 +24,11 @@ from orthus_jax.training.state import TrainState
 
 _REVIVE_PICTURES = 512
 _FEATURE_PICTURES = 2048
+
+
+def batch_digest(document_ids: list[str]) -> int:
+  """48 bits that tell whether two batches hold the same documents; a number, so that it can be logged as one."""
+  return int.from_bytes(hashlib.blake2b("\0".join(document_ids).encode(), digest_size=6).digest(), "big")
 
 
 class OrthusTask:
@@ -53,7 +59,11 @@ class OrthusTask:
 
   def describe(self, step: int) -> dict[str, float]:
     positions = self.config.run.batch_size * self.config.data.sequence_length
-    return {"padding": 1.0 - self.pipeline.tokens(step) / positions}
+    return {"padding": 1.0 - self.pipeline.tokens(step) / positions, "batch_digest": batch_digest(self.document_ids(step))}
+
+  def document_ids(self, step: int) -> list[str]:
+    """The documents of the global batch, row by row."""
+    return self.pipeline.document_ids(step)
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: Batch) -> TrainState:
     return state
@@ -117,10 +127,13 @@ class TokenizerTask:
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> np.ndarray:
     """uint8 [B, R, R, 3], all rows or some; a function of (seed, step)."""
+    return self._pixels[self._pictures(step, rows)]
+
+  def _pictures(self, step: int, rows: np.ndarray | None = None) -> list[int]:
     B, n = self.config.run.batch_size, len(self._pixels)
     places = step * B + (np.arange(B) if rows is None else rows)
     orders = {e: np.random.default_rng((self.config.run.seed, e)).permutation(n) for e in set(places // n)}
-    return self._pixels[[orders[p // n][p % n] for p in places]]
+    return [orders[p // n][p % n] for p in places]
 
   def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     return prefetch(lambda step: self.batch(step, rows), start, stop)
@@ -138,7 +151,11 @@ class TokenizerTask:
     return self.config.run.batch_size * self.config.model.vision_tokenizer.patches
 
   def describe(self, step: int) -> dict[str, float]:
-    return {}
+    return {"batch_digest": batch_digest(self.document_ids(step))}
+
+  def document_ids(self, step: int) -> list[str]:
+    """The pictures of the global batch."""
+    return [f"picture {p}" for p in self._pictures(step)]
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
     every = self.config.tokenizer_loss.revive_every

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from orthus_jax.config import BadRequest
+from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
@@ -181,22 +182,35 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-class ShapesDocuments(Sequence[Document]):
+class ShapesDocuments(Sequence[Document | None]):
   """The documents of one split, by number. Can be pickled, and read from several threads or processes."""
 
-  def __init__(self, builder: Shapes, split: str):
+  def __init__(self, builder: Shapes, split: str, *, max_bad_share: float = 0.01):
     # Raw records: TFDS's own decoding takes as long again as all the rest.
     self._source = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
     self._length = len(self._source)
     self._name = f"{builder.info.full_name}/{split}"
+    self.bad = BadRecords(max_share=max_bad_share, total=self._length)
 
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> Document:
+  def __getitem__(self, index: int) -> Document | None:
+    """The document of a number; None where its record is damaged, which is counted.
+
+    Raises:
+      BadRequest: if too many are.
+      IndexError: there is no such number.
+    """
     if not -self._length <= index < self._length:
       raise IndexError(f"{self._name} has {self._length} documents, none numbered {index}")
-    return from_record(self._source[index % self._length])
+    self.bad.saw()
+    try:
+      return from_record(self._source[index % self._length])
+    except Exception as e:  # ArrayRecord, protobuf, JSON and Pillow each have their own
+      self.bad.report(self._name, f"record {index % self._length}", (str(e) or type(e).__name__).splitlines()[0])
+    self.bad.check()
+    return None
 
   def __repr__(self) -> str:
     return f"ShapesDocuments({self._name}, {len(self)})"
@@ -220,17 +234,20 @@ def _pixels(png: bytes) -> np.ndarray:
   return np.asarray(PIL.Image.open(io.BytesIO(png), formats=("PNG",)))
 
 
-def documents(data_dir: str | os.PathLike[str], split: str, resolution: int = 32, **sizes: Any) -> ShapesDocuments:
+def documents(
+    data_dir: str | os.PathLike[str], split: str, resolution: int = 32, *, max_bad_share: float = 0.01, **sizes: Any
+) -> ShapesDocuments:
   """The documents of a split of a data set that `prepare` made with the same arguments.
 
   Args:
     data_dir: as for `prepare`.
     split: one of world.SPLITS.
     resolution: as for `prepare`.
+    max_bad_share: the share of damaged records that is put up with.
     **sizes: as for `prepare`.
 
   Returns:
-    A sequence of Documents with random access, all kinds mixed evenly.
+    A sequence of Documents with random access, all kinds mixed evenly; a damaged one is None.
 
   Raises:
     BadRequest: where there is no such split, or the data set isn't there.
@@ -240,4 +257,4 @@ def documents(data_dir: str | os.PathLike[str], split: str, resolution: int = 32
   builder = make_builder(data_dir, resolution, **sizes)
   if not builder.is_prepared():
     raise BadRequest(f"there is no shapes data set in {builder.data_dir}; make it first with `prepare`")
-  return ShapesDocuments(builder, split)
+  return ShapesDocuments(builder, split, max_bad_share=max_bad_share)

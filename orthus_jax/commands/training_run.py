@@ -1,0 +1,218 @@
+"""A whole run: data, training, samples on the way, and the report at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import json
+import logging
+from pathlib import Path
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import tqdm
+
+from orthus_jax.config import Config
+from orthus_jax.data import images as images_lib
+from orthus_jax.data import sources
+from orthus_jax.data.documents import Document, Text
+from orthus_jax.data.pipeline import Pipeline, Source
+from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.evaluation import reconstruction
+from orthus_jax.inference.model import Model
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training import checkpoint, hosts, loop, start, tasks, whitening
+from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
+from orthus_jax.training.preemption import Signals
+
+_log = logging.getLogger("orthus_jax.train")
+_SAMPLES = 8  # pictures in the grid that training shows on the way
+
+
+def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None = None) -> dict[str, Any]:
+  """Trains in `workdir` and writes the report; returns what report.json holds.
+
+  Args:
+    config: the experiment.
+    workdir: made if absent; one that holds another config's run is refused.
+    begin: time.monotonic() when the command started.
+    signals: which may ask to stop early.
+  """
+  # What can be refused is refused before anything is written.
+  with hosts.together():
+    mesh = mesh_lib.make_mesh(config.mesh)
+    mesh_lib.check(mesh, config)
+    start.check_sources(config)
+    tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
+    checkpoint.check_workdir(workdir, config)
+  source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
+  with hosts.together():
+    if hosts.primary():
+      checkpoint.open_workdir(workdir, config)
+  with hosts.together():
+    if tokenizer is None:
+      task = tasks.TokenizerTask(config, source)
+    else:
+      task = _orthus_task(config, workdir, source, tokenizer)
+  if tokenizer is None:
+    figures = _tokenizer(config, workdir, task, signals)
+  else:
+    figures = _orthus(config, workdir, task, source, signals, begin=begin)
+  hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
+  if not hosts.primary():
+    return {}
+  figures["seconds"]["total"] = time.monotonic() - begin
+  figures["peak_memory_bytes"] = peak_memory_bytes()
+  checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
+  _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
+  return figures
+
+
+def bar(what: str) -> Callable[[int, int], None]:
+  """A progress callback (done, in all) that draws a bar."""
+  state: dict[str, tqdm.tqdm] = {}
+
+  def update(done: int, total: int) -> None:
+    if "bar" not in state or state["bar"].total != total:
+      tty = sys.stderr.isatty()
+      state["bar"] = tqdm.tqdm(
+          total=total, desc=what, leave=False, mininterval=0.2 if tty else 20, maxinterval=1 if tty else 60,
+          bar_format="{desc} {n_fmt}/{total_fmt} |{bar:24}| {elapsed} gone, {remaining} left",
+      )  # fmt: skip
+    state["bar"].update(done - state["bar"].n)
+    if done >= total:
+      state.pop("bar").close()
+
+  return update
+
+
+def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:
+  """Reads and lays out the documents."""
+  if hosts.primary():
+    tokenizer.save(workdir)
+  if config.data.source == "prepared":
+    pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())
+  else:
+    pipeline = Pipeline(source, tokenizer, config, progress=bar("reading") if hosts.primary() else None)
+  if pipeline.too_long:
+    _log.warning(
+        "%d documents don't fit a row of %d positions, %d images and %d learnt ones, and are left out: %s%s",
+        len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
+        config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
+    )  # fmt: skip
+  pictures = len(pipeline.table.pixels)
+  _log.info("%d documents%s", len(pipeline), f", {pictures} pictures" if pictures else "")
+  return tasks.OrthusTask(config, pipeline)
+
+
+def _orthus(
+    config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, *, begin: float
+) -> dict[str, Any]:
+  tokenizer = task.pipeline.tokenizer
+  held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
+  shown = _prompts(held_out)
+
+  def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
+    model = Model.create(config, params, tokenizer)
+    show(model, shown, workdir / "samples", step, writer)
+
+  result = loop.train(config, workdir, task, on_samples=on_samples, signals=signals)
+  figures: dict[str, Any] = {
+      "params_digest": result.params_digest,
+      "parameters": result.parameters,
+      "versions": checkpoint.versions(),
+      "seconds": dict(result.seconds),
+  }
+  figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
+  if config.run.report and hosts.primary():
+    _report(config, workdir, Model.create(config, result.params, tokenizer), figures, shown)
+  return figures
+
+
+def _report(
+    config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[str, list[Document]]
+) -> None:
+  """Adds scores to `figures` and writes report.html."""
+  from orthus_jax.evaluation import report, shapes
+
+  began, result, samples = time.monotonic(), None, []
+  if config.data.source == "shapes":
+    test = sources.open_source(config, "test")
+    result = shapes.evaluate(model, test, limits=shapes.Limits.quick(), progress=bar("scoring"))
+    seconds = figures["seconds"]
+    figures |= result.to_json()
+    figures["seconds"] = seconds
+    print(shapes.table(result))
+  else:
+    for respond, documents in shown.items():
+      if documents and not (respond == "image" and model.no_pictures):
+        samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
+  figures["seconds"]["evaluation"] = time.monotonic() - began
+  figures["peak_memory_bytes"] = peak_memory_bytes()
+  report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)
+  _log.info("report in %s", workdir / "report.html")
+
+
+def _prompts(source: Source) -> dict[str, list[Document]]:
+  """The first documents of a source that ask for a picture, and those that ask for words."""
+  found: dict[str, list[Document]] = {"image": [], "text": []}
+  for i in range(min(len(source), 400)):
+    d = source[i]
+    if d is None or not d.prompt().segments or not d.response().segments:
+      continue
+    kind = "text" if isinstance(d.response().segments[0], Text) else "image"
+    if kind == "text" and not d.prompt().images:
+      continue  # a story
+    if len(found[kind]) < _SAMPLES:
+      found[kind].append(d)
+  return found
+
+
+def show(model: Model, documents: dict[str, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
+  """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
+  folder.mkdir(exist_ok=True)
+  if documents["image"] and not model.no_pictures:
+    drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
+    pictures = [d.images[-1].pixels for d in drawn]
+    captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]
+    grid = images_lib.grid(pictures, 4, captions)
+    images_lib.save_png(folder / f"{step:06d}.png", grid)
+    writer.image(step, "drawn", grid)
+  if documents["text"]:
+    short = dataclasses.replace(model.config.sampling, max_new_tokens=48)
+    answers = model.generate(
+        [d.prompt() for d in documents["text"]], respond="text", sampling=short, batch_size=_SAMPLES
+    )
+    rows = []
+    for d, a in zip(documents["text"], answers):
+      question = " ".join(t.text for t in d.prompt().texts)
+      said = " ".join(s.text for s in a.segments[len(d.prompt().segments):] if isinstance(s, Text))
+      expected = next(s.text for s in d.response().segments if isinstance(s, Text))
+      rows.append(f"{question} → {said or '(nothing)'}   (right: {expected})")
+    (folder / f"{step:06d}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    writer.text(step, "answers", "\n\n".join(rows))
+
+
+def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None) -> dict[str, Any]:
+  result = loop.train(config, workdir, task, signals=signals)
+  if not hosts.primary():
+    return {}
+  params = result.params
+  if config.tokenizer_loss.whiten:
+    params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)
+  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
+  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
+  if config.run.report:
+    held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
+    documents = (held_out[n] for n in range(len(held_out)))
+    vision = config.model.vision_tokenizer
+    images = (i.pixels for d in documents if d is not None for i in d.images)
+    pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
+    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
+    images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
+    for name, value in figures["scores"].items():
+      _log.info("%-20s %.4g", name, value)
+  return figures

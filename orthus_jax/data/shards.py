@@ -1,0 +1,108 @@
+"""ArrayRecord files read at random by number, with what is broken in them passed over.
+
+A file that was cut short opens as an empty one, so how many records each should hold must be known ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any, TypeVar
+
+from array_record.python import array_record_module
+import numpy as np
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.bad_records import BadRecords
+
+_log = logging.getLogger(__name__)
+_WAITS = (0.5, 2.0, 8.0)  # seconds before each further try: a file server that restarts is back by then
+_OPTIONS = "readahead_buffer_size:0"
+_BUFFER = 1 << 15
+
+T = TypeVar("T")
+
+
+def patiently(what: str, do: Callable[[], T], *, sleep: Callable[[float], None] | None = None) -> T:
+  """`do()`, tried again a few times where the file system fails; the last error is raised."""
+  for wait in _WAITS:
+    try:
+      return do()
+    except OSError as e:
+      _log.warning("%s can't be reached (%s); trying again in %g s", what, e.strerror or e, wait)
+      (sleep or time.sleep)(wait)
+  return do()
+
+
+class Shards:
+  """The records of several files, one after the other. Safe to share between threads.
+
+  Args:
+    paths: the files.
+    counts: how many records each holds; None to ask the files, which then must be whole.
+    bad: counts what can't be read, and stops the run where it is too much.
+
+  Raises:
+    BadRequest: if `counts` isn't given and a file can't be read.
+  """
+
+  def __init__(self, paths: Sequence[Path], counts: Sequence[int] | None, bad: BadRecords):
+    self._paths, self.bad = list(paths), bad
+    if counts is None:
+      counts = [_count(p) for p in self._paths]
+    self._ends = np.cumsum(counts)
+    self._readers: list[Any] = [None] * len(self._paths)
+    self._closed: dict[int, str] = {}
+    self._lock = threading.Lock()
+
+  def __len__(self) -> int:
+    return int(self._ends[-1]) if len(self._ends) else 0
+
+  def read(self, number: int) -> bytes | None:
+    """One record; None where it can't be read, which is counted.
+
+    Raises:
+      BadRequest: if too many can't.
+    """
+    shard = int(np.searchsorted(self._ends, number, side="right"))
+    place = number - (int(self._ends[shard - 1]) if shard else 0)
+    self.bad.saw()
+    reason = self._open(shard)
+    if not reason:
+      try:
+        return self._readers[shard].read([place])[0]
+      except (RuntimeError, ValueError, IndexError) as e:
+        reason = (str(e) or type(e).__name__).splitlines()[0][:200]
+    self.bad.report(str(self._paths[shard]), f"record {place}", reason)
+    self.bad.check()
+    return None
+
+  def _open(self, shard: int) -> str:
+    """Opens a file once; what keeps it from being opened, or nothing."""
+    if self._readers[shard] is not None:
+      return ""
+    with self._lock:
+      if shard in self._closed or self._readers[shard] is not None:
+        return self._closed.get(shard, "")
+      path = self._paths[shard]
+      try:
+        patiently(str(path), lambda: path.stat())
+      except OSError as e:
+        self._closed[shard] = f"the file can't be reached: {e.strerror}"
+        return self._closed[shard]
+      reader = array_record_module.ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
+      if not reader.ok():
+        self._closed[shard] = "the file is cut short or no ArrayRecord file"
+        return self._closed[shard]
+      self._readers[shard] = reader
+      return ""
+
+
+def _count(path: Path) -> int:
+  reader = array_record_module.ArrayRecordReader(str(path), _OPTIONS)
+  if not reader.ok():
+    raise BadRequest(f"{path} is cut short or no ArrayRecord file: bring it back or prepare it anew")
+  return reader.num_records()

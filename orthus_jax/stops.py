@@ -1,0 +1,19 @@
+"""Ways in which a run ends other than by finishing, and the exit status that tells a launcher which it was."""
+
+from __future__ import annotations
+
+PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: all is saved; start the same command again
+LOST = 76  # a step hung or another process died: start the same command again, on machines that work
+AT_ONCE = 143  # a second SIGTERM: nothing was waited for
+
+
+class Stopped(Exception):
+  """A run that ends early; the message says why, and what to do.
+
+  Attributes:
+    status: the command's exit status.
+  """
+
+  def __init__(self, message: str, *, status: int = 1):
+    super().__init__(message)
+    self.status = status

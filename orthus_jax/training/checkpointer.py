@@ -1,0 +1,207 @@
+"""Saving a run's states and finding the newest one that is whole. Orbax writes, keeps and reads them.
+
+A checkpoint gets its final name once all of it is written, its manifest included; what has another name isn't one. On the
+way back each is read through first, from the newest on, and one that is damaged is passed over, with the reason logged, and
+set aside in WORKDIR/damaged/.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import logging
+from pathlib import Path
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from orthus_jax.config import BadRequest, RunConfig
+from orthus_jax.interop import arrays, files
+from orthus_jax.training import checkpoint, hosts, manifest
+from orthus_jax.training.state import TrainState
+
+_log = logging.getLogger(__name__)
+_UNFINISHED = ".orbax-checkpoint-tmp"
+
+
+class Checkpointer:
+  """Saves and restores a run's states, asynchronously.
+
+  Args:
+    workdir: the run's directory.
+    run: which checkpoints stay: the newest, the best, and those of every so many steps.
+  """
+
+  def __init__(self, workdir: Path, run: RunConfig):
+    self._folder = (workdir / "checkpoints").absolute()
+    self._run = run
+    self._saving: int | None = None
+    with hosts.together():
+      if hosts.primary():
+        _remove_unfinished(self._folder)
+    self._manager = self._open()
+
+  def _open(self) -> ocp.CheckpointManager:
+    run = self._run
+    policies: list[Any] = [checkpoint_managers.LatestN(run.keep_checkpoints)]
+    if run.keep_every:
+      policies.append(checkpoint_managers.EveryNSteps(run.keep_every))
+    if run.keep_best:
+      policies.append(
+          checkpoint_managers.BestN(
+              get_metric_fn=lambda m: m["loss"], reverse=True, n=run.keep_best, keep_checkpoints_without_metrics=False
+          )
+      )
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), best_fn=lambda m: m["loss"],
+        best_mode="min", enable_async_checkpointing=True, create=True,
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._before_naming),
+    )  # fmt: skip
+    return ocp.CheckpointManager(self._folder, options=options)
+
+  def _before_naming(self) -> None:
+    """Called by Orbax, on process 0, when all is written and the checkpoint has no name yet."""
+    for folder in self._folder.glob(f"{self._saving}{_UNFINISHED}*"):
+      manifest.write(folder)
+
+  def latest(self) -> int | None:
+    """The newest complete checkpoint's step."""
+    return self._manager.latest_step()
+
+  def restore_newest(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
+    """Reads the newest checkpoint that is whole onto the mesh that `shardings` name; None where there is none at all.
+
+    Raises:
+      BadRequest: if there are some, and all are damaged.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    passed: list[tuple[int, str]] = []
+    for step in steps:
+      reason = hosts.agree(manifest.damage(self._folder / str(step), part=(jax.process_index(), jax.process_count())))
+      state = None
+      if reason is None:
+        try:
+          state = read_state(self._folder / str(step), shapes, shardings)
+        except Exception as e:  # whatever Orbax makes of a broken file
+          if hosts.several():  # the others may have read their share of it
+            raise
+          reason = files.first_line(e)
+      if state is not None:
+        self._set_aside([step for step, _ in passed])
+        return state
+      passed.append((step, reason))
+      _log.warning("passed over the checkpoint of step %d: %s", step, reason)
+    if passed:
+      raise BadRequest(
+          f"all {len(passed)} checkpoints of {self._folder.parent} are damaged (step {passed[0][0]}: {passed[0][1]}):"
+          " bring one back, or choose another --workdir"
+      )
+    return None
+
+  def _set_aside(self, steps: list[int]) -> None:
+    if not steps:
+      return
+    with hosts.together():
+      if hosts.primary():
+        for step in steps:
+          place = checkpoint.free_name(self._folder.parent / "damaged" / str(step))
+          place.parent.mkdir(exist_ok=True)
+          (self._folder / str(step)).rename(place)
+          _log.warning("the damaged checkpoint of step %d lies in %s now", step, place)
+    self._manager.reload()
+
+  def save(self, state: TrainState, *, loss: float | None = None) -> bool:
+    """Starts saving; returns once the state's buffers may be reused.
+
+    A checkpoint that can't be written, as on a full disk, is reported, and training goes on.
+
+    Args:
+      state: what to save.
+      loss: its score, by which the best are kept.
+
+    Returns:
+      Whether it began; of one that failed later, the next call reports.
+    """
+    return self._try(lambda: self._save(state, loss), "the next one is tried at its time")
+
+  def _save(self, state: TrainState, loss: float | None) -> None:
+    self._manager.wait_until_finished()
+    optimizer = {"step": state.step, "moments": state.moments}
+    items = {"params": state.params, "optimizer": optimizer}
+    if state.ema:
+      items["average"] = state.ema
+    args = {k: ocp.args.StandardSave(v, save_args=_in_pieces(v)) for k, v in items.items()}
+    self._saving = int(state.step)
+    score = {"loss": float("inf") if loss is None else loss}
+    self._manager.save(self._saving, args=ocp.args.Composite(**args), metrics=score, force=True)
+
+  def wait(self) -> bool:
+    """Waits for what is being saved; returns whether it was, having said so if not."""
+    return self._try(self._manager.wait_until_finished, "")
+
+  def _try(self, do: Callable[[], None], then: str) -> bool:
+    try:
+      do()
+      return True
+    except Exception as e:  # Orbax, TensorStore and the file system each have kinds of their own
+      if hosts.several():  # the others wait for this one in the midst of the save
+        raise
+      step, self._saving = self._saving, None
+      # What is left of it would fill the disk further, and Orbax' manager still counts on it.
+      _remove_unfinished(self._folder, say=False)
+      self._manager = self._open()
+      newest = self._manager.latest_step()
+      _log.error(
+          "the checkpoint of step %s failed (%s); %s%s", step, files.first_line(e),
+          f"the newest complete one is step {newest}" if newest is not None else "there is no complete one",
+          f"; {then}" if then else "",
+      )  # fmt: skip
+      return False
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self.wait()
+    self._manager.close()
+
+
+def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> TrainState:
+  """Reads one checkpoint's directory onto a mesh; raises whatever Orbax does where it doesn't fit or is broken."""
+
+  def abstract(shape: Any, place: Any) -> Any:
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shape, place)
+
+  s = abstract(shapes, shardings)
+  items = {"params": s.params, "optimizer": {"step": s.step, "moments": s.moments}}
+  if s.ema:
+    items["average"] = s.ema
+  with checkpoint.quiet(), ocp.StandardCheckpointer() as reader:
+    read = {name: reader.restore(folder / name, item) for name, item in items.items()}
+  return TrainState(
+      step=read["optimizer"]["step"],
+      trained={n: read["params"][n] for n in s.trained},
+      frozen={n: read["params"][n] for n in s.frozen},
+      moments=read["optimizer"]["moments"],
+      ema=read["average"] if s.ema else {},
+  )
+
+
+def _remove_unfinished(folder: Path, *, say: bool = True) -> None:
+  """Removes what a save left that was killed in its midst."""
+  for half in sorted(folder.glob(f"*{_UNFINISHED}*")) if folder.is_dir() else ():
+    if say:
+      _log.warning("passed over the checkpoint of step %s: its writing never ended; removed it", half.name.split(".")[0])
+    shutil.rmtree(half, ignore_errors=True)
+
+
+def _in_pieces(tree: Any) -> Any:
+  """Has large arrays saved in chunks of a layer or less, so that a conversion can read one at a time."""
+
+  def args(path: Any, value: Any) -> ocp.SaveArgs:
+    if value.nbytes <= arrays.PIECE:
+      return ocp.SaveArgs()
+    stacked = "/layers/" in jax.tree_util.keystr(path)
+    return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if stacked else ())
+
+  return jax.tree_util.tree_map_with_path(args, tree)

@@ -1,0 +1,85 @@
+"""What a checkpoint's directory should hold, written into it just before it gets its final name.
+
+A size tells a truncated or missing file at once; a CRC-32 tells one whose bytes have changed.
+"""
+
+from __future__ import annotations
+
+from concurrent import futures
+import json
+import os
+from pathlib import Path
+import zlib
+
+NAME = "manifest.json"
+_STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the end into it, after all else
+_BLOCK = 1 << 22
+_THREADS = 8  # zlib leaves Python's lock while it works
+
+
+def write(folder: Path) -> None:
+  """Lists every file that lies in a folder, with its size and checksum, in `manifest.json`."""
+  files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (NAME, _STAMPED))
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    sums = list(pool.map(_checksum, files))
+  listed = {p.relative_to(folder).as_posix(): [p.stat().st_size, s] for p, s in zip(files, sums)}
+  half = folder / f".{NAME}"
+  with half.open("w", encoding="utf-8") as f:
+    json.dump({"crc32": listed}, f)
+    f.flush()
+    os.fsync(f.fileno())
+  half.replace(folder / NAME)
+
+
+def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -> str | None:
+  """What is wrong with a checkpoint's directory; None for nothing.
+
+  Args:
+    folder: one checkpoint's directory.
+    read: compare checksums too, not sizes alone.
+    part: (i, n): read every n-th file from the i-th on, so that n processes share the work.
+  """
+  try:
+    listed = json.loads((folder / NAME).read_text(encoding="utf-8"))["crc32"]
+    wanted = {name: (int(size), int(crc)) for name, (size, crc) in listed.items()}
+  except FileNotFoundError:
+    # `orthus convert` and earlier versions write none; whoever restores the arrays learns whether they are whole.
+    return None if any(folder.iterdir()) else "it is empty"
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    return f"{NAME} can't be read"
+  for name, (size, _) in wanted.items():
+    try:
+      there = (folder / name).stat().st_size
+    except OSError:
+      return f"{name} is missing"
+    if there != size:
+      return f"{name} has {there:,} bytes, not {size:,}"
+  if read:
+    names = sorted(wanted)[part[0] :: part[1]]
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+      for name, crc in zip(names, pool.map(lambda n: _try_checksum(folder / n), names)):
+        if crc is None:
+          return f"{name} can't be read"
+        if crc != wanted[name][1]:
+          return f"{name} holds other bytes than were written"
+  return None
+
+
+def has_checksums(folder: Path) -> bool:
+  """Whether damage to what a directory holds can be told."""
+  return (folder / NAME).is_file()
+
+
+def _try_checksum(file: Path) -> int | None:
+  try:
+    return _checksum(file)
+  except OSError:
+    return None
+
+
+def _checksum(file: Path) -> int:
+  crc = 0
+  with file.open("rb") as f:
+    while block := f.read(_BLOCK):
+      crc = zlib.crc32(block, crc)
+  return crc

@@ -1,0 +1,104 @@
+"""Notices that this machine is about to be taken away (SIGTERM), and what follows: one checkpoint, then an exit status.
+
+Signals are answered from a thread of their own, which a wake-up file descriptor tells of them, since Python runs its handlers
+between two of its own instructions alone, and a step or a compilation is one that takes long. While there is nothing to
+save, a signal ends the process at once.
+
+Among several processes jax's own notice (`multihost_utils.reached_preemption_sync_point`) has all of them stop after the
+same step, whichever was told, be it by SIGTERM, by SLURM or by a TPU's maintenance event.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from types import TracebackType
+
+from jax.experimental import multihost_utils
+
+from orthus_jax import stops
+from orthus_jax.training import hosts
+
+_log = logging.getLogger(__name__)
+_INTERRUPTED = 130
+
+
+class Signals:
+  """SIGTERM and SIGINT, from here to the end of the block.
+
+  In the main thread of a process; elsewhere (in a notebook's thread, say) it does nothing.
+  """
+
+  def __init__(self):
+    self._received: int | None = None
+    self._saving = False
+    self._told_again = False
+    self._active = threading.current_thread() is threading.main_thread()
+
+  def __enter__(self) -> Signals:
+    if not self._active:
+      return self
+    self._near, self._far = socket.socketpair()
+    self._far.setblocking(False)
+    self._old_fd = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+    # Among several processes SIGTERM belongs to jax until its notice has come.
+    self._watched = (signal.SIGINT,) if hosts.several() else (signal.SIGTERM, signal.SIGINT)
+    self._old = {s: signal.signal(s, _nothing) for s in self._watched}
+    threading.Thread(target=self._listen, name="signals", daemon=True).start()
+    return self
+
+  def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    if self._active:
+      signal.set_wakeup_fd(self._old_fd)
+      for s, handler in self._old.items():
+        signal.signal(s, handler)
+      self._far.close()
+
+  def _listen(self) -> None:
+    while number := self._near.recv(1):
+      if number[0] not in self._watched:
+        continue
+      first, self._received = self._received is None, number[0]
+      if not first:
+        _leave("a second signal: stopping at once", stops.AT_ONCE)
+      if not self._saving:
+        _leave("stopped; there was nothing to save", status(number[0]))
+      _log.warning("%s: the step under way ends, then a checkpoint is saved; once more stops at once", name(number[0]))
+    self._near.close()
+
+  def saving(self, worth: bool) -> None:
+    """Whether a signal is to wait for `reached`: while there is something to save."""
+    self._saving = worth
+
+  def reached(self, step: int) -> int | None:
+    """The signal that asks to stop after this step; None to go on. All processes must ask, after every step."""
+    if not hosts.several():
+      return self._received
+    if not multihost_utils.reached_preemption_sync_point(step):
+      return None
+    if self._active:
+      self._received, self._watched = signal.SIGTERM, (signal.SIGTERM, signal.SIGINT)
+      self._old[signal.SIGTERM] = signal.signal(signal.SIGTERM, _nothing)  # from now on, a second one is ours
+    return signal.SIGTERM
+
+
+def name(number: int) -> str:
+  return "SIGINT" if number == signal.SIGINT else "SIGTERM"
+
+
+def status(number: int) -> int:
+  """The exit status of a process that a signal asked to stop."""
+  return _INTERRUPTED if number == signal.SIGINT else stops.PREEMPTED
+
+
+def _nothing(number: int, frame: object) -> None:
+  """Python calls this late; the thread has long heard of it."""
+
+
+def _leave(why: str, status: int) -> None:
+  print(f"orthus: {why}", file=sys.stderr, flush=True)
+  os._exit(status)
