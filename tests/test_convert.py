@@ -23,7 +23,8 @@ from orthus_jax.interop import arrays, files, huggingface, names, safetensors
 from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, loop
+from orthus_jax.training import checkpoint, start
+from orthus_jax.training.checkpointer import Checkpointer
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import TrainState, plan_state
 
@@ -227,15 +228,15 @@ def test_training_starts_from_either(orthus, native, model, values):
   for path in (orthus, native):
     base = checkpoint.load_config(native)
     config = dataclasses.replace(base, run=RunConfig(init_from=(("", str(path)),)))
-    loop.check_sources(config)
+    start.check_sources(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     layout, _ = plan_state(
         lambda: oj_module(config), select=lambda shapes: frozenset(shapes), ema=False, mesh=mesh,
         optimizer=make_optimizer(config.optimizer, config.run),
     )  # fmt: skip
-    start = loop.initial_values(config, layout)
-    assert weights.same(start, in_memory(model, values))
-    assert all(v.sharding == layout.shardings.params[n] for n, v in start.items())
+    found = start.initial_values(config, layout)
+    assert weights.same(found, in_memory(model, values))
+    assert all(v.sharding == layout.shardings.params[n] for n, v in found.items())
 
 
 def oj_module(config: Config):
@@ -277,7 +278,7 @@ def test_large_arrays_of_a_run_are_saved_in_pieces(tmp_path, monkeypatch):
   monkeypatch.setattr(arrays, "PIECE", 1000)
   layers = {"transformer/layers/mlp/up": jax.numpy.ones((4, 64, 16)), "lm_head": jax.numpy.ones((64, 16))}
   state = TrainState(step=jax.numpy.int32(3), trained=layers, frozen={}, moments={"m": layers}, ema={})
-  saver = checkpoint.Checkpointer(tmp_path, keep=1)
+  saver = Checkpointer(tmp_path, RunConfig())
   saver.save(state)
   saver.close()
   stored = arrays.open_arrays(tmp_path / "checkpoints/3/params")

@@ -192,7 +192,7 @@ def run(tmp_path, monkeypatch, run_model, documents):
   from orthus_jax.inference import model as model_lib
 
   folder = tmp_path / "run"
-  (folder / "checkpoints" / "600").mkdir(parents=True)
+  (folder / "checkpoints" / "600" / "params").mkdir(parents=True)
   monkeypatch.setattr(model_lib, "load", lambda path: run_model)
   monkeypatch.setattr(sources, "open_source", lambda config, split: documents)
   return folder

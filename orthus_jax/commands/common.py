@@ -53,6 +53,7 @@ def start(*, verbose: bool = False) -> None:
   ours.propagate = False
   for noisy in ("absl", "orbax", "jax", "tensorboardX"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a save that failed, it would tell of every array
   warnings.filterwarnings("ignore", category=DeprecationWarning)
   import jax
 

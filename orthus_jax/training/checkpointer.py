@@ -38,10 +38,21 @@ class Checkpointer:
     self._folder = (workdir / "checkpoints").absolute()
     self._run = run
     self._saving: int | None = None
+    self._opened: ocp.CheckpointManager | None = None
     with hosts.together():
       if hosts.primary():
         _remove_unfinished(self._folder)
-    self._manager = self._open()
+
+  @property
+  def _manager(self) -> ocp.CheckpointManager:
+    """Orbax' manager, which fails on a directory that holds a damaged checkpoint: those are set aside first."""
+    if self._opened is None:
+      self._set_aside({
+          step: reason for step in checkpoint.steps(self._folder.parent)
+          if (reason := hosts.agree(manifest.damage(self._folder / str(step), read=False)))
+      })  # fmt: skip
+      self._opened = self._open()
+    return self._opened
 
   def _open(self) -> ocp.CheckpointManager:
     run = self._run
@@ -76,9 +87,8 @@ class Checkpointer:
     Raises:
       BadRequest: if there are some, and all are damaged.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
-    passed: list[tuple[int, str]] = []
-    for step in steps:
+    passed: dict[int, str] = {}
+    for step in reversed(checkpoint.steps(self._folder.parent)):
       reason = hosts.agree(manifest.damage(self._folder / str(step), part=(jax.process_index(), jax.process_count())))
       state = None
       if reason is None:
@@ -87,30 +97,27 @@ class Checkpointer:
         except Exception as e:  # whatever Orbax makes of a broken file
           if hosts.several():  # the others may have read their share of it
             raise
-          reason = files.first_line(e)
+          reason = files.first_line(e)[:200]
       if state is not None:
-        self._set_aside([step for step, _ in passed])
+        self._set_aside(passed)
         return state
-      passed.append((step, reason))
-      _log.warning("passed over the checkpoint of step %d: %s", step, reason)
+      passed[step] = reason
     if passed:
+      step, reason = next(iter(passed.items()))
       raise BadRequest(
-          f"all {len(passed)} checkpoints of {self._folder.parent} are damaged (step {passed[0][0]}: {passed[0][1]}):"
-          " bring one back, or choose another --workdir"
+          f"all {len(passed)} checkpoints of {self._folder.parent} are damaged (step {step}: {reason}): bring one back, or"
+          " choose another --workdir"
       )
     return None
 
-  def _set_aside(self, steps: list[int]) -> None:
-    if not steps:
-      return
+  def _set_aside(self, damaged: dict[int, str]) -> None:
+    """Moves checkpoints, by step with what is wrong, out of the way."""
     with hosts.together():
-      if hosts.primary():
-        for step in steps:
-          place = checkpoint.free_name(self._folder.parent / "damaged" / str(step))
-          place.parent.mkdir(exist_ok=True)
-          (self._folder / str(step)).rename(place)
-          _log.warning("the damaged checkpoint of step %d lies in %s now", step, place)
-    self._manager.reload()
+      for step, reason in damaged.items() if hosts.primary() else ():
+        place = checkpoint.free_name(self._folder.parent / "damaged" / str(step))
+        place.parent.mkdir(exist_ok=True)
+        (self._folder / str(step)).rename(place)
+        _log.warning("passed over the checkpoint of step %d: %s; it lies in %s now", step, reason, place)
 
   def save(self, state: TrainState, *, loss: float | None = None) -> bool:
     """Starts saving; returns once the state's buffers may be reused.
@@ -151,10 +158,10 @@ class Checkpointer:
       step, self._saving = self._saving, None
       # What is left of it would fill the disk further, and Orbax' manager still counts on it.
       _remove_unfinished(self._folder, say=False)
-      self._manager = self._open()
+      self._opened = self._open()
       newest = self._manager.latest_step()
       _log.error(
-          "the checkpoint of step %s failed (%s); %s%s", step, files.first_line(e),
+          "the checkpoint of step %s failed (%s); %s%s", step, files.first_line(e)[:200],
           f"the newest complete one is step {newest}" if newest is not None else "there is no complete one",
           f"; {then}" if then else "",
       )  # fmt: skip

@@ -253,6 +253,7 @@ def _run_steps(
     tokens = task.tokens(step)
     meter.step(tokens)
     if done % run.log_every == 0 or done == run.steps:
+      guard.catch_up()
       values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
       values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | memory()
       writer.scalars(done, values)

@@ -40,6 +40,11 @@ def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -
     part: (i, n): read every n-th file from the i-th on, so that n processes share the work.
   """
   try:
+    if (folder / _STAMPED).exists():
+      json.loads((folder / _STAMPED).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return f"{_STAMPED} can't be read"
+  try:
     listed = json.loads((folder / NAME).read_text(encoding="utf-8"))["crc32"]
     wanted = {name: (int(size), int(crc)) for name, (size, crc) in listed.items()}
   except FileNotFoundError:

@@ -1,0 +1,296 @@
+"""What a run saves, what it goes on from, and what it makes of damage."""
+
+import json
+import logging
+import os
+import re
+import resource
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from orthus_jax import cli
+from orthus_jax.config import BadRequest, RunConfig
+from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.stops import Stopped
+from orthus_jax.training import checkpoint, loop, manifest
+from orthus_jax.training.checkpointer import Checkpointer
+from orthus_jax.training.state import TrainState, digest
+from orthus_jax.training.tasks import OrthusTask
+
+import tiny
+
+TK = tiny.tokenizer()
+# Of writes that a full disk stopped, asyncio hears too late.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+# The smallest that has all a state has.
+FAST = dict(run__steps=6, run__checkpoint_every=2, run__keep_checkpoints=3, optimizer__ema_decay=0.9,
+            model__transformer__layers=1)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _audible_log():
+  """The command line keeps the log to itself; what one test ran must not silence the next."""
+  log = logging.getLogger("orthus_jax")
+  log.propagate = True
+  log.setLevel(logging.NOTSET)
+
+
+def state(step: int, size: int = 300) -> TrainState:
+  values = {"a": jnp.arange(size, dtype=jnp.float32) + step, "b": jnp.full((4, 8), step, jnp.bfloat16)}
+  return TrainState(
+      step=jnp.int32(step), trained=values, frozen={"c": jnp.ones(3)}, moments={"m": values, "count": jnp.int32(step)},
+      ema={"a": values["a"] * 2, "b": values["b"]},
+  )  # fmt: skip
+
+
+def like(s: TrainState):
+  return jax.eval_shape(lambda: s), jax.tree.map(lambda x: x.sharding, s)
+
+
+def same(a: TrainState, b: TrainState) -> bool:
+  return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((np.asarray(x) == np.asarray(y)).all()), a, b)))
+
+
+def saved(folder, steps=(1, 2, 3), **run) -> Checkpointer:
+  saver = Checkpointer(folder, RunConfig(**run))
+  for step in steps:
+    assert saver.save(state(step), loss=1.0 / step)
+  assert saver.wait()
+  return saver
+
+
+def largest(folder):
+  return max((p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"), key=lambda p: p.stat().st_size)
+
+
+def test_a_state_comes_back_whole(tmp_path):
+  saved(tmp_path).close()
+  found = Checkpointer(tmp_path, RunConfig()).restore_newest(*like(state(0)))
+  assert same(found, state(3)) and found.trained["b"].dtype == jnp.bfloat16
+  assert [s for s in checkpoint.steps(tmp_path)] == [2, 3]
+  assert all(manifest.damage(tmp_path / "checkpoints" / s) is None for s in ("2", "3"))
+  assert manifest.has_checksums(tmp_path / "checkpoints" / "3")
+  assert Checkpointer(tmp_path / "new", RunConfig()).restore_newest(*like(state(0))) is None
+
+
+def test_the_newest_the_best_and_some_for_good_are_kept(tmp_path):
+  saver = Checkpointer(tmp_path, RunConfig(keep_checkpoints=1, keep_every=4, keep_best=1))
+  for step, loss in enumerate([3.0, 1.0, 2.0, 5.0, 4.0, 2.5, 2.2], start=1):
+    saver.save(state(step), loss=loss)
+  saver.close()
+  assert checkpoint.steps(tmp_path) == [2, 4, 7]
+  again = Checkpointer(tmp_path, RunConfig(keep_checkpoints=1, keep_every=4, keep_best=1))
+  again.save(state(8), loss=9.0)
+  again.save(state(9), loss=0.5)
+  again.close()
+  assert checkpoint.steps(tmp_path) == [4, 8, 9]
+
+
+def _cut(folder):
+  os.truncate(largest(folder), largest(folder).stat().st_size - 1)
+
+
+def _flip(folder):
+  file = largest(folder)
+  data = bytearray(file.read_bytes())
+  data[len(data) // 2] ^= 1
+  file.write_bytes(data)
+
+
+HARMS = {
+    "truncated": (_cut, "has [0-9,]+ bytes, not"),
+    "changed": (_flip, "holds other bytes than were written"),
+    "shard deleted": (lambda f: largest(f).unlink(), "is missing"),
+    "an item deleted": (lambda f: shutil.rmtree(f / "optimizer"), "optimizer/.* is missing"),
+    "emptied": (lambda f: (shutil.rmtree(f), f.mkdir()), "it is empty"),
+    "manifest cut": (lambda f: os.truncate(f / "manifest.json", 20), "manifest.json can't be read"),
+    "no manifest, truncated": (lambda f: ((f / "manifest.json").unlink(), [os.truncate(p, 10) for p in f.rglob("*")
+                               if p.is_file()]), "_CHECKPOINT_METADATA can't be read"),
+    "no manifest, arrays truncated": (lambda f: ((f / "manifest.json").unlink(), [os.truncate(p, p.stat().st_size // 2)
+                                       for p in f.rglob("d/*")]), "has no checksums"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, caplog, capsys):
+  saved(tmp_path, keep_checkpoints=3).close()
+  (tmp_path / "config.json").write_text("{}")
+  do, reason = HARMS[harm]
+  do(tmp_path / "checkpoints" / "3")
+  assert cli.main(["runs", "verify", str(tmp_path)]) == (0 if "arrays" in harm else 1)
+  said = capsys.readouterr().out.splitlines()
+  logging.getLogger("orthus_jax").propagate = True
+  assert len(said) == 3 and "checkpoints/2  whole" in said[1] and re.search(reason, said[2])
+  saver = Checkpointer(tmp_path, RunConfig())
+  assert same(saver.restore_newest(*like(state(0))), state(2))
+  assert "passed over the checkpoint of step 3" in caplog.text
+  assert (tmp_path / "damaged" / "3").is_dir() and checkpoint.steps(tmp_path) == [1, 2]
+  saver.save(state(3))  # its place is free again
+  saver.close()
+  assert same(Checkpointer(tmp_path, RunConfig()).restore_newest(*like(state(0))), state(3))
+
+
+def test_where_all_are_damaged_nothing_is_started_over(tmp_path):
+  saved(tmp_path).close()
+  for step in checkpoint.steps(tmp_path):
+    _cut(tmp_path / "checkpoints" / str(step))
+  for _ in range(2):  # nor the second time
+    with pytest.raises(BadRequest, match="all 2 checkpoints of .* are damaged .step 3: .*bring one back"):
+      Checkpointer(tmp_path, RunConfig()).restore_newest(*like(state(0)))
+  assert checkpoint.steps(tmp_path) == [2, 3]
+  with pytest.raises(BadRequest, match="are damaged"):
+    checkpoint.find(tmp_path)
+  with pytest.raises(BadRequest, match="is damaged"):
+    checkpoint.find(tmp_path / "checkpoints" / "3")
+
+
+def test_what_was_being_written_is_no_checkpoint(tmp_path, caplog):
+  saved(tmp_path).close()
+  half = tmp_path / "checkpoints" / "4.orbax-checkpoint-tmp-17"
+  shutil.copytree(tmp_path / "checkpoints" / "3", half)
+  assert checkpoint.find(tmp_path) == (tmp_path, 3)
+  saver = Checkpointer(tmp_path, RunConfig())
+  assert int(saver.restore_newest(*like(state(0))).step) == 3 and not half.exists()
+  assert "passed over the checkpoint of step 4: its writing never ended" in caplog.text
+
+
+def test_a_full_disk_loses_nothing(tmp_path, caplog):
+  saver = saved(tmp_path, steps=(1,))
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  big = 200_000  # bytes that don't compress
+  noise = {"a": jnp.asarray(np.random.default_rng(0).standard_normal(big), jnp.float32), "b": state(2).trained["b"]}
+  full = TrainState(step=jnp.int32(2), trained=noise, frozen={"c": jnp.ones(3)}, moments={"m": noise}, ema=noise)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    saver.save(full)
+    assert not saver.wait()
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert "the checkpoint of step 2 failed" in caplog.text and "the newest complete one is step 1" in caplog.text
+  assert [p.name for p in (tmp_path / "checkpoints").iterdir() if p.name[0].isdigit()] == ["1"]  # and no half one
+  assert saver.latest() == 1
+  assert saver.save(state(3)) and saver.wait()  # room has been made
+  saver.close()
+  assert checkpoint.steps(tmp_path) == [1, 3]
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def task(config) -> OrthusTask:
+  return OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
+
+
+def train(folder, **changes) -> loop.Result:
+  config = tiny.config(**(FAST | changes))
+  checkpoint.open_workdir(folder, config)
+  return loop.train(config, folder, task(config))
+
+
+def metrics(folder):
+  return {r["step"]: r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("whole") / "run"
+  return folder, train(folder)
+
+
+def rewind(run, to, step: int):
+  """A copy of a run as it was after a step."""
+  shutil.copytree(run, to)
+  for later in checkpoint.steps(to):
+    if later > step:
+      shutil.rmtree(to / "checkpoints" / str(later))
+  return to
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_a_damaged_checkpoint_with_the_same_numbers(whole, tmp_path, caplog):
+  run = rewind(whole[0], tmp_path / "run", 4)
+  _flip(run / "checkpoints" / "4")
+  with caplog.at_level("INFO"):
+    assert train(run).params_digest == whole[1].params_digest
+  assert "holds other bytes" in caplog.text and "going on from this run's own checkpoint of step 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_on_other_devices_with_the_same_batches(whole, tmp_path):
+  run = rewind(whole[0], tmp_path / "run", 2)
+  (run / "metrics.jsonl").unlink()
+  changed = train(run, mesh__fsdp=2, mesh__tensor=2, mesh__data=2, optimizer__accumulation=2, run__keep_checkpoints=1)
+  a, b = metrics(whole[0]), metrics(run)
+  assert sorted(b) == [3, 4, 5, 6]
+  for step, row in b.items():
+    assert row["batch_digest"] == a[step]["batch_digest"]
+    assert row["loss"] == pytest.approx(a[step]["loss"], rel=1e-5)
+  assert len({r["batch_digest"] for r in a.values()}) == 6
+  for n, v in whole[1].params.items():
+    np.testing.assert_allclose(changed.params[n], v, rtol=2e-5, atol=2e-5, err_msg=n)
+  with pytest.raises(BadRequest, match="run.seed differs"):
+    checkpoint.check_workdir(run, tiny.config(**FAST, run__seed=5, mesh__fsdp=4))
+
+
+@pytest.mark.slow
+def test_the_order_of_what_a_run_starts_from(whole, tmp_path, caplog):
+  source = str(rewind(whole[0], tmp_path / "source", 4) / "checkpoints" / "2")
+  caplog.set_level("INFO")
+  both = dict(run__resume_from=source, run__init_from=[["", str(whole[0])]])
+  assert train(tmp_path / "a", **both).params_digest == whole[1].params_digest  # the whole state, and the step
+  assert "going on from step 2 of" in caplog.text and "(run.resume_from)" in caplog.text
+  caplog.clear()
+  again = rewind(tmp_path / "a", tmp_path / "b", 4)
+  assert train(again, **both).params_digest == whole[1].params_digest
+  assert "own checkpoint of step 4, not from run.resume_from" in caplog.text
+  caplog.clear()
+  first = train(tmp_path / "c", run__init_from=[["", str(whole[0])]])
+  assert "starting from scratch, but for all from" in caplog.text and sorted(metrics(tmp_path / "c"))[0] == 1
+  assert first.params_digest != whole[1].params_digest
+  with pytest.raises(BadRequest, match="isn't a state of this model and optimizer"):
+    train(tmp_path / "d", run__resume_from=source, model__transformer__mlp_width=32)
+  with pytest.raises(BadRequest, match="past run.steps=1: raise it"):
+    train(tmp_path / "e", run__resume_from=source, run__steps=1)
+
+
+@pytest.mark.slow
+def test_a_run_whose_disk_is_full_says_so_and_ends_well_once_there_is_room(whole, tmp_path, caplog):
+  run = rewind(whole[0], tmp_path / "run", 2)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, hard))
+    with pytest.raises(Stopped, match="the last checkpoint couldn't be written"):
+      train(run)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert checkpoint.steps(run) == [2] and "the newest complete one is step 2" in caplog.text
+  assert train(run).params_digest == whole[1].params_digest
+  assert digest(checkpoint.load_params(run, average=False)) == whole[1].params_digest
+
+
+def test_runs_are_listed(tmp_path, capsys):
+  saved(tmp_path / "a", steps=(1, 2)).close()
+  checkpoint.open_workdir(tmp_path / "a", tiny.config())
+  (tmp_path / "a" / "metrics.jsonl").write_text('{"step": 1, "loss": 2.5}\n{"step": 3, "loss": 1.25}\n{"step": 4, "lo')
+  (tmp_path / "a" / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir()
+  checkpoint.open_workdir(tmp_path / "b", tiny.config())
+  report = {"params_digest": "abc", "scores": {"single_object": 0.9, "open_accuracy": 0.8, "other": 0.1}}
+  (tmp_path / "b" / "report.json").write_text(json.dumps(report))
+  largest(tmp_path / "a" / "checkpoints" / "1").unlink()
+  assert cli.main(["runs", str(tmp_path)]) == 0
+  said = capsys.readouterr().out
+  assert "a  at step 3 of 4, loss 1.25\n  checkpoints  2\n  damaged      1: " in said
+  assert "unfinished   3.orbax-checkpoint-tmp-1" in said
+  assert "b  finished, 4 steps\n  checkpoints  none\n  scores       single_object 0.9, open_accuracy 0.8\n  digest       abc" in said
+  assert cli.main(["runs", str(tmp_path), "--json"]) == 0
+  assert [r["run"] for r in json.loads(capsys.readouterr().out)] == [str(tmp_path / n) for n in "ab"]
+  assert cli.main(["runs", "verify", str(tmp_path / "a" / "checkpoints" / "2"), "--json"]) == 0
+  assert json.loads(capsys.readouterr().out)[0]["damage"] is None
+  for bad in (["runs", str(tmp_path / "no")], ["runs", str(tmp_path / "a" / "checkpoints")], ["runs", "verify"],
+              ["runs", "verify", str(tmp_path / "b")], ["runs", "--jason"]):  # fmt: skip
+    assert cli.main(bad) == 2
+    assert capsys.readouterr().err.count("\n") == 1
