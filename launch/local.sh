@@ -3,8 +3,10 @@
 #
 #   launch/local.sh configs/shapes.py runs/shapes [--config.run.steps=4000 ...]
 #
-# Start it again with the same arguments to go on from the newest checkpoint.
-set -euo pipefail
+# Starts training again, from the newest checkpoint, when it was preempted (exit status 75), or when a step hung (76), at
+# most RESTARTS times (100). Ctrl-C or a SIGTERM to this script saves a checkpoint and ends it; start it again with the
+# same arguments to go on.
+set -uo pipefail
 
 if [ $# -lt 2 ]; then
   echo "usage: $0 CONFIG WORKDIR [--config.field=value ...]" >&2
@@ -12,5 +14,25 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 workdir=$2
 shift 2
-mkdir -p "$workdir"
-exec orthus train --config="$config" --workdir="$workdir" "$@" 2> >(tee -a "$workdir/log.txt" >&2)
+mkdir -p "$workdir" || exit 2
+
+child="" asked=""
+trap 'asked=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM
+trap 'asked=1' INT # the terminal tells the child itself
+
+for ((n = 0; ; n++)); do
+  orthus train --config="$config" --workdir="$workdir" "$@" 2> >(tee -a "$workdir/log.txt" >&2) &
+  child=$!
+  wait "$child"
+  status=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal ends the first wait before the child's own end
+    wait "$child"
+    status=$?
+  done
+  case $status in
+    75 | 76) ;;
+    *) exit "$status" ;;
+  esac
+  if [ -n "$asked" ] || [ "$n" -ge "${RESTARTS:-100}" ]; then exit "$status"; fi
+  echo "$0: exit status $status, starting again" | tee -a "$workdir/log.txt" >&2
+done

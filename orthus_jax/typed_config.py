@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
@@ -66,11 +67,11 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
       return None
     return _convert(next(a for a in typing.get_args(hint) if a is not type(None)), value, where)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    value = float(value) if abs(value) < 1e300 else float("inf")
   if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
     raise BadRequest(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
-  if hint is float and value != value:
-    raise BadRequest(f"{where} is not a number")
+  if hint is float and not math.isfinite(value):
+    raise BadRequest(f"{where}={value} is not a finite number")
   return value
 
 

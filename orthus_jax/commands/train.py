@@ -93,6 +93,7 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   argv = [_long_form(a) for a in argv if not re.match(r"--?config($|=)", a)]
   fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
   names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
+  tuples = {name for name in names if isinstance(_field(fields, name), tuple)}
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])
     if not a.startswith("-"):
@@ -102,6 +103,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
       raise BadRequest(f"unknown {'field' if '.' in name else 'option'} {name}; the nearest is {near}")
     if "=" not in a and name != "--json":
       raise BadRequest(f"{a} lacks a value: write {a}=VALUE")
+    if name in tuples and a.partition("=")[2].lstrip().startswith("{"):
+      raise BadRequest(f"{a}: expected a list")  # a set or mapping would become one in silence
 
   values = flags.FlagValues()
   try:
@@ -138,6 +141,14 @@ def _tuples(value: Any) -> Any:
   if isinstance(value, dict):
     return {k: _tuples(v) for k, v in value.items()}
   return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
+
+
+def _field(fields: ConfigDict, flag: str) -> Any:
+  """What a flag's field holds; None for a flag that is no field's."""
+  node: Any = fields
+  for part in flag.removeprefix("--config").split(".")[1:]:
+    node = node[part]
+  return None if flag.partition(".")[0] != "--config" else node
 
 
 def _flag_names(node: ConfigDict, where: str) -> list[str]:
