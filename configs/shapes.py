@@ -2,7 +2,7 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments: `:runlocal` for a few steps. Train longer with --config.run.steps=5000.
+Arguments: `:runlocal` for a few steps. Train longer with --config.run.steps=8000.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,7 @@ def get_config(arg: str = "") -> ConfigDict:
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      vision_embedding=dict(fresh_rows="projected", temperature=0.1, patch_positions=True),
+      vision_embedding=dict(fresh_rows="projected", temperature=0.3, patch_positions=True),
       diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
   )  # fmt: skip
   config.data = dict(
@@ -30,12 +30,12 @@ def get_config(arg: str = "") -> ConfigDict:
       caption_dropout=0.1, text_length_power=1.0, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("caption_to_image", 0.9), ("image_to_caption", 0.35), ("brief_question", 1.0), ("edit", 0.4), ("story", 0.6),
+          ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
       ),
       later_kinds=(
-          (280, (
-              ("caption_to_image", 1.3), ("image_to_caption", 0.4), ("brief_question", 0.4), ("question", 1.0), ("edit", 0.5),
-              ("story", 1.0),
+          (600, (
+              ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2),
+              ("edit", 0.55), ("story", 0.85),
           )),
       ),
   )  # fmt: skip
@@ -43,11 +43,11 @@ def get_config(arg: str = "") -> ConfigDict:
       steps=25, guidance=3.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160
   )
   config.optimizer = dict(
-      name="muon", learning_rate=6e-3, warmup_steps=40, schedule="linear", final_fraction=0.02, b2=0.98,
-      weight_decay=0.02, ema_decay=0.99, newton_schulz_steps=3,
+      name="muon", learning_rate=4e-3, warmup_steps=80, schedule="linear", final_fraction=0.02, b2=0.99,
+      weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 840, batch_size=4 if runlocal else 16, log_every=2 if runlocal else 10,
-      sample_every=500, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
+      steps=8 if runlocal else 1800, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

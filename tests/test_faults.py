@@ -240,3 +240,15 @@ def test_the_process_that_is_left_ends_with_its_stacks(tmp_path, lost):
   finally:
     for p in pair:
       p.kill()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_faults_loses_nothing(tmp_path):
+  program = Path(__file__).parent.parent / "benchmarks" / "faults.py"
+  done = subprocess.run(
+      [sys.executable, str(program), "--short", "--only=data,kill", f"--keep={tmp_path}"], capture_output=True, text=True,
+      timeout=900, env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+  )  # fmt: skip
+  assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+  lines = [line.split() for line in done.stdout.splitlines()[1:] if not line.startswith("  (")]
+  assert len(lines) >= 12 and any(line[0] == "SIGKILL," for line in lines)

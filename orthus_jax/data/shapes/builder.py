@@ -23,7 +23,7 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 
 TRAIN = {
-    "caption_to_image": 11000, "image_to_caption": 3500, "question": 6000, "edit": 500, "story": 500, "brief_question": 6000
+    "caption_to_image": 9000, "image_to_caption": 1800, "question": 7600, "edit": 350, "story": 400, "brief_question": 5500
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
@@ -77,11 +77,11 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.3.0")
+  VERSION = tfds.core.Version("1.4.0")
   RELEASE_NOTES = {
       "1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training.",
       "1.2.0": "Simple questions are a kind of their own; other shares of kinds.",
-      "1.3.0": "Brief questions in the place of simple ones.",
+      "1.3.0": "Brief questions in the place of simple ones.", "1.4.0": "Other shares of kinds.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 
