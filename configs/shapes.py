@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
           ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
       ),
       later_kinds=(
-          (600, (
+          (560, (
               ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2),
               ("edit", 0.55), ("story", 0.85),
           )),
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 1800, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 1680, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   return config

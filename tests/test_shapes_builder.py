@@ -63,7 +63,7 @@ def test_other_sizes_lie_elsewhere(data_dir, capfd):
 
 def test_known_configs_keep_their_names():
   assert [builder.make_config(r).name for r in world.RESOLUTIONS] == ["32", "64", "128"]
-  assert sum(builder.make_config().sizes("train").values()) == 27500
+  assert sum(builder.make_config().sizes("train").values()) == 24650
   assert builder.make_config().sizes("validation")["caption_to_image"] == 150
   assert builder.make_config(seed=1).name != "32"
 

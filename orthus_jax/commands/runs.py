@@ -107,7 +107,7 @@ def _about(run: Path) -> dict[str, Any]:
 
   config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)
   wanted = config.get("run", {}).get("steps")
-  done = max([c for c in map(lambda p: int(p.name), _checkpoints(run))] + [m["step"] for m in metrics], default=0)
+  done = max([int(p.name) for p in _checkpoints(run)] + [m["step"] for m in metrics], default=0)
   if not config:
     state = "its config.json is damaged"
   elif report:

@@ -36,7 +36,6 @@ class Signals:
   def __init__(self):
     self._received: int | None = None
     self._saving = False
-    self._told_again = False
     self._active = threading.current_thread() is threading.main_thread()
 
   def __enter__(self) -> Signals:
@@ -67,6 +66,8 @@ class Signals:
         _leave("a second signal: stopping at once", stops.AT_ONCE)
       if not self._saving:
         _leave("stopped; there was nothing to save", status(number[0]))
+      if hosts.several():
+        os.kill(os.getpid(), signal.SIGTERM)  # which jax tells the others of
       _log.warning("%s: the step under way ends, then a checkpoint is saved; once more stops at once", name(number[0]))
     self._near.close()
 
