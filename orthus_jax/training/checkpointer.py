@@ -11,6 +11,7 @@ from collections.abc import Callable
 import logging
 from pathlib import Path
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -40,6 +41,7 @@ class Checkpointer:
     self._run = run
     self._saving: int | None = None
     self._opened: ocp.CheckpointManager | None = None
+    self._failed = False
     with hosts.together():
       if hosts.primary():
         _remove_unfinished(self._folder)
@@ -160,7 +162,8 @@ class Checkpointer:
         raise
       step, self._saving = self._saving, None
       # What is left of it would fill the disk further, and Orbax' manager still counts on it.
-      _remove_unfinished(self._folder, say=False)
+      self._failed = True
+      self._clean()
       self._opened = self._open()
       newest = self._manager.latest_step()
       _log.error(
@@ -170,10 +173,18 @@ class Checkpointer:
       )  # fmt: skip
       return False
 
+  def _clean(self) -> None:
+    """Removes what a failed save wrote. Its other writes may still be under way, and make their directory anew."""
+    for _ in range(5):
+      _remove_unfinished(self._folder, say=False)
+      time.sleep(0.2)
+
   def close(self) -> None:
     """Waits for what is being saved."""
     self.wait()
     self._manager.close()
+    if self._failed:
+      self._clean()
 
 
 def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> TrainState:

@@ -254,10 +254,11 @@ def _run_steps(
     meter.step(tokens)
     if done % run.log_every == 0 or done == run.steps:
       guard.catch_up()
-      values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
-      values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | memory()
-      writer.scalars(done, values)
-      loss = values["loss"]
+      if hosts.primary():
+        values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
+        values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | memory()
+        writer.scalars(done, values)
+        loss = values["loss"]
     progress.update(tokens=tokens, loss=loss)
     with meter.aside():
       if on_samples and run.sample_every and done % run.sample_every == 0 and done < run.steps:
