@@ -268,6 +268,7 @@ def test_a_run_whose_disk_is_full_says_so_and_ends_well_once_there_is_room(whole
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
   assert checkpoint.steps(run) == [2] and "the newest complete one is step 2" in caplog.text
+  assert not list((run / "checkpoints").glob("*tmp*"))
   assert train(run).params_digest == whole[1].params_digest
   assert digest(checkpoint.load_params(run, average=False)) == whole[1].params_digest
 
