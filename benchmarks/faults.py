@@ -1,6 +1,6 @@
 """Breaks a run in every way that is promised to do no harm, and counts what was lost.
 
-    python benchmarks/faults.py            all of it: about half an hour on two cores
+    python benchmarks/faults.py            all of it: some forty minutes on two cores
     python benchmarks/faults.py --short    the first of each kind
     python benchmarks/faults.py --only=kill,data --markdown
 
@@ -241,14 +241,19 @@ def elastic(bench: Bench, *, devices: tuple[int, ...]) -> Iterator[Row]:
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def checkpoints(bench: Bench, *, only: int | None) -> Iterator[Row]:
-  """Damage to the newest checkpoint of a run that stopped."""
+def stopped(bench: Bench) -> tuple[Path, str]:
+  """A run that was stopped half-way, and the digest that it should come to."""
   base = bench.fresh("base")
   processes = [bench.start(base, "--config.run.keep_checkpoints=3")]
   until(lambda: lines(base) >= STEPS // 2, processes)
   processes[0].send_signal(signal.SIGTERM)
   processes[0].wait(_PATIENCE)
-  wanted = bench.finish(bench.fresh("whole"))
+  return base, bench.finish(bench.fresh("whole"))
+
+
+def checkpoints(bench: Bench, *, only: int | None) -> Iterator[Row]:
+  """Damage to the newest checkpoint of a run that stopped."""
+  base, wanted = stopped(bench)
 
   def newest(run: Path) -> Path:
     return max((p for p in (run / "checkpoints").iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
@@ -283,21 +288,25 @@ def checkpoints(bench: Bench, *, only: int | None) -> Iterator[Row]:
     row.add(got == wanted, got)
     row.add("passed over the checkpoint of step" in bench.log(run) and reason in bench.log(run), "not told why")
     yield row
-  if only is None:
-    run = bench.fresh("full")
-    shutil.copytree(base, run)
-    limited = subprocess.Popen(
-        ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", sys.executable, "-c", _TRAIN, *bench._common, f"--workdir={run}"],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    said = limited.communicate(timeout=_PATIENCE)[1]
-    row = Row("checkpoint: disk full")
-    left = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdigit() and p.name != "metadata"]
-    row.add(limited.returncode == 1 and "couldn't be written" in said and lines(run) == STEPS, f"status {limited.returncode}")
-    row.add(not left, f"left {left}")
-    row.add(bench.finish(run) == wanted, "another digest once there was room")
-    yield row
+
+
+def disk(bench: Bench) -> Iterator[Row]:
+  """A disk that is full: no file can get longer than 200 KB."""
+  base, wanted = stopped(bench)
+  run = bench.fresh("full")
+  shutil.copytree(base, run)
+  limited = subprocess.Popen(
+      ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", sys.executable, "-c", _TRAIN, *bench._common, f"--workdir={run}"],
+      env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
+      stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  said = limited.communicate(timeout=_PATIENCE)[1]
+  row = Row("checkpoint: disk full")
+  left = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdigit() and p.name != "metadata"]
+  row.add(limited.returncode == 1 and "couldn't be written" in said and lines(run) == STEPS, f"status {limited.returncode}")
+  row.add(not left, f"left {left}")
+  row.add(bench.finish(run) == wanted, "another digest once there was room")
+  yield row
 
 
 _TRAIN = "import sys; from orthus_jax import cli; sys.exit(cli.main(['train', *sys.argv[1:]]))"
@@ -428,7 +437,7 @@ def _bomb() -> bytes:
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--short", action="store_true", help="the first of each kind")
-  parser.add_argument("--only", default="", help="kill, pair, preempt, elastic, checkpoint, data; separated by commas")
+  parser.add_argument("--only", default="", help="data, checkpoint, disk, preempt, elastic, kill, pair; separated by commas")
   parser.add_argument("--markdown", action="store_true", help="print a table for the docs at the end")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments")
   parser.add_argument("--keep", metavar="DIR", help="work there, and leave everything behind")
@@ -439,6 +448,7 @@ def main() -> int:
   parts: dict[str, Callable[[], Iterator[Row]]] = {
       "data": lambda: data(bench),
       "checkpoint": lambda: checkpoints(bench, only=1 if short else None),
+      "disk": lambda: disk(bench),
       "preempt": lambda: preemption(bench, times=1 if short else 4),
       "elastic": lambda: elastic(bench, devices=(4, 2) if short else (8, 4, 2, 8)),
       "kill": lambda: kills(bench, times=2 if short else 20, two=False),

@@ -106,6 +106,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     if name in tuples and a.partition("=")[2].lstrip().startswith("{"):
       raise BadRequest(f"{a}: expected a list")  # a set or mapping would become one in silence
 
+  # Of a field given twice the last counts; the library would join two lists.
+  argv = list({re.sub("^-+", "--", a.partition("=")[0]): a for a in argv}.values())
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
