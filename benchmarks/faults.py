@@ -443,6 +443,9 @@ def main() -> int:
   parser.add_argument("--keep", metavar="DIR", help="work there, and leave everything behind")
   options = parser.parse_args()
   short = options.short
+  if short:
+    global STEPS
+    STEPS = 40
   place = Path(options.keep or tempfile.mkdtemp(prefix="orthus-faults-"))
   bench = Bench(place.absolute(), options.seed)
   parts: dict[str, Callable[[], Iterator[Row]]] = {
