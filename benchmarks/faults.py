@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 import dataclasses
+import io
 import json
 import os
 from pathlib import Path
@@ -369,7 +370,7 @@ def data(bench: Bench) -> Iterator[Row]:
           member = tarfile.TarInfo(f"{i:03d}.{extension}")
           member.size = len(body)
           starts.append(t.offset)
-          t.addfile(member, __import__("io").BytesIO(body))
+          t.addfile(member, io.BytesIO(body))
     return place / name, starts
 
   for name, harm, least in (("tar cut short", lambda f, s: os.truncate(f, s[40] + 700), 20),

@@ -136,6 +136,8 @@ def test_pairs_of_tar_files_are_read(tmp_path):
   assert [source[i].kind for i in (0, 1)] == ["caption_to_image", "image_to_caption"]
   assert source[2].images[0].pixels[0, 0].tolist() == [1, 1, 1] and source[2].id == "0.tar/d/001:to_image"
   assert source.bad.distinct == 0
+  write_tar(tmp_path / "2.tar", {"BZ1.png": png(3), "BZ1.txt": b"three"})  # begins as a bzip2 file does
+  assert len(TarSource(tmp_path / "2.tar", resolution=8)) == 2
 
 
 def test_broken_tar_files_give_what_is_whole(tmp_path, caplog):

@@ -26,14 +26,14 @@ _BUFFER = 1 << 15
 T = TypeVar("T")
 
 
-def patiently(what: str, do: Callable[[], T], *, sleep: Callable[[float], None] | None = None) -> T:
+def patiently(what: str, do: Callable[[], T]) -> T:
   """`do()`, tried again a few times where the file system fails; the last error is raised."""
   for wait in _WAITS:
     try:
       return do()
     except OSError as e:
       _log.warning("%s can't be reached (%s); trying again in %g s", what, e.strerror or e, wait)
-      (sleep or time.sleep)(wait)
+      time.sleep(wait)
   return do()
 
 

@@ -78,7 +78,9 @@ class TarSource:
     broken: list[tuple[Path, str, str]] = []
     for number, file in enumerate(self.files):
       try:
-        self._samples += _samples(number, patiently(str(file), lambda f=file: list(_members(f, broken))))
+        members, faults = patiently(str(file), lambda f=file: _scan(f))
+        self._samples += _samples(number, members)
+        broken += faults
       except OSError as e:
         broken.append((file, "all of it", f"the file can't be reached: {e.strerror}"))
     self.bad = BadRecords(max_share=max_bad_share, total=len(self._samples) + len(broken))
@@ -169,12 +171,19 @@ def _samples(file: int, members: list[tuple[str, _Part]]) -> Iterator[_Sample]:
       parts.append(part)
 
 
+def _scan(file: Path) -> tuple[list[tuple[str, _Part]], list[tuple[Path, str, str]]]:
+  """What `_members` finds in a file, and what it can't read."""
+  broken: list[tuple[Path, str, str]] = []
+  return list(_members(file, broken)), broken
+
+
 def _members(file: Path, broken: list[tuple[Path, str, str]]) -> Iterator[tuple[str, _Part]]:
   """(name up to the first dot, where it lies) of every regular file; appends what can't be read to `broken`."""
   size = file.stat().st_size
   with file.open("rb") as f:
-    packed = _PACKED.get(f.read(2))
-    if packed:
+    head = f.read(_BLOCK)
+    packed = _PACKED.get(head[:2])
+    if packed and head[257:262] != b"ustar":  # a tar file's first bytes are a name, which may be any
       raise BadRequest(f"{file} is compressed ({packed}), and can't be read at random: unpack it into a plain tar file")
     at: int | None = 0
     while at is not None and at < size:

@@ -88,6 +88,7 @@ class Signals:
 
 
 def name(number: int) -> str:
+  """A signal's name, as the log says it."""
   return "SIGINT" if number == signal.SIGINT else "SIGTERM"
 
 
