@@ -19,7 +19,7 @@ from orthus_jax import cli
 from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict, to_dict
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.inference.model import Model
-from orthus_jax.interop import arrays, files, huggingface, names, safetensors
+from orthus_jax.interop import arrays, files, huggingface, names, packing, safetensors
 from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
@@ -276,16 +276,29 @@ def test_a_run_that_orbax_wrote_goes_out(native, model, values, tmp_path):
 def test_large_arrays_of_a_run_are_saved_in_pieces(tmp_path, monkeypatch):
   # As the trainer saves them: a chunk holds no more than a layer, which is all that a conversion then holds.
   monkeypatch.setattr(arrays, "PIECE", 1000)
+  monkeypatch.setattr(packing, "SMALL", 1000)
   layers = {"transformer/layers/mlp/up": jax.numpy.ones((4, 64, 16)), "lm_head": jax.numpy.ones((64, 16))}
   state = TrainState(step=jax.numpy.int32(3), trained=layers, frozen={}, moments={"m": layers}, ema={})
   saver = Checkpointer(tmp_path, RunConfig())
   saver.save(state)
   saver.close()
   stored = arrays.open_arrays(tmp_path / "checkpoints/3/params")
-  chunks = {n: tuple(h.chunk_layout.read_chunk.shape) for n, h in stored.items()}
+  chunks = {n: arrays.read_chunk(h) for n, h in stored.items()}
   assert chunks["transformer/layers/mlp/up"][0] == 1
   assert all(math.prod(c) * 4 <= 1000 for c in chunks.values())
   assert weights.same(checkpoint.load_params(tmp_path), layers)
+
+
+def test_what_training_saved_goes_out_like_what_was_converted(native, values, tmp_path):
+  # Training keeps small arrays as one, in another layout than a conversion's.
+  run = shutil.copytree(native, tmp_path / "run")
+  shutil.rmtree(run / "checkpoints")
+  params = {n: jax.numpy.asarray(v) for n, v in checkpoint.load_params(native).items()}
+  saver = Checkpointer(run, RunConfig())
+  saver.save(TrainState(step=jax.numpy.int32(1), trained=params, frozen={}, moments={}, ema={}))
+  saver.close()
+  convert(f"--from={run}", f"--to={tmp_path / 'out'}")
+  assert weights.same(weights.read(tmp_path / "out"), values)
 
 
 def test_what_changed_is_told_by_the_files(native, tmp_path, capsys):

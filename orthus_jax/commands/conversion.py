@@ -249,7 +249,7 @@ def _export(
       yield size
     return
   # Orbax' own layout, or another dtype. A chunk is decoded whole: whatever of it is wanted had better be read at once.
-  chunk = tuple(handle.chunk_layout.read_chunk.shape)
+  chunk = arrays.read_chunk(handle)
   if not stacked:
     handle, chunk = handle[ts.newaxis], (1, *chunk)
   handle = handle.transpose([0, *(a + 1 for a in order)])

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
+from orthus_jax.interop import packing
 from orthus_jax.interop.files import copy_range
 
 _METADATA = "_METADATA"
@@ -195,7 +196,7 @@ def _metadata(specs: Mapping[str, Spec]) -> dict[str, Any]:
 
 
 def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
-  """The arrays of a folder that Orbax or `Writer` wrote, not yet read.
+  """The arrays of a folder that Orbax or `Writer` wrote; large ones not yet read.
 
   Raises:
     ValueError: if its metadata is missing or damaged, or an array of it is.
@@ -203,6 +204,7 @@ def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
   try:
     metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
     names = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
+    packed: packing.Packing = (metadata["custom_metadata"] or {}).get(packing.KEY, {})
   except (OSError, KeyError, IndexError, TypeError) as e:
     raise ValueError(f"{folder} has no readable _METADATA") from e
   path = str(folder.absolute())
@@ -214,4 +216,12 @@ def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
       kvstore = {"driver": "file", "path": f"{path}/{name}/"}
     spec = {"driver": "zarr3" if metadata.get("use_zarr3") else "zarr", "kvstore": kvstore}
     handles[name] = ts.open(spec, open=True, read=True)
-  return {name: handle.result() for name, handle in handles.items()}
+  opened = {name: handle.result() for name, handle in handles.items()}
+  for name, parts in packed.items():
+    opened |= {n: ts.array(part) for n, part in packing.unpack(opened.pop(name).read().result(), parts).items()}
+  return opened
+
+
+def read_chunk(array: ts.TensorStore) -> tuple[int, ...]:
+  """The shape of what is read at once; all of an array in memory."""
+  return tuple(c or n for c, n in zip(array.chunk_layout.read_chunk.shape, array.shape))

@@ -4,14 +4,13 @@
     WORKDIR/checkpoints/STEP/params  average  optimizer  metrics  manifest.json
 
 `params` holds every parameter under its name and in its trained dtype; `average` the running average where there is one.
+Small arrays are kept as one (`interop/packing.py`); `items.read` gives them back by their names.
 A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `interop/arrays.py`, which is read
 like Orbax' own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-import contextlib
 import importlib.metadata
 import json
 import logging
@@ -21,7 +20,6 @@ import platform
 import tempfile
 from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -29,7 +27,7 @@ from orthus_jax.config import BadRequest, Config, from_dict, to_dict
 from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
-from orthus_jax.training import manifest
+from orthus_jax.training import items, manifest
 
 _log = logging.getLogger(__name__)
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
@@ -134,33 +132,12 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   if huggingface.is_checkpoint(path):
     return huggingface.open_checkpoint(path).load(place)
   run, step = find(path)
-  with quiet(), ocp.StandardCheckpointer() as reader:
+  with items.quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
-    params = _read(reader, folder / "params", place)
+    params = items.read(reader, folder / "params", place)
     if average and (folder / "average").is_dir():
-      params |= _read(reader, folder / "average", place)
+      params |= items.read(reader, folder / "average", place)
   return params
-
-
-def _read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None) -> Params:
-  # Read as numpy unless told where to, so that a checkpoint made on other devices loads anywhere.
-  target = {}
-  for n, m in reader.metadata(folder).item_metadata.tree.items():
-    sharding = place(n, m.shape, np.dtype(m.dtype)) if place else None
-    target[n] = np.zeros(m.shape, m.dtype) if sharding is None else jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding)
-  return {n: v if isinstance(v, jax.Array) else np.asarray(v) for n, v in reader.restore(folder, target).items()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-  """Orbax warns of a metadata file that one item of a checkpoint doesn't have of its own."""
-  logger = logging.getLogger("absl")
-  level = logger.level
-  logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    logger.setLevel(level)
 
 
 # What may change from one start to the next: where and how fast the same numbers are computed, and what is kept of them.

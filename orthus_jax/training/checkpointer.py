@@ -8,9 +8,13 @@ set aside in WORKDIR/damaged/.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent import futures
 import logging
+import os
 from pathlib import Path
 import shutil
+import sys
+import threading
 import time
 from typing import Any
 
@@ -19,8 +23,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from orthus_jax.config import BadRequest, RunConfig
-from orthus_jax.interop import arrays, files
-from orthus_jax.training import checkpoint, hosts, manifest
+from orthus_jax.interop import files
+from orthus_jax.training import checkpoint, hosts, items, manifest
 from orthus_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -42,6 +46,7 @@ class Checkpointer:
     self._saving: int | None = None
     self._opened: ocp.CheckpointManager | None = None
     self._failed = False
+    self._thread = futures.ThreadPoolExecutor(1, "saving", initializer=_yield_to_others)
     with hosts.together():
       if hosts.primary():
         _remove_unfinished(self._folder)
@@ -73,8 +78,7 @@ class Checkpointer:
         best_mode="min", enable_async_checkpointing=True, create=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._before_naming),
     )  # fmt: skip
-    # Floats hardly compress: zstd would take as much time again as all the rest of a save, for a tenth of the bytes.
-    handlers = {name: ocp.PyTreeCheckpointHandler(use_compression=False) for name in _ITEMS}
+    handlers = {name: items.handler() for name in _ITEMS}
     return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
   def _before_naming(self) -> None:
@@ -140,14 +144,11 @@ class Checkpointer:
 
   def _save(self, state: TrainState, loss: float | None) -> None:
     self._manager.wait_until_finished()
-    optimizer = {"step": state.step, "moments": state.moments}
-    items = {"params": state.params, "optimizer": optimizer}
-    if state.ema:
-      items["average"] = state.ema
-    args = {k: ocp.args.PyTreeSave(v, save_args=_in_pieces(v)) for k, v in items.items()}
+    args = {name: items.save_args(tree) for name, tree in _trees(state).items()}
     self._saving = int(state.step)
     score = {"loss": float("inf") if loss is None else loss}
-    self._manager.save(self._saving, args=ocp.args.Composite(**args), metrics=score, force=True)
+    save = self._manager.save
+    self._thread.submit(save, self._saving, args=ocp.args.Composite(**args), metrics=score, force=True).result()
 
   def wait(self) -> bool:
     """Waits for what is being saved; returns whether it was, having said so if not."""
@@ -187,25 +188,34 @@ class Checkpointer:
       self._clean()
 
 
+def _yield_to_others() -> None:
+  """Has this thread, and those that it starts, run where the step leaves a core idle: on Linux, priorities are a thread's."""
+  if sys.platform == "linux":
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
 def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> TrainState:
   """Reads one checkpoint's directory onto a mesh; raises whatever Orbax does where it doesn't fit or is broken."""
 
   def abstract(shape: Any, place: Any) -> Any:
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shape, place)
 
-  s = abstract(shapes, shardings)
-  items = {"params": s.params, "optimizer": {"step": s.step, "moments": s.moments}}
-  if s.ema:
-    items["average"] = s.ema
-  with checkpoint.quiet(), ocp.StandardCheckpointer() as reader:
-    read = {name: reader.restore(folder / name, item) for name, item in items.items()}
+  target = abstract(shapes, shardings)
+  with items.quiet(), ocp.StandardCheckpointer() as reader:
+    read = {name: items.read_like(reader, folder / name, tree) for name, tree in _trees(target).items()}
   return TrainState(
       step=read["optimizer"]["step"],
-      trained={n: read["params"][n] for n in s.trained},
-      frozen={n: read["params"][n] for n in s.frozen},
+      trained={n: read["params"][n] for n in shapes.trained},
+      frozen={n: read["params"][n] for n in shapes.frozen},
       moments=read["optimizer"]["moments"],
-      ema=read["average"] if s.ema else {},
+      ema=read.get("average", {}),
   )
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+  """A checkpoint's items."""
+  trees = {"params": state.params, "optimizer": {"step": state.step, "moments": state.moments}}
+  return trees | ({"average": state.ema} if state.ema else {})
 
 
 def _remove_unfinished(folder: Path, *, say: bool = True) -> None:
@@ -214,15 +224,3 @@ def _remove_unfinished(folder: Path, *, say: bool = True) -> None:
     if say:
       _log.warning("passed over the checkpoint of step %s: its writing never ended; removed it", half.name.split(".")[0])
     shutil.rmtree(half, ignore_errors=True)
-
-
-def _in_pieces(tree: Any) -> Any:
-  """Has large arrays saved in chunks of a layer or less, so that a conversion can read one at a time."""
-
-  def args(path: Any, value: Any) -> ocp.SaveArgs:
-    if value.nbytes <= arrays.PIECE:
-      return ocp.SaveArgs()
-    stacked = "/layers/" in jax.tree_util.keystr(path)
-    return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if stacked else ())
-
-  return jax.tree_util.tree_map_with_path(args, tree)

@@ -13,7 +13,7 @@ import zlib
 
 NAME = "manifest.json"
 _STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the end into it, after all else
-_BLOCK = 1 << 22
+_BLOCK = 1 << 18  # stays in the cache
 _THREADS = 8  # zlib leaves Python's lock while it works
 
 
