@@ -18,7 +18,7 @@ import orthus_jax as oj
 from orthus_jax import cli
 from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict, to_dict
 from orthus_jax.data.text_tokenizer import TextTokenizer
-from orthus_jax.inference.model import Model
+from orthus_jax.inference import scheduler
 from orthus_jax.interop import arrays, files, huggingface, names, packing, safetensors
 from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
@@ -183,7 +183,14 @@ def test_a_decoder_from_another_file(prefix, model, values, tmp_path, capsys):
 
 def test_models_that_cannot_draw_refuse_to(model, values, tmp_path, monkeypatch):
   ran = []
-  monkeypatch.setattr(Model, "_run", lambda self, rows, *_, **options: ran.append(options["respond"]) or [()] * len(rows))
+
+  def run(_, requests):
+    ran.extend("image" if r.max_images else "text" for r in requests)
+    nothing = np.zeros(0, np.int32)
+    yield scheduler.Progress(0, nothing, nothing, done=True)
+
+  monkeypatch.setattr(scheduler.Scheduler, "run", run)
+  monkeypatch.setattr(scheduler.Scheduler, "__init__", lambda *_, **__: None)
   folder = weights.write(tmp_path / "chameleon", weights.plain(values, decoder=False), model)
   blind = oj.load(folder)
   with pytest.raises(BadRequest, match="no VQGAN decoder, so it can't draw"):

@@ -183,9 +183,8 @@ def _draws(n=4000, **options):
   options = dict(temperature=1.0, top_k=0, top_p=1.0) | options
   allowed = jnp.asarray([True, True, True, options.pop("last", True)])
   keys = jax.random.split(jax.random.key(0), n)
-  tokens = samplers.sample_token(
-      jnp.broadcast_to(logits, (n, 4)), jnp.broadcast_to(allowed, (n, 4)), keys, **options
-  )
+  how = samplers.TextSampling(**{k: jnp.full(n, v) for k, v in options.items()}, repetition_penalty=jnp.ones(n))
+  tokens = samplers.sample_token(jnp.broadcast_to(logits, (n, 4)), jnp.broadcast_to(allowed, (n, 4)), keys, how)
   return np.bincount(tokens, minlength=4) / n
 
 

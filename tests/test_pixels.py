@@ -14,6 +14,7 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import Request
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.training import losses, tasks
@@ -53,7 +54,7 @@ def test_pictures_are_fitted_as_the_config_says(model, tmp_path):
   for fitted in (
       Pipeline([d], tiny.tokenizer(), CONFIG).table.pixels[0],
       tasks.TokenizerTask(CONFIG, [d]).batch(0)[0],
-      model._branches(d, respond="text", sampling=CONFIG.sampling, max_images=0)[0][0].images[0].pixels,
+      model._prepare(Request(d, respond="text")).main.pictures[0].pixels,
   ):
     np.testing.assert_array_equal(fitted, FITTED)
 

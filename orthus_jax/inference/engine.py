@@ -1,10 +1,15 @@
-"""The generation loop, one compiled program: each turn advances every row by one position, be it a token or a patch.
+"""The compiled half of generation: programs of fixed shapes that move many requests ahead at once.
 
-A row has R branches with a cache each. Branch 0 reads the whole document. The others are what guidance compares with:
-each holds a prompt of its own, starts afresh from it at every begin-of-image, and is fed the current image's patches
-alone. As a slot beyond a branch's length is never seen, starting afresh is setting the length back.
+A *row* is a request that is being answered; a *guide* is what guidance compares it with: a prompt of its own, from which
+it starts afresh at every begin-of-image, and after it the current image's patches alone. Rows and guides are the *lanes*
+of one key-value cache, rows first. As a slot beyond a lane's length is never seen, starting afresh is setting the length
+back, and a lane that has been freed needs no cleaning.
 
-Axes: B rows, R branches, T prompt positions, J prompt patches, C latent values, D width, N new positions, V vocabulary.
+`admit` reads prompts into lanes, `advance` moves all rows ahead by some positions, each in its own mode: text, or patches
+of an image. Which request is in which row is the scheduler's business.
+
+Axes: B rows, G guides, X = B + G lanes, A lanes that are read into, T prompt positions, N positions a call, C latent
+values, D width, V vocabulary, P patches.
 """
 
 from __future__ import annotations
@@ -13,64 +18,22 @@ import dataclasses
 import functools
 from typing import Any, NamedTuple
 
-import einops
 import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference.samplers import sample_token
+from orthus_jax.inference import samplers
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
 from orthus_jax.models.transformer import Cache
-
-
-class Prompts(NamedTuple):
-  """What each branch of each row has been told, padded on the right.
-
-  Attributes:
-    tokens_BRT: int32; slot_BRT: int32, which patch stands there, -1 for none; features_BRJC: the prompts' features.
-    length_BR: positions in use. Branch 0's last position isn't fed ahead but opens the loop.
-    weight_BR: how much each branch's prediction counts; each row adds up to 1.
-    seed_B: int32, one per request.
-    max_images_B: int32, images that a row may draw.
-    stop_after_images_B: bool, whether a row ends with its last image.
-  """
-
-  tokens_BRT: jax.Array
-  slot_BRT: jax.Array
-  features_BRJC: jax.Array
-  length_BR: jax.Array
-  weight_BR: jax.Array
-  seed_B: jax.Array
-  max_images_B: jax.Array
-  stop_after_images_B: jax.Array
-
-
-class Output(NamedTuple):
-  """What came out: `tokens_BN` ids (the image placeholder at patches), `features_BNC`, and how many positions count."""
-
-  tokens_BN: jax.Array
-  features_BNC: jax.Array
-  length_B: jax.Array
+from orthus_jax.parallel import mesh as mesh_lib
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """What is fixed at compile time.
+class Ids:
+  """Special tokens."""
 
-  Attributes:
-    max_new: N, positions generated at most.
-    steps: of the diffusion solver.
-    temperature, top_k, top_p: of text.
-    sep, boi, eoi, image, eos: ids of special tokens.
-  """
-
-  max_new: int
-  steps: int
-  temperature: float
-  top_k: int
-  top_p: float
   sep: int
   boi: int
   eoi: int
@@ -78,123 +41,302 @@ class Program:
   eos: int
 
 
-class _State(NamedTuple):
-  """The loop's carry. A row's input is `feature_BC` where `patch_B` > 0 (it is the image's patch_B-th), else `token_B`."""
+class Order(NamedTuple):
+  """What a row was asked for; all [B].
 
-  n: jax.Array
+  Attributes:
+    seed: int32.
+    max_new: int32, positions at most.
+    max_images: int32, images at most.
+    stop_after_images: bool, whether it ends with its last image.
+    weight: how much the row's own prediction counts against its guides'; all together add up to 1.
+    interval: [B, 2], guidance holds at diffusion steps t in [low, high) alone.
+    solvers: int32 [B, 2], which of the call's solvers draws the first patches of an image, and which the later ones.
+    late: int32, the first of the later patches.
+    text: how text is sampled.
+  """
+
+  seed: jax.Array
+  max_new: jax.Array
+  max_images: jax.Array
+  stop_after_images: jax.Array
+  weight: jax.Array
+  interval: jax.Array
+  solvers: jax.Array
+  late: jax.Array
+  text: samplers.TextSampling
+
+
+class State(NamedTuple):
+  """All that is on the way. A row's next input is `feature_BC` where `patch_B` > 0 (it is that patch of its image, from 1),
+  else `token_B`.
+
+  Attributes:
+    cache: of all lanes.
+    length_X: int32, slots in use.
+    origin_G: int32, the length of a guide's prompt.
+    owner_G: int32, the row that it guides; B while it is free.
+    weight_G: how much its prediction counts.
+    active_B: bool, whether a row is at work.
+    made_B: int32, positions it has made.
+    images_B: int32, images it has finished.
+    said_BV: bool, the text that it has said.
+  """
+
   cache: Cache
-  length_BR: jax.Array
+  length_X: jax.Array
+  origin_G: jax.Array
+  owner_G: jax.Array
+  weight_G: jax.Array
+  active_B: jax.Array
   token_B: jax.Array
   feature_BC: jax.Array
   patch_B: jax.Array
+  made_B: jax.Array
   images_B: jax.Array
-  done_B: jax.Array
-  out: Output
+  said_BV: jax.Array
+  order: Order
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"))
-def generate(
-    graphdef: Any, params: Params, prompts: Prompts, text_V: jax.Array, *, config: ModelConfig, program: Program
-) -> Output:
-  """Generates responses for a batch of prompts.
+class Made(NamedTuple):
+  """What a call of `advance` made: the first `count_B` of N positions of each row.
+
+  Attributes:
+    tokens_BN: int32, the image placeholder at patches.
+    features_BNC: the patches.
+    count_B: int32.
+    active_B: bool, whether there is more to come.
+    positions: int32, turns that the loop took.
+  """
+
+  tokens_BN: jax.Array
+  features_BNC: jax.Array
+  count_B: jax.Array
+  active_B: jax.Array
+  positions: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """What is fixed when `advance` is compiled.
+
+  Attributes:
+    positions: N, that a row moves ahead at most in one call.
+    window: slots that are looked at; no row may come to lie beyond them.
+    solvers: (name, steps) of those that rows refer to.
+    ids: of special tokens.
+    sampled: whether any row's text isn't greedy.
+    repeats: whether any row's text has a rule about repetition.
+  """
+
+  positions: int
+  window: int
+  solvers: tuple[tuple[str, int], ...]
+  ids: Ids
+  sampled: bool = False
+  repeats: bool = False
+
+
+def empty(config: ModelConfig, *, rows: int, guides: int, slots: int) -> State:
+  """A state in which nothing is on the way."""
+  B, G, V = rows, guides, config.transformer.vocab_size
+
+  def zeros(*shape: int, dtype=jnp.int32) -> jax.Array:
+    return jnp.zeros(shape, dtype)
+
+  order = Order(
+      seed=zeros(B), max_new=zeros(B), max_images=zeros(B), stop_after_images=zeros(B, dtype=bool), weight=jnp.ones(B),
+      interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), text=samplers.TextSampling.greedy(B),
+  )  # fmt: skip
+  return State(
+      cache=Cache.empty(config.transformer, batch=B + G, slots=slots), length_X=zeros(B + G), origin_G=zeros(G),
+      owner_G=jnp.full(G, B, jnp.int32), weight_G=jnp.zeros(G), active_B=zeros(B, dtype=bool), token_B=zeros(B),
+      feature_BC=jnp.zeros((B, config.vision_tokenizer.latent_dim)), patch_B=zeros(B), made_B=zeros(B), images_B=zeros(B),
+      said_BV=zeros(B, V, dtype=bool), order=order,
+  )  # fmt: skip
+
+
+def shardings(mesh: jax.sharding.Mesh, shapes: State) -> State:
+  """How a state lies on a mesh: lanes like a batch's rows, heads like the model's."""
+
+  def place(x: jax.ShapeDtypeStruct, *axes: str | None) -> jax.sharding.NamedSharding:
+    return mesh_lib.sharding(mesh, x.shape, axes or (None,) * len(x.shape))
+
+  whole = jax.tree.map(place, shapes)
+  cache = jax.tree.map(lambda x: place(x, *_CACHE_AXES[: len(x.shape)]), shapes.cache)
+  return whole._replace(cache=cache)
+
+
+_CACHE_AXES = ("layers", "batch", None, "kv_heads", None)
+
+
+class Prompts(NamedTuple):
+  """A chunk of prompts, padded on the right; a lane that is none (X) is padding too.
+
+  Attributes:
+    tokens_AT: int32.
+    patch_AT: int32, which patch of its picture stands there, -1 for none.
+    features_ATC: the patches; None where no prompt of the chunk has any.
+    start_A: int32, where the chunk's first position stands.
+    lane_A: int32.
+  """
+
+  tokens_AT: jax.Array
+  patch_AT: jax.Array
+  features_ATC: jax.Array | None
+  start_A: jax.Array
+  lane_A: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "window"), donate_argnames="cache")
+def read(graphdef: Any, params: Params, cache: Cache, prompts: Prompts, *, window: int) -> Cache:
+  """Reads a chunk of some prompts into the cache; `window` slots are looked at."""
+  model: Orthus = params_lib.merge(graphdef, params)
+  x_ATD = model.embed_tokens(prompts.tokens_AT)
+  if prompts.features_ATC is not None:
+    is_patch_AT = prompts.patch_AT >= 0
+    drawn_ATD = model.embed_features(prompts.features_ATC, patch_BJ=jnp.maximum(prompts.patch_AT, 0))
+    x_ATD = jnp.where(is_patch_AT[..., None], drawn_ATD, x_ATD)
+  return model.extend(x_ATD, cache, start_B=prompts.start_A, lane_B=prompts.lane_A, window=window)[1]
+
+
+class Admission(NamedTuple):
+  """Rows that begin. What is out of range (row B, guide G) is padding.
+
+  Attributes:
+    row: int32 [A]; length, token: int32 [A], the prompt's length but for its last token, and that one.
+    order: [A].
+    guide, owner, origin: int32 [A']; weight: [A'].
+  """
+
+  row: jax.Array
+  length: jax.Array
+  token: jax.Array
+  order: Order
+  guide: jax.Array
+  owner: jax.Array
+  origin: jax.Array
+  weight: jax.Array
+
+
+@functools.partial(jax.jit, donate_argnames="state")
+def admit(state: State, a: Admission) -> State:
+  """Has rows begin whose prompts the lanes hold already."""
+  B, X = state.token_B.shape[0], state.length_X.shape[0]
+
+  def put(old: jax.Array, at: jax.Array, new: Any) -> jax.Array:
+    return old.at[at].set(new, mode="drop")
+
+  lane = jnp.where(a.guide < X - B, a.guide + B, X)
+  length_X = put(put(state.length_X, jnp.where(a.row < B, a.row, X), a.length), lane, a.origin)
+  freed_G = state.owner_G  # a row's former guides were freed when it ended
+  return state._replace(
+      length_X=length_X,
+      origin_G=put(state.origin_G, a.guide, a.origin),
+      owner_G=put(freed_G, a.guide, a.owner),
+      weight_G=put(state.weight_G, a.guide, a.weight),
+      active_B=put(state.active_B, a.row, True),
+      token_B=put(state.token_B, a.row, a.token),
+      patch_B=put(state.patch_B, a.row, 0),
+      made_B=put(state.made_B, a.row, 0),
+      images_B=put(state.images_B, a.row, 0),
+      said_BV=put(state.said_BV, a.row, False),
+      order=jax.tree.map(lambda old, new: put(old, a.row, new), state.order, a.order),
+  )
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
+def advance(
+    graphdef: Any, params: Params, state: State, text_V: jax.Array, stop_at: jax.Array, *, config: ModelConfig,
+    program: Program,
+) -> tuple[State, Made]:  # fmt: skip
+  """Moves every row ahead, until it ends or has made `program.positions`.
 
   Args:
     graphdef: structure of an Orthus.
     params: its parameters.
-    prompts: at least two positions in branch 0 of each row.
+    state: donated.
     text_V: bool, the ids of ordinary text; other ids are barred from text, but for SEP, EOS and, where one still
       fits and is allowed, begin-of-image.
+    stop_at: int32, how many rows may end before it returns, as others wait for their places.
     config: the model's.
-    program: what is fixed at compile time.
+    program: what is fixed.
   """
   model: Orthus = params_lib.merge(graphdef, params)
-  B, R, T = prompts.tokens_BRT.shape
-  P, C = config.vision_tokenizer.patches, config.vision_tokenizer.latent_dim
+  B, N, ids = state.token_B.shape[0], program.positions, program.ids
+  V, C = text_V.shape[0], state.feature_BC.shape[1]
+  P = config.vision_tokenizer.patches
+  token_V = jnp.arange(V)
+  stop_V = (token_V == ids.sep) | (token_V == ids.eos)
+  boi_V = token_V == ids.boi
+  order = state.order
+  row_key_B = jax.vmap(jax.random.key)(order.seed)
+  owner_G = jnp.minimum(state.owner_G, B - 1)  # a free guide follows a row, and counts for nothing
+  owner_X = jnp.concatenate([jnp.arange(B), owner_G])
+  owned_G = state.owner_G < B
+  mix_BX = jnp.where(jnp.arange(B)[:, None] == owner_X, jnp.concatenate([order.weight, state.weight_G * owned_G]), 0.0)
 
-  def flat(x):  # (B R) rows for the backbone
-    return einops.rearrange(x, "B R ... -> (B R) ...")
-
-  cache = Cache.empty(config.transformer, batch=B * R, slots=T + program.max_new)
-  x_XTD = model.embed(
-      flat(prompts.tokens_BRT), features_BJC=flat(prompts.features_BRJC), slot_BT=flat(prompts.slot_BRT)
-  )
-  _, cache = model.extend(x_XTD, cache, start_B=jnp.zeros(B * R, jnp.int32))
-  last_B = prompts.length_BR[:, 0] - 1
-  row_key_B = jax.vmap(jax.random.key)(prompts.seed_B)
-  stop_V = (jnp.arange(text_V.shape[0]) == program.sep) | (jnp.arange(text_V.shape[0]) == program.eos)
-  boi_V = jnp.arange(text_V.shape[0]) == program.boi
-
-  def body(s: _State) -> _State:
-    # Feed every branch the same input, each at its own place.
+  def turn(carry: tuple[jax.Array, State, Made]) -> tuple[jax.Array, State, Made]:
+    n, s, made = carry
     is_patch_B = s.patch_B > 0
-    opens_B = ~is_patch_B & (s.token_B == program.boi)
+    opens_B = ~is_patch_B & (s.token_B == ids.boi)
     drawn_B1D = model.embed_features(s.feature_BC[:, None], patch_BJ=jnp.maximum(s.patch_B - 1, 0)[:, None])
     x_BD = jnp.where(is_patch_B[:, None], drawn_B1D[:, 0], model.embed_tokens(s.token_B))
-    guide_R = jnp.arange(R) > 0
-    start_BR = jnp.where(guide_R & opens_B[:, None], prompts.length_BR, s.length_BR)
-    x_X1D = jnp.repeat(x_BD, R, axis=0)[:, None]
-    hidden_X1D, cache = model.extend(x_X1D, s.cache, start_B=flat(start_BR))
-    hidden_BRD = hidden_X1D.reshape(B, R, -1)
-    moved_BR = ~guide_R | (opens_B | is_patch_B)[:, None]
-    length_BR = jnp.where(moved_BR & ~s.done_B[:, None], start_BR + 1, start_BR)
+    # Every lane is fed its row's input, each at its own place.
+    start_X = s.length_X.at[B:].set(jnp.where(opens_B[owner_G], s.origin_G, s.length_X[B:]))
+    hidden_X1D, cache = model.extend(x_BD[owner_X][:, None], s.cache, start_B=start_X, window=program.window)
+    hidden_XD = hidden_X1D[:, 0]
+    moved_X = jnp.concatenate([s.active_B, (s.active_B & (opens_B | is_patch_B))[owner_G] & owned_G])
+    length_X = start_X + moved_X
 
-    draws_B = (opens_B | (is_patch_B & (s.patch_B < P))) & ~s.done_B
-    closes_B = is_patch_B & (s.patch_B == P)
-    reads_B = ~draws_B & ~closes_B & ~s.done_B
-    key_B = jax.vmap(jax.random.fold_in)(row_key_B, jnp.full(B, s.n))
+    draws_B = (opens_B | (is_patch_B & (s.patch_B < P))) & s.active_B
+    closes_B = is_patch_B & (s.patch_B == P) & s.active_B
+    reads_B = ~draws_B & ~closes_B & s.active_B
+    key_B = jax.vmap(jax.random.fold_in)(row_key_B, s.made_B)
 
     def draw() -> jax.Array:
-      noise_BC = jax.vmap(lambda k: jax.random.normal(k, (C,)))(key_B)
-      sample = functools.partial(model.image_head.sample, steps=program.steps)
-      return jax.vmap(sample)(hidden_BRD, prompts.weight_BR, noise_BC)
-
-    def read() -> jax.Array:
-      # An image needs P patches and its end; after that, at least the separator.
-      room_B = (s.n + P + 2 <= program.max_new) & (s.images_B < prompts.max_images_B)
-      allowed_BV = (text_V | stop_V)[None] | (boi_V[None] & room_B[:, None])
-      return sample_token(
-          model.logits(hidden_BRD[:, 0]), allowed_BV, key_B,
-          temperature=program.temperature, top_k=program.top_k, top_p=program.top_p,
+      solver_B = jnp.where(s.patch_B < order.late, order.solvers[:, 0], order.solvers[:, 1])
+      return model.image_head.sample_batch(
+          hidden_XD, owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, solvers=program.solvers, solver_B=solver_B,
+          interval_B2=order.interval, wanted_B=draws_B,
       )  # fmt: skip
+
+    def speak() -> jax.Array:
+      # An image needs P patches and its end; after that, at least the separator.
+      room_B = (s.made_B + P + 2 <= order.max_new) & (s.images_B < order.max_images)
+      allowed_BV = (text_V | stop_V)[None] | (boi_V[None] & room_B[:, None])
+      logits_BV = model.logits(hidden_XD[:B])
+      if program.repeats:
+        logits_BV = samplers.repeat_less(logits_BV, s.said_BV & text_V, order.text.repetition_penalty)
+      return samplers.sample_token(logits_BV, allowed_BV, key_B, order.text, sampled=program.sampled)
 
     # Each head runs only on a turn on which some row needs it.
     feature_BC = jax.lax.cond(draws_B.any(), draw, lambda: jnp.zeros((B, C), jnp.float32))
-    token_B = jax.lax.cond(reads_B.any(), read, lambda: jnp.zeros((B,), jnp.int32))
-    token_B = jnp.where(closes_B, program.eoi, jnp.where(draws_B, program.image, token_B))
-    images_B = s.images_B + closes_B
-    ends_B = (reads_B & stop_V[token_B]) | (
-        closes_B & prompts.stop_after_images_B & (images_B >= prompts.max_images_B)
-    )
-    out = Output(
-        tokens_BN=s.out.tokens_BN.at[:, s.n].set(jnp.where(s.done_B, program.sep, token_B)),
-        features_BNC=s.out.features_BNC.at[:, s.n].set(feature_BC),
-        length_B=s.out.length_B + ~s.done_B,
-    )
-    return _State(
-        n=s.n + 1,
-        cache=cache,
-        length_BR=length_BR,
-        token_B=token_B,
-        feature_BC=feature_BC,
-        patch_B=jnp.where(draws_B, s.patch_B + 1, 0),
-        images_B=images_B,
-        done_B=s.done_B | ends_B,
-        out=out,
-    )
+    token_B = jax.lax.cond(reads_B.any(), speak, lambda: jnp.zeros((B,), jnp.int32))
+    token_B = jnp.where(closes_B, ids.eoi, jnp.where(draws_B, ids.image, token_B))
+    images_B, made_B = s.images_B + closes_B, s.made_B + s.active_B
+    ends_B = (reads_B & stop_V[token_B]) | (closes_B & order.stop_after_images & (images_B >= order.max_images))
+    active_B = s.active_B & ~ends_B & (made_B < order.max_new)
+    made = Made(
+        tokens_BN=made.tokens_BN.at[:, n].set(token_B), features_BNC=made.features_BNC.at[:, n].set(feature_BC),
+        count_B=made.count_B + s.active_B, active_B=active_B, positions=n + 1,
+    )  # fmt: skip
+    said_BV = s.said_BV.at[jnp.arange(B), token_B].max(reads_B) if program.repeats else s.said_BV
+    s = s._replace(
+        cache=cache, length_X=length_X, active_B=active_B, token_B=token_B, feature_BC=feature_BC,
+        patch_B=jnp.where(draws_B, s.patch_B + 1, 0), made_B=made_B, images_B=images_B, said_BV=said_BV,
+        owner_G=jnp.where(owned_G & ~active_B[owner_G], B, s.owner_G),
+    )  # fmt: skip
+    return n + 1, s, made
 
-  first = _State(
-      n=jnp.int32(0),
-      cache=cache,
-      length_BR=prompts.length_BR.at[:, 0].add(-1),
-      token_B=jnp.take_along_axis(prompts.tokens_BRT[:, 0], last_B[:, None], axis=1)[:, 0],
-      feature_BC=jnp.zeros((B, C), jnp.float32),
-      patch_B=jnp.zeros(B, jnp.int32),
-      images_B=jnp.zeros(B, jnp.int32),
-      done_B=jnp.zeros(B, bool),
-      out=Output(
-          tokens_BN=jnp.full((B, program.max_new), program.sep, jnp.int32),
-          features_BNC=jnp.zeros((B, program.max_new, C), jnp.float32),
-          length_B=jnp.zeros(B, jnp.int32),
-      ),
-  )
-  return jax.lax.while_loop(lambda s: (s.n < program.max_new) & ~s.done_B.all(), body, first).out
+  def more(carry: tuple[jax.Array, State, Made]) -> jax.Array:
+    n, s, _ = carry
+    ended = (state.active_B & ~s.active_B).sum()
+    return (n < N) & s.active_B.any() & (ended < stop_at)
+
+  none = Made(
+      tokens_BN=jnp.zeros((B, N), jnp.int32), features_BNC=jnp.zeros((B, N, C), jnp.float32),
+      count_B=jnp.zeros(B, jnp.int32), active_B=state.active_B, positions=jnp.int32(0),
+  )  # fmt: skip
+  _, state, made = jax.lax.while_loop(more, turn, (jnp.int32(0), state, none))
+  return state, made

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
 import os
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,24 +14,24 @@ import numpy as np
 
 from orthus_jax.config import BadRequest, Config, SamplingConfig
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.documents import Document, Image, Segment, Text
-from orthus_jax.data.sequence import Sequence as Laid
-from orthus_jax.data.sequence import layout, unconditional
+from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.inference import engine
+from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
+from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview
+from orthus_jax.inference.scheduler import Network, Scheduler, Size
 from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
 
-Respond = Literal["auto", "image", "text"]
 _NO_DECODER = (
     "this checkpoint has no VQGAN decoder, so it can't draw: convert it with --decoder=FILE, or ask for text"
     " (respond=text)"
 )
 _UNTRAINED = "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text)"
-_PROMPT_BUCKET = 32  # prompts are padded to multiples of it, so that few programs are compiled
+_SLOTS = 64  # the cache's length is a multiple of it, so that few programs are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,165 +85,130 @@ class Model:
       respond: "image" draws one picture, "text" draws none, "auto" leaves it to the model.
       sampling: how; the config's by default.
       seeds: one per document; their places by default. A document's result doesn't depend on its neighbours.
-      max_images: at most so many pictures a response, for "auto"; as many as fit by default.
+      max_images: at most so many pictures a response, for "auto"; see `Request`.
       batch_size: how many are generated at once.
       progress: called with (done, in all).
 
     Raises:
       BadRequest: if a prompt is empty or too long, or a picture is asked for that the model can't draw.
     """
-    sampling = sampling or self.config.sampling
-    if self.no_pictures:
-      if respond == "image":
-        raise BadRequest(self.no_pictures)
-      respond = "text"  # "auto" leaves it to the model, and this one has words alone
     seeds = list(range(len(documents))) if seeds is None else list(seeds)
     if len(seeds) != len(documents):
       raise BadRequest(f"{len(seeds)} seeds for {len(documents)} documents: give one each")
-    P = self.config.model.vision_tokenizer.patches
-    limit = {"image": 1, "text": 0, "auto": 1 << 30}[respond] if max_images is None else max_images
-    max_new = min(sampling.max_new_tokens, P + 2) if respond == "image" else sampling.max_new_tokens
-    rows = [self._branches(d, respond=respond, sampling=sampling, max_images=limit) for d in documents]
-    # Alike in length, alike in program.
-    order = sorted(range(len(rows)), key=lambda i: -max(len(s) for s, _ in rows[i]))
-    results: dict[int, Document] = {}
-    for begin in range(0, len(order), batch_size):
-      chosen = order[begin : begin + batch_size]
-      responses = self._run(
-          [rows[i] for i in chosen], [seeds[i] for i in chosen], respond=respond, sampling=sampling, max_images=limit,
-          max_new=max_new, size=min(batch_size, _round_up_power(len(chosen))),
-      )  # fmt: skip
-      for i, response in zip(chosen, responses):
-        d = documents[i]
-        results[i] = dataclasses.replace(d, segments=(*d.segments, *response))
-      if progress:
-        progress(min(begin + batch_size, len(order)), len(order))
-    return [results[i] for i in range(len(documents))]
+    requests = [
+        Request(d, respond=respond, seed=seed, sampling=sampling, max_images=max_images) for d, seed in zip(documents, seeds)
+    ]
+    found: dict[int, Document] = {}
+    for event in self.stream(requests, batch_size=batch_size, strict=True):
+      if isinstance(event, Finished):
+        found[event.index] = event.document
+        if progress:
+          progress(len(found), len(documents))
+    return [found[i] for i in range(len(documents))]
 
-  def _branches(
-      self, document: Document, *, respond: Respond, sampling: SamplingConfig, max_images: int
-  ) -> list[tuple[Laid, float]]:
-    """The document's branches and their weights: itself, and what guidance compares it with."""
-    vision = self.config.model.vision_tokenizer
-    R, P = vision.resolution, vision.patches
-    fitted = dataclasses.replace(
-        document,
-        segments=tuple(
-            Image(images_lib.fit(s.pixels, R, vision.pixels), s.learn) if isinstance(s, Image) else s
-            for s in document.segments
-        ),
-    )
-    laid = functools.partial(layout, tokenizer=self.tokenizer, patches=P, respond=True)
-    main = laid(fitted)
-    longest = self.config.model.transformer.max_positions
-    if len(main) + 1 > longest:
-      raise BadRequest(f"document {document.id!r} takes {len(main)} positions of at most {longest}: shorten the prompt")
-    if max_images == 0:
-      return [(main, 1.0)]
-    given = dataclasses.replace(fitted, segments=tuple(dataclasses.replace(s, learn=False) for s in fitted.segments))
-    nothing = laid(unconditional(dataclasses.replace(given, segments=()), sampling.unconditional_prompt))
-    s_text, s_image = sampling.guidance, sampling.image_guidance
-    if fitted.images and respond == "image" and (s_text, s_image) != (1.0, 1.0):
-      # Editing: v_0 + s_image (v_image - v_0) + s_text (v - v_image).
-      picture = laid(unconditional(given, sampling.unconditional_prompt, keep_images=True))
-      return [(main, s_text), (picture, s_image - s_text), (nothing, 1.0 - s_image)]
-    return [(main, 1.0)] if s_text == 1.0 else [(main, s_text), (nothing, 1.0 - s_text)]
-
-  def _run(
+  def stream(
       self,
-      rows: list[list[tuple[Laid, float]]],
-      seeds: list[int],
+      requests: Sequence[Request],
       *,
-      respond: Respond,
-      sampling: SamplingConfig,
-      max_images: int,
-      max_new: int,
-      size: int,
-  ) -> list[tuple[Segment, ...]]:
-    """One batch, padded with copies of its first row to `size`."""
-    tk, vision = self.tokenizer, self.config.model.vision_tokenizer
-    longest = max(len(s) for row in rows for s, _ in row) + 1
-    T = min(-(-longest // _PROMPT_BUCKET) * _PROMPT_BUCKET, self.config.model.transformer.max_positions)
-    max_new = min(max_new, self.config.model.transformer.max_positions - T + _PROMPT_BUCKET)
-    R = max(len(row) for row in rows)
-    I = max(max((len(s.images) for row in rows for s, _ in row), default=0), 1)
-    tokens = np.full((size, R, T), tk.pad, np.int32)
-    slots = np.full((size, R, T), -1, np.int32)
-    lengths = np.ones((size, R), np.int32)
-    weights = np.zeros((size, R), np.float32)
-    weights[:, 0] = 1.0
-    tokens[:, :, 0] = tk.bos
-    pictures: list[np.ndarray] = []
-    where: list[tuple[int, int, int]] = []
-    for b, row in enumerate(rows):
-      for r, (s, weight) in enumerate(row):
-        n = len(s)
-        tokens[b, r, :n], weights[b, r] = s.tokens_T, weight
-        slots[b, r, np.flatnonzero(s.image_T >= 0)] = np.arange((s.image_T >= 0).sum())
-        if r == 0 and respond == "image":
-          tokens[b, r, n] = tk.boi
-          n += 1
-        lengths[b, r] = n
-        for i, image in enumerate(s.images):
-          where.append((b, r, i))
-          pictures.append(image.pixels)
-    features = np.zeros((size, R, I, vision.patches, vision.latent_dim), np.float32)
-    if pictures:
-      features[tuple(np.asarray(where).T)] = self.encode(pictures)
-    seeds = [*seeds, *[0] * (size - len(rows))]
-    # A padding row is done at once: it may draw nothing, and its one position leads to a text token that nobody reads.
-    images_left = np.asarray([max_images] * len(rows) + [0] * (size - len(rows)), np.int32)
-    program = engine.Program(
-        max_new=max_new, steps=sampling.steps, temperature=sampling.temperature, top_k=sampling.top_k,
-        top_p=sampling.top_p, sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos,
-    )  # fmt: skip
-    allowed = np.zeros(self.config.model.transformer.vocab_size, bool)
+      batch_size: int = 64,
+      preview_rows: int = 0,
+      strict: bool = False,
+  ) -> Iterator[Event]:
+    """Answers requests of all sorts in one running batch, which they join as others leave it.
+
+    Args:
+      requests: to be answered.
+      batch_size: how many are answered at once.
+      preview_rows: show unfinished pictures every so many rows of patches; 0 shows none.
+      strict: raise the first request's failure before any work is done, in the place of an event.
+
+    Yields:
+      Text as it comes, previews, and each request's end: `Finished` or, where it can't be served, `Failed`.
+    """
+    ready: list[tuple[int, Prepared]] = []
+    for index, request in enumerate(requests):
+      try:
+        ready.append((index, self._prepare(request)))
+      except BadRequest as e:
+        if strict:
+          raise
+        yield Failed(index, str(e))
+    if not ready:
+      return
+    P = self.config.model.vision_tokenizer.patches
+    side = round(P**0.5)
+    scheduler = self._scheduler([r for _, r in ready], batch_size, positions=preview_rows * side or 64)
+    responses: dict[int, Response] = {}
+    shown: dict[int, int] = {}
+    ended: list[int] = []
+    for step in scheduler.run(r for _, r in ready):
+      if step is None:  # all rows have been told of: what has ended is decoded together
+        yield from self._finished(ended, responses, requests)
+        ended = []
+        continue
+      index = ready[step.ticket][0]
+      response = responses.setdefault(index, Response(self.tokenizer, P))
+      text = response.add(step.tokens_N, step.features_NC)
+      if step.done:
+        text += response.end()
+        ended.append(index)
+      if text:
+        yield TextPiece(index, text)
+      features_nC = response.unfinished
+      if preview_rows and features_nC is not None and len(features_nC) // side >= shown.get(index, 0) + preview_rows:
+        shown[index] = len(features_nC) // side
+        yield Preview(index, response.pictures, len(features_nC), self._preview(features_nC))
+      elif features_nC is None:
+        shown.pop(index, None)
+    yield from self._finished(ended, responses, requests)
+
+  def _prepare(self, request: Request) -> Prepared:
+    if self.no_pictures:
+      if request.respond == "image":
+        raise BadRequest(self.no_pictures)
+      request = dataclasses.replace(request, respond="text")  # "auto" leaves it to the model, and this one has words alone
+    return prepare(request, config=self.config.model, tokenizer=self.tokenizer, sampling=self.config.sampling)
+
+  def _scheduler(self, requests: list[Prepared], batch_size: int, *, positions: int) -> Scheduler:
+    """A batch that all of some requests fit into, and as many of them at once as are asked for."""
+    rows = min(batch_size, _round_up_power(len(requests)))
+    guides = sum(sorted((len(r.guides) for r in requests), reverse=True)[:rows])
+    tk = self.tokenizer
+    text_V = np.zeros(self.config.model.transformer.vocab_size, bool)
     mask = tk.text_ids_mask()
-    allowed[: len(mask)] = mask
-    if size > len(rows):
-      for b in range(len(rows), size):
-        tokens[b], slots[b], lengths[b], weights[b] = tokens[0], slots[0], lengths[0], weights[0]
-        features[b], images_left[b] = features[0], images_left[0]
-    prompts = engine.Prompts(
-        tokens_BRT=tokens, slot_BRT=slots, features_BRJC=features.reshape(size, R, -1, vision.latent_dim),
-        length_BR=lengths, weight_BR=weights, seed_B=np.asarray(seeds, np.int32), max_images_B=images_left,
-        stop_after_images_B=np.full(size, respond == "image"),
+    text_V[: len(mask)] = mask
+    network = Network(
+        graphdef=self.graphdef, params=self.params, config=self.config.model, text_V=text_V, encode=self.encode,
+        ids=engine.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
-    out = engine.generate(
-        self.graphdef, self.params, prompts, allowed, config=self.config.model, program=program
-    )
-    return self._read(jax.tree.map(lambda x: np.asarray(x)[: len(rows)], out), respond=respond)
+    slots = max(r.slots for r in requests)
+    size = Size(
+        rows=rows, guides=min(_round_up_power(guides), 2 * rows) if guides else 0, slots=-(-slots // _SLOTS) * _SLOTS,
+        positions=positions,
+    )  # fmt: skip
+    return Scheduler(
+        network, size, solvers=[s for r in requests for s in r.solvers],
+        sampled=any(r.sampling.temperature > 0 for r in requests),
+        repeats=any(r.sampling.repetition_penalty != 1 for r in requests),
+    )  # fmt: skip
 
-  def _read(self, out: engine.Output, *, respond: Respond) -> list[tuple[Segment, ...]]:
-    """Turns generated positions into segments."""
-    tk, P = self.tokenizer, self.config.model.vision_tokenizer.patches
-    found: list[list[Segment | int]] = []
-    drawn: list[np.ndarray] = []
-    for tokens, features, n in zip(out.tokens_BN, out.features_BNC, out.length_B):
-      segments: list[Segment | int] = []
-      ids: list[int] = []
+  def _finished(self, ended: list[int], responses: dict[int, Response], requests: Sequence[Request]) -> Iterator[Finished]:
+    """Decodes the pictures of responses that have ended, together."""
+    drawn = [x for i in ended for x in responses[i].texts_and_pictures if not isinstance(x, str)]
+    pictures = iter(self.decode(drawn)) if drawn else iter(())
+    for i in ended:
+      segments = tuple(
+          Text(x, learn=True) if isinstance(x, str) else Image(next(pictures), learn=True)
+          for x in responses.pop(i).texts_and_pictures
+      )
+      d = requests[i].document
+      yield Finished(i, dataclasses.replace(d, segments=(*d.segments, *segments)))
 
-      def flush():
-        text = tk.decode(ids).strip()
-        if text:
-          segments.append(Text(text, learn=True))
-        ids.clear()
-
-      i = 0
-      while i < n:
-        if tokens[i] == tk.image:
-          flush()
-          if i + P <= n:  # an image that the length cut off is dropped
-            segments.append(len(drawn))
-            drawn.append(features[i : i + P])
-          i += P
-        else:
-          ids.append(int(tokens[i]))
-          i += 1
-      flush()
-      found.append(segments)
-    pictures = self.decode(drawn) if drawn else []
-    return [tuple(Image(pictures[s], learn=True) if isinstance(s, int) else s for s in row) for row in found]
+  def _preview(self, features_nC: np.ndarray) -> np.ndarray:
+    """A picture of the patches that are there; the decoder is given their mean for the others."""
+    P = self.config.model.vision_tokenizer.patches
+    rest = np.repeat(features_nC.mean(axis=0, keepdims=True), P - len(features_nC), axis=0)
+    return preview(self.decode([np.concatenate([features_nC, rest])])[0], len(features_nC), P)
 
   def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Features [I, P, C] of pictures of the model's resolution."""

@@ -98,9 +98,17 @@ class Orthus(nnx.Module):
       return dense(hidden, self.lm_head[...], merge=True).astype(jnp.float32)
     return jnp.matmul(hidden, self.lm_head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
 
-  def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:
+  def extend(
+      self,
+      x_BTD: jax.Array,
+      cache: Cache,
+      *,
+      start_B: jax.Array,
+      lane_B: jax.Array | None = None,
+      window: int | None = None,
+  ) -> tuple[jax.Array, Cache]:
     """Appends embedded positions to a cache; see `Transformer.extend`."""
-    return self.transformer.extend(x_BTD, cache, start_B=start_B)
+    return self.transformer.extend(x_BTD, cache, start_B=start_B, lane_B=lane_B, window=window)
 
 
 @functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint

@@ -35,6 +35,25 @@ class Cache:
     zeros = jnp.zeros((config.layers, batch, slots, config.kv_heads, config.head_dim), config.dtype)
     return cls(k_LBSKH=zeros, v_LBSKH=zeros)
 
+  def put(self, l: jax.Array, lane_B1: jax.Array, position_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
+    """With new keys and values in a layer's slots; what is out of range is dropped."""
+
+    def put(old: jax.Array, new: jax.Array) -> jax.Array:
+      return old.at[l, lane_B1, position_BT].set(new.astype(old.dtype), mode="drop")
+
+    return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))
+
+  def get(
+      self, l: jax.Array, lane_B: jax.Array | None, window: int | None, *, dtype: jnp.dtype
+  ) -> tuple[jax.Array, jax.Array]:
+    """A layer's keys and values [B, S, K, H] in some lanes' first `window` slots."""
+
+    def get(x: jax.Array) -> jax.Array:
+      x_XSKH = x[l, :, :window]
+      return (x_XSKH if lane_B is None else jnp.take(x_XSKH, lane_B, axis=0, mode="clip")).astype(dtype)
+
+    return get(self.k_LBSKH), get(self.v_LBSKH)
+
 
 class RMSNorm(nnx.Module):
   """x / rms(x), computed in fp32, cast back, then scaled."""
@@ -220,36 +239,48 @@ class Transformer(nnx.Module):
     x_BTD, _ = jax.lax.scan(body, x_BTD, self.layers, unroll=self.config.scan_unroll)
     return self.norm(x_BTD)
 
-  def extend(self, x_BTD: jax.Array, cache: Cache, *, start_B: jax.Array) -> tuple[jax.Array, Cache]:
-    """Appends T positions to each row of a cache.
+  def extend(
+      self,
+      x_BTD: jax.Array,
+      cache: Cache,
+      *,
+      start_B: jax.Array,
+      lane_B: jax.Array | None = None,
+      window: int | None = None,
+  ) -> tuple[jax.Array, Cache]:
+    """Appends T positions to rows of a cache.
 
     Args:
       x_BTD: embedded new positions; those that a row doesn't need may hold anything, as nothing looks ahead and
         a later call overwrites their slots.
       cache: what came before.
-      start_B: the place of each row's first new position; T slots must be free from there.
+      start_B: the place of each row's first new position. What would lie beyond the last slot is dropped.
+      lane_B: which of the cache's rows each is, one beyond the last for none; all of them in order where it is left out.
+      window: slots that are looked at; all where it is left out.
 
     Returns:
       ([B, T, D] states after the final norm, the longer cache).
     """
     B, T, _ = x_BTD.shape
     position_BT = start_B[:, None] + jnp.arange(T)
-    row_B1 = jnp.arange(B)[:, None]
+    lane_B1 = (jnp.arange(B) if lane_B is None else lane_B)[:, None]
 
     def body(carry, scanned):
-      x_BTD, k_LBSKH, v_LBSKH = carry
+      x_BTD, cache = carry
       layer, l = scanned
-      updated = []
+      longer = cache
 
       def attend(q_BTNH, k_BTKH, v_BTKH):
-        k_all = k_LBSKH.at[l, row_B1, position_BT].set(k_BTKH.astype(k_LBSKH.dtype), mode="drop")
-        v_all = v_LBSKH.at[l, row_B1, position_BT].set(v_BTKH.astype(v_LBSKH.dtype), mode="drop")
-        updated.extend((k_all, v_all))
-        return attention.cached_attention(q_BTNH, k_all[l], v_all[l], position_BT=position_BT)
+        nonlocal longer
+        longer = cache.put(l, lane_B1, position_BT, k_BTKH, v_BTKH)
+        k_BSKH, v_BSKH = longer.get(l, lane_B, window, dtype=q_BTNH.dtype)
+        return attention.cached_attention(q_BTNH, k_BSKH, v_BSKH, position_BT=position_BT)
 
       x_BTD = layer(x_BTD, position_BT, attend)
-      return (x_BTD, *updated), None
+      return (x_BTD, longer), None
 
-    carry = (x_BTD.astype(self.config.dtype), cache.k_LBSKH, cache.v_LBSKH)
-    (x_BTD, k, v), _ = jax.lax.scan(body, carry, (self.layers, jnp.arange(self.config.layers)))
-    return self.norm(x_BTD), Cache(k_LBSKH=k, v_LBSKH=v)
+    carry = (x_BTD.astype(self.config.dtype), cache)
+    (x_BTD, cache), _ = jax.lax.scan(
+        body, carry, (self.layers, jnp.arange(self.config.layers)), unroll=self.config.scan_unroll
+    )
+    return self.norm(x_BTD), cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from typing import Any
 
@@ -78,19 +79,25 @@ def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> G
       )
       for n, s in shapes.items()
     }
+    slots = _PROMPT + patches + 2
     fixed = engine.Program(
-        max_new=patches + 2, steps=config.sampling.steps, temperature=0.0, top_k=0, top_p=1.0, sep=8710, boi=8197, eoi=8196,
-        image=8711, eos=2,
+        positions=patches + 2, window=slots, solvers=((config.sampling.solver, config.sampling.steps),),
+        ids=engine.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2),
     )  # fmt: skip
-    text_V = jax.ShapeDtypeStruct(
-      (config.model.transformer.vocab_size,), jnp.bool, sharding=NamedSharding(mesh, PartitionSpec())
+    whole = NamedSharding(mesh, PartitionSpec())
+    text_V = jax.ShapeDtypeStruct((config.model.transformer.vocab_size,), jnp.bool, sharding=whole)
+    guides = 0 if config.sampling.guidance == 1 else rows
+    state = jax.eval_shape(functools.partial(engine.empty, config.model, rows=rows, guides=guides, slots=slots))
+    state = jax.tree.map(
+      lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, engine.shardings(mesh, state)
     )
-    traced = engine.generate.trace(
-      graphdef, params, _prompts(config, mesh, rows), text_V, config=config.model, program=fixed
+    stop_at = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    traced = engine.advance.trace(
+      graphdef, params, state, text_V, stop_at, config=config.model, program=fixed
     )
     done = time.monotonic()
     text, memory = program.compile_traced(traced, mesh)
-  counted = work.count(hlo.parse(text), rounds=fixed.max_new) if text else work.Work(())
+  counted = work.count(hlo.parse(text), rounds=fixed.positions) if text else work.Work(())
   mesh_shape = {a: int(n) for a, n in mesh.shape.items()}
   traffic = estimate.traffic(counted, mesh_shape, topology, hardware.places(topology, list(mesh.devices.flat)))
   times = dataclasses.asdict(estimate.estimate(counted, traffic, topology.chip)) if topology.chip.flops and text else {}
@@ -106,21 +113,6 @@ def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> G
       traffic=tuple(dataclasses.asdict(t) for t in traffic), times=times,
       pictures_per_second=rows / times["calibrated"] if times else 0.0,
       seconds={"trace": done - begin, "compile": time.monotonic() - done},
-  )  # fmt: skip
-
-
-def _prompts(config: Config, mesh: Any, rows: int) -> engine.Prompts:
-  vision, branches = config.model.vision_tokenizer, 1 if config.sampling.guidance == 1 else 2
-
-  def array(dtype: Any, *shape: int) -> jax.ShapeDtypeStruct:
-    whole = (rows, *shape)
-    return jax.ShapeDtypeStruct(whole, dtype, sharding=mesh_lib.sharding(mesh, whole, ("batch", *(None,) * len(shape))))
-
-  return engine.Prompts(
-      tokens_BRT=array(jnp.int32, branches, _PROMPT), slot_BRT=array(jnp.int32, branches, _PROMPT),
-      features_BRJC=array(jnp.float32, branches, vision.patches, vision.latent_dim), length_BR=array(jnp.int32, branches),
-      weight_BR=array(jnp.float32, branches), seed_B=array(jnp.int32), max_images_B=array(jnp.int32),
-      stop_after_images_B=array(jnp.bool),
   )  # fmt: skip
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process
+from orthus_jax.diffusion import solvers as solver_lib
 from orthus_jax.models.params import param
 
 _FREQUENCIES = 256
@@ -94,8 +95,13 @@ class DiffusionHead(nnx.Module):
 
   def modulations(self, t: jax.Array, z_D: jax.Array) -> Modulations:
     """All shifts, scales and gates for steps t [...] (any leading shape) and one state z [..., D]."""
-    time = self.time_out(jax.nn.silu(self.time_in(sinusoid(t, dtype=self.dtype))))
-    y = jax.nn.silu(time + self.condition(z_D.astype(self.dtype)))
+    return self._modulate(self._time(t) + self.condition(z_D.astype(self.dtype)))
+
+  def _time(self, t: jax.Array) -> jax.Array:
+    return self.time_out(jax.nn.silu(self.time_in(sinusoid(t, dtype=self.dtype))))
+
+  def _modulate(self, y: jax.Array) -> Modulations:
+    y = jax.nn.silu(y)
     return Modulations(tuple(b.modulation(y) for b in self.blocks), self.final_modulation(y))
 
   def denoise(self, x: jax.Array, modulations: Modulations) -> jax.Array:
@@ -152,6 +158,78 @@ class DiffusionHead(nnx.Module):
 
     x_C, _ = jax.lax.scan(step, noise_C, (modulations_SR, abar_S, next_S))
     return x_C / c.latent_scale
+
+
+  def sample_batch(
+      self,
+      z_XD: jax.Array,
+      *,
+      owner_X: jax.Array,
+      mix_BX: jax.Array,
+      key_B: jax.Array,
+      solvers: tuple[tuple[str, int], ...],
+      solver_B: jax.Array,
+      interval_B2: jax.Array,
+      wanted_B: jax.Array,
+  ) -> jax.Array:
+    """A feature for each row, [B, C], each from one noise shared with its guides.
+
+    Every shift, scale and gate depends on (t, z) alone, so those of all steps are one product ahead of the loop. Axes
+    here: B rows, X rows and then guides, K solvers.
+
+    Args:
+      z_XD: states.
+      owner_X: the row that each state belongs to.
+      mix_BX: the prediction followed is sum_x mix_BX[b, x] v_x; it adds up to 1 in each row.
+      key_B: random keys.
+      solvers: (name, steps) of each, see `solvers.table`; fixed at compile time.
+      solver_B: which of them each row takes.
+      interval_B2: guidance holds at steps t in [low, high); at others a row follows its own prediction.
+      wanted_B: bool, the rows whose feature counts; no more steps are taken than they need.
+    """
+    steps = np.asarray([n for _, n in solvers])
+    counts = sorted(set(steps.tolist()))
+    run = functools.partial(self._run, z_XD, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2)
+    if len(counts) == 1:
+      return run(counts[0])
+    needed = jnp.max(jnp.where(wanted_B, jnp.asarray(steps)[solver_B], 0))
+    return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
+
+  def _run(self, z_XD, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, S: int) -> jax.Array:
+    """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
+    c, B, guided = self.config, mix_BX.shape[0], mix_BX.shape[1] > mix_BX.shape[0]
+    tables = [solver_lib.table(c, solver=name, steps=n) for name, n in solvers]
+    tables = [solver_lib.pad(t, S) if len(t.t) < S else jax.tree.map(lambda x: x[:S], t) for t in tables]
+    table_SK = jax.tree.map(lambda *x: np.stack(x, axis=1), *tables)
+    random = bool(np.any(table_SK.noise))
+    time_SKW = self._time(jnp.asarray(table_SK.t))
+    if len(tables) == 1:  # one column serves all rows
+      row_SB, time_SXW = table_SK, time_SKW
+    else:
+      row_SB = jax.tree.map(lambda x: jnp.asarray(x)[:, solver_B], table_SK)
+      time_SXW = time_SKW[:, solver_B[owner_X]]
+    modulations_SX = self._modulate(time_SXW + self.condition(z_XD.astype(self.dtype)))
+
+    def step(carry, scanned):
+      x_BC, previous_BC = carry
+      modulations_X, row_B, s = scanned
+      v_XC = self.denoise(x_BC[owner_X] if guided else x_BC, modulations_X)
+      v_BC = v_XC[:B]
+      if guided:
+        mixed_BC = jnp.matmul(mix_BX, v_XC, precision=jax.lax.Precision.HIGHEST)
+        inside_B = (row_B.t >= interval_B2[:, 0]) & (row_B.t < interval_B2[:, 1])
+        v_BC = jnp.where(inside_B[:, None], mixed_BC, v_BC)
+      noise_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
+      return solver_lib.step(x_BC, v_BC, previous_BC, noise_BC, row_B), None
+
+    noise_BC = jax.vmap(lambda key: jax.random.normal(key, (self.latent_dim,)))(key_B)
+    (x_BC, _), _ = jax.lax.scan(step, (noise_BC, jnp.zeros_like(noise_BC)), (modulations_SX, row_SB, jnp.arange(S)))
+    return x_BC / c.latent_scale
+
+
+def _normal(key_B: jax.Array, n: jax.Array, size: int) -> jax.Array:
+  """Noise [B, size] of each row's n-th step."""
+  return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), (size,)))(key_B)
 
 
 def mean_losses(

@@ -1,0 +1,280 @@
+"""Which request is in which row of the running batch: requests join as others leave.
+
+A guide's prompt stays in its lane when the request that it guided has ended. The next request with that prompt, which is
+mostly the unconditional one, takes the lane as it is: such a prompt is read once, not once a request.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+import contextlib
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+import numpy as np
+
+from orthus_jax.config import ModelConfig
+from orthus_jax.inference import engine
+from orthus_jax.inference.requests import Lane, Prepared
+from orthus_jax.inference.samplers import TextSampling
+from orthus_jax.models.params import Params
+from orthus_jax.parallel import mesh as mesh_lib
+
+_CHUNK = 256  # positions of prompts that are read at once
+_READ = 64  # lanes that are read into at once
+
+
+class Network(NamedTuple):
+  """What the compiled programs need of a model.
+
+  Attributes:
+    graphdef, params: its structure and parameters.
+    config: the model's.
+    ids: of special tokens.
+    text_V: bool, the ids of ordinary text.
+    encode: pictures to features [I, P, C].
+  """
+
+  graphdef: Any
+  params: Params
+  config: ModelConfig
+  ids: engine.Ids
+  text_V: np.ndarray
+  encode: Callable[[Sequence[np.ndarray]], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+  """Of the running batch.
+
+  Attributes:
+    rows, guides: lanes.
+    slots: positions of each.
+    positions: that rows move ahead in one call.
+  """
+
+  rows: int
+  guides: int
+  slots: int
+  positions: int = 64
+
+
+class Progress(NamedTuple):
+  """What has been added to a response.
+
+  Attributes:
+    ticket: the request's number, in the order in which requests came.
+    tokens_N, features_NC: the new positions; the image placeholder stands where `features_NC` holds a patch.
+    done: whether that was all.
+  """
+
+  ticket: int
+  tokens_N: np.ndarray
+  features_NC: np.ndarray
+  done: bool
+
+
+class Scheduler:
+  """Runs a stream of requests.
+
+  Args:
+    network: the model.
+    size: of the batch; a request must fit into it.
+    solvers: all (name, steps) that requests may ask for.
+    sampled, repeats: whether any request's text isn't greedy, or has a rule about repetition.
+  """
+
+  def __init__(
+      self, network: Network, size: Size, *, solvers: Sequence[tuple[str, int]], sampled: bool = True, repeats: bool = True
+  ):
+    self._net, self._size, self._solvers = network, size, tuple(dict.fromkeys(solvers))
+    self._program = engine.Program(
+        positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats
+    )
+    self._mesh = _mesh(network.params)
+    with self._on_mesh():
+      self._state = self._empty()
+    self._rows: dict[int, tuple[int, Prepared]] = {}  # row → its ticket and request
+    self._length = np.zeros(size.rows, int)  # slots that each row has come to
+    self._held: list[bytes | None] = [None] * size.guides  # the prompt in each guide's lane
+    self._guides: dict[int, list[int]] = {}  # row → its guides
+    self.turns = 0  # positions that the whole batch was moved ahead
+
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+
+  def _empty(self) -> engine.State:
+    def create() -> engine.State:
+      return engine.empty(self._net.config, rows=self._size.rows, guides=self._size.guides, slots=self._size.slots)
+
+    if self._mesh is None:
+      return jax.jit(create)()
+    return jax.jit(create, out_shardings=engine.shardings(self._mesh, jax.eval_shape(create)))()
+
+  def run(self, requests: Iterable[Prepared]) -> Iterator[Progress | None]:
+    """Serves requests as they come and as there is room; tells of each as it gets on, and says None when all were told of."""
+    with self._on_mesh():
+      yield from self._run(iter(requests))
+
+  def _run(self, requests: Iterator[Prepared]) -> Iterator[Progress | None]:
+    ticket, waiting = 0, next(requests, None)
+    while waiting is not None or self._rows:
+      chosen: list[tuple[int, Prepared, list[int]]] = []
+      while waiting is not None and (place := self._place(waiting)) is not None:
+        row, guides = place
+        self._rows[row], self._guides[row] = (ticket, waiting), guides
+        chosen.append((row, waiting, guides))
+        ticket, waiting = ticket + 1, next(requests, None)
+      if chosen:
+        self._begin(chosen)
+      yield from self._advance(others=waiting is not None)
+      yield None
+
+  def _place(self, request: Prepared) -> tuple[int, list[int]] | None:
+    """A free row, and free guides for it, those first that hold their prompts already."""
+    row = next((r for r in range(self._size.rows) if r not in self._rows), None)
+    taken = {g for guides in self._guides.values() for g in guides}
+    free = [g for g in range(self._size.guides) if g not in taken]
+    if row is None or len(free) < len(request.guides):
+      return None
+    guides = []
+    for lane in request.guides:
+      # Of the others, one that holds nothing is taken before one that holds what may be wanted again.
+      best = min(free, key=lambda g: (lane.key is None or self._held[g] != lane.key, self._held[g] is not None))
+      free.remove(best)
+      guides.append(best)
+    return row, guides
+
+  def _begin(self, chosen: list[tuple[int, Prepared, list[int]]]) -> None:
+    B = self._size.rows
+    to_read: list[tuple[int, Lane]] = []
+    for row, request, guides in chosen:
+      to_read.append((row, request.main))
+      self._length[row] = len(request.main) - 1
+      for g, lane in zip(guides, request.guides):
+        if lane.key is None or self._held[g] != lane.key:
+          to_read.append((B + g, lane))
+        self._held[g] = lane.key
+    self._read(to_read)
+    owned = [(g, row, lane) for row, request, guides in chosen for g, lane in zip(guides, request.guides)]
+    A, A2 = _power(len(chosen)), _power(len(owned)) if owned else 0
+
+    def column(values: list, size: int, fill: Any, dtype: Any) -> np.ndarray:
+      return np.asarray([*values, *[fill] * (size - len(values))], dtype)
+
+    requests = [r for _, r, _ in chosen]
+    pad = A - len(requests)
+    filled = [*requests, *[requests[0]] * pad]
+    guides = (
+        column([g for g, _, _ in owned], A2, self._size.guides, np.int32), column([r for _, r, _ in owned], A2, B, np.int32),
+        column([len(lane) for _, _, lane in owned], A2, 0, np.int32), column([x.weight for *_, x in owned], A2, 0, np.float32),
+    )  # fmt: skip
+    self._state = engine.admit(
+        self._state,
+        engine.Admission(
+            row=column([row for row, *_ in chosen], A, B, np.int32),
+            length=np.asarray([len(r.main) - 1 for r in filled], np.int32),
+            token=np.asarray([r.main.tokens_T[-1] for r in filled], np.int32), order=self._order(filled),
+            guide=guides[0], owner=guides[1], origin=guides[2], weight=guides[3],
+        ),
+    )  # fmt: skip
+
+  def _order(self, requests: list[Prepared]) -> engine.Order:
+    def of(get: Callable[[Prepared], Any], dtype: Any) -> np.ndarray:
+      return np.asarray([get(r) for r in requests], dtype)
+
+    times = self._net.config.diffusion.timesteps
+    return engine.Order(
+        seed=of(lambda r: r.seed, np.int32), max_new=of(lambda r: r.max_new, np.int32),
+        max_images=of(lambda r: r.max_images, np.int32), stop_after_images=of(lambda r: r.stop_after_images, bool),
+        weight=of(lambda r: r.main.weight, np.float32),
+        interval=of(lambda r: [times * x for x in r.sampling.guidance_interval], np.float32),
+        solvers=of(lambda r: [self._solvers.index(s) for s in r.solvers], np.int32),
+        late=of(lambda r: round(r.sampling.late_from * r.patches), np.int32),
+        text=TextSampling(
+            temperature=of(lambda r: r.sampling.temperature, np.float32), top_k=of(lambda r: r.sampling.top_k, np.int32),
+            top_p=of(lambda r: r.sampling.top_p, np.float32),
+            repetition_penalty=of(lambda r: r.sampling.repetition_penalty, np.float32),
+        ),
+    )  # fmt: skip
+
+  def _read(self, lanes: list[tuple[int, Lane]]) -> None:
+    """Reads prompts into lanes, in chunks; the last token of a row's prompt is read too, and overwritten by itself."""
+    vision, X = self._net.config.vision_tokenizer, self._size.rows + self._size.guides
+    lanes = sorted(lanes, key=lambda item: -len(item[1]))
+    pictures = [image.pixels for _, lane in lanes for image in lane.pictures]
+    encoded = iter(self._net.encode(pictures)) if pictures else iter(())
+    features = [
+        np.concatenate([next(encoded) for _ in lane.pictures]) if lane.pictures else None for _, lane in lanes
+    ]
+    for first in range(0, len(lanes), _READ):
+      group, theirs = lanes[first : first + _READ], features[first : first + _READ]
+      longest, A = len(group[0][1]), _power(len(group))
+      T = min(-(-longest // 32) * 32, _CHUNK)
+      for start in range(0, longest, T):
+        tokens = np.full((A, T), self._net.ids.sep, np.int32)
+        patch = np.full((A, T), -1, np.int32)
+        drawn = np.zeros((A, T, vision.latent_dim), np.float32)
+        where = np.full(A, X, np.int32)
+        for a, ((lane, prompt), own) in enumerate(zip(group, theirs)):
+          n = len(prompt.tokens_T[start : start + T])
+          if n == 0:
+            continue  # its prompt is over; what a padding row computes goes nowhere
+          where[a] = lane
+          tokens[a, :n], patch[a, :n] = prompt.tokens_T[start : start + T], prompt.patch_T[start : start + T]
+          at = np.flatnonzero(patch[a] >= 0)
+          if len(at):
+            before = int((prompt.patch_T[:start] >= 0).sum())
+            drawn[a, at] = own[before : before + len(at)]
+        prompts = engine.Prompts(
+            tokens_AT=tokens, patch_AT=patch, features_ATC=drawn if (patch >= 0).any() else None,
+            start_A=np.full(A, start, np.int32), lane_A=where,
+        )  # fmt: skip
+        cache = engine.read(
+            self._net.graphdef, self._net.params, self._state.cache, prompts, window=self._window(start + T)
+        )
+        self._state = self._state._replace(cache=cache)
+
+  def _advance(self, *, others: bool) -> Iterator[Progress]:
+    size = self._size
+    ahead = max(self._length[r] for r in self._rows) + size.positions
+    for row, guides in self._guides.items():
+      ahead = max(ahead, *(len(lane) + self._rows[row][1].patches + 1 for lane in self._rows[row][1].guides), 0)
+    program = dataclasses.replace(self._program, window=self._window(int(ahead)))
+    stop_at = np.int32(max(1, size.rows // 8) if others else size.rows + 1)
+    self._state, made = engine.advance(
+        self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
+        program=program,
+    )  # fmt: skip
+    made = jax.tree.map(np.asarray, made)
+    self.turns += int(made.positions)
+    for row in sorted(self._rows):
+      ticket, n, done = self._rows[row][0], int(made.count_B[row]), not made.active_B[row]
+      self._length[row] += n
+      if done:
+        del self._rows[row], self._guides[row]
+      yield Progress(ticket, made.tokens_BN[row, :n], made.features_BNC[row, :n], done)
+
+  def _window(self, ahead: int) -> int:
+    """Slots to look at: all of a short cache; of a long one as few of some sizes as hold what there is."""
+    whole = window = self._size.slots
+    while window >= 1024 and window // 2 >= ahead and (window // 2) % 2 == 0:
+      window //= 2
+    return min(window, whole)
+
+
+def _power(n: int) -> int:
+  """The next power of two, so that few programs are compiled."""
+  return 1 << (n - 1).bit_length()
+
+
+def _mesh(params: Params) -> jax.sharding.Mesh | None:
+  """What parameters lie on, if on several devices."""
+  for value in jax.tree.leaves(params):
+    if isinstance(value.sharding, NamedSharding) and value.sharding.mesh.size > 1:
+      return value.sharding.mesh
+  return None
