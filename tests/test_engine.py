@@ -2,7 +2,6 @@
 
 import dataclasses
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,19 +20,11 @@ import tiny
 TK = tiny.tokenizer()
 CONFIG = tiny.config(model__vision_embedding__patch_positions=True)
 P, C = 16, 4
-DULL = ("image_head", "lm_head", "vision_embedding/position_embedding")
 
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-  graphdef, params = params_lib.split(Orthus(CONFIG.model, rngs=nnx.Rngs(params=3)))
-  rng = np.random.default_rng(0)
-  # A fresh head has zero outputs, fresh logits are nearly flat and fresh positions small: none would show a mistake.
-  params = {
-      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(DULL) else v
-      for n, v in params.items()
-  }
-  return Model(CONFIG, graphdef, params, TK)
+  return tiny.lively_model()
 
 
 def reference(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool):
@@ -124,18 +115,9 @@ def test_drawing_agrees_with_a_plain_loop(model, edit):
 
 @pytest.mark.slow
 def test_free_interleaving_agrees_with_a_plain_loop(model):
-  # Lean the LM head towards begin-of-image, so that the model opens images by itself, again and again.
   prompt = document("two")
   laid = layout(prompt, TK, patches=P, respond=True)
-  net: Orthus = params_lib.merge(model.graphdef, model.params)
-  n = len(laid)
-  state_D = net(
-      jnp.asarray(laid.tokens_T)[None], features_BJC=jnp.zeros((1, 1, C)), slot_BT=jnp.full((1, n), -1),
-      position_BT=jnp.arange(n)[None], segment_ids_BT=jnp.ones((1, n), int),
-  )[0, -1]  # fmt: skip
-  params = dict(model.params)
-  params["lm_head"] = params["lm_head"].at[:, TK.boi].set(30.0 * state_D / jnp.sum(state_D**2))
-  eager = dataclasses.replace(model, params=params)
+  eager = tiny.eager_to_draw(model, prompt)
   sampling = dataclasses.replace(CONFIG.sampling, guidance=2.0, max_new_tokens=60)
   nothing = layout(unconditional(document(), sampling.unconditional_prompt), TK, patches=P, respond=True)
   items = reference(eager, laid, seed=0, weights=[2.0, -1.0], branches=[nothing], max_new=60, first_boi=False)

@@ -3,6 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from flax import nnx
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax import config as config_lib
@@ -10,6 +13,9 @@ from orthus_jax.config import Config
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.sequence import layout
 from orthus_jax.data.text_tokenizer import TextTokenizer, train_tokenizer
+from orthus_jax.inference.model import Model
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.orthus import Orthus, describe
 
 WORDS = ("red", "green", "blue", "one", "two", "draw", "what", "is", "this", "a", "box", "generate", "an", "image")
 CODES = 16
@@ -130,3 +136,34 @@ def write_folder(folder: Path, n: int = 12) -> Path:
 
 def replace(config: Config, part: str, **changes) -> Config:
   return dataclasses.replace(config, **{part: dataclasses.replace(getattr(config, part), **changes)})
+
+
+def lively_model(**changes) -> Model:
+  """A model with random weights whose outputs differ from position to position.
+
+  A fresh head has zero outputs, fresh logits are nearly flat and fresh positions small: none would show a mistake.
+  """
+  c = config(model__vision_embedding__patch_positions=True, **changes)
+  graphdef = describe(c.model)[0]
+  params = jax.jit(lambda: params_lib.split(Orthus(c.model, rngs=nnx.Rngs(params=3)))[1])()
+  rng, dull = np.random.default_rng(0), ("image_head", "lm_head", "vision_embedding/position_embedding")
+  params = {
+      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(dull) else v
+      for n, v in params.items()
+  }
+  return Model(c, graphdef, params, tokenizer())
+
+
+def eager_to_draw(model: Model, prompt: Document) -> Model:
+  """The model with its LM head leaning towards begin-of-image, so that it opens images by itself, again and again."""
+  tk = model.tokenizer
+  laid = layout(prompt, tk, patches=model.config.model.vision_tokenizer.patches, respond=True)
+  net: Orthus = params_lib.merge(model.graphdef, model.params)
+  n, C = len(laid), model.config.model.vision_tokenizer.latent_dim
+  state_D = net(
+      jnp.asarray(laid.tokens_T)[None], features_BJC=jnp.zeros((1, 1, C)), slot_BT=jnp.full((1, n), -1),
+      position_BT=jnp.arange(n)[None], segment_ids_BT=jnp.ones((1, n), int),
+  )[0, -1]  # fmt: skip
+  params = dict(model.params)
+  params["lm_head"] = params["lm_head"].at[:, tk.boi].set(30.0 * state_D / jnp.sum(state_D**2))
+  return dataclasses.replace(model, params=params)

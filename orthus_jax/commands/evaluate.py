@@ -12,7 +12,7 @@ import sys
 
 import tqdm
 
-from orthus_jax.commands import common
+from orthus_jax.commands import common, sampling
 from orthus_jax.config import BadRequest, Config
 
 _EXAMPLES = """examples:
@@ -39,11 +39,8 @@ def _parser() -> common.Parser:
   limits.add_argument("--captions", type=int, metavar="N", help="pictures to describe")
   limits.add_argument("--edits", type=int, metavar="N", help="pictures to edit")
   limits.add_argument("--stories", type=int, metavar="N", help="stories to tell")
-  sampling = parser.add_argument_group("how (default: as the run's config says)")
-  sampling.add_argument("--steps", type=int, help="solver steps a patch")
-  sampling.add_argument("--guidance", type=float, help="guidance scale; 1 turns it off")
-  sampling.add_argument("--image-guidance", type=float, help="guidance scale of the picture in editing")
-  sampling.add_argument("--seed", type=int, default=0, help="of all draws; default 0")
+  sampling.add_options(parser)
+  parser.add_argument("--seed", type=int, default=0, help="of all draws; default 0")
   parser.add_argument("--data", metavar="DIR", help="where the prepared data set lies; default as in training")
   parser.add_argument("--out", metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
@@ -73,16 +70,15 @@ def main(argv: Sequence[str]) -> int:
     name += f"-{step}"  # one checkpoint of several
   out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
   model = model_lib.load(options.run)
-  told = {"steps": options.steps, "guidance": options.guidance, "image_guidance": options.image_guidance}
-  sampling = dataclasses.replace(model.config.sampling, **{k: v for k, v in told.items() if v is not None})
+  how = sampling.changed(model.config.sampling, sampling.given(options))
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
   with _bar() as progress:
     result = shapes.evaluate(
-        model, documents, limits=limits, sampling=sampling, seed=options.seed, progress=progress
+        model, documents, limits=limits, sampling=how, seed=options.seed, progress=progress
     )
   record = {
       "benchmark": options.benchmark, "split": options.split, "step": step, "seed": options.seed,
-      "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(sampling), **result.to_json(),
+      "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(how), **result.to_json(),
       "versions": checkpoint.versions(),
   }  # fmt: skip
   text = json.dumps(record, indent=2) + "\n"

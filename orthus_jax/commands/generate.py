@@ -1,21 +1,29 @@
-"""`orthus generate`: one prompt in, pictures and text out."""
+"""`orthus generate`: one prompt in, or a file of them; pictures and text out."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 import base64
-import dataclasses
 import html
 import json
 from pathlib import Path
 import sys
 import time
 
-from orthus_jax.commands import common
+from orthus_jax.commands import common, sampling
 from orthus_jax.config import BadRequest
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 
+_EXAMPLES = """examples:
+  orthus generate runs/shapes --prompt="draw a red circle" --respond=image --out=red.png
+  orthus generate runs/shapes --image=red.png --prompt="What colour is it?"
+  orthus generate runs/shapes --requests=requests.jsonl --out=answers
+a request is a line such as
+  {"id": "a", "prompt": "draw a red circle", "respond": "image", "seed": 3, "guidance": 4.0}
+  {"prompt": "<image> What colour is it?", "images": ["red.png"]}
+"""
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
@@ -34,7 +42,8 @@ def _parser() -> common.Parser:
       prog="orthus generate",
       description="Draws, answers, edits or tells a story. Pictures of the prompt come before its text, or where it says"
       " <image>.",
-  )
+      epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
   add = parser.add_argument
   add("model", help="a run's directory, one of its checkpoints, or a Hugging Face directory")
   add("--prompt", default="", help="the text: a caption, a question, an instruction, the opening of a story")
@@ -45,14 +54,16 @@ def _parser() -> common.Parser:
       help="FILE.png for one picture, FILE.md or FILE.html for text with pictures, else a directory of pictures")
   add("--count", type=int, default=1, help="how many responses, each with a seed of its own")
   add("--seed", type=int, default=0)
-  add("--steps", type=int, help="solver steps per patch")
-  add("--guidance", type=float, help="how closely a picture follows the text; 1 turns guidance off")
-  add("--image-guidance", type=float, help="in editing: how closely the result keeps to the picture")
-  add("--temperature", type=float, help="of text; 0 is greedy")
-  add("--top-k", type=int)
-  add("--top-p", type=float)
-  add("--max-new-tokens", type=int, help="longest response, counting each patch as one")
+  add("--max-images", type=int, metavar="N", help="pictures at most where the model decides; room is kept for all of them"
+      " beside --max-new-tokens of text")  # fmt: skip
+  add("--requests", default="", metavar="FILE",
+      help="a JSON object a line, \"-\" for standard input, in the place of a prompt; results go to --out=DIR as they"
+      " finish, and what is there already isn't done again")  # fmt: skip
+  add("--batch-size", type=int, default=32, metavar="N", help="how many are answered at once; default 32")
+  add("--preview", type=int, default=0, metavar="ROWS",
+      help="show each picture on its way, as NAME.preview.png, every so many rows of patches")  # fmt: skip
   add("--json", action="store_true", help="print what was made as JSON")
+  sampling.add_options(parser)
   return parser
 
 
@@ -60,8 +71,12 @@ def main(argv: Sequence[str]) -> int:
   """Generates responses to one prompt."""
   args = _parser().parse_args(argv)
   begin = time.monotonic()
+  if args.batch_size < 1 or args.preview < 0:
+    raise BadRequest(f"--batch-size={args.batch_size} must be at least 1, and --preview={args.preview} at least 0")
+  if args.requests:
+    return _serve(args)
   if not args.prompt.strip() and not args.image:
-    raise BadRequest("nothing to go by: give --prompt, --image or both")
+    raise BadRequest("nothing to go by: give --prompt, --image or both, or --requests")
   if args.count < 1:
     raise BadRequest(f"--count={args.count} must be at least 1")
   out = Path(args.out) if args.out else None
@@ -72,15 +87,27 @@ def main(argv: Sequence[str]) -> int:
 
   common.start()
   from orthus_jax.inference import model as model_lib
+  from orthus_jax.inference.requests import Request
+  from orthus_jax.inference.responses import Finished, Preview, TextPiece
 
   model = model_lib.load(args.model)
-  given = {
-      "steps": args.steps, "guidance": args.guidance, "image_guidance": args.image_guidance,
-      "temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p, "max_new_tokens": args.max_new_tokens,
-  }  # fmt: skip
-  sampling = dataclasses.replace(model.config.sampling, **{k: v for k, v in given.items() if v is not None})
-  seeds = range(args.seed, args.seed + args.count)
-  results = model.generate([Document(tuple(segments))] * args.count, respond=args.respond, sampling=sampling, seeds=seeds)
+  how = sampling.changed(model.config.sampling, sampling.given(args))
+  requests = [
+      Request(Document(tuple(segments)), respond=args.respond, seed=seed, sampling=how, max_images=args.max_images)
+      for seed in range(args.seed, args.seed + args.count)
+  ]
+  talks = args.count == 1 and not args.json and sys.stdout.isatty()
+  results: dict[int, Document] = {}
+  for event in model.stream(requests, batch_size=args.batch_size, preview_rows=args.preview, strict=True):
+    if isinstance(event, Finished):
+      results[event.index] = event.document
+    elif isinstance(event, TextPiece) and talks:
+      print(event.text, end="", flush=True)
+    elif isinstance(event, Preview):
+      images_lib.save_png(_preview_file(out, event.index), event.pixels)
+  for i in range(args.count if args.preview else 0):
+    _preview_file(out, i).unlink(missing_ok=True)
+  results = [results[i] for i in range(args.count)]
   responses = [r.segments[len(segments):] for r in results]
 
   files = _write(out, segments, responses)
@@ -89,15 +116,55 @@ def main(argv: Sequence[str]) -> int:
               sys.stdout, indent=2)  # fmt: skip
     print()
     return 0
+  if talks:
+    print()
   for response, paths in zip(responses, files):
     paths = iter(paths)
     for s in response:
-      print(s.text if isinstance(s, Text) else f"[{next(paths, 'picture')}]")
+      if isinstance(s, Image):
+        print(f"[{next(paths, 'picture')}]")
+      elif not talks:
+        print(s.text)
   if out is not None and out.suffix in (".md", ".html"):
     print(f"written: {out}")
   if not any(responses):
     print("(the model ended without a word)", file=sys.stderr)
   return 0
+
+
+def _serve(args: argparse.Namespace) -> int:
+  """Answers a file of requests."""
+  if args.prompt or args.image or args.count != 1 or args.max_images is not None:
+    raise BadRequest("--requests says what is asked: leave --prompt, --image, --count and --max-images out")
+  if not args.out or Path(args.out).suffix in (".png", ".md", ".html"):
+    raise BadRequest("--requests needs --out=DIR, a directory for results.jsonl and pictures")
+  if args.requests != "-" and not Path(args.requests).is_file():
+    raise BadRequest(f"--requests={args.requests} is no file")
+  common.start()
+  from orthus_jax.commands import requests_file
+  from orthus_jax.inference import model as model_lib
+
+  model = model_lib.load(args.model)
+  base = sampling.changed(model.config.sampling, sampling.given(args))
+  counts = requests_file.serve(
+      model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
+      preview_rows=args.preview, quiet=args.json,
+  )  # fmt: skip
+  if args.json:
+    print(json.dumps(counts))
+  else:
+    before = f" ({counts['before']} of them before)" if counts["before"] else ""
+    print(
+        f"{counts['finished'] + counts['before']} of {counts['requests']} requests answered{before}, {counts['failed']} failed:"
+        f" {Path(args.out) / 'results.jsonl'}"
+    )
+  return 1 if counts["failed"] else 0
+
+
+def _preview_file(out: Path | None, index: int) -> Path:
+  if out is not None and out.suffix:
+    return out.with_name(f"{out.stem}-{index}.preview.png" if index else f"{out.stem}.preview.png")
+  return (out or Path("generated")) / f"picture-{index:03d}.preview.png"
 
 
 def _write(out: Path | None, prompt: Sequence, responses: Sequence[Sequence]) -> list[list[str]]:

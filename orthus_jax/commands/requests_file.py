@@ -1,0 +1,270 @@
+"""A file of requests, answered in one running batch; each result is written as soon as it is there.
+
+A line of the file is a JSON object: `prompt` and, where they matter, `id`, `images` (files, one for each <image> of the
+prompt; before its text, where it has none), `respond`, `seed`, `max_images`, and any field of the sampling config.
+
+DIR/results.jsonl gets a line a request: `id` and either `response`, a list of {"text": …} and {"image": FILE}, or
+`error`. What is answered there already isn't answered again; what failed is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+import dataclasses
+import io
+import itertools
+import json
+import os
+from pathlib import Path
+import re
+import sys
+import time
+from typing import Any
+import zlib
+
+import tqdm
+
+from orthus_jax.commands import sampling
+from orthus_jax.config import BadRequest, SamplingConfig
+from orthus_jax.data import images as images_lib
+from orthus_jax.data.documents import Document, Image, Text, interleaved
+from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import Request
+from orthus_jax.inference.responses import Event, Failed, Finished, Preview, TextPiece
+
+_BLOCK = 512  # requests whose pictures are held at once
+_OWN = ("id", "prompt", "images", "respond", "seed", "max_images")
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A line of the file: its request, or why it holds none."""
+
+  id: str
+  request: Request | None
+  error: str = ""
+
+
+def read(lines: Iterator[bytes], *, folder: Path, base: SamplingConfig, respond: str, seed: int) -> Iterator[Asked]:
+  """The requests of a file's lines; blank ones are passed over.
+
+  Args:
+    lines: of the file.
+    folder: that its pictures' paths start from.
+    base: sampling, where a request has none of its own.
+    respond, seed: likewise; the n-th request's seed is `seed` + n.
+  """
+  seen: set[str] = set()
+  number = -1
+  for at, line in enumerate(lines, 1):
+    if not line.strip():
+      continue
+    number += 1
+    identity = f"line-{at}"
+    try:
+      record = _record(line, at)
+      identity = record.get("id", identity)
+      if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
+        identity, wrong = f"line-{at}", identity
+        raise BadRequest(f"line {at}: id={wrong!r} must be a text or a whole number")
+      identity = str(identity)
+      if identity in seen:
+        identity, twice = f"line-{at}", identity
+        raise BadRequest(f"line {at}: another request has the id {twice!r} already")
+      request = _request(record, at, folder, base, respond, seed + number)
+      yield Asked(identity, request)
+    except BadRequest as e:
+      yield Asked(identity, None, str(e))
+    seen.add(identity)
+
+
+def _record(line: bytes, at: int) -> dict[str, Any]:
+  try:
+    record = json.loads(line.decode("utf-8"))
+  except UnicodeDecodeError as e:
+    raise BadRequest(f"line {at} isn't UTF-8 (byte {e.start})") from e
+  except ValueError as e:
+    raise BadRequest(f"line {at} isn't JSON: {e}") from e
+  except RecursionError as e:
+    raise BadRequest(f"line {at} is nested too deeply") from e
+  if not isinstance(record, dict):
+    raise BadRequest(f"line {at} isn't a JSON object")
+  return record
+
+
+def _request(
+    record: Mapping[str, Any], at: int, folder: Path, base: SamplingConfig, respond: str, seed: int
+) -> Request:
+  def field(name: str, kind: type, default: Any) -> Any:
+    value = record.get(name, default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+      raise BadRequest(f"line {at}: {name}={value!r} must be a {'whole number' if kind is int else kind.__name__}")
+    return value
+
+  prompt, files = field("prompt", str, "").strip(), field("images", list, [])
+  how = sampling.changed(base, {k: v for k, v in record.items() if k not in _OWN}, where=f"line {at}")
+  respond = field("respond", str, respond)
+  if respond not in ("auto", "image", "text"):
+    raise BadRequest(f"line {at}: respond={respond!r}: choose one of auto, image, text")
+  seed, most = field("seed", int, seed), record.get("max_images")
+  if not -(2**31) <= seed < 2**31:
+    raise BadRequest(f"line {at}: seed={seed} must have 32 bits")
+  if most is not None and field("max_images", int, 0) < 0:
+    raise BadRequest(f"line {at}: max_images={most} must not be negative")
+  if not prompt and not files:
+    raise BadRequest(f"line {at}: nothing to go by: give a prompt, images or both")
+  try:
+    prompt.encode()  # JSON can spell half a character
+    pictures = [images_lib.load_image(folder / file) for file in files]
+    document = interleaved(prompt if "<image>" in prompt else "<image>" * len(pictures) + prompt, pictures)
+  except UnicodeEncodeError as e:
+    raise BadRequest(f"line {at}: the prompt isn't a text (a lone surrogate at {e.start})") from e
+  except TypeError as e:
+    raise BadRequest(f"line {at}: images must be a list of files") from e
+  except BadRequest as e:
+    raise BadRequest(f"line {at}: {e}") from e
+  return Request(document, respond=respond, seed=seed, sampling=how, max_images=most)
+
+
+class Results:
+  """DIR/results.jsonl and the pictures beside it."""
+
+  def __init__(self, folder: Path):
+    folder.mkdir(parents=True, exist_ok=True)
+    self._folder, self._file = folder, folder / "results.jsonl"
+    self.done: set[str] = set()
+    if self._file.exists():
+      self._reopen()
+    self._out = self._file.open("a", encoding="utf-8")
+
+  def _reopen(self) -> None:
+    """Finds what is answered; a last line that was cut off, and earlier failures, are dropped."""
+    kept = []
+    for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
+      try:
+        record = json.loads(line)
+        identity = record["id"] if "error" not in record else None
+      except (ValueError, KeyError, TypeError):
+        continue
+      if identity is not None:
+        self.done.add(identity)
+        kept.append(line)
+    half = self._file.with_suffix(".half")
+    half.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    half.replace(self._file)
+
+  def failed(self, identity: str, reason: str) -> None:
+    self._write({"id": identity, "error": reason})
+
+  def finished(self, identity: str, response: tuple, **more: Any) -> None:
+    """Saves a response's pictures, then its line."""
+    n, said = itertools.count(), []
+    for segment in response:
+      if isinstance(segment, Text):
+        said.append({"text": segment.text})
+      else:
+        file = self._folder / f"{_stem(identity)}-{next(n)}.png"
+        images_lib.save_png(file, segment.pixels)
+        said.append({"image": file.name})
+    self.preview(identity, None)
+    self._write({"id": identity, "response": said, **more})
+
+  def preview(self, identity: str, pixels: Any) -> None:
+    """Shows an unfinished picture, or takes it away."""
+    file = self._folder / f"{_stem(identity)}.preview.png"
+    if pixels is None:
+      file.unlink(missing_ok=True)
+    else:
+      images_lib.save_png(file, pixels)
+
+  def _write(self, record: dict[str, Any]) -> None:
+    self._out.write(json.dumps(record, ensure_ascii=False) + "\n")
+    self._out.flush()
+
+  def close(self) -> None:
+    self._out.flush()
+    os.fsync(self._out.fileno())
+    self._out.close()
+
+
+def _stem(identity: str) -> str:
+  """A file name of an id; ids that would share one get different ones."""
+  plain = re.sub(r"[^\w.-]", "_", identity)[:100]
+  changed = plain != identity or plain.startswith(".")
+  return f"{plain.lstrip('.')}-{zlib.crc32(identity.encode()):08x}" if changed else plain
+
+
+def serve(
+    model: Model,
+    file: str,
+    out: Path,
+    *,
+    base: SamplingConfig,
+    respond: str,
+    seed: int,
+    batch_size: int,
+    preview_rows: int,
+    quiet: bool = False,
+) -> dict[str, Any]:
+  """Answers a file of requests ("-" is standard input); returns counts.
+
+  Raises:
+    BadRequest: if the file can't be read or holds no request.
+  """
+  try:
+    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+  except OSError as e:
+    raise BadRequest(f"{file} can't be read: {e.strerror}") from e
+  total = sum(1 for line in raw.splitlines() if line.strip())
+  if not total:
+    raise BadRequest(f"{'standard input' if file == '-' else file} holds no request: give a JSON object a line")
+  folder = Path() if file == "-" else Path(file).parent
+  results = Results(out)
+  counts = {"requests": total, "before": 0, "finished": 0, "failed": 0, "pictures": 0, "tokens": 0}
+  begin = time.monotonic()
+  asked = read(iter(io.BytesIO(raw)), folder=folder, base=base, respond=respond, seed=seed)
+  with tqdm.tqdm(total=total, unit="request", disable=quiet or None, file=sys.stderr) as bar:
+
+    def told(n: int = 1) -> None:
+      seconds = max(time.monotonic() - begin, 1e-9)
+      bar.set_postfix_str(f"{counts['pictures'] / seconds:.2f} pictures/s, {counts['tokens'] / seconds:.0f} tokens/s")
+      bar.update(n)
+
+    while block := list(itertools.islice(asked, _BLOCK)):
+      todo: list[tuple[str, Request]] = []
+      for a in block:
+        if a.request is not None and a.id in results.done:
+          counts["before"] += 1
+          told()
+        elif a.request is None:
+          results.failed(a.id, a.error)
+          counts["failed"] += 1
+          told()
+        else:
+          todo.append((a.id, a.request))
+      for event in model.stream([r for _, r in todo], batch_size=batch_size, preview_rows=preview_rows):
+        _take(event, todo, results, counts, model)
+        told(isinstance(event, Finished | Failed))
+  results.close()
+  return counts | {"seconds": time.monotonic() - begin}
+
+
+def _take(event: Event, todo: list[tuple[str, Request]], results: Results, counts: dict[str, Any], model: Model) -> None:
+  identity, request = todo[event.index]
+  if isinstance(event, TextPiece):
+    counts["tokens"] += len(model.tokenizer.encode(event.text))
+  elif isinstance(event, Preview):
+    results.preview(identity, event.pixels)
+  elif isinstance(event, Failed):
+    results.failed(identity, event.reason)
+    counts["failed"] += 1
+  else:
+    response = response_of(event.document, request.document)
+    results.finished(identity, response, seed=request.seed)
+    counts["finished"] += 1
+    counts["pictures"] += sum(isinstance(s, Image) for s in response)
+
+
+def response_of(answered: Document, prompt: Document) -> tuple:
+  """The segments that were added to a prompt."""
+  return answered.segments[len(prompt.segments) :]

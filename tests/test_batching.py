@@ -1,0 +1,186 @@
+"""Many requests in one running batch: each gets what it would get alone, and what saves time changes nothing."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from orthus_jax.config import BadRequest
+from orthus_jax.data.documents import Image, Text, document
+from orthus_jax.inference import engine, samplers, scheduler
+from orthus_jax.inference.requests import Request
+from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
+
+import tiny
+
+P = 16
+
+
+@pytest.fixture(scope="module")
+def model():
+  return tiny.lively_model()
+
+
+def answers(model, requests, **options) -> list[list[str | np.ndarray]]:
+  """Each request's response."""
+  found = {e.index: e.document for e in model.stream(requests, **options) if isinstance(e, Finished)}
+  added = [found[i].segments[len(r.document.segments) :] for i, r in enumerate(requests)]
+  return [[s.text if isinstance(s, Text) else s.pixels for s in segments] for segments in added]
+
+
+def alike(a: list, b: list) -> bool:
+  """The same texts, and the same pictures to the rounding of a byte."""
+  return len(a) == len(b) and all(
+      x == y if isinstance(x, str) else not isinstance(y, str) and np.abs(x.astype(int) - y.astype(int)).max() <= 1
+      for x, y in zip(a, b)
+  )
+
+
+def how(model, **fields):
+  return dataclasses.replace(model.config.sampling, **fields)
+
+
+def mixed(model) -> list[Request]:
+  pixels = tiny.TinySource()[0].images[0].pixels
+  warm = how(model, temperature=1.0, top_k=9, max_new_tokens=9)
+  return [
+      Request(document("draw a red box"), respond="image", seed=1),
+      Request(document(pixels, "what is this"), respond="text", seed=2, sampling=warm),
+      Request(document(pixels, "draw a blue box"), respond="image", seed=3),
+      Request(document("two"), seed=4, sampling=how(model, max_new_tokens=8, repetition_penalty=3.0)),
+      Request(document("red"), respond="image", seed=5, sampling=how(model, guidance=1.0)),
+      Request(document("blue"), respond="image", seed=6, sampling=how(model, guidance=4.0, solver="dpm", steps=3)),
+      Request(document("what is this"), respond="text", seed=7, sampling=warm),
+      Request(document("green"), respond="image", seed=8, sampling=how(model, late_steps=2, guidance_interval=(0.2, 0.8))),
+  ]
+
+
+@pytest.mark.slow
+def test_a_request_gets_what_it_would_get_alone(model):
+  requests = mixed(model)
+  together = answers(model, requests, batch_size=3)  # rows are taken over, guides' lanes too
+  for i, request in enumerate(requests):
+    assert alike(together[i], answers(model, [request])[0]), i
+  assert len({str(x) for x in together}) == len(together)
+
+
+def test_a_prompt_of_guidance_is_read_once(model, monkeypatch):
+  read = []
+
+  def count(graphdef, params, cache, prompts, *, window):
+    read.extend(x for x in np.asarray(prompts.lane_A) if x < 4)
+    return whole(graphdef, params, cache, prompts, window=window)
+
+  whole = engine.read
+  monkeypatch.setattr(scheduler.engine, "read", count)
+  requests = [Request(document(word), respond="image", seed=i) for i, word in enumerate(("red", "blue", "two", "one", "box"))]
+  drawn = answers(model, requests, batch_size=2)
+  assert len(drawn) == 5 and sum(x >= 2 for x in read) == 2 and sum(x < 2 for x in read) == 5
+
+
+def test_reading_in_chunks_changes_nothing(model, monkeypatch):
+  pixels = tiny.TinySource()[0].images[0].pixels
+  requests = [
+      Request(document(pixels, "what is this", pixels, "draw a blue box a red box one two"), respond="image"),
+      Request(document("red"), respond="image"),
+  ]
+  whole = answers(model, requests)
+  monkeypatch.setattr(scheduler, "_CHUNK", 8)
+  assert all(alike(a, b) for a, b in zip(whole, answers(model, requests)))
+
+
+def test_how_often_the_host_looks_changes_nothing(model):
+  requests = mixed(model)[:4]
+  prepared = [model._prepare(r) for r in requests]
+
+  def run(positions):
+    found = {}
+    for step in model._scheduler(prepared, 2, positions=positions).run(iter(prepared)):
+      if step is not None:
+        found.setdefault(step.ticket, []).extend(step.tokens_N.tolist())
+    return found
+
+  assert run(5) == run(64)
+
+
+def test_options_that_come_to_the_same(model):
+  base = Request(document("draw a red box"), respond="image", seed=3)
+
+  def drawn(**fields):
+    return answers(model, [dataclasses.replace(base, sampling=how(model, **fields))])[0]
+
+  plain = drawn()
+  assert alike(plain, drawn(late_steps=2, late_from=1.0))
+  assert alike(drawn(steps=2), drawn(late_steps=2, late_from=0.0))
+  assert alike(drawn(guidance=1.0), drawn(guidance_interval=(0.0, 0.0)))
+  assert not alike(plain, drawn(guidance_interval=(0.0, 0.5))) and not alike(plain, drawn(late_steps=2))
+  assert not alike(plain, drawn(solver="dpm")) and not alike(plain, drawn(solver="ddpm"))
+
+
+def test_streams_tell_of_what_is_there(model):
+  requests = mixed(model)[:4]
+  events = list(model.stream(requests, preview_rows=1))
+  finished = {e.index: e.document for e in events if isinstance(e, Finished)}
+  for i, request in enumerate(requests):
+    said = [s.text for s in finished[i].segments[len(request.document.segments) :] if isinstance(s, Text)]
+    assert "".join(e.text for e in events if isinstance(e, TextPiece) and e.index == i).split() == " ".join(said).split()
+  shown = [e for e in events if isinstance(e, Preview) and e.index == 0]
+  assert [e.done for e in shown] == [4, 8, 12]
+  for e in shown:
+    assert (e.pixels[e.done // 2 :] == 128).all() and not (e.pixels[: e.done // 2] == 128).all()
+  assert events.index(shown[-1]) < next(i for i, e in enumerate(events) if isinstance(e, Finished) and e.index == 0)
+
+
+def test_one_bad_request_harms_no_other(model):
+  pixels = np.zeros((8, 8, 3), np.uint8)
+  requests = [
+      Request(document("red"), respond="image"),
+      Request(document("red " * 200)),
+      Request(document("red"), sampling=how(model, steps=2000)),
+      Request(document("red"), max_images=9),
+      Request(document()),
+      Request(document(*[pixels] * 7), respond="image"),
+      Request(document("blue"), respond="image"),
+  ]
+  events = list(model.stream(requests))
+  said = {e.index: e.reason for e in events if isinstance(e, Failed)}
+  assert {e.index for e in events if isinstance(e, Finished)} == {0, 6} and said.keys() == {1, 2, 3, 4, 5}
+  assert "shorten the prompt" in said[1] and "at most 1000" in said[2] and "don't fit" in said[3] and "is empty" in said[4]
+  with pytest.raises(BadRequest, match="shorten the prompt"):
+    list(model.stream(requests, strict=True))
+
+
+def test_room_is_kept_for_the_pictures_that_are_asked_for(model):
+  # As in the released script: where fewer places are left than a picture takes, none can begin, and only text comes.
+  prompt = document("two")
+  eager = tiny.eager_to_draw(model, prompt)
+  sampling = how(model, max_new_tokens=P, guidance=1.0)
+  without = answers(eager, [Request(prompt, sampling=sampling)])[0]
+  within = answers(eager, [Request(prompt, sampling=sampling, max_images=2)])[0]
+  assert all(isinstance(x, str) for x in without)
+  assert sum(not isinstance(x, str) for x in within) == 2
+
+
+def test_what_was_said_becomes_less_likely():
+  logits = jnp.asarray([[2.0, -2.0, 1.0], [2.0, -2.0, 1.0]])
+  said = jnp.asarray([[True, True, False], [False, False, False]])
+  np.testing.assert_allclose(
+      samplers.repeat_less(logits, said, jnp.asarray([4.0, 4.0])), [[0.5, -8.0, 1.0], [2.0, -2.0, 1.0]]
+  )
+
+
+def test_the_state_lies_on_the_mesh(model):
+  from orthus_jax.config import MeshConfig
+  from orthus_jax.models.orthus import describe
+  from orthus_jax.parallel import mesh as mesh_lib
+
+  mesh = mesh_lib.make_mesh(MeshConfig(fsdp=4, tensor=2), devices=jax.devices()[:8])
+  axes = describe(model.config.model)[2]
+  params = {n: jax.device_put(v, mesh_lib.sharding(mesh, v.shape, axes[n])) for n, v in model.params.items()}
+  requests = [Request(document(w), respond="image", seed=i) for i, w in enumerate(("red", "blue", "two", "one"))]
+  on_mesh = dataclasses.replace(model, params=params)
+  batch = on_mesh._scheduler([on_mesh._prepare(r) for r in requests], 4, positions=64)
+  assert len(batch._state.cache.k_LBSKH.sharding.device_set) == 8 and not batch._state.cache.k_LBSKH.is_fully_replicated
+  assert all(alike(a, b) for a, b in zip(answers(model, requests), answers(on_mesh, requests)))

@@ -1,0 +1,107 @@
+"""A file of requests: every line gets its record, whatever the others are, and nothing is answered twice."""
+
+import json
+
+import numpy as np
+import pytest
+
+from orthus_jax.commands import requests_file
+from orthus_jax.config import BadRequest
+from orthus_jax.data import images
+
+import tiny
+
+
+@pytest.fixture(scope="module")
+def model():
+  return tiny.lively_model()
+
+
+def serve(model, file, out, **options):
+  options = dict(base=model.config.sampling, respond="auto", seed=0, batch_size=4, preview_rows=0, quiet=True) | options
+  return requests_file.serve(model, str(file), out, **options)
+
+
+def results(out) -> dict[str, dict]:
+  return {r["id"]: r for r in map(json.loads, (out / "results.jsonl").read_text().splitlines())}
+
+
+def test_every_line_gets_its_record(model, tmp_path):
+  images.save_png(tmp_path / "a.png", np.full((9, 7, 3), 50, np.uint8))
+  rows = [
+      (b'{"id": "draw/it", "prompt": "draw a red box", "respond": "image"}', ""),
+      (b"\xff\xfe", "line 2 isn't UTF-8"),
+      (b"{'id': 1}", "line 3 isn't JSON"),
+      (b"[1]", "line 4 isn't a JSON object"),
+      (b'{"id": 5, "prompt": "what is this", "images": ["a.png"], "respond": "text", "max_new_tokens": 3}', ""),
+      (b'{"id": "x", "prompt": "red", "images": ["absent.png"]}', "absent.png"),
+      (b'{"id": "x2", "prompt": "<image> red"}', "has 1 of '<image>' for 0 pictures"),
+      (b'{"id": "draw/it", "prompt": "red"}', "another request has the id 'draw/it'"),
+      (b'{"id": "x3", "prompt": "red", "solver": "euler"}', "choose one of ddim, dpm, ddpm"),
+      (b'{"id": "x4", "prompt": "red", "steps": 0}', "must be at least 1"),
+      (b'{"id": "x5", "prompt": "red", "steps": 5000}', "at most 1000"),
+      (b'{"id": "x6", "prompt": "red", "guidance": -1}', "guidance must not be negative"),
+      (b'{"id": "x7", "prompt": "red", "gidance": 1}', "the nearest is 'guidance'"),
+      (b'{"id": "x8", "prompt": "red", "max_images": 40}', "don't fit"),
+      (b'{"id": "x9", "prompt": " "}', "nothing to go by"),
+      (b'{"id": "xa", "prompt": 3}', "prompt=3 must be"),
+      (b'{"id": "xb", "prompt": "red", "respond": "sing"}', "respond='sing'"),
+      (b'{"id": "xc", "prompt": "red \\ud800"}', "lone surrogate"),
+      (b'{"id": "xd", "prompt": "red", "seed": 99999999999}', "must have 32 bits"),
+      (b'{"id": "xe", "prompt": "' + b"red " * 300 + b'"}', "shorten the prompt"),
+      (b'{"id": "xf", "prompt": "red", "images": [3]}', "must be a list of files"),
+      (b'{"id": true, "prompt": "red"}', "id=True must be"),
+      (b'{"prompt": "blue", "respond": "image"}', ""),
+  ]  # fmt: skip
+  file = tmp_path / "requests.jsonl"
+  file.write_bytes(b"\n".join(row for row, _ in rows) + b"\n\n")
+  counts = serve(model, file, tmp_path / "out")
+  assert counts["requests"] == len(rows) and counts["finished"] == 3 and counts["failed"] == len(rows) - 3
+  found = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+  by_line = {json.loads(line)["id"]: json.loads(line) for line in found}
+  assert len(found) == len(by_line) == len(rows)
+  for at, (row, reason) in enumerate(rows, 1):
+    identity = f"line-{at}"
+    if identity not in by_line:
+      identity = str(json.loads(row)["id"])
+    record = by_line[identity]
+    assert reason in record.get("error", "") and bool(reason) == ("error" in record), record
+  picture = by_line["draw/it"]["response"][0]["image"]
+  assert images.load_image(tmp_path / "out" / picture).shape == (8, 8, 3)
+
+
+def test_it_goes_on_where_it_was_cut_off(model, tmp_path):
+  file, out = tmp_path / "requests.jsonl", tmp_path / "out"
+  asked = [{"id": w, "prompt": f"draw a {w} box", "respond": "image"} for w in ("red", "green", "blue")]
+  file.write_text("\n".join(map(json.dumps, asked)) + '\n{"id": "bad", "prompt": "red", "steps": 0}\n')
+  assert serve(model, file, out)["finished"] == 3
+  whole = results(out)
+  pixels = {w: images.load_image(out / whole[w]["response"][0]["image"]) for w in ("red", "green", "blue")}
+  lines = (out / "results.jsonl").read_text().splitlines()
+  kept = [line for line in lines if '"red"' in line or '"bad"' in line]
+  (out / "results.jsonl").write_text("\n".join(kept) + "\n" + lines[-1][:20])  # killed while it wrote
+  (out / whole["red"]["response"][0]["image"]).unlink()
+  counts = serve(model, file, out)
+  assert (counts["before"], counts["finished"], counts["failed"]) == (1, 2, 1)
+  assert not (out / whole["red"]["response"][0]["image"]).exists()  # it wasn't drawn again
+  assert results(out).keys() == whole.keys() and len((out / "results.jsonl").read_text().splitlines()) == 4
+  for w in ("green", "blue"):
+    np.testing.assert_array_equal(images.load_image(out / results(out)[w]["response"][0]["image"]), pixels[w])
+
+
+def test_pictures_are_shown_on_their_way(model, tmp_path, monkeypatch):
+  shown = []
+  monkeypatch.setattr(requests_file.Results, "preview", lambda self, i, pixels: shown.append((i, pixels is None)))
+  file = tmp_path / "requests.jsonl"
+  file.write_text('{"id": "a", "prompt": "red", "respond": "image"}')
+  serve(model, file, tmp_path / "out", preview_rows=2)
+  assert shown == [("a", False), ("a", True)]
+
+
+def test_a_file_without_requests_is_refused(model, tmp_path):
+  (tmp_path / "empty.jsonl").write_text("\n \n")
+  with pytest.raises(BadRequest, match="holds no request"):
+    serve(model, tmp_path / "empty.jsonl", tmp_path / "out")
+  with pytest.raises(BadRequest, match="can't be read"):
+    serve(model, tmp_path / "absent.jsonl", tmp_path / "out")
+  assert not (tmp_path / "out").exists()
