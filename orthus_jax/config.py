@@ -40,6 +40,8 @@ class SamplingConfig:
     late_from: the share of a picture's patches that comes before the later ones.
     guidance_interval: (low, high), the part of diffusion time in which guidance holds: 0 is the picture, 1 pure noise.
     repetition_penalty: how much less likely text becomes that the response holds already; 1 turns it off.
+    weights: "stored", or "int8" for those that are read at every position; one choice for all that is generated together.
+    cache: keys and values in the "compute" dtype, or "int8"; likewise.
   """
 
   steps: int = 100
@@ -55,6 +57,8 @@ class SamplingConfig:
   late_from: float = 0.5
   guidance_interval: tuple[float, float] = (0.0, 1.0)
   repetition_penalty: float = 1.0
+  weights: Literal["stored", "int8"] = "stored"
+  cache: Literal["compute", "int8"] = "compute"
 
   def __post_init__(self):
     require(self.steps >= 1, f"sampling.steps={self.steps} must be at least 1")

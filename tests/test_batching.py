@@ -182,5 +182,5 @@ def test_the_state_lies_on_the_mesh(model):
   requests = [Request(document(w), respond="image", seed=i) for i, w in enumerate(("red", "blue", "two", "one"))]
   on_mesh = dataclasses.replace(model, params=params)
   batch = on_mesh._scheduler([on_mesh._prepare(r) for r in requests], 4, positions=64)
-  assert len(batch._state.cache.k_LBSKH.sharding.device_set) == 8 and not batch._state.cache.k_LBSKH.is_fully_replicated
+  assert len(batch._state.cache.k_LXSKH.sharding.device_set) == 8 and not batch._state.cache.k_LXSKH.is_fully_replicated
   assert all(alike(a, b) for a, b in zip(answers(model, requests), answers(on_mesh, requests)))

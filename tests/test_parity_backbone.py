@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.models import attention
-from orthus_jax.models.transformer import Cache
+from orthus_jax.models.cache import Cache
 
 import chameleon
 from measured import close, relative_error

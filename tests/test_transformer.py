@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest, TransformerConfig
-from orthus_jax.models.transformer import Cache, Transformer
+from orthus_jax.models.cache import Cache
+from orthus_jax.models.transformer import Transformer
 
 CONFIG = TransformerConfig(
     vocab_size=64, width=16, mlp_width=24, layers=3, heads=4, kv_heads=2, head_dim=4, max_positions=64, dtype="float32",

@@ -28,6 +28,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   add("--top-k", type=int, help="text among the k likeliest tokens; 0 means all")
   add("--top-p", type=float, help="and within this mass of probability")
   add("--repetition-penalty", type=float, help="how much less likely text becomes that was said; 1 turns it off")
+  add("--weights", choices=("stored", "int8"), help="int8: those that are read at every position in 8 bits")
+  add("--cache", choices=("compute", "int8"), help="int8: keys and values in 8 bits")
   add("--max-new-tokens", type=int, help="longest response, counting each patch as one")
 
 

@@ -24,9 +24,9 @@ import jax.numpy as jnp
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import samplers
 from orthus_jax.models import params as params_lib
+from orthus_jax.models.cache import Cache
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
-from orthus_jax.models.transformer import Cache
 from orthus_jax.parallel import mesh as mesh_lib
 
 
@@ -137,8 +137,8 @@ class Program:
   repeats: bool = False
 
 
-def empty(config: ModelConfig, *, rows: int, guides: int, slots: int) -> State:
-  """A state in which nothing is on the way."""
+def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool = False) -> State:
+  """A state in which nothing is on the way; with `int8`, its cache is in 8 bits."""
   B, G, V = rows, guides, config.transformer.vocab_size
 
   def zeros(*shape: int, dtype=jnp.int32) -> jax.Array:
@@ -149,7 +149,7 @@ def empty(config: ModelConfig, *, rows: int, guides: int, slots: int) -> State:
       interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), text=samplers.TextSampling.greedy(B),
   )  # fmt: skip
   return State(
-      cache=Cache.empty(config.transformer, batch=B + G, slots=slots), length_X=zeros(B + G), origin_G=zeros(G),
+      cache=Cache.empty(config.transformer, batch=B + G, slots=slots, int8=int8), length_X=zeros(B + G), origin_G=zeros(G),
       owner_G=jnp.full(G, B, jnp.int32), weight_G=jnp.zeros(G), active_B=zeros(B, dtype=bool), token_B=zeros(B),
       feature_BC=jnp.zeros((B, config.vision_tokenizer.latent_dim)), patch_B=zeros(B), made_B=zeros(B), images_B=zeros(B),
       said_BV=zeros(B, V, dtype=bool), order=order,

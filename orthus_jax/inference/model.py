@@ -22,6 +22,7 @@ from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Res
 from orthus_jax.inference.scheduler import Network, Scheduler, Size
 from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib
+from orthus_jax.models import quantized
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
@@ -66,6 +67,10 @@ class Model:
       raise BadRequest(f"the checkpoint doesn't fit its config: {'; '.join(problems[:5])}{more}")
     no_pictures = "" if config.model.vision_tokenizer.decoder else _NO_DECODER
     return cls(config, graphdef, {n: jnp.asarray(v) for n, v in params.items()}, tokenizer, no_pictures)
+
+  @functools.cached_property
+  def _int8_params(self) -> Params:
+    return {n: jax.jit(functools.partial(quantized.quantize, n))(v) for n, v in self.params.items()}
 
   def generate(
       self,
@@ -128,7 +133,12 @@ class Model:
     ready: list[tuple[int, Prepared]] = []
     for index, request in enumerate(requests):
       try:
-        ready.append((index, self._prepare(request)))
+        prepared = self._prepare(request)
+        if ready and prepared.bits != ready[0][1].bits:
+          raise BadRequest(
+              f"weights and cache are {prepared.bits}, but {ready[0][1].bits} in the first request: one choice for all"
+          )
+        ready.append((index, prepared))
       except BadRequest as e:
         if strict:
           raise
@@ -177,14 +187,15 @@ class Model:
     text_V = np.zeros(self.config.model.transformer.vocab_size, bool)
     mask = tk.text_ids_mask()
     text_V[: len(mask)] = mask
+    weights, cache = requests[0].bits
     network = Network(
-        graphdef=self.graphdef, params=self.params, config=self.config.model, text_V=text_V, encode=self.encode,
+        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model, text_V=text_V, encode=self.encode,
         ids=engine.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
     slots = max(r.slots for r in requests)
     size = Size(
         rows=rows, guides=min(_round_up_power(guides), 2 * rows) if guides else 0, slots=-(-slots // _SLOTS) * _SLOTS,
-        positions=positions,
+        positions=positions, int8=cache == "int8",
     )  # fmt: skip
     return Scheduler(
         network, size, solvers=[s for r in requests for s in r.solvers],

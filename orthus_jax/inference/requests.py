@@ -90,6 +90,11 @@ class Prepared:
     return max(len(self.main) + self.max_new, *(len(g) + self.patches + 2 for g in self.guides), 0)
 
   @property
+  def bits(self) -> tuple[str, str]:
+    """What weights and cache are kept in."""
+    return self.sampling.weights, self.sampling.cache
+
+  @property
   def solvers(self) -> tuple[tuple[str, int], tuple[str, int]]:
     """(name, steps) of the first patches' solver and of the later ones'."""
     s = self.sampling

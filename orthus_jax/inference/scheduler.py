@@ -55,12 +55,14 @@ class Size:
     rows, guides: lanes.
     slots: positions of each.
     positions: that rows move ahead in one call.
+    int8: whether the cache is in 8 bits.
   """
 
   rows: int
   guides: int
   slots: int
   positions: int = 64
+  int8: bool = False
 
 
 class Progress(NamedTuple):
@@ -109,7 +111,8 @@ class Scheduler:
 
   def _empty(self) -> engine.State:
     def create() -> engine.State:
-      return engine.empty(self._net.config, rows=self._size.rows, guides=self._size.guides, slots=self._size.slots)
+      s = self._size
+      return engine.empty(self._net.config, rows=s.rows, guides=s.guides, slots=s.slots, int8=s.int8)
 
     if self._mesh is None:
       return jax.jit(create)()

@@ -15,9 +15,11 @@ import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
 from orthus_jax.models import params as params_lib
+from orthus_jax.models import quantized
+from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.params import Axes, param
-from orthus_jax.models.transformer import Cache, Transformer, dense
+from orthus_jax.models.transformer import Transformer, dense
 from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import sharded
@@ -96,7 +98,9 @@ class Orthus(nnx.Module):
     """Next-token logits [..., V] in fp32."""
     if self.config.transformer.merge_positions:
       return dense(hidden, self.lm_head[...], merge=True).astype(jnp.float32)
-    return jnp.matmul(hidden, self.lm_head[...].astype(hidden.dtype), preferred_element_type=jnp.float32)
+    kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
+    logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
+    return logits if scale_1V is None else logits * scale_1V[0]
 
   def extend(
       self,

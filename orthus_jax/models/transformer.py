@@ -7,7 +7,6 @@ head's values, then a weight and bias per head) before the rotary positions.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 from flax import nnx
@@ -16,43 +15,10 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from orthus_jax.config import TransformerConfig
-from orthus_jax.models import attention
+from orthus_jax.models import attention, quantized
+from orthus_jax.models.cache import Cache
 from orthus_jax.models.params import param
 from orthus_jax.parallel import sharded
-
-
-@functools.partial(jax.tree_util.register_dataclass, data_fields=["k_LBSKH", "v_LBSKH"], meta_fields=[])
-@dataclasses.dataclass(frozen=True)
-class Cache:
-  """Keys and values of the positions so far; slot s holds position s."""
-
-  k_LBSKH: jax.Array
-  v_LBSKH: jax.Array
-
-  @classmethod
-  def empty(cls, config: TransformerConfig, *, batch: int, slots: int) -> Cache:
-    """A cache of zeros for `batch` rows of `slots` positions."""
-    zeros = jnp.zeros((config.layers, batch, slots, config.kv_heads, config.head_dim), config.dtype)
-    return cls(k_LBSKH=zeros, v_LBSKH=zeros)
-
-  def put(self, l: jax.Array, lane_B1: jax.Array, position_BT: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> Cache:
-    """With new keys and values in a layer's slots; what is out of range is dropped."""
-
-    def put(old: jax.Array, new: jax.Array) -> jax.Array:
-      return old.at[l, lane_B1, position_BT].set(new.astype(old.dtype), mode="drop")
-
-    return Cache(put(self.k_LBSKH, k_BTKH), put(self.v_LBSKH, v_BTKH))
-
-  def get(
-      self, l: jax.Array, lane_B: jax.Array | None, window: int | None, *, dtype: jnp.dtype
-  ) -> tuple[jax.Array, jax.Array]:
-    """A layer's keys and values [B, S, K, H] in some lanes' first `window` slots."""
-
-    def get(x: jax.Array) -> jax.Array:
-      x_XSKH = x[l, :, :window]
-      return (x_XSKH if lane_B is None else jnp.take(x_XSKH, lane_B, axis=0, mode="clip")).astype(dtype)
-
-    return get(self.k_LBSKH), get(self.v_LBSKH)
 
 
 class RMSNorm(nnx.Module):
@@ -83,7 +49,7 @@ class HeadNorm(nnx.Module):
     return x32.astype(x_BTNH.dtype) * self.scale[...].astype(x_BTNH.dtype) + self.bias[...].astype(x_BTNH.dtype)
 
 
-def dense(x: jax.Array, kernel: jax.Array, *, merge: bool) -> jax.Array:
+def dense(x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool) -> jax.Array:
   """x [..., D] times a kernel [D, ...], in x's dtype.
 
   Args:
@@ -91,10 +57,12 @@ def dense(x: jax.Array, kernel: jax.Array, *, merge: bool) -> jax.Array:
     kernel: [D, ...]; cast to x's dtype.
     merge: flatten rows and positions ahead of the product (see TransformerConfig.merge_positions).
   """
-  kernel = kernel.astype(x.dtype)
+  kernel, scale = quantized.parts(kernel, x.dtype)
   if not merge:
-    return jnp.tensordot(x, kernel, axes=1)
-  return (x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:-1], *kernel.shape[1:])
+    y = jnp.tensordot(x, kernel, axes=1)
+  else:
+    y = (x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:-1], *kernel.shape[1:])
+  return y if scale is None else y * scale[0].astype(x.dtype)
 
 
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:

@@ -18,6 +18,7 @@ import numpy as np
 from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process
 from orthus_jax.diffusion import solvers as solver_lib
+from orthus_jax.models import quantized
 from orthus_jax.models.params import param
 
 _FREQUENCIES = 256
@@ -36,7 +37,9 @@ class Linear(nnx.Module):
     self.bias = param(jnp.zeros((outputs,)), axes[1])
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+    kernel, scale = quantized.parts(self.kernel[...], x.dtype)
+    y = x @ kernel
+    return (y if scale is None else y * scale[0].astype(x.dtype)) + self.bias[...].astype(x.dtype)
 
 
 def _layer_norm(x: jax.Array) -> jax.Array:
