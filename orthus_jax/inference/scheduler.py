@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -99,7 +100,7 @@ class Scheduler:
     )
     self._mesh = _mesh(network.params)
     with self._on_mesh():
-      self._state = self._empty()
+      self._state = _maker(network.config, size, self._mesh)()
     self._rows: dict[int, tuple[int, Prepared]] = {}  # row → its ticket and request
     self._length = np.zeros(size.rows, int)  # slots that each row has come to
     self._held: list[bytes | None] = [None] * size.guides  # the prompt in each guide's lane
@@ -108,15 +109,6 @@ class Scheduler:
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
-
-  def _empty(self) -> engine.State:
-    def create() -> engine.State:
-      s = self._size
-      return engine.empty(self._net.config, rows=s.rows, guides=s.guides, slots=s.slots, int8=s.int8)
-
-    if self._mesh is None:
-      return jax.jit(create)()
-    return jax.jit(create, out_shardings=engine.shardings(self._mesh, jax.eval_shape(create)))()
 
   def run(self, requests: Iterable[Prepared]) -> Iterator[Progress | None]:
     """Serves requests as they come and as there is room; tells of each as it gets on, and says None when all were told of."""
@@ -268,6 +260,18 @@ class Scheduler:
     while window >= 1024 and window // 2 >= ahead and (window // 2) % 2 == 0:
       window //= 2
     return min(window, whole)
+
+
+@functools.lru_cache(maxsize=32)  # a function is compiled once, if it is the same one
+def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> Callable[[], engine.State]:
+  """What makes an empty state where it belongs."""
+
+  def create() -> engine.State:
+    return engine.empty(config, rows=size.rows, guides=size.guides, slots=size.slots, int8=size.int8)
+
+  if mesh is None:
+    return jax.jit(create)
+  return jax.jit(create, out_shardings=engine.shardings(mesh, jax.eval_shape(create)))
 
 
 def _power(n: int) -> int:
