@@ -1,4 +1,4 @@
-"""What each choice of generation costs in quality: a trained model's scores beside those of 100 DDIM steps in full precision.
+"""What each choice of generation costs in quality: a trained model's scores beside 100 DDIM steps in full precision.
 
     python benchmarks/choices.py runs/shapes [--captions-per-tag=42] [--samples=2] [--only=NAME,...] [--markdown]
 
@@ -28,11 +28,11 @@ CHOICES = {
     "dpm 20": dict(solver="dpm", steps=20),
     "dpm 10": dict(solver="dpm", steps=10),
     "ddpm 100": dict(solver="ddpm"),
-    "100, later half 25": dict(late_steps=25),
+    "100 then 25": dict(late_steps=25),
     "guidance at t < 0.8": dict(guidance_interval=(0.0, 0.8)),
     "int8 weights": dict(weights="int8"),
     "int8 cache": dict(cache="int8"),
-    "int8 both, dpm 20": dict(weights="int8", cache="int8", solver="dpm", steps=20),
+    "int8 both + dpm 20": dict(weights="int8", cache="int8", solver="dpm", steps=20),
 }
 SCORES = ("single_object", "geneval_overall", "edits", "open_accuracy", "yes_no_accuracy", "caption_attributes")
 _RESAMPLES = 2000
@@ -53,7 +53,7 @@ def _paired(a: Sequence, b: Sequence, score: str, rng: np.random.Generator) -> t
   for x, y in zip(a, b, strict=True):
     assert (x.id, x.prompt) == (y.id, y.prompt)
     if score in x.marks:
-      rows.setdefault(x.id.split("/")[0], np.zeros(4))[:] += (*x.marks[score], *y.marks[score])
+      rows.setdefault(x.id, np.zeros(4))[:] += (*x.marks[score], *y.marks[score])
   if not rows:
     return None
   table = np.stack(list(rows.values()))

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-from flax import nnx
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -144,13 +142,21 @@ def lively_model(**changes) -> Model:
   A fresh head has zero outputs, fresh logits are nearly flat and fresh positions small: none would show a mistake.
   """
   c = config(model__vision_embedding__patch_positions=True, **changes)
-  graphdef = describe(c.model)[0]
-  params = jax.jit(lambda: params_lib.split(Orthus(c.model, rngs=nnx.Rngs(params=3)))[1])()
-  rng, dull = np.random.default_rng(0), ("image_head", "lm_head", "vision_embedding/position_embedding")
-  params = {
-      n: v + jnp.asarray(0.3 * rng.standard_normal(v.shape), v.dtype) if n.startswith(dull) else v
-      for n, v in params.items()
-  }
+  graphdef, shapes, _ = describe(c.model)
+  rng = np.random.default_rng(0)
+
+  def value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    last = name.rsplit("/", 1)[-1]
+    if last.endswith("scale"):
+      return 1 + 0.1 * rng.standard_normal(shape)
+    if last.endswith("bias"):
+      return 0.1 * rng.standard_normal(shape)
+    dull = name.startswith(("image_head", "lm_head", "vision_embedding/position_embedding"))
+    inputs = np.prod(shape[1 if "/layers/" in name else 0 : -1])
+    std = 0.3 if dull else 1.0 if "codebook" in name else 0.02 if name == "token_embedding" else inputs**-0.5
+    return std * rng.standard_normal(shape)
+
+  params = {n: jnp.asarray(value(n, shape), jnp.float32) for n, shape in shapes.items()}
   return Model(c, graphdef, params, tokenizer())
 
 

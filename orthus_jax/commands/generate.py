@@ -155,8 +155,8 @@ def _serve(args: argparse.Namespace) -> int:
   else:
     before = f" ({counts['before']} of them before)" if counts["before"] else ""
     print(
-        f"{counts['finished'] + counts['before']} of {counts['requests']} requests answered{before}, {counts['failed']} failed:"
-        f" {Path(args.out) / 'results.jsonl'}"
+        f"{counts['finished'] + counts['before']} of {counts['requests']} requests answered{before},"
+        f" {counts['failed']} failed: {Path(args.out) / 'results.jsonl'}"
     )
   return 1 if counts["failed"] else 0
 

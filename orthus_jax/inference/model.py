@@ -189,8 +189,8 @@ class Model:
     text_V[: len(mask)] = mask
     weights, cache = requests[0].bits
     network = Network(
-        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model, text_V=text_V, encode=self.encode,
-        ids=engine.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
+        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
+        text_V=text_V, encode=self.encode, ids=engine.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
     slots = max(r.slots for r in requests)
     size = Size(

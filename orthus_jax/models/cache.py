@@ -1,4 +1,7 @@
-"""Keys and values of the positions so far. Axes: L layers, X lanes, S slots, K key-value heads, H head size, B rows, T positions."""
+"""Keys and values of the positions so far.
+
+Axes: L layers, X lanes, S slots, K key-value heads, H head size, B rows, T positions.
+"""
 
 from __future__ import annotations
 
