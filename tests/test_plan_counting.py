@@ -246,3 +246,36 @@ def test_chips_and_metrics_agree_on_peaks():
     "h200": "NVIDIA H200",
   }
   assert {n: hardware.CHIPS[n].flops for n in names} == {n: flops.PEAKS[k] for n, k in names.items()}
+
+
+SCATTER = textwrap.dedent("""\
+    HloModule jit_put, is_scheduled=true
+
+    %keep (old: bf16[], new: bf16[]) -> bf16[] {
+      %old = bf16[] parameter(0)
+      ROOT %new = bf16[] parameter(1)
+    }
+
+    %fused_put (p0: bf16[1000,64], p1: s32[4,1], p2: bf16[4,64]) -> bf16[1000,64] {
+      %p0 = bf16[1000,64]{1,0} parameter(0)
+      %p1 = s32[4,1]{1,0} parameter(1)
+      %p2 = bf16[4,64]{1,0} parameter(2)
+      ROOT %put = bf16[1000,64]{1,0} scatter(%p0, %p1, %p2), update_window_dims={1}, to_apply=%keep
+    }
+
+    ENTRY %main (cache: bf16[1000,64], at: s32[4,1], new: bf16[4,64]) -> bf16[1000,64] {
+      %cache = bf16[1000,64]{1,0} parameter(0)
+      %at = s32[4,1]{1,0} parameter(1)
+      %new = bf16[4,64]{1,0} parameter(2)
+      WHAT
+    }
+    """)
+
+
+@pytest.mark.parametrize("what", [
+    "ROOT %put.1 = bf16[1000,64]{1,0} fusion(%cache, %at, %new), kind=kCustom, calls=%fused_put",
+    "ROOT %put.1 = bf16[1000,64]{1,0} scatter(%cache, %at, %new), update_window_dims={1}, to_apply=%keep",
+])  # fmt: skip
+def test_what_is_put_into_a_cache_counts_not_the_cache(what):
+  counted = work.count(hlo.parse(SCATTER.replace("WHAT", what)))
+  assert counted.bytes == 4 * 4 + 2 * 4 * 64 * 2  # indices, and the new rows read and written

@@ -207,8 +207,8 @@ def _read(module: Module, computation: Computation, parameter: str) -> int:
       total += user.bytes
     elif user.opcode in ("bitcast", "get-tuple-element"):
       total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.bytes
-    elif user.opcode == "dynamic-update-slice" and user.operands[0] == parameter:
-      continue  # written in place
+    elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter:
+      continue  # written in place; of a scatter, whoever adds to what is there reads it too, which is counted as nothing
     elif user.opcode == "fusion":
       inner = module.computations[user.called("calls")]
       total += sum(_read(module, inner, inner.parameters[k]) for k, o in enumerate(user.operands) if o == parameter)
@@ -222,8 +222,8 @@ def _written(module: Module, computation: Computation, name: str) -> int | None:
   i = computation.instructions[name]
   if i.opcode == "bitcast":
     return _written(module, computation, i.operands[0])
-  if i.opcode == "dynamic-update-slice":
-    return computation.instructions[i.operands[1]].bytes
+  if i.opcode in ("dynamic-update-slice", "scatter"):
+    return computation.instructions[i.operands[1 if i.opcode == "dynamic-update-slice" else 2]].bytes
   if i.opcode == "fusion":
     inner = module.computations[i.called("calls")]
     return _written(module, inner, inner.root)
@@ -347,6 +347,8 @@ class _Counter:
       return main(i.arrays) * (2 if main(next(iter(shapes.values()), ())) else 1), 0
     if i.opcode == "dynamic-update-slice":
       return 2 * main(shapes.get(i.operands[1], ())), 0
+    if i.opcode == "scatter" and len(i.operands) == 3:
+      return main(shapes.get(i.operands[1], ())) + 2 * main(shapes.get(i.operands[2], ())), 0
     if i.opcode == "fusion":
       inner = self._module.computations[i.called("calls")]
       # What a chained collective gathers is handed from fusion to fusion, and moved by the network.
