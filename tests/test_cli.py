@@ -1,6 +1,9 @@
 """The command line: bad requests end in one line and status 2, and nothing is written."""
 
+import json
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -81,6 +84,9 @@ def test_generate_refuses(capsys, tmp_path):
   for prompt in ("--prompt=what is <image>", "--prompt=what is this"):  # where it says, or ahead of the text
     assert "holds no checkpoint" in refused(["generate", str(tmp_path), picture, prompt], capsys)
   assert "--speed" in refused(["generate", str(tmp_path), "--prompt=a", "--speed=3"], capsys)
+  assert "needs --out=DIR" in refused(["generate", str(tmp_path), "--requests=-"], capsys)
+  assert "is no file" in refused(["generate", str(tmp_path), "--requests=nope", "--out=x"], capsys)
+  assert "leave --prompt" in refused(["generate", str(tmp_path), "--requests=-", "--prompt=a", "--out=x"], capsys)
 
 
 def test_unknown_verb(capsys):
@@ -138,3 +144,9 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   orthus("generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40")
   assert page.read_text().startswith("*two*")
   assert np.isfinite(images.load_image(out)).all()
+  asked = '{"id": "a", "prompt": "draw a red box", "respond": "image"}\n{"prompt": "red", "steps": 0}\n'
+  answers = tmp_path / "answers"
+  command = [sys.executable, "-m", "orthus_jax.cli", "generate", str(run), "--requests=-", f"--out={answers}", "--json"]
+  served = subprocess.run(command, input=asked, capture_output=True, text=True)
+  assert served.returncode == 1 and json.loads(served.stdout)["failed"] == 1, served.stderr
+  assert images.load_image(answers / "a-0.png").shape == (8, 8, 3)
