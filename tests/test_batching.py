@@ -91,6 +91,36 @@ def test_reading_in_chunks_changes_nothing(model, monkeypatch):
   assert all(alike(a, b) for a, b in zip(whole, answers(model, requests)))
 
 
+def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
+  windows = []
+
+  def note(*args, config, program):
+    windows.append(program.window)
+    return whole(*args, config=config, program=program)
+
+  whole = engine.advance
+  monkeypatch.setattr(scheduler.engine, "advance", note)
+  requests = [Request(document("two"), sampling=how(model, max_new_tokens=90)), Request(document("red"), respond="image")]
+  monkeypatch.setattr(scheduler, "_SHORT", 32)
+  prepared = [model._prepare(r) for r in requests]
+
+  def run():
+    windows.clear()
+    found = {}
+    for step in model._scheduler(prepared, 2, positions=4).run(iter(prepared)):
+      if step is not None:
+        found.setdefault(step.ticket, []).extend((int(t), *f) for t, f in zip(step.tokens_N, step.features_NC))
+    return found
+
+  halved = run()
+  assert len(set(windows)) >= 2 and windows == sorted(windows)
+  monkeypatch.setattr(scheduler, "_SHORT", 1 << 20)
+  all_slots = run()
+  assert set(windows) == {128}
+  for ticket, values in all_slots.items():
+    np.testing.assert_allclose(halved[ticket], values, atol=2e-4)
+
+
 def test_how_often_the_host_looks_changes_nothing(model):
   requests = mixed(model)[:4]
   prepared = [model._prepare(r) for r in requests]

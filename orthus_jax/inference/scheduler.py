@@ -27,6 +27,7 @@ from orthus_jax.parallel import mesh as mesh_lib
 
 _CHUNK = 256  # positions of prompts that are read at once
 _READ = 64  # lanes that are read into at once
+_SHORT = 512  # slots that are looked at always
 
 
 class Network(NamedTuple):
@@ -256,10 +257,10 @@ class Scheduler:
 
   def _window(self, ahead: int) -> int:
     """Slots to look at: all of a short cache; of a long one as few of some sizes as hold what there is."""
-    whole = window = self._size.slots
-    while window >= 1024 and window // 2 >= ahead and (window // 2) % 2 == 0:
+    window = self._size.slots
+    while window // 2 >= max(ahead, _SHORT) and window % 4 == 0:
       window //= 2
-    return min(window, whole)
+    return window
 
 
 @functools.lru_cache(maxsize=32)  # a function is compiled once, if it is the same one
