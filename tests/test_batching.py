@@ -91,6 +91,7 @@ def test_reading_in_chunks_changes_nothing(model, monkeypatch):
   assert all(alike(a, b) for a, b in zip(whole, answers(model, requests)))
 
 
+@pytest.mark.slow
 def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
   windows = []
 
@@ -135,6 +136,7 @@ def test_how_often_the_host_looks_changes_nothing(model):
   assert run(5) == run(64)
 
 
+@pytest.mark.slow
 def test_options_that_come_to_the_same(model):
   base = Request(document("draw a red box"), respond="image", seed=3)
 
@@ -201,6 +203,7 @@ def test_what_was_said_becomes_less_likely():
   )
 
 
+@pytest.mark.slow
 def test_the_state_lies_on_the_mesh(model):
   from orthus_jax.config import MeshConfig
   from orthus_jax.models.orthus import describe

@@ -157,7 +157,7 @@ class Scheduler:
         self._held[g] = lane.key
     self._read(to_read)
     owned = [(g, row, lane) for row, request, guides in chosen for g, lane in zip(guides, request.guides)]
-    A, A2 = _power(len(chosen)), _power(len(owned)) if owned else 0
+    A, A2 = self._size.rows, self._size.guides  # padded to all there may be, so that one program is compiled
 
     def column(values: list, size: int, fill: Any, dtype: Any) -> np.ndarray:
       return np.asarray([*values, *[fill] * (size - len(values))], dtype)
