@@ -122,6 +122,7 @@ def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
     np.testing.assert_allclose(halved[ticket], values, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_how_often_the_host_looks_changes_nothing(model):
   requests = mixed(model)[:4]
   prepared = [model._prepare(r) for r in requests]
@@ -184,6 +185,7 @@ def test_one_bad_request_harms_no_other(model):
     list(model.stream(requests, strict=True))
 
 
+@pytest.mark.slow
 def test_room_is_kept_for_the_pictures_that_are_asked_for(model):
   # As in the released script: where fewer places are left than a picture takes, none can begin, and only text comes.
   prompt = document("two")

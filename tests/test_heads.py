@@ -80,6 +80,7 @@ def test_guidance_follows_its_weights():
   assert float(jnp.abs(sample(z, jnp.asarray([3.0, -2.0])) - alone).max()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_batch_is_drawn_as_one_by_one(guided):
   # The plain way: the whole head at every step, each row by itself, with its own solver and interval of guidance.

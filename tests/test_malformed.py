@@ -85,6 +85,7 @@ def means(given: str, value, default) -> bool:
   return wanted == found or repr(wanted) == repr(found)
 
 
+@pytest.mark.slow
 def test_options_are_taken_as_given_or_refused(tmp_path, monkeypatch, capsys):
   accepted, refused = [], []
   taken = {}

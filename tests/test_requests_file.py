@@ -70,6 +70,7 @@ def test_every_line_gets_its_record(model, tmp_path):
   assert images.load_image(tmp_path / "out" / picture).shape == (8, 8, 3)
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_cut_off(model, tmp_path):
   file, out = tmp_path / "requests.jsonl", tmp_path / "out"
   asked = [{"id": w, "prompt": f"draw a {w} box", "respond": "image"} for w in ("red", "green", "blue")]
