@@ -36,7 +36,7 @@ from orthus_jax.data.documents import Document, document
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib
 from orthus_jax.models import quantized
-from orthus_jax.models.orthus import Orthus, compute_dtype, describe
+from orthus_jax.models.orthus import Orthus, compute_dtype
 
 from train_step import Numbers
 

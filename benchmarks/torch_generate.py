@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from orthus_jax.config import Config
 from orthus_jax.diffusion import process
 
+from torch_step import head
+
 
 class Loop:
   """Draws the features of a picture."""
@@ -123,30 +125,13 @@ class Loop:
   def linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
     return F.linear(x, self.p[f"{name}/kernel"], self.p[f"{name}/bias"])
 
-  def head(self, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
-    """The prediction [2, C] for noised features x [2, C] at steps t [2] given states z [2, D]."""
-    p = self.p
-    frequency = torch.exp(-np.log(10000.0) * torch.arange(128) / 128)
-    angle = t[:, None] * frequency
-    time = self.linear(torch.cat([angle.cos(), angle.sin()], -1), "image_head/time_in")
-    time = self.linear(F.silu(time), "image_head/time_out")
-    y = F.silu(time + self.linear(z, "image_head/condition"))
-    h = self.linear(x, "image_head/input")
-    for i in range(self.config.model.diffusion.blocks):
-      name = f"image_head/blocks/{i}"
-      shift, scale, gate = self.linear(y, f"{name}/modulation").chunk(3, -1)
-      u = F.layer_norm(h, h.shape[-1:], p[f"{name}/norm_scale"], p[f"{name}/norm_bias"], 1e-6) * (1 + scale) + shift
-      h = h + gate * self.linear(F.silu(self.linear(u, f"{name}/up")), f"{name}/down")
-    shift, scale = self.linear(y, "image_head/final_modulation").chunk(2, -1)
-    return self.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift, "image_head/output")
-
   def sample(self, z: torch.Tensor, x: torch.Tensor, *, steps: int, guidance: float) -> torch.Tensor:
     """A feature [C] by DDIM from the noise x [C], which both rows share."""
     c = self.config.model.diffusion
     times = process.timesteps(c, steps)
     abar = process.alphas_cumprod(c)[times].tolist()
     for t, now, then in zip(times.tolist(), abar, [*abar[1:], 1.0]):
-      conditional, unconditional = self.head(x.expand(2, -1), torch.tensor([t, t]), z)
+      conditional, unconditional = head(self, x.expand(2, -1), torch.tensor([t, t]), z)
       v = unconditional + guidance * (conditional - unconditional)
       a, s = now**0.5, (1 - now) ** 0.5
       x0, eps = ((x - s * v) / a, v) if c.target == "noise" else (a * x - s * v, a * v + s * x)

@@ -122,22 +122,34 @@ class Step:
 
   def diffusion(self, z, feature):
     """Mean squared error over positions and draws; z [X, D], feature [X, C]."""
-    c, p = self.config.model.diffusion, self.p
+    c = self.config.model.diffusion
     z, x0 = z.repeat_interleave(c.draws, 0), c.latent_scale * feature.repeat_interleave(c.draws, 0)
     t = torch.randint(0, c.timesteps, (len(z),))
     eps, abar = torch.randn_like(x0), self.abar[t][:, None]
-    frequency = torch.exp(-np.log(10000.0) * torch.arange(128) / 128)
-    angle = t[:, None] * frequency
-    time = self.linear(torch.cat([angle.cos(), angle.sin()], -1), "image_head/time_in")
-    time = self.linear(F.silu(time), "image_head/time_out")
-    y = F.silu(time + self.linear(z, "image_head/condition"))
-    h = self.linear(abar.sqrt() * x0 + (1 - abar).sqrt() * eps, "image_head/input")
-    for i in range(c.blocks):
-      name = f"image_head/blocks/{i}"
-      shift, scale, gate = self.linear(y, f"{name}/modulation").chunk(3, -1)
-      u = F.layer_norm(h, h.shape[-1:], p[f"{name}/norm_scale"], p[f"{name}/norm_bias"], 1e-6) * (1 + scale) + shift
-      h = h + gate * self.linear(F.silu(self.linear(u, f"{name}/up")), f"{name}/down")
-    shift, scale = self.linear(y, "image_head/final_modulation").chunk(2, -1)
-    v = self.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift, "image_head/output")
+    v = head(self, abar.sqrt() * x0 + (1 - abar).sqrt() * eps, t, z)
     target = abar.sqrt() * eps - (1 - abar).sqrt() * x0 if c.target == "velocity" else eps
     return (v - target).square().mean()
+
+
+def head(of: Any, x: torch.Tensor, t: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+  """The diffusion head's prediction [X, C].
+
+  Args:
+    of: has the parameters `p`, the `config`, and `linear`, which applies one of its layers.
+    x: noised features [X, C].
+    t: steps [X].
+    z: states [X, D].
+  """
+  frequency = torch.exp(-np.log(10000.0) * torch.arange(128) / 128)
+  angle = t[:, None] * frequency
+  time = of.linear(torch.cat([angle.cos(), angle.sin()], -1), "image_head/time_in")
+  time = of.linear(F.silu(time), "image_head/time_out")
+  y = F.silu(time + of.linear(z, "image_head/condition"))
+  h = of.linear(x, "image_head/input")
+  for i in range(of.config.model.diffusion.blocks):
+    name = f"image_head/blocks/{i}"
+    shift, scale, gate = of.linear(y, f"{name}/modulation").chunk(3, -1)
+    u = F.layer_norm(h, h.shape[-1:], of.p[f"{name}/norm_scale"], of.p[f"{name}/norm_bias"], 1e-6) * (1 + scale) + shift
+    h = h + gate * of.linear(F.silu(of.linear(u, f"{name}/up")), f"{name}/down")
+  shift, scale = of.linear(y, "image_head/final_modulation").chunk(2, -1)
+  return of.linear(F.layer_norm(h, h.shape[-1:], eps=1e-6) * (1 + scale) + shift, "image_head/output")

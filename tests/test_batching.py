@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.documents import Image, Text, document
+from orthus_jax.data.documents import Text, document
 from orthus_jax.inference import engine, samplers, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
@@ -176,11 +176,14 @@ def test_one_bad_request_harms_no_other(model):
       Request(document()),
       Request(document(*[pixels] * 7), respond="image"),
       Request(document("blue"), respond="image"),
+      Request(document("red"), max_images=-1),
+      Request(document("red"), seed=1 << 40),
   ]
   events = list(model.stream(requests))
   said = {e.index: e.reason for e in events if isinstance(e, Failed)}
-  assert {e.index for e in events if isinstance(e, Finished)} == {0, 6} and said.keys() == {1, 2, 3, 4, 5}
+  assert {e.index for e in events if isinstance(e, Finished)} == {0, 6} and said.keys() == {1, 2, 3, 4, 5, 7, 8}
   assert "shorten the prompt" in said[1] and "at most 1000" in said[2] and "don't fit" in said[3] and "is empty" in said[4]
+  assert "must not be negative" in said[7] and "must have 32 bits" in said[8]
   with pytest.raises(BadRequest, match="shorten the prompt"):
     list(model.stream(requests, strict=True))
 

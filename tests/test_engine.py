@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.documents import Image, Text, document
+from orthus_jax.data.documents import Image, document
 from orthus_jax.data.sequence import layout, unconditional
 from orthus_jax.inference import samplers
 from orthus_jax.inference.model import Model

@@ -85,7 +85,7 @@ def check_logits(pair, style, ours, theirs):
 
 @jax.jit
 def extend(model, ids_BT, cache, start_B):
-  hidden_BTD, cache = model.extend(model.embed_tokens(ids_BT), cache, start_B=start_B)
+  hidden_BTD, cache = model.transformer.extend(model.embed_tokens(ids_BT), cache, start_B=start_B)
   return model.logits(hidden_BTD), cache
 
 

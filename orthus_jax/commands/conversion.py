@@ -16,7 +16,6 @@ import math
 from pathlib import Path
 import re
 import shutil
-from typing import Any
 
 import numpy as np
 import tensorstore as ts

@@ -106,11 +106,8 @@ def _request(
   respond = field("respond", str, respond)
   if respond not in ("auto", "image", "text"):
     raise BadRequest(f"line {at}: respond={respond!r}: choose one of auto, image, text")
-  seed, most = field("seed", int, seed), record.get("max_images")
-  if not -(2**31) <= seed < 2**31:
-    raise BadRequest(f"line {at}: seed={seed} must have 32 bits")
-  if most is not None and field("max_images", int, 0) < 0:
-    raise BadRequest(f"line {at}: max_images={most} must not be negative")
+  seed = field("seed", int, seed)
+  most = None if record.get("max_images") is None else field("max_images", int, 0)
   if not prompt and not files:
     raise BadRequest(f"line {at}: nothing to go by: give a prompt, images or both")
   try:

@@ -5,8 +5,8 @@ it starts afresh at every begin-of-image, and after it the current image's patch
 of one key-value cache, rows first. As a slot beyond a lane's length is never seen, starting afresh is setting the length
 back, and a lane that has been freed needs no cleaning.
 
-`admit` reads prompts into lanes, `advance` moves all rows ahead by some positions, each in its own mode: text, or patches
-of an image. Which request is in which row is the scheduler's business.
+`read` takes prompts into lanes, `admit` has rows begin, `advance` moves all rows ahead by some positions, each in its own
+mode: text, or patches of an image. Which request is in which row is the scheduler's business.
 
 Axes: B rows, G guides, X = B + G lanes, A lanes that are read into, T prompt positions, N positions a call, C latent
 values, D width, V vocabulary, P patches.
@@ -197,7 +197,7 @@ def read(graphdef: Any, params: Params, cache: Cache, prompts: Prompts, *, windo
     is_patch_AT = prompts.patch_AT >= 0
     drawn_ATD = model.embed_features(prompts.features_ATC, patch_BJ=jnp.maximum(prompts.patch_AT, 0))
     x_ATD = jnp.where(is_patch_AT[..., None], drawn_ATD, x_ATD)
-  return model.extend(x_ATD, cache, start_B=prompts.start_A, lane_B=prompts.lane_A, window=window)[1]
+  return model.transformer.extend(x_ATD, cache, start_B=prompts.start_A, lane_B=prompts.lane_A, window=window)[1]
 
 
 class Admission(NamedTuple):
@@ -229,11 +229,10 @@ def admit(state: State, a: Admission) -> State:
 
   lane = jnp.where(a.guide < X - B, a.guide + B, X)
   length_X = put(put(state.length_X, jnp.where(a.row < B, a.row, X), a.length), lane, a.origin)
-  freed_G = state.owner_G  # a row's former guides were freed when it ended
   return state._replace(
       length_X=length_X,
       origin_G=put(state.origin_G, a.guide, a.origin),
-      owner_G=put(freed_G, a.guide, a.owner),
+      owner_G=put(state.owner_G, a.guide, a.owner),  # a row's former guides were freed when it ended
       weight_G=put(state.weight_G, a.guide, a.weight),
       active_B=put(state.active_B, a.row, True),
       token_B=put(state.token_B, a.row, a.token),
@@ -243,6 +242,21 @@ def admit(state: State, a: Admission) -> State:
       said_BV=put(state.said_BV, a.row, False),
       order=jax.tree.map(lambda old, new: put(old, a.row, new), state.order, a.order),
   )
+
+
+def _feed(
+    model: Orthus, s: State, owner_X: jax.Array, opens_B: jax.Array, window: int
+) -> tuple[jax.Array, Cache, jax.Array]:
+  """Feeds every lane its row's input, each at its own place: (states [X, D], the cache, the slots then in use)."""
+  B = s.token_B.shape[0]
+  owner_G, owned_G, is_patch_B = owner_X[B:], s.owner_G < B, s.patch_B > 0
+  drawn_B1D = model.embed_features(s.feature_BC[:, None], patch_BJ=jnp.maximum(s.patch_B - 1, 0)[:, None])
+  x_BD = jnp.where(is_patch_B[:, None], drawn_B1D[:, 0], model.embed_tokens(s.token_B))
+  start_X = s.length_X.at[B:].set(jnp.where(opens_B[owner_G], s.origin_G, s.length_X[B:]))
+  hidden_X1D, cache = model.transformer.extend(x_BD[owner_X][:, None], s.cache, start_B=start_X, window=window)
+  # A guide that its row doesn't need now stays where it is: what it was fed will be overwritten.
+  moved_X = jnp.concatenate([s.active_B, (s.active_B & (opens_B | is_patch_B))[owner_G] & owned_G])
+  return hidden_X1D[:, 0], cache, start_X + moved_X
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
@@ -273,22 +287,14 @@ def advance(
   row_key_B = jax.vmap(jax.random.key)(order.seed)
   owner_G = jnp.minimum(state.owner_G, B - 1)  # a free guide follows a row, and counts for nothing
   owner_X = jnp.concatenate([jnp.arange(B), owner_G])
-  owned_G = state.owner_G < B
-  mix_BX = jnp.where(jnp.arange(B)[:, None] == owner_X, jnp.concatenate([order.weight, state.weight_G * owned_G]), 0.0)
+  weight_X = jnp.concatenate([order.weight, state.weight_G * (state.owner_G < B)])
+  mix_BX = jnp.where(jnp.arange(B)[:, None] == owner_X, weight_X, 0.0)
 
   def turn(carry: tuple[jax.Array, State, Made]) -> tuple[jax.Array, State, Made]:
     n, s, made = carry
     is_patch_B = s.patch_B > 0
     opens_B = ~is_patch_B & (s.token_B == ids.boi)
-    drawn_B1D = model.embed_features(s.feature_BC[:, None], patch_BJ=jnp.maximum(s.patch_B - 1, 0)[:, None])
-    x_BD = jnp.where(is_patch_B[:, None], drawn_B1D[:, 0], model.embed_tokens(s.token_B))
-    # Every lane is fed its row's input, each at its own place.
-    start_X = s.length_X.at[B:].set(jnp.where(opens_B[owner_G], s.origin_G, s.length_X[B:]))
-    hidden_X1D, cache = model.extend(x_BD[owner_X][:, None], s.cache, start_B=start_X, window=program.window)
-    hidden_XD = hidden_X1D[:, 0]
-    moved_X = jnp.concatenate([s.active_B, (s.active_B & (opens_B | is_patch_B))[owner_G] & owned_G])
-    length_X = start_X + moved_X
-
+    hidden_XD, cache, length_X = _feed(model, s, owner_X, opens_B, program.window)
     draws_B = (opens_B | (is_patch_B & (s.patch_B < P))) & s.active_B
     closes_B = is_patch_B & (s.patch_B == P) & s.active_B
     reads_B = ~draws_B & ~closes_B & s.active_B
@@ -325,7 +331,7 @@ def advance(
     s = s._replace(
         cache=cache, length_X=length_X, active_B=active_B, token_B=token_B, feature_BC=feature_BC,
         patch_B=jnp.where(draws_B, s.patch_B + 1, 0), made_B=made_B, images_B=images_B, said_BV=said_BV,
-        owner_G=jnp.where(owned_G & ~active_B[owner_G], B, s.owner_G),
+        owner_G=jnp.where(active_B[owner_G], s.owner_G, B),
     )  # fmt: skip
     return n + 1, s, made
 

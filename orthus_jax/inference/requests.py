@@ -73,6 +73,8 @@ class Prepared:
     max_new: positions at most.
     max_images: pictures at most.
     stop_after_images: whether the response ends with its last picture.
+    sampling, seed: of the request.
+    patches: P, of a picture.
   """
 
   main: Lane
@@ -117,7 +119,8 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   sampling, P = request.sampling or sampling, vision.patches
   most = config.diffusion.timesteps
   if max(sampling.steps, sampling.late_steps) > most:
-    raise BadRequest(f"sampling.steps={max(sampling.steps, sampling.late_steps)} must be at most {most}, the model's timesteps")
+    steps = max(sampling.steps, sampling.late_steps)
+    raise BadRequest(f"sampling.steps={steps} must be at most {most}, the model's timesteps")
   fitted = dataclasses.replace(
       document,
       segments=tuple(
@@ -125,6 +128,10 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
           for s in document.segments
       ),
   )
+  if not -(2**31) <= request.seed < 2**31:
+    raise BadRequest(f"document {document.id!r}: the seed {request.seed} must have 32 bits")
+  if (request.max_images or 0) < 0:
+    raise BadRequest(f"document {document.id!r}: max_images={request.max_images} must not be negative")
   limit = {"image": 1, "text": 0, "auto": request.max_images}[request.respond]
   weighted = list(_branches(fitted, tokenizer, sampling, P, draws=limit != 0, edits=request.respond == "image"))
   main = _lane(*weighted[0], P, opened=tokenizer.boi if request.respond == "image" else None)
@@ -132,12 +139,9 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   room = longest - len(main)
   if room < 1:
     raise BadRequest(f"document {document.id!r} takes {len(main)} positions of at most {longest}: shorten the prompt")
-  if request.respond == "image":
-    max_new = P + 2
-  else:
-    max_new = min(sampling.max_new_tokens + (limit or 0) * (P + 2), room)
-  needed = max(limit or 0, 0) * (P + 1)
-  if needed > room:
+  pictures = (limit or 0) * (P + 2)
+  max_new = pictures if request.respond == "image" else pictures + sampling.max_new_tokens
+  if (limit or 0) * (P + 1) > room:
     raise BadRequest(
         f"document {document.id!r}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
         f" {len(main)} positions into the {longest} of the model: ask for fewer or shorten the prompt"
@@ -146,7 +150,7 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   if too_long is not None:
     raise BadRequest(f"document {document.id!r}: guidance needs {len(too_long) + P + 1} positions of at most {longest}")
   return Prepared(
-      main=main, guides=guides, max_new=min(max_new, max(room, needed)), max_images=1 << 30 if limit is None else limit,
+      main=main, guides=guides, max_new=min(max_new, room), max_images=1 << 30 if limit is None else limit,
       stop_after_images=request.respond == "image", sampling=sampling, seed=request.seed, patches=P,
   )  # fmt: skip
 

@@ -6,7 +6,6 @@ mostly the unconditional one, takes the lane as it is: such a prompt is read onc
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
@@ -14,7 +13,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import NamedSharding
 import numpy as np
 
@@ -23,7 +21,6 @@ from orthus_jax.inference import engine
 from orthus_jax.inference.requests import Lane, Prepared
 from orthus_jax.inference.samplers import TextSampling
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import mesh as mesh_lib
 
 _CHUNK = 256  # positions of prompts that are read at once
 _READ = 64  # lanes that are read into at once

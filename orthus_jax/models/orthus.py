@@ -16,7 +16,6 @@ import jax.numpy as jnp
 from orthus_jax.config import ModelConfig
 from orthus_jax.models import params as params_lib
 from orthus_jax.models import quantized
-from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense
@@ -101,18 +100,6 @@ class Orthus(nnx.Module):
     kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
     logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
     return logits if scale_1V is None else logits * scale_1V[0]
-
-  def extend(
-      self,
-      x_BTD: jax.Array,
-      cache: Cache,
-      *,
-      start_B: jax.Array,
-      lane_B: jax.Array | None = None,
-      window: int | None = None,
-  ) -> tuple[jax.Array, Cache]:
-    """Appends embedded positions to a cache; see `Transformer.extend`."""
-    return self.transformer.extend(x_BTD, cache, start_B=start_B, lane_B=lane_B, window=window)
 
 
 @functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint
