@@ -80,6 +80,19 @@ def test_a_prompt_of_guidance_is_read_once(model, monkeypatch):
   assert len(drawn) == 5 and sum(x >= 2 for x in read) == 2 and sum(x < 2 for x in read) == 5
 
 
+@pytest.mark.slow
+def test_a_lane_that_holds_another_prompt_is_read_anew(model):
+  pixels = tiny.TinySource()[0].images[0].pixels
+  other = how(model, unconditional_prompt="two blue")
+  requests = [
+      Request(document("red"), respond="image"), Request(document("red"), respond="image", sampling=other),
+      Request(document(pixels, "red"), respond="image"), Request(document("red"), respond="image", sampling=other),
+  ]  # fmt: skip
+  together = answers(model, requests, batch_size=1)
+  assert alike(together[1], together[3]) and not alike(together[0], together[1])
+  assert all(alike(together[i], answers(model, [requests[i]])[0]) for i in (1, 2))
+
+
 def test_reading_in_chunks_changes_nothing(model, monkeypatch):
   pixels = tiny.TinySource()[0].images[0].pixels
   requests = [
