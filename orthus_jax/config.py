@@ -87,6 +87,8 @@ class DataConfig:
     annotations: the JSON-lines file's name within the folder.
     pairs: which documents an image-text pair becomes.
     split: what training reads.
+    documents: (kind, number) pairs, for "shapes": how many documents of a kind its training split has, in the place of the
+      quickstart's few. A run of more steps needs more of them, or it learns them by heart.
     kinds: (kind, weight) pairs: how often a document of this kind is drawn, against one of weight 1; empty: all alike.
     later_kinds: (step, weights) pairs, in order of the step: from that step on, these weights take the place of `kinds`.
     sequence_length: T, positions per row.
@@ -111,6 +113,7 @@ class DataConfig:
   annotations: str = "metadata.jsonl"
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
+  documents: tuple[tuple[str, int], ...] = ()
   kinds: tuple[tuple[str, float], ...] = ()
   later_kinds: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = ()
   sequence_length: int = 4096
@@ -145,6 +148,7 @@ class DataConfig:
         "data.mixture is for data.source=prepared, in the place of data.path",
     )
     require(all(w > 0 for _, w in self.mixture), "data.mixture: weights must be above 0")
+    require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
     if self.source == "prepared":
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
       require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
@@ -283,6 +287,8 @@ class RunConfig:
     report: write report.html and report.json at the end.
     profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
       Perfetto; empty: none.
+    compiler_options: (option, value) pairs for the compiler of the training step, above those of `parallel/compiler.py`:
+      (("xla_tpu_scoped_vmem_limit_kib", "65536"),), say.
     peak_tflops: a device's peak in 1e12 FLOP/s, which MFU is a share of; 0: the published one where it is known.
   """
 
@@ -302,6 +308,7 @@ class RunConfig:
   hang_timeout: float = 1800.0
   report: bool = False
   profile_steps: tuple[int, ...] = ()
+  compiler_options: tuple[tuple[str, str], ...] = ()
   peak_tflops: float = 0.0
 
   def __post_init__(self):

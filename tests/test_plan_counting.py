@@ -165,12 +165,13 @@ def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
 def test_flops_of_attention_kernels():
   shapes = [((1, 4, 4), "s8"), ((2, 4, 1024, 64), "bf16"), ((2, 4, 1024, 64), "bf16")]
   whole = 2.0 * 2 * 4 * 1024 * 1024 * 64
-  settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256, "use_fused_bwd_kernel": true'
+  settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256'
+  gradients, parts = [(256, 64)] + [(2, 4, 1024, 64)] * 2, [(4, 2, 4, 1024, 64)]
   share = 10 / 16  # of four by four blocks, those on and under the diagonal
-  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, settings) == 2 * whole * share
-  assert work.splash_flops("splash_mha_dkv_segmented", shapes, settings) == 5 * whole * share
-  assert work.splash_flops("splash_mha_dkv", shapes, settings.replace("true", "false")) == 4 * whole * share
-  assert work.splash_flops("another_kernel", shapes, settings) == 0
+  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, gradients[1:2], settings) == 2 * whole * share
+  assert work.splash_flops("splash_mha_dkv_segmented", shapes, parts + gradients, settings) == 5 * whole * share
+  assert work.splash_flops("splash_mha_dkv", shapes, gradients, settings) == 4 * whole * share
+  assert work.splash_flops("another_kernel", shapes, gradients, settings) == 0
   assert work.causal_share(512, 512, 512) == 1.0 and work.causal_share(1024, 512, 256) == 6 / 8
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest
+from orthus_jax.config import BadRequest, MeshConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.models import params as params_lib
+from orthus_jax.parallel import compiler
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import checkpoint, loop, losses
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
@@ -201,3 +202,11 @@ def test_a_workdir_of_another_config_is_refused(tmp_path):
   with pytest.raises(BadRequest, match="another config \\(run.seed differs\\)"):
     checkpoint.open_workdir(tmp_path, tiny.config(run__seed=3))
   assert before == sorted((p.name, p.stat().st_mtime_ns) for p in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", [("xla_no_such_thing", "true"), ("xla_cpu_enable_fast_math", "banana")])
+def test_a_compiler_option_that_is_none_is_named(option):
+  mesh = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:1])
+  with pytest.raises(BadRequest, match=f"run.compiler_options: .*{option[0]}"), compiler.refusals():
+    jax.jit(lambda x: x + 1, compiler_options=compiler.options(mesh, [option])).lower(1.0).compile()
+  assert compiler.options(mesh) is None  # a CPU is asked for nothing

@@ -31,8 +31,9 @@ def open_source(config: Config, split: str) -> Source:
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
     where = Path(data.path) if data.path else cache_dir() / "datasets"
-    builder.prepare(where, vision.resolution)
-    return builder.documents(where, split, vision.resolution, max_bad_share=data.max_bad_share)
+    sizes = {"train": dict(data.documents)}
+    builder.prepare(where, vision.resolution, **sizes)
+    return builder.documents(where, split, vision.resolution, max_bad_share=data.max_bad_share, **sizes)
   if data.source == "prepared":  # the few documents that samples are made of; training reads the rest otherwise
     folder = Path(data.mixture[0][0] if data.mixture else data.path) / "shown"
     if not folder.is_dir():

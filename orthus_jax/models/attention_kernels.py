@@ -123,9 +123,11 @@ def _splash_kernel(T: int, heads: int, context: int, block: int, interpret: bool
   # Imported here as Pallas takes a second to import, which a small run on a CPU can do without.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
+  # One kernel for all gradients computes the scores once instead of twice; it leaves the queries' gradient as a sum over the
+  # tiles of keys, each in the queries' dtype.
   sizes = splash_attention_kernel.BlockSizes(
       block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-      block_kv_dkv_compute=block, block_q_dq=block, block_kv_dq=block,
+      block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
   )  # fmt: skip
   causal = splash_attention_mask.CausalMask((T, T), shard_count=context)
   return splash_attention_kernel.make_splash_mha(

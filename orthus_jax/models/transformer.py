@@ -157,6 +157,7 @@ def _remat_policy(name: str):
     )  # fmt: skip
   return {
       "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep(attention.RESIDUAL_NAME)),
+      "qkv_mlp": keep("qkv", "mlp", attention.RESIDUAL_NAME),
       "mlp": keep("mlp", attention.RESIDUAL_NAME),
       "qkv": keep("qkv", attention.RESIDUAL_NAME),
       "attention": keep(attention.RESIDUAL_NAME),

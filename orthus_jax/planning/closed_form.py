@@ -51,7 +51,7 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
   block = min(c.attention_block, T)
   share = causal_share(T, block, block) if kernel else 1.0
-  products = (2 + (7 if kernel else 4) * inside + attention_again) * matrix * share
+  products = (2 + (5 if kernel else 4) * inside + attention_again) * matrix * share
   program = {
     "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
     "attention": tokens * c.layers * products,
@@ -72,7 +72,7 @@ def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
   mlp, out = 2 * c.width * c.mlp_width, c.width * c.heads * c.head_dim
   qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
   again = {
-      "none": 0, "dots": 0, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp, "attention": qkv + out + mlp,
+      "none": 0, "dots": 0, "qkv_mlp": out, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp, "attention": qkv + out + mlp,
       "full": qkv + out + mlp,
   }[c.remat]  # fmt: skip
   if kernel:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data.pipeline import Batch
+from orthus_jax.parallel import compiler
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import Layout, plan_run
@@ -138,7 +139,8 @@ def compile_step(
   optimizer = make_optimizer(config.optimizer, config.run)
   with jax.set_mesh(mesh):
     layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
-    step = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch)
+    step = train_step(task, optimizer, config, layout)
+    step = jit_step(step, layout, mesh, batch, compiler_options=config.run.compiler_options)
     traced = step.trace(layout.shapes, batch)
     done = time.monotonic()
     text, memory = "", Memory(0, 0, 0, 0)
@@ -152,7 +154,10 @@ def compile_traced(traced: Any, mesh: Mesh) -> tuple[str, Memory]:
   """(text of the compiled program, its memory); no text where it doesn't fit the device's memory."""
   lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
   try:
-    compiled = lowered.compile()
+    with compiler.refusals():
+      compiled = lowered.compile()
+  except BadRequest:
+    raise
   except Exception as e:  # jaxlib raises its own class, and differs from version to version
     found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
     if found is None:

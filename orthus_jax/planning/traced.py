@@ -41,7 +41,9 @@ def _equation(e: Any) -> float:
     return max(flops(b) for b in p["branches"])
   if name == "pallas_call":
     shapes = [(v.aval.shape, v.aval.dtype.name) for v in e.invars]
-    return splash_flops(f"{p.get('name') or ''} {p.get('name_and_src_info', '')}", shapes, str(p.get("metadata") or ""))
+    results = [v.aval.shape for v in e.outvars]
+    name = f"{p.get('name') or ''} {p.get('name_and_src_info', '')}"
+    return splash_flops(name, shapes, results, str(p.get("metadata") or ""))
   inner = sum(flops(v) for v in p.values() if isinstance(v, (core.Jaxpr, core.ClosedJaxpr)))
   if name == "shard_map":
     sizes = p["mesh"].shape  # each device does its part of what the body says

@@ -165,10 +165,13 @@ def causal_share(length: int, block_q: int, block_kv: int) -> float:
   return needed / (rows * columns)
 
 
-def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], settings: str) -> float:
-  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, and its settings.
+def splash_flops(
+    name: str, shapes: Sequence[tuple[tuple[int, ...], str]], results: Sequence[tuple[int, ...]], settings: str
+) -> float:
+  """FLOPs of one of splash attention's kernels, from its name, its operands' shapes and dtypes, its results' and its settings.
 
-  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel.
+  The kernel skips the blocks above the diagonal and computes the others whole; 0 if it is some other kernel. One that gives
+  all gradients at once is known by the queries', which it leaves as a stack of parts.
   """
   found = re.search(r"splash_m[hq]a_(fwd|dkv|dq)", name)
   arrays = [
@@ -187,7 +190,7 @@ def splash_flops(name: str, shapes: Sequence[tuple[tuple[int, ...], str]], setti
 
   suffix = {"fwd": "", "dkv": "_dkv", "dq": "_dq"}[which]
   share = causal_share(k[-2], block("block_q" + suffix), block("block_kv" + suffix))
-  fused = which == "dkv" and re.search(r'use_fused_bwd_kernel\\*["\']: [tT]rue', settings) is not None
+  fused = which == "dkv" and any(len(dims) > len(q) for dims in results)
   return 2.0 * _KERNELS["dkv_fused" if fused else which] * math.prod(q) * k[-2] * share
 
 
@@ -195,7 +198,9 @@ def _kernel(i: Instruction) -> float:
   """FLOPs of a hand-written kernel; 0 if it isn't known."""
   listed = re.search(r"operand_layout_constraints=\{((?:[^{}]|\{[^{}]*\})*)\}", i.attributes)
   arrays = hlo.arrays(listed.group(1)) if listed else ()
-  return splash_flops(i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], i.attributes)
+  return splash_flops(
+      i.name + i.op_name, [(a.dims, a.dtype) for a in arrays], [a.dims for a in i.arrays], i.attributes
+  )
 
 
 def _read(module: Module, computation: Computation, parameter: str) -> int:

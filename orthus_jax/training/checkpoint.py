@@ -145,7 +145,7 @@ _FREE = (
     "mesh", "optimizer.accumulation", "model.transformer.remat", "model.transformer.scan_unroll",
     "model.transformer.attention", "model.transformer.attention_block", "model.transformer.loss_chunk", "run.log_every",
     "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best", "run.report",
-    "run.profile_steps", "run.peak_tflops", "run.max_skipped", "run.spike_deviations", "run.hang_timeout",
+    "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations", "run.hang_timeout",
 )  # fmt: skip
 
 

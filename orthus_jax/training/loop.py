@@ -22,6 +22,7 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import FeatureTable
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
+from orthus_jax.parallel import compiler
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.stops import Stopped
 from orthus_jax.training import flops, hosts, preemption
@@ -225,7 +226,11 @@ def _run_steps(
   ready = time.monotonic()
   one = task.batch(start, np.arange(1))
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.batch_size, *x.shape[1:]), x.dtype), one)
-  step_fn = jit_step(train_step(task, optimizer, config, layout), layout, mesh, example).lower(state, example).compile()
+  step_fn = jit_step(
+      train_step(task, optimizer, config, layout), layout, mesh, example, compiler_options=run.compiler_options
+  )
+  with compiler.refusals():
+    step_fn = step_fn.lower(state, example).compile()
   places = batch_shardings(mesh, example)
   rows = hosts.own_rows(zip(jax.tree.leaves(places), (x.shape for x in jax.tree.leaves(example))))
   compiled = time.monotonic()

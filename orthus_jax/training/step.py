@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from orthus_jax.config import Config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
+from orthus_jax.parallel import compiler
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training.optimizer import update
 from orthus_jax.training.state import Layout, TrainState
@@ -100,11 +101,21 @@ def train_step(
   return step
 
 
-def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any) -> Callable:
-  """Jits a step for a mesh: the state stays where it lies and is donated, rows are split over data and fsdp."""
+def jit_step(
+    step: Callable, layout: Layout, mesh: Mesh, batch: Any, *, compiler_options: Sequence[tuple[str, str]] = ()
+) -> Callable:
+  """Jits a step for a mesh: the state stays where it lies and is donated, rows are split over data and fsdp.
+
+  Args:
+    step: from `train_step`.
+    layout: of its state.
+    mesh: that the state lies on.
+    batch: shapes of the global batch.
+    compiler_options: above those of `parallel.compiler`.
+  """
   return jax.jit(
       step, in_shardings=(layout.shardings, batch_shardings(mesh, batch)), out_shardings=(layout.shardings, None),
-      donate_argnums=0,
+      donate_argnums=0, compiler_options=compiler.options(mesh, compiler_options),
   )  # fmt: skip
 
 

@@ -9,14 +9,15 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 
-KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question")
-TRAINING_KINDS = ("brief_question",)  # no test asks them
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question", "crowd_to_image")
+TRAINING_KINDS = ("brief_question", "crowd_to_image")  # no test asks them
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
 _FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
 _TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
+_CROWD_TAGS = tuple(tag for tag in _TAG_SHARES if tag not in ("single_object", "colors")) + (language.DESCRIPTION,) * 2
 
 
 def make_document(kind: str, split: str, number: int, *, seed: int = 0, resolution: int = 32) -> Document:
@@ -32,6 +33,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   Returns:
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
+      crowd_to_image: the same of several things, and mostly in full; what is hardest to draw.
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
@@ -49,8 +51,9 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   def draw(scene: Scene, learn: bool = False) -> Image:
     return Image(world.render(scene, resolution), learn)
 
-  if kind == "caption_to_image":
-    tag = str(pick(rng, _TRAIN_TAGS)) if split == "train" else language.TAGS[number % len(language.TAGS)]
+  if kind in ("caption_to_image", "crowd_to_image"):
+    tags = _CROWD_TAGS if kind == "crowd_to_image" else _TRAIN_TAGS
+    tag = str(pick(rng, tags)) if split == "train" else language.TAGS[number % len(language.TAGS)]
     scene = world.sample_in_split(lambda: language.sample_for(rng, tag), split)
     text, meta = language.caption(rng, scene, tag)
     segments = [Text(text), draw(scene, True)]
