@@ -121,7 +121,8 @@ class Ours:
       if config.model.transformer.dtype == "bfloat16":
         self.batch = self.batch._replace(images=self.batch.images.astype(ml_dtypes.bfloat16))
       begin = time.monotonic()
-      step = jit_step(train_step(task, optimizer, config, self.layout), self.layout, self.mesh, self.batch)
+      step = train_step(task, optimizer, config, self.layout)
+      step = jit_step(step, self.layout, self.mesh, self.batch, compiler_options=config.run.compiler_options)
       self.compiled = step.lower(self.state, self.batch).compile()
       self.compile_seconds = time.monotonic() - begin
     self.on_device = jax.device_put(self.batch, batch_shardings(self.mesh, self.batch))

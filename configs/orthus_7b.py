@@ -46,7 +46,7 @@ class _Machine:
 
 
 _MACHINES = {
-  "v5e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "dots"), post=(256, "qkv_mlp")),
+  "v5e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "dots"), post=(256, "kv_mlp")),
   "v5p-128": _Machine(dict(data=4, fsdp=16), stage1=(512, "none"), post=(256, "dots")),
   "v6e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "none"), post=(256, "dots")),
   "2xv5p-128": _Machine(dict(data=8, fsdp=16), stage1=(1024, "none"), post=(512, "dots")),

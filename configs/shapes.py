@@ -2,7 +2,7 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments: `:runlocal` for a few steps; `:long` for four times as many, from four times as many documents, with a share for
+Arguments: `:runlocal` for a few steps; `:long` for three times as many, from four times as many documents, with a share for
 edits and stories too.
 """
 
@@ -57,14 +57,19 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _train_longer(config: ConfigDict) -> None:
-  """More steps need more documents, or edits and stories are learnt by heart; the numbers are the mix."""
-  config.run.steps = 6720
+  """More steps need more documents, or edits and stories are learnt by heart; shares are numbers times weights."""
+  config.run.steps = 5040
   config.data.documents = (
       ("caption_to_image", 16000), ("crowd_to_image", 20000), ("image_to_caption", 8000), ("brief_question", 8000),
-      ("question", 16000), ("edit", 12000), ("story", 8000),
+      ("question", 16000), ("copy", 4000), ("edit", 12000), ("story", 8000),
   )  # fmt: skip
   config.data.kinds = (
-      ("caption_to_image", 1.0), ("crowd_to_image", 0.5), ("image_to_caption", 0.5), ("brief_question", 1.0), ("edit", 0.5),
-      ("story", 0.3),
+      ("caption_to_image", 1.0), ("crowd_to_image", 0.5), ("image_to_caption", 0.5), ("brief_question", 1.0), ("copy", 0.5),
+      ("edit", 0.3), ("story", 0.3),
   )  # fmt: skip
-  config.data.later_kinds = ((1000, ()),)
+  config.data.later_kinds = (
+      (1000, (
+          ("caption_to_image", 1.0), ("crowd_to_image", 1.0), ("image_to_caption", 0.6), ("brief_question", 0.4),
+          ("question", 0.8), ("copy", 0.3), ("edit", 1.0), ("story", 0.6),
+      )),
+  )  # fmt: skip

@@ -32,8 +32,8 @@ class TransformerConfig:
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.
     remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
-      "dots" (keeps products with weights, and attention), "qkv_mlp" (keeps queries, keys, values, attention and the MLP's
-      two inner products), "mlp" (keeps the latter, and attention), "qkv" (keeps queries, keys, values and attention),
+      "dots" (keeps products with weights, and attention), "kv_mlp" (keeps keys, values, attention and the MLP's two
+      inner products), "mlp" (keeps the latter, and attention), "qkv" (keeps queries, keys, values and attention),
       "attention" (keeps it alone), "full" (keeps the layer's input alone), or "offload" (as "qkv", but these and the
       layer's input wait in the host's memory).
     scan_unroll: how many layers one step of the scan over layers holds.
@@ -61,7 +61,7 @@ class TransformerConfig:
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
-  remat: Literal["none", "dots", "qkv_mlp", "mlp", "qkv", "attention", "full", "offload"] = "full"
+  remat: Literal["none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"] = "full"
   scan_unroll: int = 1
   merge_positions: bool = False
   attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"

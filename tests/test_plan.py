@@ -99,7 +99,7 @@ def test_a_plan_reads_well_and_comes_back_from_json(small, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("remat", ["none", "dots", "qkv_mlp", "mlp", "qkv", "attention", "full"])
+@pytest.mark.parametrize("remat", ["none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full"])
 def test_closed_form_agrees_with_the_traced_program(remat):
   config = tiny.config(model__transformer__remat=remat, run__batch_size=2)
   device = hardware.devices(hardware.parse("cpu:1"))
@@ -151,7 +151,7 @@ def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(capsys, mo
 
 def test_search_finds_the_best_that_fits_and_leaves_out_what_can_not(monkeypatch, capsys):
   asked = []
-  need = {"none": 8, "dots": 6, "qkv_mlp": 5.5, "mlp": 5, "qkv": 4, "attention": 3, "full": 2, "offload": 2}
+  need = {"none": 8, "dots": 6, "kv_mlp": 5.5, "mlp": 5, "qkv": 4, "attention": 3, "full": 2, "offload": 2}
 
   def make(config, topology, **_):
     m, remat = config.mesh, config.model.transformer.remat

@@ -124,7 +124,10 @@ def test_what_is_given_and_what_is_learnt():
   given_text, given_image, text, image = (Text, False), (Image, False), (Text, True), (Image, True)
   assert forms(made["caption_to_image"]) == [given_text, image]
   assert forms(made["image_to_caption"]) == [given_image, given_text, text]
-  assert forms(made["edit"]) == [given_image, given_text, image]
+  assert forms(made["crowd_to_image"]) == [given_text, image]
+  assert forms(made["edit"]) == forms(made["copy"]) == [given_image, given_text, image]
+  assert made["copy"].images[0].pixels is not made["copy"].images[1].pixels
+  assert (made["copy"].images[0].pixels == made["copy"].images[1].pixels).all()
   for kind in ("question", "brief_question"):
     asked = made[kind].meta["questions"]
     assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
@@ -145,6 +148,8 @@ def test_tags_and_pairs_by_split():
   assert collections.Counter(test) == dict.fromkeys(language.TAGS, 10)
   train = collections.Counter(records.make_document("caption_to_image", "train", i).meta["tag"] for i in range(600))
   assert set(train) == {*language.TAGS, language.DESCRIPTION} and 260 < train["single_object"] < 370
+  crowds = collections.Counter(records.make_document("crowd_to_image", "train", i).meta["tag"] for i in range(300))
+  assert set(crowds) == set(train) - {"single_object", "colors"} and crowds[language.DESCRIPTION] > 90
   for split, paired in (("test", True), ("validation", True), ("train", False)):
     asked = records.make_document("question", split, 0).meta["questions"]
     assert any(r["pair"] is not None for r in asked) is paired

@@ -55,7 +55,7 @@ def test_packed_documents_do_not_meet():
   assert float(jnp.abs(gradient[:, :4]).max()) == 0
 
 
-SLOW = [pytest.param({"remat": r}, marks=pytest.mark.slow) for r in ("qkv_mlp", "mlp", "qkv", "attention", "offload")]
+SLOW = [pytest.param({"remat": r}, marks=pytest.mark.slow) for r in ("kv_mlp", "mlp", "qkv", "attention", "offload")]
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,13 @@ def test_ways_of_computing_agree(changes):
 def test_remat_policies_keep_what_they_say():
   x, position, segments = inputs()
   kept = {}
-  for policy in ("none", "dots", "qkv_mlp", "mlp", "qkv", "attention", "full", "offload"):
+  for policy in ("none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"):
     jaxpr = jax.make_jaxpr(jax.grad(lambda m: run(m, x, position, segments).sum()))(build(remat=policy))
     text = str(jaxpr)
     kept[policy] = text.count("dot_general")
     assert ("pinned_host" in text or "Host" in text) == (policy == "offload")
   # The fewer results are kept, the more products there are.
-  order = [kept[p] for p in ("none", "dots", "qkv_mlp", "qkv", "mlp", "attention", "full")]
+  order = [kept[p] for p in ("none", "dots", "kv_mlp", "qkv", "mlp", "attention", "full")]
   assert order == sorted(set(order)) and kept["offload"] == kept["qkv"], kept
 
 

@@ -90,7 +90,8 @@ class Attention(nnx.Module):
     theta, merge = self.config.rope_theta, self.config.merge_positions
     # Named ahead of the norms, whose gradients need what they are given.
     q_BTNH, k_BTKH, v_BTKH = (
-        checkpoint_name(dense(x_BTD, w[...], merge=merge), "qkv") for w in (self.q, self.k, self.v)
+        checkpoint_name(dense(x_BTD, w[...], merge=merge), name)
+        for w, name in ((self.q, "q"), (self.k, "kv"), (self.v, "kv"))
     )
     q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
     k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
@@ -152,14 +153,14 @@ def _remat_policy(name: str):
   keep = policies.save_only_these_names
   if name == "offload":
     return policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input", "qkv", attention.RESIDUAL_NAME],
+        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input", "q", "kv", attention.RESIDUAL_NAME],
         offload_src="device", offload_dst="pinned_host",
     )  # fmt: skip
   return {
       "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep(attention.RESIDUAL_NAME)),
-      "qkv_mlp": keep("qkv", "mlp", attention.RESIDUAL_NAME),
+      "kv_mlp": keep("kv", "mlp", attention.RESIDUAL_NAME),
       "mlp": keep("mlp", attention.RESIDUAL_NAME),
-      "qkv": keep("qkv", attention.RESIDUAL_NAME),
+      "qkv": keep("q", "kv", attention.RESIDUAL_NAME),
       "attention": keep(attention.RESIDUAL_NAME),
       "full": policies.nothing_saveable,
   }[name]

@@ -23,7 +23,7 @@ _TPU = {
 }
 
 
-def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str] | None:
+def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str | bool] | None:
   """Options for `jax.jit(compiler_options=)`.
 
   Args:
@@ -32,7 +32,8 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str]
   """
   platform = mesh.devices.flat[0].platform
   ours = _TPU if platform == "tpu" and mesh.size > 1 else {}
-  return {**ours, **dict(asked)} or None
+  switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
+  return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
 
 
 @contextlib.contextmanager
@@ -45,7 +46,7 @@ def refusals() -> Iterator[None]:
   try:
     yield
   except Exception as e:  # jaxlib raises its own class, and differs from version to version
-    found = re.search(r"(?:No such compile|While setting) option:? '?(\w+)", str(e))
+    found = re.search(r"(?:No such compile option: '|While setting option |Failed to parse '.*' into flag )(\w+)", str(e))
     if found is None:
       raise
     raise BadRequest(f"run.compiler_options: the compiler takes no {found.group(1)!r} of this value: leave it out") from e

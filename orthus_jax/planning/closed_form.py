@@ -72,8 +72,8 @@ def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
   mlp, out = 2 * c.width * c.mlp_width, c.width * c.heads * c.head_dim
   qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
   again = {
-      "none": 0, "dots": 0, "qkv_mlp": out, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp, "attention": qkv + out + mlp,
-      "full": qkv + out + mlp,
+      "none": 0, "dots": 0, "kv_mlp": 2 * out, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp,
+      "attention": qkv + out + mlp, "full": qkv + out + mlp,
   }[c.remat]  # fmt: skip
   if kernel:
     return again, 2 * (c.remat == "full")

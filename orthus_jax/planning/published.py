@@ -54,13 +54,13 @@ class Run:
 
 
 def _llama(
-  *, vocab: int, mlp: int, kv_heads: int, length: int, remat: str, batch: int, mesh: dict[str, int]
+  *, vocab: int, mlp: int, kv_heads: int, length: int, remat: str, batch: int, mesh: dict[str, int], block: int = 512
 ) -> dict[str, Any]:
   return {
       "model": {
           "transformer": dict(
               vocab_size=vocab, width=4096, mlp_width=mlp, layers=32, heads=32, kv_heads=kv_heads, head_dim=128,
-              max_positions=length, remat=remat,
+              max_positions=length, remat=remat, attention_block=block,
           )
       },
       "data": dict(sequence_length=length),
@@ -72,9 +72,9 @@ def _llama(
 
 RUNS = (
     Run("8B, 8192, v6e-8", "MaxText", "v6e:2x4", 1, 3 * 8192 / 7138.89,
-        _llama(vocab=128256, mlp=14336, kv_heads=8, length=8192, remat="offload", batch=3 * 8, mesh=dict(fsdp=-1))),
+        _llama(vocab=128256, mlp=14336, kv_heads=8, length=8192, remat="offload", batch=3 * 8, mesh=dict(fsdp=-1), block=2048)),
     Run("8B, 8192, v6e-256", "MaxText", "v6e:16x16", 1, 4 * 8192 / 7207.34,
-        _llama(vocab=128256, mlp=14336, kv_heads=8, length=8192, remat="offload", batch=4 * 256, mesh=dict(fsdp=-1))),
+        _llama(vocab=128256, mlp=14336, kv_heads=8, length=8192, remat="offload", batch=4 * 256, mesh=dict(fsdp=-1), block=2048)),
     Run("7B, 4096, 4 x v5e-256", "AXLearn", "v5e:16x16", 4, 2.21,
         _llama(vocab=32768, mlp=11008, kv_heads=32, length=4096, remat="dots", batch=_TOKENS // 4096, mesh=dict(data=4, fsdp=256))),
     Run("7B, 2048, v5p-512", "AXLearn", "v5p:4x8x8", 1, 2.85,

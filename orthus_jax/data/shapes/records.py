@@ -9,12 +9,13 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 
-KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question", "crowd_to_image")
-TRAINING_KINDS = ("brief_question", "crowd_to_image")  # no test asks them
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question", "crowd_to_image", "copy")
+TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy")  # no test asks them
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
+_COPY = ("draw the picture", "draw what you see")
 _FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
 _TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
 _CROWD_TAGS = tuple(tag for tag in _TAG_SHARES if tag not in ("single_object", "colors")) + (language.DESCRIPTION,) * 2
@@ -33,10 +34,12 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   Returns:
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
-      crowd_to_image: the same of several things, and mostly in full; what is hardest to draw.
+      crowd_to_image: the same with the tags that are hardest to draw, all but single_object and colors.
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
+      copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
+        "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
     Things are written as [shape, color, size, place].
@@ -77,6 +80,10 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     for record in asked:
       segments += [Text(record["question"]), Text(record["answer"], True)]
     meta = {"things": as_lists(subject.scene), "questions": asked}
+  elif kind == "copy":
+    scene = world.sample_in_split(lambda: world.sample_distinct(rng, int(rng.integers(1, 4))), split)
+    segments = [draw(scene), Text(str(pick(rng, _COPY))), draw(scene, True)]
+    meta = {"source": as_lists(scene), "things": as_lists(scene)}
   elif kind == "edit":
     edit = changes.sample_edit(rng, split)
     segments = [draw(edit.source), Text(edit.instruction), draw(edit.target, True)]
