@@ -42,6 +42,8 @@ class TransformerConfig:
     attention: the backend; each honours segment ids. "splash" is a TPU's kernel, "cudnn" an NVIDIA GPU's, "xla" runs
       anywhere; "auto" takes the kernel of the platform that the program is for, where it can do the model's shapes.
     attention_block: positions per tile of a TPU's kernel, at most.
+    attention_backward: a TPU's kernel for gradients: "fused" (one, which computes the scores once; it leaves the queries'
+      gradient as a sum of parts, one per tile of keys, in the compute dtype) or "split" (two, which compute them twice).
     text_loss_weight: of cross-entropy in text_loss_weight * cross-entropy + diffusion.loss_weight * diffusion; 0 leaves
       the LM head out of the step.
     loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
@@ -66,6 +68,7 @@ class TransformerConfig:
   merge_positions: bool = False
   attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
   attention_block: int = 512
+  attention_backward: Literal["fused", "split"] = "fused"
   text_loss_weight: float = 1.0
   loss_chunk: int = 512
 

@@ -24,12 +24,12 @@ def inputs():
   return [jax.random.normal(k, s) for k, s in zip(keys, shapes)]
 
 
-def value_and_grads(backend, mesh=None):
+def value_and_grads(backend, mesh=None, **options):
   """Attention's result, and gradients of a weighted sum of it."""
   *qkv, weight = inputs()
 
   def f(q, k, v):
-    o = attention.causal_attention(q, k, v, segment_ids_BT=jnp.asarray(SEGMENTS), backend=backend, block=128)
+    o = attention.causal_attention(q, k, v, segment_ids_BT=jnp.asarray(SEGMENTS), backend=backend, block=128, **options)
     return (o * weight).sum(), o
 
   grad = jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))
@@ -64,9 +64,9 @@ def test_plain_attention_on_meshes(mesh):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", [None, *MESHES], ids=str)
-def test_splash_agrees(mesh):
-  for a, b in zip(plain(), value_and_grads("splash", mesh), strict=True):
+@pytest.mark.parametrize("mesh, fused", [(None, False), *((m, True) for m in (None, *MESHES))], ids=str)
+def test_splash_agrees(mesh, fused):
+  for a, b in zip(plain(), value_and_grads("splash", mesh, fused=fused), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 

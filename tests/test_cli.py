@@ -102,7 +102,7 @@ def test_overrides_reach_every_field():
   assert config.model.diffusion.draws == 2 and config.optimizer.trainable == ("a", "b") and config.data.split == "test"
 
 
-@pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes_tokenizer.py", "folder.py"])
+@pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes.py:long", "shapes_tokenizer.py", "folder.py"])
 def test_shipped_configs_are_valid(name):
   config, _ = read_config([f"--config={ROOT}/configs/{name}"])
   assert from_dict(Config, to_dict(config)) == config

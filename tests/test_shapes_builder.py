@@ -1,4 +1,5 @@
 import collections
+import dataclasses
 import json
 import pickle
 import subprocess
@@ -7,8 +8,11 @@ import sys
 import pytest
 
 from orthus_jax.config import BadRequest
+from orthus_jax.data import sources
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.shapes import builder, changes, detector, language, records, world
+
+import tiny
 
 SIZES = {"train": dict.fromkeys(records.KINDS, 12), "test": dict.fromkeys(records.KINDS, 8)}
 
@@ -59,6 +63,31 @@ def test_other_sizes_lie_elsewhere(data_dir, capfd):
   document = builder.documents(data_dir, "train", 64, seed=3, **sizes)[0]
   assert document.images[0].pixels.shape == (64, 64, 3)
   assert document.segments != records.make_document(document.kind, "train", 0, resolution=64).segments
+
+
+def test_a_config_says_how_many_documents_training_has(tmp_path, monkeypatch):
+  def config(source="shapes", **numbers):
+    return tiny.config(
+        data__source=source, data__path=str(tmp_path), data__documents=list(numbers.items()), data__sequence_length=300,
+        model__transformer__max_positions=300, model__vision_tokenizer__resolution=32,
+    )  # fmt: skip
+
+  numbers = dict.fromkeys(records.KINDS, 1) | {"edit": 9, "copy": 0}
+  asked = []
+  with monkeypatch.context() as m:
+    m.setattr(builder, "prepare", lambda where, resolution, **sizes: asked.append(sizes))
+    m.setattr(builder, "documents", lambda *_, **__: asked)
+    for split in ("train", "test"):
+      sources.open_source(config(**numbers), split)
+  assert asked == [{"train": numbers}, {}]  # whoever asks a test's questions doesn't wait for what others learn from
+  train = collections.Counter(d.kind for d in sources.open_source(config(**numbers), "train"))
+  assert train == {k: n for k, n in numbers.items() if n}
+  assert len(sources.open_source(config(**numbers), "test")) == sum(builder.TEST.values())
+  assert [p.parent.parent.name for p in tmp_path.rglob("dataset_info.json")] == [builder.make_config(train=numbers).name]
+  with pytest.raises(BadRequest, match="'poem'"):
+    sources.open_source(config(poem=1), "train")
+  with pytest.raises(BadRequest, match="data.documents is for data.source=shapes"):
+    config("folder", edit=9)
 
 
 def test_known_configs_keep_their_names():

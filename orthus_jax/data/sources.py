@@ -32,6 +32,8 @@ def open_source(config: Config, split: str) -> Source:
 
     where = Path(data.path) if data.path else cache_dir() / "datasets"
     sizes = {"train": dict(data.documents)}
+    if split != data.split and not builder.make_builder(where, vision.resolution, **sizes).is_prepared():
+      sizes = {}  # the other splits are the same beside any number of training documents: take those made soonest
     builder.prepare(where, vision.resolution, **sizes)
     return builder.documents(where, split, vision.resolution, max_bad_share=data.max_bad_share, **sizes)
   if data.source == "prepared":  # the few documents that samples are made of; training reads the rest otherwise

@@ -26,6 +26,7 @@ def causal_attention(
     shared_ids_BT: jax.Array | None = None,
     backend: str = "auto",
     block: int = 512,
+    fused: bool = True,
 ) -> jax.Array:
   """Causal attention that stays within a segment.
 
@@ -40,6 +41,7 @@ def causal_attention(
     shared_ids_BT: a second segment that each position sees; for backends that take a mask.
     backend: see TransformerConfig.attention; every one honours segment ids.
     block: positions per tile of the kernels that have tiles, at most.
+    fused: have a TPU's kernel compute all gradients at once; see TransformerConfig.attention_backward.
 
   Returns:
     [B, T, N, H] in the queries' dtype.
@@ -52,7 +54,7 @@ def causal_attention(
       head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype, shared=shared_ids_BT is not None,
   )  # fmt: skip
   if backend == "splash":
-    return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block)
+    return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block, fused=fused)
   own = _cudnn if backend == "cudnn" else _xla
   query = ("batch", "positions", "heads", None)
   keys = ("batch", "positions", "kv_heads", None)

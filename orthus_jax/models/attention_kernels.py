@@ -81,7 +81,7 @@ def cudnn(
 
 
 def splash(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, *, block: int
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, *, block: int, fused: bool
 ) -> jax.Array:
   """The TPU's block-sparse flash attention; on a CPU it is interpreted, for tests.
 
@@ -92,7 +92,7 @@ def splash(
 
   T, context = q_BTNH.shape[1], sharded.ways("positions")
   heads = q_BTNH.shape[2] // sharded.ways("heads")
-  kernel = _splash_kernel(T, heads, context, _block(T // context, block), sharded.platform() == "cpu")
+  kernel = _splash_kernel(T, heads, context, _block(T // context, block), fused, sharded.platform() == "cpu")
   leaves, structure = jax.tree.flatten(kernel)
 
   def own(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, *leaves):
@@ -119,15 +119,14 @@ def _block(length: int, limit: int) -> int:
   return max(b for b in range(_LANES, max(limit, _LANES) + 1, _LANES) if length % b == 0)
 
 
-def _splash_kernel(T: int, heads: int, context: int, block: int, interpret: bool):
+def _splash_kernel(T: int, heads: int, context: int, block: int, fused: bool, interpret: bool):
   # Imported here as Pallas takes a second to import, which a small run on a CPU can do without.
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-  # One kernel for all gradients computes the scores once instead of twice; it leaves the queries' gradient as a sum over the
-  # tiles of keys, each in the queries' dtype.
   sizes = splash_attention_kernel.BlockSizes(
       block_q=block, block_kv=block, block_kv_compute=block, block_q_dkv=block, block_kv_dkv=block,
-      block_kv_dkv_compute=block, use_fused_bwd_kernel=True,
+      block_kv_dkv_compute=block, use_fused_bwd_kernel=fused, block_q_dq=None if fused else block,
+      block_kv_dq=None if fused else block,
   )  # fmt: skip
   causal = splash_attention_mask.CausalMask((T, T), shard_count=context)
   return splash_attention_kernel.make_splash_mha(

@@ -196,7 +196,7 @@ class Transformer(nnx.Module):
     """
     attend = functools.partial(
         attention.causal_attention, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT,
-        backend=self.config.attention, block=self.config.attention_block,
+        backend=self.config.attention, block=self.config.attention_block, fused=self.config.attention_backward == "fused",
     )  # fmt: skip
 
     def body(x_BTD, layer):

@@ -51,7 +51,8 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
   block = min(c.attention_block, T)
   share = causal_share(T, block, block) if kernel else 1.0
-  products = (2 + (5 if kernel else 4) * inside + attention_again) * matrix * share
+  behind = 4 if not kernel else 5 if c.attention_backward == "fused" else 7
+  products = (2 + behind * inside + attention_again) * matrix * share
   program = {
     "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
     "attention": tokens * c.layers * products,
