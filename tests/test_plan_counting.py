@@ -87,6 +87,8 @@ def test_a_loop_counts_as_often_as_it_runs():
   assert work.count(hlo.parse(known)).flops == 7 * 2 * 8 * 128 * 256
   later = PROGRAM.replace("%start = s32[] constant(0)", "%start = s32[] constant(1)")
   assert work.count(hlo.parse(later)).flops == 2 * 2 * 8 * 128 * 256
+  unrolled = PROGRAM.replace("%one = s32[] constant(1)", "%one = s32[] constant(2)")  # rounds at 0 and 2
+  assert work.count(hlo.parse(unrolled)).flops == 2 * 2 * 8 * 128 * 256
 
 
 def test_bytes_are_those_of_main_memory_and_of_slices():

@@ -1,6 +1,7 @@
 """One step's numbers: on any mesh, in any number of microbatches, after any restart."""
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -209,4 +210,14 @@ def test_a_compiler_option_that_is_none_is_named(option):
   mesh = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:1])
   with pytest.raises(BadRequest, match=f"run.compiler_options: .*{option[0]}"), compiler.refusals():
     jax.jit(lambda x: x + 1, compiler_options=compiler.options(mesh, [option])).lower(1.0).compile()
-  assert compiler.options(mesh) is None  # a CPU is asked for nothing
+
+
+def test_compiler_options_go_above_those_of_the_platform():
+  assert compiler.options(mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:2])) is None
+  tpu = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform="tpu")] * 2), size=2)
+  ours = compiler.options(tpu)
+  assert ours["xla_enable_async_all_reduce"] is True
+  asked = [("xla_enable_async_all_reduce", "false"), ("xla_tpu_scoped_vmem_limit_kib", "65536")]
+  assert compiler.options(tpu, asked) == ours | {
+      "xla_enable_async_all_reduce": False, "xla_tpu_scoped_vmem_limit_kib": "65536"
+  }  # fmt: skip

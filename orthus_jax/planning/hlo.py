@@ -214,7 +214,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
   """How often a `while` runs; None where its condition isn't a counter against a constant.
 
   XLA's own note is taken where there is one. Else the condition must compare one element of the state, which starts at a
-  constant and grows by one, with a constant.
+  constant and grows by one or, where a loop was unrolled, another constant, with a constant.
   """
   known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
@@ -242,13 +242,28 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
   counter = where.instructions.get(values[0])
   while counter is not None and counter.opcode in ("copy", "convert", "bitcast"):
     counter = where.instructions.get(counter.operands[0])
-  start = 0
+  start, step = 0, 1
   if counter is not None and counter.opcode == "get-tuple-element":
     index = int(re.search(r"index=(\d+)", counter.attributes).group(1))
     state = computation.instructions.get(loop.operands[0])
     if state is not None and state.opcode == "tuple" and index < len(state.operands):
       start = constant(computation, state.operands[index]) or 0
-  return max(limits[1] - start + (direction.group(1) == "LE"), 0)
+    step = _step(module.computations[loop.called("body")], index)
+  return max(-(-(limits[1] - start + (direction.group(1) == "LE")) // step), 0)
+
+
+def _step(body: Computation, index: int) -> int:
+  """By how much an element of a loop's state grows in each round; 1 where that can't be told."""
+  root = body.instructions[body.root]
+  if root.opcode != "tuple" or index >= len(root.operands):
+    return 1
+  grown = body.instructions.get(root.operands[index])
+  while grown is not None and grown.opcode in ("copy", "convert", "bitcast"):
+    grown = body.instructions.get(grown.operands[0])
+  if grown is None or grown.opcode != "add":
+    return 1
+  steps = [s for o in grown.operands if (s := constant(body, o)) is not None]
+  return steps[0] if len(steps) == 1 and steps[0] > 0 else 1
 
 
 def replica_groups(attributes: str) -> np.ndarray | None:
