@@ -1,7 +1,8 @@
 """Published training runs, and this planner's estimate of each: what the calibration is fitted to.
 
 Each run is modelled by what it publishes: model, batch, sequence, mesh and what it recomputes, compiled as our own step of
-a text-only model. Two differences remain, both small: our backbone has QK-norm, and an untied LM head where AXLearn's
+a text-only model. AXLearn's attention is taken to have two kernels for gradients, which isn't published. Two differences
+remain, both small: our backbone has QK-norm, and an untied LM head where AXLearn's
 7B ties it to the embedding (the products are the same).
 
 Sources. MaxText: AI-Hypercomputer/tpu-recipes, training/trillium/Llama3.1-8B-MaxText/{v6e-8,v6e-256}/README.md, whose logs show
@@ -28,7 +29,9 @@ from orthus_jax.models.transformer import Transformer
 from orthus_jax.training import chunked
 
 _TOKENS = 4 * 1024**2
-# What those runs' own compiler options say where ours say something else.
+# Compiler options where theirs differ from ours. AXLearn (axlearn/common/compiler_options.py) asks for no asynchronous sums on
+# v5; MaxText (its llama3_1-8b-8192-no-collective-matmul and xla_flags_library.py) has a sparse core do them, which isn't asked
+# for here, so that they are taken to be waited for.
 _WAITING = (
     ("xla_enable_async_all_reduce", "false"), ("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "false"),
 )  # fmt: skip
@@ -90,7 +93,8 @@ RUNS = (
         _llama(vocab=32768, mlp=11008, kv_heads=32, length=4096, remat="dots", batch=_TOKENS // 4096, mesh=dict(data=4, fsdp=256),
                options=_WAITING)),
     Run("7B, 2048, v5p-512", "AXLearn", "v5p:4x8x8", 1, 2.85,
-        _llama(vocab=32768, mlp=11008, kv_heads=32, length=2048, remat="dots", batch=_TOKENS // 2048, mesh=dict(data=32, fsdp=8), options=_WAITING)),
+        _llama(vocab=32768, mlp=11008, kv_heads=32, length=2048, remat="dots", batch=_TOKENS // 2048, mesh=dict(data=32, fsdp=8),
+               options=_WAITING)),
 )  # fmt: skip
 
 

@@ -143,9 +143,11 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
 # What may change from one start to the next: where and how fast the same numbers are computed, and what is kept of them.
 _FREE = (
     "mesh", "optimizer.accumulation", "model.transformer.remat", "model.transformer.scan_unroll",
-    "model.transformer.attention", "model.transformer.attention_block", "model.transformer.attention_backward", "model.transformer.loss_chunk", "run.log_every",
+    "model.transformer.attention", "model.transformer.attention_block", "model.transformer.attention_backward",
+    "model.transformer.loss_chunk", "run.log_every",
     "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best", "run.report",
-    "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations", "run.hang_timeout",
+    "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
+    "run.hang_timeout",
 )  # fmt: skip
 
 
