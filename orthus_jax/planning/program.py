@@ -145,7 +145,8 @@ def compile_step(
     done = time.monotonic()
     text, memory = "", Memory(0, 0, 0, 0)
     if stop_at == "compile":
-      text, memory = compile_traced(traced, mesh)
+      with compiler.refusals():
+        text, memory = compile_traced(traced, mesh)
   seconds = {"trace": done - begin, "compile": time.monotonic() - done}
   return Program(mesh, layout, memory, text, traced.jaxpr, _state_bytes(layout), seconds)
 
@@ -154,10 +155,7 @@ def compile_traced(traced: Any, mesh: Mesh) -> tuple[str, Memory]:
   """(text of the compiled program, its memory); no text where it doesn't fit the device's memory."""
   lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
   try:
-    with compiler.refusals():
-      compiled = lowered.compile()
-  except BadRequest:
-    raise
+    compiled = lowered.compile()
   except Exception as e:  # jaxlib raises its own class, and differs from version to version
     found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
     if found is None:
