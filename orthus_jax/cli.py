@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from orthus_jax.config import BadRequest
-from orthus_jax.stops import Stopped
+from orthus_jax.stops import Stopped, tell
 
 _VERBS = {
     "train": "train a model from a config file",
@@ -45,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BadRequest as e:
     if debug:
       raise
-    print(f"orthus: {e}", file=sys.stderr)
+    tell(e)
     return 2
   except Stopped as e:
-    print(f"orthus: {e}", file=sys.stderr)
+    tell(e)
     return e.status
   except KeyboardInterrupt:
-    print("orthus: interrupted", file=sys.stderr)
+    tell("interrupted")
     return 130
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: all is saved; start the same command again
 LOST = 76  # a step hung or another process died: start the same command again, on machines that work
 AT_ONCE = 143  # a second SIGTERM: nothing was waited for
@@ -17,3 +19,9 @@ class Stopped(Exception):
   def __init__(self, message: str, *, status: int = 1):
     super().__init__(message)
     self.status = status
+
+
+def tell(why: object) -> None:
+  """Prints why the command ends, as one line on standard error; what would break the line is shown escaped."""
+  line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(why))
+  print(f"orthus: {line}", file=sys.stderr, flush=True)

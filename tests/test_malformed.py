@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 import tarfile
 
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 import numpy as np
 import pytest
 
@@ -99,6 +99,7 @@ def test_options_are_taken_as_given_or_refused(tmp_path, monkeypatch, capsys):
 
   @run_many(OVERRIDES)
   @given(st.lists(options(), min_size=1, max_size=2))
+  @example(["--\n"])
   def check(argv):
     taken.clear()
     status = cli.main(["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *argv])
@@ -123,6 +124,13 @@ def test_options_are_taken_as_given_or_refused(tmp_path, monkeypatch, capsys):
   check()
   assert len(accepted) > 40 and len(refused) > 500
   assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("odd", ["\n", "\u2028", "\x1b[2J", "\r"])
+def test_what_would_break_the_line_is_shown_escaped(odd, capsys):
+  assert cli.main(["train", f"--config={CONFIG}", f"--wor{odd}kdir"]) == 2
+  said = capsys.readouterr().err
+  assert len(said.splitlines()) == 1 and said[:-1].isprintable() and odd.encode("unicode_escape").decode() in said
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", "evaluate", "convert", "prepare", "plan", "runs", "nothing"])

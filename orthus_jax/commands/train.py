@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell(error: BaseException) -> None:
   if isinstance(error, (BadRequest, Stopped)):
-    print(f"orthus: {error}", file=sys.stderr)
+    tell(error)
   else:
     traceback.print_exception(error)
 

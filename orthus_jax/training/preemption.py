@@ -14,7 +14,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from types import TracebackType
 
@@ -102,5 +101,5 @@ def _nothing(number: int, frame: object) -> None:
 
 
 def _leave(why: str, status: int) -> None:
-  print(f"orthus: {why}", file=sys.stderr, flush=True)
+  stops.tell(why)
   os._exit(status)
