@@ -46,9 +46,9 @@ class _Machine:
 
 
 _MACHINES = {
-  "v5e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "dots"), post=(256, "kv_mlp")),
+  "v5e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "dots"), post=(256, "dots")),
   "v5p-128": _Machine(dict(data=4, fsdp=16), stage1=(512, "none"), post=(256, "dots")),
-  "v6e-256": _Machine(dict(data=1, fsdp=256), stage1=(768, "none"), post=(256, "dots")),
+  "v6e-256": _Machine(dict(data=1, fsdp=256), stage1=(1536, "dots"), post=(512, "dots")),
   "2xv5p-128": _Machine(dict(data=8, fsdp=16), stage1=(1024, "none"), post=(512, "dots")),
   "h100-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "qkv"), tpu=False),
   "h200-1": _Machine(dict(data=1, fsdp=1), stage1=(32, "qkv"), post=(6, "full"), tpu=False, small=True),

@@ -101,6 +101,80 @@ def test_bytes_are_those_of_main_memory_and_of_slices():
   assert far["near"].host_bytes == 8 * 128 * 2
 
 
+# What a TPU's compiler writes in the notation of its own dumps: copies of parts that run beside instructions, to on-chip memory
+# (S(1)) or the host's (S(5)), a buffer that is only set aside, and a sum over four slices handed to their runtime.
+COPIES = textwrap.dedent("""\
+    HloModule jit_step, is_scheduled=true
+
+    %near (p: bf16[64,32,128]) -> bf16[64,8,128] {
+      %p = bf16[64,32,128]{2,1,0} parameter(0)
+      ROOT %part = bf16[64,8,128]{2,1,0:S(1)} slice(%p), slice={[0:64], [0:8], [0:128]}
+    }
+
+    %away (kept: f32[3,16,128], x: f32[1,16,128], i: s32[]) -> f32[3,16,128] {
+      %kept = f32[3,16,128]{2,1,0:S(5)} parameter(0)
+      %x = f32[1,16,128]{2,1,0} parameter(1)
+      %i = s32[] parameter(2)
+      ROOT %put = f32[3,16,128]{2,1,0:S(5)} dynamic-update-slice(%kept, %x, %i, %i, %i)
+    }
+
+    ENTRY %main (w: bf16[64,32,128], kept: f32[3,16,128], x: f32[1,16,128], i: s32[]) -> f32[3,16,128] {
+      %w = bf16[64,32,128]{2,1,0} parameter(0)
+      %kept = f32[3,16,128]{2,1,0:S(5)} parameter(1)
+      %x = f32[1,16,128]{2,1,0} parameter(2)
+      %i = s32[] parameter(3)
+      %room = f32[64,32,128]{2,1,0} custom-call(), custom_call_target="AllocateBuffer"
+      %begun = ((bf16[64,32,128]{2,1,0}), bf16[64,8,128]{2,1,0:S(1)}, s32[]{:S(2)}) async-start(%w), calls=%near
+      %done = bf16[64,8,128]{2,1,0:S(1)} async-done(%begun)
+      %sugared = (bf16[64,32,128]{2,1,0}, bf16[64,4,128]{2,1,0:S(1)}, s32[]{:S(2)}) slice-start(%w), slice={[0:64], [0:4], [0:128]}
+      %whole = bf16[64,2,128]{2,1,0} slice(%w), slice={[0:64], [0:2], [0:128]}
+      %leaving = ((f32[3,16,128]{2,1,0:S(5)}, f32[1,16,128]{2,1,0}, s32[]), f32[3,16,128]{2,1,0:S(5)}, s32[]) async-start(%kept, %x, %i), calls=%away
+      %token = token[] after-all()
+      %sent = (f32[1,16,128]{2,1,0}, u32[]{:S(2)}, token[]) send(%x, %token), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM",_xla_megascale_target="{1,2,3,4}x{0:15}",_xla_megascale_transfer_type="ALL_REDUCE"}
+      %wide = bf16[8,64]{1,0:T(8,128)(2,1)} slice(%w), slice={[0:8], [0:1], [0:64]}
+      ROOT %left = f32[3,16,128]{2,1,0:S(5)} async-done(%leaving)
+    }
+    """)
+
+
+def test_a_copy_of_a_part_counts_as_the_part_and_runs_beside():
+  ops = _ops(COPIES)
+  assert (ops["part"].bytes, ops["part"].beside) == (64 * 8 * 128 * 2, True)  # read, and written to on-chip memory
+  assert (ops["sugared"].bytes, ops["sugared"].beside) == (64 * 4 * 128 * 2, True)
+  assert (ops["whole"].bytes, ops["whole"].beside) == (2 * 64 * 2 * 128 * 2, False)
+  assert (ops["put"].bytes, ops["put"].host_bytes, ops["put"].beside) == (16 * 128 * 4, 16 * 128 * 4, True)
+  assert "room" not in ops
+  assert ops["wide"].bytes == 2 * 8 * 128 * 2  # of 128 lanes, 64 are filled
+
+
+def test_what_is_handed_from_slice_to_slice_is_a_collective():
+  (collective,) = _ops(COPIES)["sent"].collectives
+  assert (collective.kind, collective.bytes, collective.slices) == ("all-reduce", 16 * 128 * 4, 4)
+  four = hardware.parse("v5p:2x2x1", 4)
+  mesh = {"data": 4, "fsdp": 4, "tensor": 1, "context": 1}
+  places = np.asarray([(s, x, y, 0) for s in range(4) for x in range(2) for y in range(2)])
+  (row,) = estimate.traffic(work.count(hlo.parse(COPIES)), mesh, four, places)
+  assert (row.axes, row.link_seconds) == (("data",), 0.0)
+  assert row.network_seconds == pytest.approx(2 * 3 / 4 * 16 * 128 * 4 / 6.25e9)
+
+
+@pytest.mark.parametrize(
+  "text, elements",
+  [
+    ("bf16[2,4096,32,64]{3,1,2,0:T(8,128)(2,1)}", 2 * 4096 * 32 * 128),
+    ("f32[3,10,130]{2,1,0:T(8,128)}", 3 * 16 * 256),
+    ("f32[16,3]{0,1:T(8,128)S(1)}", 8 * 128),  # the first axis is the minor one
+    ("f32[1000]{0:T(1024)}", 1024),
+    ("f32[3,10]{1,0}", 30),
+    ("f32[3,10]", 30),
+    ("s32[]{:T(128)}", 1),
+  ],
+)
+def test_tiles_are_filled_up(text, elements):
+  (array,) = hlo.arrays(text)
+  assert array.stored == elements * (2 if text.startswith("bf16") else 4)
+
+
 def test_collectives_and_their_groups():
   found = {c.kind: (c, n) for c, n in work.count(hlo.parse(PROGRAM)).collectives()}
   assert set(found) == {"all-gather", "reduce-scatter"}
@@ -221,6 +295,10 @@ def test_an_instruction_takes_the_longer_of_its_flops_and_bytes():
   assert estimate.op_seconds(Op("a", "", 1, attention=918e12), chip, c) == pytest.approx(2.0)
   found = estimate.estimate(Work((Op("a", "", 3, products=918e12),)), [], chip, c)
   assert (found.bound, found.limit, found.calibrated) == (3.0, "compute", 6.0)
+  # A copy runs beside the others, as far as the memory's bandwidth goes.
+  copy = Op("b", "", 1, bytes=1638 * 10**9, beside=True)
+  assert estimate.estimate(Work((Op("a", "", 3, products=918e12), copy)), [], chip, c).calibrated == 6.0
+  assert estimate.estimate(Work((Op("a", "", 1, products=459e12), copy)), [], chip, c).calibrated == 2.0
   gather = estimate.Traffic("all-gather", ("fsdp",), 1, 1, link_seconds=1.0, network_seconds=0.5)
   assert estimate.estimate(Work(()), [gather], chip, c).calibrated == 3.0
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import functools
 import json
 from pathlib import Path
 import re
 import sys
+from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.commands.train import read_config
 from orthus_jax.config import BadRequest
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
-                   [--search | --generate=ROWS] [--against=FILE] [--json] [--debug]
-       orthus plan --calibration [--json]
+                   [--search | --generate=ROWS] [--whole] [--against=FILE] [--json] [--debug]
+       orthus plan --calibration [--whole] [--json]
 
 Compiles the config's real training step for a topology and says what it takes: memory, FLOPs, bytes, collectives, and
-time. No accelerator is needed; for TPUs, libtpu is (pip install 'orthus_jax[tpu]').
+time. No accelerator is needed; for TPUs, libtpu is (pip install 'orthus_jax[tpu]'). A TPU's compiler is stopped when the
+program is optimised, scheduled and laid out in memory, which is all that a plan is made from.
 
   --config=configs/orthus_7b.py:post-v5e-256    the config file, as for `orthus train`
   --config.run.batch_size=512                   overrides a field
@@ -28,13 +31,15 @@ time. No accelerator is needed; for TPUs, libtpu is (pip install 'orthus_jax[tpu
                                                 fits as overrides to paste
   --limit=12                                    programs that --search compiles at most
   --generate=64                                 plans generation instead: a picture for each of so many prompts at once
+  --whole                                       has a TPU's compiler go on to machine code, minutes longer: shows the program's own
+                                                size, and what goes wrong only there, as a kernel that needs too much on-chip memory
   --against=FILE                                a report of --json to compare with
   --json                                        prints the report as JSON
   --calibration                                 instead plans the published runs that the calibrated time is fitted to
 
 Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request.
 """
-_OWN = ("topology", "slices", "search", "limit", "generate", "against", "calibration")
+_OWN = ("topology", "slices", "search", "limit", "generate", "against", "calibration", "whole")
 _DOES_NOT_FIT = 3
 
 
@@ -47,7 +52,7 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
       rest.append(a)
       continue
     name, value = found.groups()
-    if name in ("search", "calibration"):
+    if name in ("search", "calibration", "whole"):
       if value is not None:
         raise BadRequest(f"--{name} takes no value")
       value = ""
@@ -79,47 +84,60 @@ def _prepare(chips: int) -> None:
       pass  # jax has started already; `hardware.devices` says so if there are too few
 
 
+def _make(kind: str, config: Any, topology: Any, **kwargs: Any) -> Any:
+  """One plan in a fresh process: of a training step ("report") or of generation ("generator")."""
+  _prepare(0 if topology.chip.platform == "tpu" else topology.chips)
+  from orthus_jax.planning import generator, report
+
+  return {"report": report, "generator": generator}[kind].make(config, topology, **kwargs)
+
+
 def main(argv: Sequence[str]) -> int:
   """Prints a plan."""
   if "--help" in argv or "-h" in argv or not argv:
     print(_HELP)
     return 0
   own, rest = _split(argv)
+  stop_at = "code" if "whole" in own else "schedule"
+  from orthus_jax.planning import apart, hardware
+
   if "calibration" in own:
     if strange := [a for a in rest if a != "--json"]:
       raise BadRequest(f"--calibration plans published runs alone: leave out {strange[0]}")
-    _prepare(0)
     from orthus_jax.planning import calibration
 
-    return calibration.show(as_json="--json" in rest)
+    return calibration.show(make=functools.partial(apart.run, _make, "report", stop_at=stop_at), as_json="--json" in rest)
 
   config, options = read_config(rest)
   if options["workdir"]:
     raise BadRequest("a plan writes nothing: leave out --workdir")
   if "topology" not in own:
     raise BadRequest("no --topology: say for which devices, such as --topology=v5e:16x16")
-  from orthus_jax.planning import hardware
-
   topology = hardware.parse(own["topology"], _number(own, "slices", 1))
   other = _read(own["against"]) if "against" in own else None
-  _prepare(0 if topology.chip.platform == "tpu" else topology.chips)
-  from orthus_jax.planning import report, search
+  from orthus_jax.planning import generator, report, search
 
   title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
   against = report.read(other) if other is not None else None
+  # A TPU's compiler is left behind at its schedule, in a process that ends; other platforms' compilers are done by then.
+  run = apart.run if topology.chip.platform == "tpu" else lambda f, *args, **kwargs: f(*args, **kwargs)
+  common_to_all = {"title": title, "stop_at": stop_at}
   if "generate" in own:
-    from orthus_jax.planning import generator
-
-    drawn = generator.make(config, topology, rows=_number(own, "generate", 1), title=title)
+    rows = _number(own, "generate", 1)
+    drawn = run(_make, "generator", config, topology, rows=rows, **common_to_all)
     print(
       json.dumps(drawn.to_json(), indent=2) if options["json"] else generator.text(drawn),
       end="\n" if options["json"] else "",
     )
     return _DOES_NOT_FIT if drawn.fits is False else 0
+
+  def make(config: Any) -> report.Plan:
+    return run(_make, "report", config, topology, **common_to_all)
+
   if "search" in own:
-    tried = search.search(config, topology, title=title, limit=_number(own, "limit", 12), progress=_say)
+    tried = search.search(config, topology, limit=_number(own, "limit", 12), make=make, progress=_say)
     return search.show(tried, as_json=options["json"])
-  plan = report.make(config, topology, title=title)
+  plan = make(config)
   if options["json"]:
     json.dump(plan.to_json(), sys.stdout, indent=2)
     print()

@@ -143,5 +143,7 @@ def rope(x_BTNH: jax.Array, position_BT: jax.Array, *, theta: float) -> jax.Arra
   frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_BT1h = (position_BT[..., None].astype(jnp.float32) * frequency_h)[:, :, None, :]
   cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
-  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNH.dtype)
+  # Halves are cast each: a TPU's compiler would else write the whole out in float32, here and in the gradient.
+  a, b = (h.astype(jnp.float32) for h in jnp.split(x_BTNH, 2, axis=-1))
+  turned = a * cos - b * sin, b * cos + a * sin
+  return jnp.concatenate([h.astype(x_BTNH.dtype) for h in turned], axis=-1)

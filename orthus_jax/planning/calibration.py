@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import dataclasses
 import json
 from typing import Any
 
-from orthus_jax.planning import hardware, published, report
+from orthus_jax.planning import hardware, published
 from orthus_jax.planning.report import Plan
 
 
@@ -23,12 +24,12 @@ def errors(plans: list[tuple[published.Run, Plan]]) -> list[dict[str, Any]]:
   ]  # fmt: skip
 
 
-def show(*, as_json: bool) -> int:
-  """Plans every published run and prints the errors."""
+def show(*, make: Callable[..., Plan], as_json: bool) -> int:
+  """Has `make` plan every published run, as `report.make` does, and prints the errors."""
   plans = []
   for run in published.RUNS:
     topology = hardware.parse(run.topology, run.slices)
-    plans.append((run, report.make(run.config, topology, title=run.name, build=published.text)))
+    plans.append((run, make(run.config, topology, title=run.name, build=published.text)))
   rows = errors(plans)
   if as_json:
     print(json.dumps({"runs": rows, "plans": [dataclasses.asdict(p) for _, p in plans]}, indent=2))

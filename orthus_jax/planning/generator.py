@@ -57,7 +57,9 @@ class GeneratorPlan:
     return dataclasses.asdict(self)
 
 
-def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> GeneratorPlan:
+def make(
+  config: Config, topology: Topology, *, rows: int, title: str = "", stop_at: str = "code"
+) -> GeneratorPlan:
   """Compiles the generator for a topology and works out its plan.
 
   Every turn of the engine's loop is counted as one that draws a patch, and the loop as running until a picture is done.
@@ -96,7 +98,7 @@ def make(config: Config, topology: Topology, *, rows: int, title: str = "") -> G
       graphdef, params, state, text_V, stop_at, config=config.model, program=fixed
     )
     done = time.monotonic()
-    text, memory = program.compile_traced(traced, mesh)
+    text, memory = program.compile_traced(traced, mesh, whole=stop_at == "code")
   counted = work.count(hlo.parse(text), rounds=fixed.positions) if text else work.Work(())
   mesh_shape = {a: int(n) for a, n in mesh.shape.items()}
   traffic = estimate.traffic(counted, mesh_shape, topology, hardware.places(topology, list(mesh.devices.flat)))

@@ -32,11 +32,15 @@ class Array:
     dtype: as HLO writes it.
     dims: sizes.
     space: XLA's memory space; 0 is the device's main memory, 5 the host's, others are on the chip itself.
+    order: its axes from the minor-most, and `tile`, in whose multiples a TPU lays the first ones of these out; empty where
+      the text has neither.
   """
 
   dtype: str
   dims: tuple[int, ...]
   space: int = 0
+  order: tuple[int, ...] = ()
+  tile: tuple[int, ...] = ()
 
   @property
   def size(self) -> int:
@@ -44,8 +48,19 @@ class Array:
 
   @property
   def bytes(self) -> int:
-    bits = 8 if self.dtype.startswith("f8") else _BITS.get(self.dtype, 32)
-    return self.size * bits // 8
+    return self.size * self._bits // 8
+
+  @property
+  def stored(self) -> int:
+    """Bytes that it takes in memory, with what fills up its tiles."""
+    dims = list(self.dims)
+    for axis, side in zip(self.order, reversed(self.tile)):
+      dims[axis] = -(-dims[axis] // side) * side
+    return math.prod(dims) * self._bits // 8
+
+  @property
+  def _bits(self) -> int:
+    return 8 if self.dtype.startswith("f8") else _BITS.get(self.dtype, 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +86,10 @@ class Instruction:
   @property
   def bytes(self) -> int:
     return sum(a.bytes for a in self.arrays)
+
+  @property
+  def stored(self) -> int:
+    return sum(a.stored for a in self.arrays)
 
   def called(self, attribute: str) -> str | None:
     """The computation that an attribute such as `body` names."""
@@ -118,6 +137,10 @@ class Module:
   entry: str
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+  return tuple(int(n) for n in text.split(",") if n)
+
+
 def _closing(text: str, start: int) -> int:
   """Where the parenthesis at `start` closes; strings are not expected inside."""
   depth = 0
@@ -137,7 +160,17 @@ def arrays(text: str) -> tuple[Array, ...]:
   for dtype, dims, layout in _ARRAY.findall(text):
     space = re.search(r"S\((\d+)\)", layout or "")
     sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
-    found.append(Array(dtype, sizes, int(space.group(1)) if space else 0))
+    order = re.match(r"[\d,]+", layout)
+    tile = re.search(r":T\(([\d,]+)\)", layout)
+    found.append(
+      Array(
+        dtype,
+        sizes,
+        int(space.group(1)) if space else 0,
+        _numbers(order.group()) if order else (),
+        _numbers(tile.group(1)) if tile else (),
+      )
+    )
   return tuple(found)
 
 

@@ -16,6 +16,7 @@ from orthus_jax.config import BadRequest, Config
 from orthus_jax.data.pipeline import Batch
 from orthus_jax.parallel import compiler
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.planning import buffers
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import Layout, plan_run
 from orthus_jax.training.step import jit_step, train_step
@@ -30,7 +31,7 @@ class Memory:
     arguments: the training state and the batch.
     outputs: results that don't take an argument's place.
     temporaries: everything between.
-    code: the program itself.
+    code: the program itself; 0 where compilation ended ahead of it.
     host: on its host.
     limit: what the compiler had, where it gave up; 0 otherwise.
   """
@@ -113,7 +114,7 @@ def compile_step(
   devices: Sequence[Any],
   *,
   build: Callable[[Config], tuple[Any, Any]] = orthus,
-  stop_at: str = "compile",
+  stop_at: str = "code",
 ) -> Program:
   """Traces, lowers and compiles a config's training step, as `training.loop` does, for given devices.
 
@@ -121,7 +122,8 @@ def compile_step(
     config: the experiment.
     devices: of the mesh, described or present.
     build: what gives the task and its batch's shapes.
-    stop_at: "trace" leaves out the compilation.
+    stop_at: "trace" leaves out the compilation; "schedule" ends it there for TPUs, and the process should end soon
+      (`buffers.compile_watched`); "code" is all of it.
 
   Raises:
     BadRequest: if mesh, batch or shapes don't fit each other.
@@ -144,34 +146,62 @@ def compile_step(
     traced = step.trace(layout.shapes, batch)
     done = time.monotonic()
     text, memory = "", Memory(0, 0, 0, 0)
-    if stop_at == "compile":
+    if stop_at != "trace":
       with compiler.refusals():
-        text, memory = compile_traced(traced, mesh)
+        text, memory = compile_traced(traced, mesh, whole=stop_at == "code")
   seconds = {"trace": done - begin, "compile": time.monotonic() - done}
   return Program(mesh, layout, memory, text, traced.jaxpr, _state_bytes(layout), seconds)
 
 
-def compile_traced(traced: Any, mesh: Mesh) -> tuple[str, Memory]:
-  """(text of the compiled program, its memory); no text where it doesn't fit the device's memory."""
-  lowered = traced.lower(lowering_platforms=(mesh.devices.flat[0].platform,))
-  try:
+def compile_traced(traced: Any, mesh: Mesh, *, whole: bool = True) -> tuple[str, Memory]:
+  """(text of the compiled program, its memory); no text where it doesn't fit the device's memory and wasn't written down.
+
+  Args:
+    traced: the program.
+    mesh: that it is for.
+    whole: whether to go on to machine code where less would do; see `buffers.compile_watched`.
+  """
+  platform = mesh.devices.flat[0].platform
+  lowered = traced.lower(lowering_platforms=(platform,))
+  if platform != "tpu":
     compiled = lowered.compile()
-  except Exception as e:  # jaxlib raises its own class, and differs from version to version
-    found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(e))
-    if found is None:
-      raise
-    used, limit = (_bytes(found.group(k), found.group(k + 1)) for k in (1, 3))
-    arguments = re.search(r"Arguments? size ([\d.]+)([KMGT])", str(e))
-    size = _bytes(arguments.group(1), arguments.group(2)) if arguments else 0
-    return "", Memory(size, 0, used - size, 0, limit=limit)
+    return compiled.as_text(), _analysis(compiled)
+  compiled, text, parts, error = buffers.compile_watched(lambda o: lowered.compile(compiler_options=o), whole=whole)
+  memory = Memory(0, 0, 0, 0)
+  if error is not None:
+    memory = _from_error(error)
+  elif compiled is not None:
+    memory = _analysis(compiled)
+    text = text or compiled.as_text()
+  if parts is not None:
+    memory = Memory(
+      **(parts | {"host": max(parts["host"], memory.host)}), code=memory.code, limit=memory.limit
+    )
+  return text, memory
+
+
+def _analysis(compiled: Any) -> Memory:
+  """As a compiled program tells."""
   stats = compiled.memory_analysis()
-  return compiled.as_text(), Memory(
+  return Memory(
     arguments=stats.argument_size_in_bytes,
     outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
     temporaries=stats.temp_size_in_bytes,
     code=stats.generated_code_size_in_bytes,
     host=stats.host_argument_size_in_bytes + stats.host_temp_size_in_bytes,
   )
+
+
+def _from_error(error: Exception) -> Memory:
+  """As the compiler tells that has run out of memory; raises what it raised for anything else."""
+  found = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
+  found = found or re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)", str(error))
+  if found is None:
+    raise error
+  used, limit = (_bytes(found.group(k), found.group(k + 1)) for k in (1, 3))
+  arguments = re.search(r"Arguments? size ([\d.]+)([KMGT])", str(error))
+  size = _bytes(arguments.group(1), arguments.group(2)) if arguments else 0
+  return Memory(size, 0, used - size, 0, limit=limit)
 
 
 def _bytes(number: str, unit: str) -> int:

@@ -63,15 +63,21 @@ class Plan:
 
 
 def make(
-  config: Config, topology: Topology, *, title: str = "", build: Any = program.orthus, devices: list[Any] | None = None
+  config: Config, topology: Topology, *, title: str = "", build: Any = program.orthus, stop_at: str = "code"
 ) -> Plan:
   """Compiles a config's step for a topology and works out its plan.
+
+  Args:
+    config: the experiment.
+    topology: what it is to run on.
+    title: of the plan.
+    build: see `program.compile_step`.
+    stop_at: "schedule" or "code"; see `program.compile_step`.
 
   Raises:
     BadRequest: if mesh, batch or shapes don't fit each other or the topology.
   """
-  devices = hardware.devices(topology) if devices is None else devices
-  compiled = program.compile_step(config, devices, build=build)
+  compiled = program.compile_step(config, hardware.devices(topology), build=build, stop_at=stop_at)
   return from_program(config, topology, compiled, title=title, images=build is program.orthus)
 
 
@@ -91,7 +97,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
   if counted is None:
     flops = traced.flops(compiled.jaxpr) / topology.chips
     counted = work.Work((work.Op("the traced program", "", 1, products=flops),))
-    if compiled.memory.limit:
+    if compiled.memory.limit and not compiled.text:
       notes.append("the compiler gave up for lack of memory: FLOPs are the traced program's, without collectives")
   for loop in counted.unknown_loops:
     notes.append(f"a loop whose rounds can't be told is counted once: {loop}")
@@ -183,7 +189,8 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   capacity = plan.memory["capacity"]
   shown = [(f"  {n.removeprefix('state_')}", v) for n, v in plan.memory.items() if n.startswith("state_")]
   shown = [("state and batch", plan.memory["arguments"]), *shown, ("temporaries", plan.memory["temporaries"])]
-  shown += [("outputs", plan.memory["outputs"]), ("program", plan.memory["code"])]
+  shown += [("outputs", plan.memory["outputs"])]
+  shown += [("program", plan.memory["code"])] if plan.memory["code"] else []
   shown += [("on the host", plan.memory["host"])] if plan.memory["host"] else []
   for name, value in shown:
     rows.add_row(name, f"{value / GIB:.2f}", f"{value / capacity:.0%}" if capacity else "")

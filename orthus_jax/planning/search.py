@@ -8,7 +8,6 @@ import json
 import typing
 
 from orthus_jax.config import BadRequest, Config, TransformerConfig
-from orthus_jax.planning import hardware, report
 from orthus_jax.planning.hardware import GIB, Topology
 from orthus_jax.planning.report import Plan
 
@@ -58,8 +57,9 @@ def meshes(config: Config, topology: Topology) -> Iterator[tuple[int, int, int, 
       continue
     rest = topology.per_slice // tensor
     yield topology.slices, rest, tensor, 1
-    if rest % 4 == 0 and rest >= 64 and tensor == 1:
-      yield topology.slices * 4, rest // 4, tensor, 1
+    side = topology.shape[0]  # a mesh axis covers whole dimensions of a torus
+    if tensor == 1 and 1 < side < rest:
+      yield topology.slices * side, rest // side, tensor, 1
 
 
 def candidates(config: Config, topology: Topology) -> list[Candidate]:
@@ -74,12 +74,12 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
 
 
 def search(
-  config: Config, topology: Topology, *, title: str, limit: int, progress: Callable[[str], None]
+  config: Config, topology: Topology, *, limit: int, make: Callable[[Config], Plan], progress: Callable[[str], None]
 ) -> list[tuple[Candidate, Plan | None]]:
-  """Compiles up to `limit` candidates.
+  """Has `make` plan up to `limit` candidates.
 
-  A candidate that is sure not to fit isn't compiled: one with as much work on each device as one that didn't fit, and as
-  much kept.
+  Some are passed over: one that is sure not to fit, with as much work on each device as one that didn't fit, and as much
+  kept; one that computes more again than one that fits, of the same mesh and rows; one whose mesh was refused.
 
   Returns:
     (candidate, plan), the best that fits first; a plan is None where the candidate was refused.
@@ -89,22 +89,26 @@ def search(
   """
   if topology.chip.platform != "tpu":
     raise BadRequest("--search needs a TPU topology: nothing tells what fits on others without them")
-  devices, order = hardware.devices(topology), policies()
+  order = policies()
   tried: list[tuple[Candidate, Plan | None]] = []
   too_large: list[Candidate] = []
+  fit: list[Candidate] = []
+  refused: set[tuple[int, int, int, int]] = set()
   for c in candidates(config, topology):
     if len(tried) >= limit:
       break
-    if any(_at_least(c, t, order) for t in too_large):
+    if c.mesh in refused or any(_at_least(c, t, order) for t in too_large):
+      continue
+    if any((c.mesh, c.rows) == (f.mesh, f.rows) and order.index(c.remat) > order.index(f.remat) for f in fit):
       continue
     try:
-      plan = report.make(c.apply(config), topology, title=title, devices=devices)
+      plan = make(c.apply(config))
     except BadRequest as e:
       progress(f"{c.overrides()}: {e}")
+      refused.add(c.mesh)
       continue
     tried.append((c, plan))
-    if not plan.fits:
-      too_large.append(c)
+    (fit if plan.fits else too_large).append(c)
     progress(f"{len(tried)}/{limit} {c.overrides()}: {plan.memory['peak'] / GIB:.1f} GiB, "
              f"{'fits' if plan.fits else 'does not fit'}, MFU {plan.mfu['calibrated']:.1%}")  # fmt: skip
   return sorted(tried, key=lambda t: (not t[1].fits, -t[1].mfu["calibrated"]))

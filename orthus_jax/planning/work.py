@@ -26,6 +26,9 @@ _FREE = frozenset((
     "opt-barrier", "copy-done", "async-done", "async-update", "send-done", "recv-done", "all-gather-done",
     "all-reduce-done", "collective-permute-done", "add-dependency",
 ))  # fmt: skip
+_COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start", "send", "recv")
+# What goes from slice to slice is handed to the runtime of several slices by a send, whose targets are "{slices}x{devices}".
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}.*?_xla_megascale_transfer_type="([A-Z_]+)"')
 # Matrix products in each of splash attention's kernels: the scores and the output ahead; behind, the scores again, and
 # the gradients of scores, values, keys and (in the fused kernel) queries.
 _KERNELS = {"fwd": 2, "dkv": 4, "dkv_fused": 5, "dq": 3}
@@ -40,12 +43,14 @@ class Collective:
     bytes: of its whole array on one device: gathered, ahead of being scattered, reduced or permuted.
     groups: partitions that take part together [groups, size]; None for all. Pairs for a permutation.
     hidden: spread by the compiler over a chain of fusions, so that they compute meanwhile.
+    slices: that the runtime has take part, between which each device exchanges its own array; 0 within a slice.
   """
 
   kind: str
   bytes: int
   groups: np.ndarray | None
   hidden: bool = False
+  slices: int = 0
 
 
 @dataclasses.dataclass
@@ -61,6 +66,7 @@ class Op:
     bytes: to and from main memory.
     host_bytes: between the device and its host.
     collectives: in it.
+    beside: a copy that runs beside the instructions between its start and its end.
   """
 
   name: str
@@ -71,6 +77,7 @@ class Op:
   bytes: int = 0
   host_bytes: int = 0
   collectives: tuple[Collective, ...] = ()
+  beside: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,12 +213,12 @@ def _kernel(i: Instruction) -> float:
 def _read(module: Module, computation: Computation, parameter: str) -> int:
   """Bytes of main memory that a fused computation reads of one parameter."""
   me = computation.instructions[parameter]
-  total, whole = 0, sum(a.bytes for a in me.arrays if a.space == 0)
+  total, whole = 0, sum(a.stored for a in me.arrays if a.space == 0)
   for user in computation.users[parameter]:
     if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == parameter:
-      total += user.bytes
+      total += user.stored
     elif user.opcode in ("bitcast", "get-tuple-element"):
-      total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.bytes
+      total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.stored
     elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter:
       continue  # written in place; of a scatter, whoever adds to what is there reads it too, which is counted as nothing
     elif user.opcode == "fusion":
@@ -228,7 +235,7 @@ def _written(module: Module, computation: Computation, name: str) -> int | None:
   if i.opcode == "bitcast":
     return _written(module, computation, i.operands[0])
   if i.opcode in ("dynamic-update-slice", "scatter"):
-    return computation.instructions[i.operands[1 if i.opcode == "dynamic-update-slice" else 2]].bytes
+    return computation.instructions[i.operands[1 if i.opcode == "dynamic-update-slice" else 2]].stored
   if i.opcode == "fusion":
     inner = module.computations[i.called("calls")]
     return _written(module, inner, inner.root)
@@ -249,7 +256,7 @@ class _Counter:
     self._walk(self._module.computations[self._module.entry], 1)
     return Work(tuple(self._ops), tuple(dict.fromkeys(self._loops)), tuple(dict.fromkeys(self._kernels)))
 
-  def _walk(self, computation: Computation, times: int) -> None:
+  def _walk(self, computation: Computation, times: int, *, beside: bool = False) -> None:
     chains: set[tuple[str, str]] = set()
     for i in computation:
       if i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
@@ -263,9 +270,9 @@ class _Counter:
         self._walk(self._module.computations[i.called("to_apply")], times)
       elif i.opcode in ("async-start", "conditional"):
         for inner in self._called(i):
-          self._walk(inner, times)
+          self._walk(inner, times, beside=i.opcode == "async-start")
       else:
-        self._add(computation, i, times, chains)
+        self._add(computation, i, times, chains, beside=beside or i.opcode in _COPIES)
 
   def _called(self, i: Instruction) -> list[Computation]:
     if i.opcode == "async-start":
@@ -279,12 +286,15 @@ class _Counter:
     # Only one of them runs: the dearest is taken.
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
-  def _add(self, computation: Computation, i: Instruction, times: int, chains: set[tuple[str, str]]) -> None:
+  def _add(
+    self, computation: Computation, i: Instruction, times: int, chains: set[tuple[str, str]], *, beside: bool
+  ) -> None:
     products, attention = self._own_flops(computation, i)
     collectives = tuple(self._collectives(computation, i, chains))
     moved, host = self._bytes(computation, i)
     if products or attention or moved or host or collectives:
-      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives))
+      beside = beside and not (products or attention)
+      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives, beside))
 
   def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float]:
     def shape(k: int) -> Array:
@@ -317,7 +327,11 @@ class _Counter:
   ) -> Iterator[Collective]:
     """Collectives in an instruction. One that a TPU spreads over a chain of fusions is written in each: it counts once."""
     kind = i.opcode.removesuffix("-start")
-    if i.opcode == "fusion":
+    if i.opcode == "send":
+      sent = _BETWEEN_SLICES.search(i.attributes)
+      if sent and (kind := sent.group(2).lower().replace("_", "-")) in _COLLECTIVES:
+        yield Collective(kind, i.arrays[0].bytes, None, slices=sent.group(1).count(",") + 1)
+    elif i.opcode == "fusion":
       inner = self._module.computations[i.called("calls")]
       for j in inner:
         yield from self._collectives(inner, j, chains)
@@ -338,20 +352,27 @@ class _Counter:
       yield Collective(kind, whole, groups, hidden=chain is not None)
 
   def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
-    """(bytes of main memory, bytes to or from the host)."""
+    """(bytes of main memory, bytes to or from the host), with what fills up tiles."""
     shapes = {o: computation.instructions[o].arrays for o in i.operands if o in computation.instructions}
 
     def main(arrays) -> int:
-      return sum(a.bytes for a in arrays if a.space == 0)
+      return sum(a.stored for a in arrays if a.space == 0)
 
-    if i.opcode == "copy-start":
-      target, source = i.arrays[0], i.arrays[1]
-      host = target.bytes if hlo.HOST_SPACE in (target.space, source.space) else 0
-      return main((target, source)), host
+    def moved(part: int, *between: Array) -> tuple[int, int]:
+      spaces = [a.space for a in between]
+      return part * spaces.count(0), part * (hlo.HOST_SPACE in spaces)
+
+    if i.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):  # the result holds the operand too, either first
+      return moved(min(i.arrays[0].stored, i.arrays[1].stored), *i.arrays[:2])
+    if i.opcode == "custom-call" and '"AllocateBuffer"' in i.attributes:
+      return 0, 0
+    if i.opcode in ("send", "recv"):
+      return moved(i.arrays[0].stored, i.arrays[0])
     if i.opcode in ("dynamic-slice", "slice", "gather"):
-      return main(i.arrays) * (2 if main(next(iter(shapes.values()), ())) else 1), 0
-    if i.opcode == "dynamic-update-slice":
-      return 2 * main(shapes.get(i.operands[1], ())), 0
+      return moved(i.arrays[0].stored, i.arrays[0], *shapes.get(i.operands[0], ())[:1])
+    if i.opcode in ("dynamic-update-slice", "dynamic-update-slice-start"):
+      (part,) = shapes[i.operands[1]]
+      return moved(part.stored, part, i.arrays[0])
     if i.opcode == "scatter" and len(i.operands) == 3:
       return main(shapes.get(i.operands[1], ())) + 2 * main(shapes.get(i.operands[2], ())), 0
     if i.opcode == "fusion":
@@ -370,7 +391,7 @@ class _Counter:
       for name, array in zip(results, i.arrays):
         if array.space == 0 and array.dims not in passed:
           part = _written(self._module, inner, name)
-          written += array.bytes if part is None else min(part, array.bytes)
+          written += array.stored if part is None else min(part, array.stored)
       return read + written, 0
     if i.opcode.endswith("-start"):
       return main(i.arrays), 0  # its result holds the operand too
