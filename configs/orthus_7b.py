@@ -97,7 +97,8 @@ def _post(config: ConfigDict, machine: _Machine, *, published: bool) -> None:
       documents=_DOCUMENTS_PER_ROW * rows, batch=16, steps=35_000 if published else 1_000_000,
       learning_rate=1e-5 if published else 2e-5,
   )  # fmt: skip
-  config.model = dict(transformer=dict(remat=remat))
+  # A TPU adds up the LM head's gradient in its main memory, once for every chunk.
+  config.model = dict(transformer=dict(remat=remat, loss_chunk=1024 if machine.tpu else 512))
   config.data = dict(
       source="prepared", path="prepared", sequence_length=4096, images_per_row=_DOCUMENTS_PER_ROW,
       learnt_images_per_row=_DOCUMENTS_PER_ROW, caption_dropout=0.1,

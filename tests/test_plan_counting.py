@@ -277,6 +277,56 @@ def test_collectives_are_told_by_axis_and_timed():
   assert row.link_seconds == pytest.approx(7 / 8 * size / 50e9)
 
 
+# A gather that a TPU's compiler has spread over a start, a fusion that multiplies, and an end: it is written in each.
+CHAIN = textwrap.dedent("""\
+    HloModule jit_step, is_scheduled=true
+
+    %first (p: bf16[4,128]) -> bf16[16,128] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      ROOT %g1 = bf16[16,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="3"}
+    }
+
+    %second (p: bf16[4,128], x: bf16[8,64], w: bf16[64,256]) -> bf16[8,256] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      %x = bf16[8,64]{1,0} parameter(1)
+      %w = bf16[64,256]{1,0} parameter(2)
+      %g2 = bf16[16,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}, frontend_attributes={chain_id="3"}
+      ROOT %product = bf16[8,256]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+    }
+
+    ENTRY %main (p: bf16[4,128], x: bf16[8,64], w: bf16[64,256]) -> bf16[8,256] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      %x = bf16[8,64]{1,0} parameter(1)
+      %w = bf16[64,256]{1,0} parameter(2)
+      %start = bf16[16,128]{1,0} fusion(%p), kind=kCustom, calls=%first
+      ROOT %middle = bf16[8,256]{1,0} fusion(%p, %x, %w), kind=kOutput, calls=%second
+    }
+    """)
+
+
+def test_a_collective_spread_over_fusions_counts_once_and_hides_as_far_as_they_take():
+  ops = _ops(CHAIN)
+  assert [len(ops[n].collectives) for n in ("start", "middle")] == [1, 0]
+  assert ops["start"].carries == ops["middle"].carries and len(ops["middle"].carries) == 1
+  (gather,) = ops["start"].collectives
+  assert (gather.kind, gather.bytes, gather.chain) == ("all-gather", 16 * 128 * 2, ops["start"].carries[0])
+
+  four, mesh = hardware.parse("v5e:2x2"), {"data": 1, "fsdp": 4, "tensor": 1, "context": 1}
+  places = np.asarray([(0, x, y) for x in range(2) for y in range(2)])
+  chip, c = hardware.CHIPS["v5e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5)
+  groups = np.arange(4)[None]
+  for flops, others, share in ((1e15, (), 1.0), (1e-9, (), 0.0), (None, (), 0.25), (None, ("another",), 0.125)):
+    # 100 GB gathered at half of each link's rate; a product that takes a quarter of that, or its share of one.
+    link = 0.75 * 1e11 / (200e9 * 0.5)
+    flops = flops or 0.25 * (link / c.links) * chip.flops * c.products
+    op = Op("a", "", 1, products=flops, collectives=(Collective("all-gather", 10**11, groups, chain="k"),), carries=("k", *others))
+    done = Work((op,))
+    (row,) = estimate.traffic(done, mesh, four, places, c)
+    assert row.link_seconds == pytest.approx(link) and row.hidden_seconds == pytest.approx(share * link, abs=1e-12)
+    whole = flops / (chip.flops * c.products) + (1 - share) * link / c.links
+    assert estimate.estimate(done, [row], chip, c).calibrated == pytest.approx(whole)
+
+
 def test_between_slices_each_chip_carries_its_share():
   two = hardware.parse("v5p:2x2x1", 2)
   places = np.asarray([(s, x, y, 0) for s in range(2) for x in range(2) for y in range(2)])

@@ -11,14 +11,16 @@ from jax.sharding import Mesh
 from orthus_jax.config import BadRequest
 
 # A TPU sums gradients by all-reduces where a mesh axis covers several dimensions of its torus, and unless it is told so waits
-# for each. These spread them, and the gathers of weights, over the products that follow (docs/planning.md has what that
-# gives). Sums are joined into one only where they are small, as what is joined isn't spread. They are the names by which `LIBTPU_INIT_ARGS` knows them, and hold above what stands there.
+# for each. These spread them, and the gathers of weights, over the products and elementwise loops beside them
+# (docs/planning.md has what that gives). Sums are joined into one only where they are small, as what is joined isn't spread.
+# The names are those of `LIBTPU_INIT_ARGS`, and hold above what stands there.
 _TPU = {
     "xla_enable_async_all_reduce": "true",
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
     "xla_jf_crs_combiner_threshold_in_bytes": str(1 << 20),
 }
 

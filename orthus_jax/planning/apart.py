@@ -55,8 +55,6 @@ def _child(pipe: Connection, function: Callable[..., Any], args: tuple, kwargs: 
     os._exit(130)
   except Exception:
     said = ("failed", traceback.format_exc())
-  pipe.send(said)
-  pipe.close()
   sys.stdout.flush()
   sys.stderr.flush()
-  os._exit(0)
+  pipe.send(said)  # upon which this process is killed

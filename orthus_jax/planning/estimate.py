@@ -39,8 +39,7 @@ class Calibration:
     products: of the peak, by matrix products.
     attention: of the peak, by attention kernels.
     bandwidth: of the memory's.
-    links: of the links within a slice, by collectives. Those that the compiler itself spreads over other instructions are
-      hidden behind them; of the others, what is hidden in practice shows as a higher share.
+    links: of the links within a slice, by collectives.
     network: of the network between slices, likewise.
   """
 
@@ -51,7 +50,7 @@ class Calibration:
   network: float
 
 
-CALIBRATION = Calibration(products=0.66, attention=0.40, bandwidth=0.85, links=0.40, network=0.50)
+CALIBRATION = Calibration(products=0.68, attention=0.45, bandwidth=0.75, links=0.30, network=0.50)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Traffic:
     bytes: of the arrays gathered, scattered or reduced.
     link_seconds: over the links within a slice, at published rates.
     network_seconds: between slices.
-    hidden_seconds: of the links' time, what the compiler hides behind computation.
+    hidden_seconds: of the links' time, what goes on while the instructions compute that the compiler has spread it over.
   """
 
   kind: str
@@ -108,9 +107,10 @@ def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Ca
   limit = max(parts, key=parts.get)
   own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops if not o.beside)
   own = max(own, parts["memory"] / calibration.bandwidth)  # copies that run beside instructions share the memory with them
-  hidden = sum(t.hidden_seconds for t in traffic) / calibration.links
-  sent = sum(t.link_seconds / calibration.links + t.network_seconds / calibration.network for t in traffic) - hidden
-  calibrated = max(max(own, hidden) + sent, parts["host"])
+  sent = sum(
+    (t.link_seconds - t.hidden_seconds) / calibration.links + t.network_seconds / calibration.network for t in traffic
+  )
+  calibrated = max(own + sent, parts["host"])
   return Estimate(**parts, bound=parts[limit], limit=limit, calibrated=calibrated)
 
 
@@ -120,7 +120,13 @@ def op_seconds(op: Op, chip: Chip, c: Calibration) -> float:
   return max(flops, op.bytes / (chip.bandwidth * c.bandwidth))
 
 
-def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: np.ndarray) -> list[Traffic]:
+def traffic(
+  work: Work,
+  mesh_shape: dict[str, int],
+  topology: Topology,
+  places: np.ndarray,
+  calibration: Calibration = CALIBRATION,
+) -> list[Traffic]:
   """Collectives by kind and mesh axes, the dearest first.
 
   Args:
@@ -128,7 +134,12 @@ def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: 
     mesh_shape: devices by mesh axis.
     topology: that the mesh lies on.
     places: where each device stands, in the order of the mesh; see `hardware.places`.
+    calibration: says how much of a collective's time passes while a fusion computes.
   """
+  room: dict[str, float] = {}  # of each chain, seconds of one run
+  for op in work.ops if topology.chip.flops else ():
+    for chain in op.carries:
+      room[chain] = room.get(chain, 0.0) + op_seconds(op, topology.chip, calibration) / len(op.carries)
   rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
   known: dict[tuple, tuple] = {}
   for collective, times in work.collectives():
@@ -143,8 +154,9 @@ def traffic(work: Work, mesh_shape: dict[str, int], topology: Topology, places: 
       axes, reach = known[key]
       link, network = reach.seconds(collective, topology.chip)
     row = rows.setdefault((collective.kind, axes), [0, 0, 0.0, 0.0, 0.0])
-    for k, v in enumerate((times, times * collective.bytes, times * link, times * network, times * link * collective.hidden)):
-      row[k] += v
+    hidden = min(link, room.get(collective.chain, 0.0) * calibration.links)
+    for k, v in enumerate((1, collective.bytes, link, network, hidden)):
+      row[k] += times * v
   found = [Traffic(kind, axes, int(r[0]), int(r[1]), r[2], r[3], r[4]) for (kind, axes), r in rows.items()]
   return sorted(found, key=lambda t: -(t.link_seconds + t.network_seconds) or -t.bytes)
 

@@ -42,14 +42,14 @@ class Collective:
     kind: such as "all-gather".
     bytes: of its whole array on one device: gathered, ahead of being scattered, reduced or permuted.
     groups: partitions that take part together [groups, size]; None for all. Pairs for a permutation.
-    hidden: spread by the compiler over a chain of fusions, so that they compute meanwhile.
+    chain: names the chain of fusions that the compiler has spread it over, so that they compute meanwhile; empty if it waits.
     slices: that the runtime has take part, between which each device exchanges its own array; 0 within a slice.
   """
 
   kind: str
   bytes: int
   groups: np.ndarray | None
-  hidden: bool = False
+  chain: str = ""
   slices: int = 0
 
 
@@ -67,6 +67,7 @@ class Op:
     host_bytes: between the device and its host.
     collectives: in it.
     beside: a copy that runs beside the instructions between its start and its end.
+    carries: the chains of collectives that go on meanwhile.
   """
 
   name: str
@@ -78,6 +79,7 @@ class Op:
   host_bytes: int = 0
   collectives: tuple[Collective, ...] = ()
   beside: bool = False
+  carries: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +259,7 @@ class _Counter:
     return Work(tuple(self._ops), tuple(dict.fromkeys(self._loops)), tuple(dict.fromkeys(self._kernels)))
 
   def _walk(self, computation: Computation, times: int, *, beside: bool = False) -> None:
-    chains: set[tuple[str, str]] = set()
+    chains: set[str] = set()
     for i in computation:
       if i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
         continue
@@ -287,14 +289,19 @@ class _Counter:
     return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
 
   def _add(
-    self, computation: Computation, i: Instruction, times: int, chains: set[tuple[str, str]], *, beside: bool
+    self, computation: Computation, i: Instruction, times: int, chains: set[str], *, beside: bool
   ) -> None:
     products, attention = self._own_flops(computation, i)
-    collectives = tuple(self._collectives(computation, i, chains))
+    met = tuple(self._collectives(computation, i, where=computation.name))
+    carries = tuple(dict.fromkeys(c.chain for c in met if c.chain))
+    # One that a TPU spreads over a chain of fusions is written in each, and counts once.
+    first = {c.chain: c for c in met if c.chain and c.chain not in chains}
+    collectives = (*(c for c in met if not c.chain), *first.values())
+    chains.update(carries)
     moved, host = self._bytes(computation, i)
-    if products or attention or moved or host or collectives:
+    if products or attention or moved or host or met:
       beside = beside and not (products or attention)
-      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives, beside))
+      self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives, beside, carries))
 
   def _own_flops(self, computation: Computation, i: Instruction) -> tuple[float, float]:
     def shape(k: int) -> Array:
@@ -322,10 +329,8 @@ class _Counter:
   def _flops(self, computation: Computation) -> tuple[float, float]:
     return self._flops_of(computation.name)
 
-  def _collectives(
-      self, computation: Computation, i: Instruction, chains: set[tuple[str, str]]
-  ) -> Iterator[Collective]:
-    """Collectives in an instruction. One that a TPU spreads over a chain of fusions is written in each: it counts once."""
+  def _collectives(self, computation: Computation, i: Instruction, *, where: str) -> Iterator[Collective]:
+    """Collectives in an instruction of the computation `where`, or of one that it fuses."""
     kind = i.opcode.removesuffix("-start")
     if i.opcode == "send":
       sent = _BETWEEN_SLICES.search(i.attributes)
@@ -334,14 +339,12 @@ class _Counter:
     elif i.opcode == "fusion":
       inner = self._module.computations[i.called("calls")]
       for j in inner:
-        yield from self._collectives(inner, j, chains)
+        yield from self._collectives(inner, j, where=where)
     elif kind in _COLLECTIVES:
       chain = re.search(r'chain_id="(\d+)"', i.attributes)
       if chain:
-        key = (re.search(r"channel_id=(\d+)", i.attributes).group(1), chain.group(1))
-        if key in chains:
-          return
-        chains.add(key)
+        channel = re.search(r"channel_id=(\d+)", i.attributes).group(1)
+        chain = f"{where}/{channel}/{chain.group(1)}"
       operands = sum(computation.instructions[o].bytes for o in i.operands)
       if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # what TPU compilers write as an all-reduce of which each device keeps its part
@@ -349,7 +352,7 @@ class _Counter:
       whole = operands
       if kind == "all-gather":
         whole = operands * (groups.shape[1] if groups is not None else 1)
-      yield Collective(kind, whole, groups, hidden=chain is not None)
+      yield Collective(kind, whole, groups, chain=chain or "")
 
   def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
     """(bytes of main memory, bytes to or from the host), with what fills up tiles."""
