@@ -264,7 +264,7 @@ def test_the_calibrated_time_is_near_what_was_published(capsys):
   assert cli.main(["plan", "--calibration", "--json"]) == 0
   runs = json.loads(capsys.readouterr().out)["runs"]
   assert len(runs) == len(published.RUNS) == 4
-  assert all(abs(r["error"]) < 0.06 for r in runs), [(r["run"], r["error"]) for r in runs]
+  assert all(abs(r["error"]) < 0.05 for r in runs), [(r["run"], r["error"]) for r in runs]
 
 
 @needs_libtpu()

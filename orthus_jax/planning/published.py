@@ -34,6 +34,7 @@ _TOKENS = 4 * 1024**2
 # for here, so that they are taken to be waited for.
 _WAITING = (
     ("xla_enable_async_all_reduce", "false"), ("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "false"),
+    ("xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions", "false"),
 )  # fmt: skip
 _MAXTEXT = (
     *_WAITING, ("xla_tpu_scoped_vmem_limit_kib", "98304"), ("xla_jf_spmd_threshold_for_windowed_einsum_mib", "1000000"),
