@@ -129,6 +129,7 @@ def test_a_process_of_its_own_ends_with_its_function():
   assert time.monotonic() - begin < 60
 
 
+@pytest.mark.slow
 def test_errors_come_back():
   with pytest.raises(BadRequest, match="no such mesh"):
     apart.run(_raise, BadRequest("no such mesh"))
