@@ -16,8 +16,7 @@ import pytest
 
 import orthus_jax as oj
 from orthus_jax import cli
-from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict, to_dict
-from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict
 from orthus_jax.inference import scheduler
 from orthus_jax.interop import arrays, files, huggingface, names, packing, safetensors
 from orthus_jax.interop.published_config import read_config, write_config

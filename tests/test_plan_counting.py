@@ -315,15 +315,15 @@ def test_a_collective_spread_over_fusions_counts_once_and_hides_as_far_as_they_t
   places = np.asarray([(0, x, y) for x in range(2) for y in range(2)])
   chip, c = hardware.CHIPS["v5e"], estimate.Calibration(products=0.5, attention=0.5, bandwidth=0.5, links=0.5, network=0.5)
   groups = np.arange(4)[None]
-  for flops, others, share in ((1e15, (), 1.0), (1e-9, (), 0.0), (None, (), 0.25), (None, ("another",), 0.125)):
+  for products, others, share in ((1e15, (), 1.0), (1e-9, (), 0.0), (None, (), 0.25), (None, ("another",), 0.125)):
     # 100 GB gathered at half of each link's rate; a product that takes a quarter of that, or its share of one.
     link = 0.75 * 1e11 / (200e9 * 0.5)
-    flops = flops or 0.25 * (link / c.links) * chip.flops * c.products
-    op = Op("a", "", 1, products=flops, collectives=(Collective("all-gather", 10**11, groups, chain="k"),), carries=("k", *others))
-    done = Work((op,))
+    products = products or 0.25 * (link / c.links) * chip.flops * c.products
+    gather = Collective("all-gather", 10**11, groups, chain="k")
+    done = Work((Op("a", "", 1, products=products, collectives=(gather,), carries=("k", *others)),))
     (row,) = estimate.traffic(done, mesh, four, places, c)
     assert row.link_seconds == pytest.approx(link) and row.hidden_seconds == pytest.approx(share * link, abs=1e-12)
-    whole = flops / (chip.flops * c.products) + (1 - share) * link / c.links
+    whole = products / (chip.flops * c.products) + (1 - share) * link / c.links
     assert estimate.estimate(done, [row], chip, c).calibrated == pytest.approx(whole)
 
 

@@ -1,5 +1,4 @@
 import collections
-import dataclasses
 import json
 import pickle
 import subprocess

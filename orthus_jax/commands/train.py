@@ -197,7 +197,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell(error: BaseException) -> None:
   if isinstance(error, (BadRequest, Stopped)):
-    tell(error)
+    stops.tell(error)
   else:
     traceback.print_exception(error)
 

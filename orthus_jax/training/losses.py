@@ -72,7 +72,6 @@ def orthus_loss(
     it among the metrics.
   """
   features_BMPC = jax.lax.stop_gradient(features(model, batch.images))
-  P = config.vision_tokenizer.patches
   features_BJC = einops.rearrange(features_BMPC, "B M P C -> B (M P) C")
   hidden_BTD = model(
       batch.tokens_BT,
