@@ -147,6 +147,7 @@ def test_keys_of_other_versions(rename, model, values, tmp_path):
   assert weights.same(huggingface.open_checkpoint(folder).load(), in_memory(model, values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("decoder", [True, False])
 def test_a_plain_chameleon_is_the_start_of_the_first_stage(decoder, model, values, tmp_path, capsys):
   plain = weights.plain(values, decoder=decoder)
