@@ -23,7 +23,7 @@ From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate 
 hundreds of chips need more rows: there a step takes more of them and there are fewer steps, so that as many documents are
 seen, and the learning rate grows with the square root of the batch. The paper doesn't tell its schedule, warm-up,
 weight decay, clipping or precision; these are ours, and so is packing: a row of 4,096 positions holds three documents
-with a picture each. Memory and speed of each variant: docs/performance.md.
+with a picture each. Memory and speed of each TPU variant: docs/planning.md.
 """
 
 import dataclasses
