@@ -24,9 +24,10 @@ import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig, TransformerConfig
 from orthus_jax.data.text_tokenizer import train_tokenizer
-from orthus_jax.interop import arrays, names, safetensors
+from orthus_jax.interop import names, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models.orthus import describe
+from orthus_jax.training.checkpoints import zarr_arrays
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 SHARD = 5_000_000_000  # bytes
@@ -53,8 +54,8 @@ def make(folder: Path, model: ModelConfig) -> int:
     with safetensors.Writer(folder / file, [(k, BF16, shapes[k]) for k in keys]) as writer:
       for key in keys:
         size = int(np.prod(shapes[key]))
-        for begin in range(0, size, arrays.PIECE // BF16.itemsize):
-          n = min(size - begin, arrays.PIECE // BF16.itemsize)
+        for begin in range(0, size, zarr_arrays.PIECE // BF16.itemsize):
+          n = min(size - begin, zarr_arrays.PIECE // BF16.itemsize)
           # Any bits but those of infinities and NaNs, whose exponents are all ones.
           bits = rng.integers(0, 1 << 64, -(-n // 4), np.uint64).view(np.uint16)[:n] & np.uint16(0xBFFF)
           writer.write(key, bits, offset=begin * BF16.itemsize)

@@ -17,10 +17,11 @@ from array_record.python import array_record_module
 from fault_bench import PATIENCE, Bench, Row
 import numpy as np
 
-from orthus_jax.data import images, shards
-from orthus_jax.data.bad_records import BadRecords
-from orthus_jax.data.folder import FolderSource
-from orthus_jax.data.tar import TarSource
+from orthus_jax.data import images
+from orthus_jax.data.prepared import shards
+from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.folder import FolderSource
+from orthus_jax.data.sources.tar import TarSource
 
 
 def data(bench: Bench) -> Iterator[Row]:

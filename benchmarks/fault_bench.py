@@ -61,8 +61,9 @@ class Bench:
   def prepare(self) -> None:
     """Lays the data out: a few hundred documents of the built-in world."""
     from orthus_jax.commands import common, train
-    from orthus_jax.data import prepared, sources
+    from orthus_jax.data.prepared import writer as prepared
     from orthus_jax.data.shapes import builder
+    from orthus_jax.data.sources import registry as sources
 
     common.start()
     sizes = dict(train={k: 120 for k in builder.TRAIN}, test={k: 4 for k in builder.TEST})

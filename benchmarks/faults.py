@@ -25,7 +25,6 @@ import time
 
 from fault_bench import PATIENCE, REPOSITORY, Bench, Row, kill, lines, rows_of, until
 
-
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 

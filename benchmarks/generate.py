@@ -28,17 +28,15 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
 import numpy as np
+from train_step import Numbers
 
 from orthus_jax.commands import common
 from orthus_jax.commands.train import read_config
 from orthus_jax.config import Config
 from orthus_jax.data.documents import Document, document
 from orthus_jax.inference.model import Model
-from orthus_jax.models import params as params_lib
-from orthus_jax.models import quantized
+from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.orthus import Orthus, compute_dtype
-
-from train_step import Numbers
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _WORDS = 12  # of a prompt; the unconditional one has 4

@@ -23,9 +23,9 @@ import numpy as np
 import PIL.Image
 
 from orthus_jax.config import Config, from_dict
-from orthus_jax.data import prepared
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.prepared.pipeline import PreparedPipeline
 
 _ROWS = 8  # of a batch
 

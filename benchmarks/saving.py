@@ -34,11 +34,11 @@ def main() -> int:
   import jax
   import numpy as np
 
-  from orthus_jax.data import sources
   from orthus_jax.data.pipeline import Pipeline
+  from orthus_jax.data.sources import registry as sources
   from orthus_jax.parallel import mesh as mesh_lib
   from orthus_jax.training import step as step_lib
-  from orthus_jax.training.checkpointer import Checkpointer
+  from orthus_jax.training.checkpoints.saver import Checkpointer
   from orthus_jax.training.optimizer import make_optimizer
   from orthus_jax.training.state import plan_run
   from orthus_jax.training.tasks import OrthusTask

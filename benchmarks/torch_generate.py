@@ -13,11 +13,10 @@ import time
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch_step import head
 
 from orthus_jax.config import Config
 from orthus_jax.diffusion import process
-
-from torch_step import head
 
 
 class Loop:

@@ -6,19 +6,19 @@
 """
 
 from orthus_jax.config import (
-    BadRequest,
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    RunConfig,
-    SamplingConfig,
-    TransformerConfig,
-    VisionEmbeddingConfig,
-    VisionTokenizerConfig,
-)
+  BadRequest,
+  Config,
+  DataConfig,
+  DiffusionConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimizerConfig,
+  RunConfig,
+  SamplingConfig,
+  TransformerConfig,
+  VisionEmbeddingConfig,
+  VisionTokenizerConfig,
+)  # fmt: skip
 from orthus_jax.data.documents import Document, Image, Text, document
 
 __version__ = "0.1.0"

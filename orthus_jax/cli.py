@@ -10,7 +10,7 @@ import importlib
 import sys
 
 from orthus_jax.config import BadRequest
-from orthus_jax.stops import Stopped, tell
+from orthus_jax.errors import Stopped, tell
 
 _VERBS = {
     "train": "train a model from a config file",

@@ -7,12 +7,11 @@ import zlib
 
 import ml_dtypes
 import numpy as np
+import published
 
 from orthus_jax.config import DiffusionConfig, ModelConfig
 from orthus_jax.interop import names, safetensors
 from orthus_jax.models.orthus import describe
-
-import published
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 

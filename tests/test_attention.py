@@ -9,8 +9,7 @@ import pytest
 
 from orthus_jax.config import BadRequest, MeshConfig
 from orthus_jax.models import attention, attention_kernels
-from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.parallel import sharded
+from orthus_jax.parallel import mesh as mesh_lib, sharded
 
 B, T, N, K, H = 2, 256, 4, 2, 128
 # Two documents and padding in one row, one of them in another row, of lengths that no tile divides.

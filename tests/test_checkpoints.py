@@ -11,17 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax import cli
 from orthus_jax.config import BadRequest, RunConfig
 from orthus_jax.data.pipeline import Pipeline
-from orthus_jax.stops import Stopped
-from orthus_jax.training import checkpoint, loop, manifest
-from orthus_jax.training.checkpointer import Checkpointer
+from orthus_jax.errors import Stopped
+from orthus_jax.training import loop
+from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
+from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.state import TrainState, digest
 from orthus_jax.training.tasks import OrthusTask
-
-import tiny
 
 TK = tiny.tokenizer()
 # Of writes that a full disk stopped, asyncio hears too late.

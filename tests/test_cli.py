@@ -5,16 +5,15 @@ from pathlib import Path
 import subprocess
 import sys
 
+from command import orthus
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax import cli
 from orthus_jax.commands.train import read_config
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
 from orthus_jax.data import images
-
-from command import orthus
-import tiny
 
 ROOT = Path(__file__).parent.parent
 SHAPES = f"--config={ROOT}/configs/shapes.py"

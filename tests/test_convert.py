@@ -10,25 +10,25 @@ import shutil
 import subprocess
 import sys
 
+from chameleon import reference
 import jax
 import numpy as np
+import published_weights as weights
 import pytest
 
 import orthus_jax as oj
 from orthus_jax import cli
 from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict
 from orthus_jax.inference import scheduler
-from orthus_jax.interop import arrays, files, huggingface, names, packing, safetensors
+from orthus_jax.interop import files, huggingface, names, safetensors
 from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, start
-from orthus_jax.training.checkpointer import Checkpointer
+from orthus_jax.training import initial_state
+from orthus_jax.training.checkpoints import small_arrays, workdir as checkpoint, zarr_arrays
+from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import TrainState, plan_state
-
-from chameleon import reference
-import published_weights as weights
 
 DECODER, HEAD = "model.vqmodel.decoder.conv_in.weight", "mlp_head.input_proj.weight"
 
@@ -101,7 +101,7 @@ def test_arrays_are_those_of_the_rules(native, model, values):
 
 
 def test_chunks_split_within_a_layer_and_hold_the_published_bytes(orthus, values, tmp_path, monkeypatch):
-  monkeypatch.setattr(arrays, "PIECE", 1000)
+  monkeypatch.setattr(zarr_arrays, "PIECE", 1000)
   convert(f"--from={orthus}", f"--to={tmp_path / 'split'}")
   folder = tmp_path / "split/checkpoints/0/params"
   q = values["model.layers.1.self_attn.q_proj.weight"]  # [4 heads x 8, 32]: 512 bytes a head
@@ -235,13 +235,13 @@ def test_training_starts_from_either(orthus, native, model, values):
   for path in (orthus, native):
     base = checkpoint.load_config(native)
     config = dataclasses.replace(base, run=RunConfig(init_from=(("", str(path)),)))
-    start.check_sources(config)
+    initial_state.check_sources(config)
     mesh = mesh_lib.make_mesh(config.mesh)
     layout, _ = plan_state(
         lambda: oj_module(config), select=lambda shapes: frozenset(shapes), ema=False, mesh=mesh,
         optimizer=make_optimizer(config.optimizer, config.run),
     )  # fmt: skip
-    found = start.initial_values(config, layout)
+    found = initial_state.initial_values(config, layout)
     assert weights.same(found, in_memory(model, values))
     assert all(v.sharding == layout.shardings.params[n] for n, v in found.items())
 
@@ -282,15 +282,15 @@ def test_a_run_that_orbax_wrote_goes_out(native, model, values, tmp_path):
 
 def test_large_arrays_of_a_run_are_saved_in_pieces(tmp_path, monkeypatch):
   # As the trainer saves them: a chunk holds no more than a layer, which is all that a conversion then holds.
-  monkeypatch.setattr(arrays, "PIECE", 1000)
-  monkeypatch.setattr(packing, "SMALL", 1000)
+  monkeypatch.setattr(zarr_arrays, "PIECE", 1000)
+  monkeypatch.setattr(small_arrays, "SMALL", 1000)
   layers = {"transformer/layers/mlp/up": jax.numpy.ones((4, 64, 16)), "lm_head": jax.numpy.ones((64, 16))}
   state = TrainState(step=jax.numpy.int32(3), trained=layers, frozen={}, moments={"m": layers}, ema={})
   saver = Checkpointer(tmp_path, RunConfig())
   saver.save(state)
   saver.close()
-  stored = arrays.open_arrays(tmp_path / "checkpoints/3/params")
-  chunks = {n: arrays.read_chunk(h) for n, h in stored.items()}
+  stored = zarr_arrays.open_arrays(tmp_path / "checkpoints/3/params")
+  chunks = {n: zarr_arrays.read_chunk(h) for n, h in stored.items()}
   assert chunks["transformer/layers/mlp/up"][0] == 1
   assert all(math.prod(c) * 4 <= 1000 for c in chunks.values())
   assert weights.same(checkpoint.load_params(tmp_path), layers)
@@ -503,7 +503,7 @@ def test_a_disk_that_fills_up_leaves_nothing(form, orthus, native, tmp_path, cap
       raise OSError(errno.ENOSPC, "No space left on device")
     copy(*args)
 
-  monkeypatch.setattr(arrays, "copy_range", full)
+  monkeypatch.setattr(zarr_arrays, "copy_range", full)
   monkeypatch.setattr(safetensors, "copy_range", full)
   assert "the disk is full" in refused(capsys, f"--from={source}", f"--to={target}")
   assert len(copies) == 50

@@ -2,19 +2,17 @@
 
 import dataclasses
 
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data import packing
 from orthus_jax.data.documents import Document, Image, Text, document
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.sequence import layout, unconditional
-
-import tiny
 
 TK = tiny.tokenizer()
 PIXELS = np.zeros((8, 8, 3), np.uint8)

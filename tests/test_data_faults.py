@@ -13,16 +13,16 @@ from array_record.python import array_record_module
 import numpy as np
 import PIL.Image
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data import images, prepared, shards
-from orthus_jax.data.bad_records import BadRecords
-from orthus_jax.data.folder import FolderSource
-from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data import images
+from orthus_jax.data.prepared import shards, writer as prepared
+from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.shapes import builder
-from orthus_jax.data.tar import TarSource
-
-import tiny
+from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.folder import FolderSource
+from orthus_jax.data.sources.tar import TarSource
 
 TK = tiny.tokenizer()
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Image, document
@@ -14,8 +15,6 @@ from orthus_jax.inference import samplers
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
-
-import tiny
 
 TK = tiny.tokenizer()
 CONFIG = tiny.config(model__vision_embedding__patch_positions=True)

@@ -12,16 +12,16 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
-from orthus_jax import stops
+from orthus_jax import errors
 from orthus_jax.config import RunConfig, to_dict
 from orthus_jax.data.pipeline import Pipeline
-from orthus_jax.stops import Stopped
-from orthus_jax.training import checkpoint, loop
+from orthus_jax.errors import Stopped
+from orthus_jax.training import loop
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.tasks import OrthusTask
-
-import tiny
 
 TK = tiny.tokenizer()
 
@@ -145,7 +145,7 @@ def wait_for_step(workdir: Path, process: subprocess.Popen, step: int = 1) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, status", [(signal.SIGTERM, stops.PREEMPTED), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, status", [(signal.SIGTERM, errors.PREEMPTED), (signal.SIGINT, 130)])
 def test_a_signal_saves_once_and_a_run_goes_on(tmp_path, number, status):
   config, run = write_config(tmp_path), tmp_path / "run"
   process = start(config, f"--workdir={run}")
@@ -173,7 +173,7 @@ def test_signals_before_the_first_step_and_second_ones_stop_at_once(tmp_path):
   assert early.stdout.readline() == "here\n"
   early.send_signal(signal.SIGTERM)
   _, said = early.communicate(timeout=30)
-  assert early.returncode == stops.PREEMPTED and said.endswith("orthus: stopped; there was nothing to save\n")
+  assert early.returncode == errors.PREEMPTED and said.endswith("orthus: stopped; there was nothing to save\n")
   # The save hangs.
   late = start(config, f"--workdir={tmp_path / 'b'}", program=waits.format("loop", "_save_last"))
   wait_for_step(tmp_path / "b", late)
@@ -181,7 +181,7 @@ def test_signals_before_the_first_step_and_second_ones_stop_at_once(tmp_path):
   assert late.stdout.readline() == "here\n"
   late.send_signal(signal.SIGTERM)
   _, said = late.communicate(timeout=30)
-  assert late.returncode == stops.AT_ONCE and "a second signal: stopping at once" in said
+  assert late.returncode == errors.AT_ONCE and "a second signal: stopping at once" in said
 
 
 @pytest.mark.slow
@@ -197,7 +197,7 @@ def test_a_hung_step_ends_the_process_with_all_stacks(tmp_path):
   )
   process = start(config, f"--workdir={tmp_path / 'run'}", program=program)
   _, said = process.communicate(timeout=120)
-  assert process.returncode == stops.LOST, said[-2000:]
+  assert process.returncode == errors.LOST, said[-2000:]
   assert "nothing has happened for 2 s after step 4" in said and "The newest checkpoint is that of step 4" in said
   assert "in hang" in said and said.count("hread 0x") >= 2  # the main thread's stack, and the others'
 
@@ -217,7 +217,7 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
     begin = time.monotonic()
     pair[1].send_signal(signal.SIGTERM)
     said = [p.communicate(timeout=60)[1] for p in pair]
-    assert [p.returncode for p in pair] == [stops.PREEMPTED] * 2 and time.monotonic() - begin < 30, said
+    assert [p.returncode for p in pair] == [errors.PREEMPTED] * 2 and time.monotonic() - begin < 30, said
     stopped = {line for text in said for line in text.splitlines() if "stopped by SIGTERM" in line}
     assert len(stopped) == 1 and "which is saved" in stopped.pop()
     assert len(checkpoint.steps(run)) == 1
@@ -235,7 +235,7 @@ def test_the_process_that_is_left_ends_with_its_stacks(tmp_path, lost):
     wait_for_step(run, pair[0], 3)
     pair[lost].kill()
     said = pair[1 - lost].communicate(timeout=200)[1]
-    assert pair[1 - lost].returncode == stops.LOST, said[-3000:]
+    assert pair[1 - lost].returncode == errors.LOST, said[-3000:]
     assert "hread 0x" in said, said[-3000:]
   finally:
     for p in pair:

@@ -10,6 +10,7 @@ import zlib
 from flax import nnx
 import jax
 import jax.numpy as jnp
+from measured import close
 import numpy as np
 import pytest
 
@@ -18,8 +19,6 @@ from orthus_jax.diffusion import process
 from orthus_jax.interop.names import import_params, published_name
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
-
-from measured import close
 
 FOLDER = Path(__file__).parent / "golden"
 P = 16

@@ -4,13 +4,12 @@ import io
 import subprocess
 import sys
 
+from hypothesis import given, settings, strategies as st
+from hypothesis.extra import numpy as hnp
 import jax.numpy as jnp
 import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
+import pytest
 
 from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data import images
@@ -267,5 +266,5 @@ def test_grid_refuses(arguments):
 
 
 def test_imports_without_jax():
-  code = "import sys, orthus_jax.data.images, orthus_jax.data.folder; sys.exit('jax' in sys.modules)"
+  code = "import sys, orthus_jax.data.images, orthus_jax.data.sources.folder; sys.exit('jax' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,8 +16,8 @@ from orthus_jax.commands import train, training_run
 from orthus_jax.config import BadRequest, to_dict
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document
-from orthus_jax.data.folder import FolderSource
-from orthus_jax.data.tar import TarSource
+from orthus_jax.data.sources.folder import FolderSource
+from orthus_jax.data.sources.tar import TarSource
 
 CONFIG = Path(__file__).parent.parent / "configs" / "shapes.py"
 OVERRIDES, ROWS, PER_FILE, TARS = 1200, 800, 20, 100

@@ -5,6 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.pipeline import Pipeline
@@ -13,8 +14,6 @@ from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import plan_run
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
-
-import tiny
 
 TK = tiny.tokenizer()
 MESHES = {

@@ -7,12 +7,11 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest, ModelConfig
 from orthus_jax.training import flops
 from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, memory, read_metrics
-
-import tiny
 
 PUBLISHED = ModelConfig()
 

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-import pytest
-
 from command import orthus
+import pytest
 
 ROOT = Path(__file__).parent.parent
 

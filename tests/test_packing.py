@@ -3,14 +3,13 @@
 import hypothesis
 from hypothesis import strategies as st
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from orthus_jax.interop import arrays, packing
-from orthus_jax.training import items
+from orthus_jax.training.checkpoints import orbax_items, small_arrays, zarr_arrays
 
 _SHAPES = st.lists(st.integers(0, 5), max_size=3).map(tuple)
 _DTYPES = st.sampled_from(["float32", "bfloat16", "int32", "bool"])
@@ -21,31 +20,31 @@ _DTYPES = st.sampled_from(["float32", "bfloat16", "int32", "bool"])
 def test_what_goes_in_comes_out(described):
   rng = np.random.default_rng(0)
   values = {n: rng.integers(0, 2, shape).astype(dtype) for n, (shape, dtype) in described.items()}
-  plan = packing.plan(values)
-  packed = packing.pack({n: jnp.asarray(v) for n, v in values.items()}, plan)
+  plan = small_arrays.plan(values)
+  packed = small_arrays.pack({n: jnp.asarray(v) for n, v in values.items()}, plan)
   assert len(packed) == len({v.dtype for v in values.values()})
   found = {}
   for name, parts in plan.items():
-    found |= packing.unpack(np.asarray(packed[name]), parts)
+    found |= small_arrays.unpack(np.asarray(packed[name]), parts)
   assert found.keys() == values.keys()
   assert all(found[n].dtype == v.dtype and np.array_equal(found[n], v) for n, v in values.items())
 
 
 def _save(folder, tree):
-  with items.quiet(), ocp.Checkpointer(items.handler()) as writer:
-    writer.save(folder, args=items.save_args(tree))
+  with orbax_items.quiet(), ocp.Checkpointer(orbax_items.handler()) as writer:
+    writer.save(folder, args=orbax_items.save_args(tree))
   return folder
 
 
 def test_large_arrays_stay_alone_and_all_readers_see_all(tmp_path, monkeypatch):
-  monkeypatch.setattr(packing, "SMALL", 64)
+  monkeypatch.setattr(small_arrays, "SMALL", 64)
   tree = {"small": jnp.arange(16.0), "large": jnp.arange(17.0), "deep": [{"er": jnp.int32(3)}]}
   folder = _save(tmp_path / "item", tree)
-  with items.quiet(), ocp.StandardCheckpointer() as reader:
+  with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
     assert set(reader.metadata(folder).item_metadata.tree) == {"large", "packed.float32", "packed.int32"}
-    monkeypatch.setattr(packing, "SMALL", 0)  # a reader has no rule of its own
-    found = items.read(reader, folder)
-  handles = {n: h.read().result() for n, h in arrays.open_arrays(folder).items()}
+    monkeypatch.setattr(small_arrays, "SMALL", 0)  # a reader has no rule of its own
+    found = orbax_items.read(reader, folder)
+  handles = {n: h.read().result() for n, h in zarr_arrays.open_arrays(folder).items()}
   assert found.keys() == handles.keys() == {"small", "large", "deep/0/er"}
   for one in (found, handles):
     assert np.array_equal(one["small"], tree["small"]) and np.array_equal(one["large"], tree["large"])
@@ -60,8 +59,8 @@ def test_sharded_ones_come_back_onto_another_mesh(tmp_path):
   folder = _save(tmp_path / "item", {n: jax.device_put(v, before) for n, v in values.items()})
   whole = NamedSharding(after.mesh, PartitionSpec())
   target = {n: jax.ShapeDtypeStruct(v.shape, jnp.float32, sharding=after if n == "a" else whole) for n, v in values.items()}
-  with items.quiet(), ocp.StandardCheckpointer() as reader:
-    found = items.read_like(reader, folder, target)
+  with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
+    found = orbax_items.read_like(reader, folder, target)
   assert found["a"].sharding == after and found["b"].sharding == whole
   assert all(np.array_equal(found[n], v) for n, v in values.items())
 
@@ -76,10 +75,10 @@ def test_what_does_not_fit_is_named(tmp_path, target, said):
   folder = _save(tmp_path / "item", {"a": jnp.ones(3), "b": jnp.ones(2)})
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   like = {n: jax.ShapeDtypeStruct(s, jnp.float32, sharding=here) for n, s in target.items()}
-  with items.quiet(), ocp.StandardCheckpointer() as reader, pytest.raises(ValueError, match=said):
-    items.read_like(reader, folder, like)
+  with orbax_items.quiet(), ocp.StandardCheckpointer() as reader, pytest.raises(ValueError, match=said):
+    orbax_items.read_like(reader, folder, like)
 
 
 def test_a_packed_array_of_another_length_is_refused():
   with pytest.raises(ValueError, match="its parts take 3"):
-    packing.unpack(np.zeros(4), [["a", [2]], ["b", []]])
+    small_arrays.unpack(np.zeros(4), [["a", [2]], ["b", []]])

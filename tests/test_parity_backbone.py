@@ -2,16 +2,15 @@
 
 import functools
 
+import chameleon
 import jax
 import jax.numpy as jnp
+from measured import close, relative_error
 import numpy as np
 import pytest
 
 from orthus_jax.models import attention
 from orthus_jax.models.cache import Cache
-
-import chameleon
-from measured import close, relative_error
 
 STYLES = ("7B", "34B")
 LENGTHS = (19, 11, 1)  # of a batch's rows; the shorter ones are padded on the left

@@ -1,12 +1,11 @@
 """Pictures in, against `transformers`' Chameleon: the VQGAN's encoder, its codes, and the backbone on top of them."""
 
+import chameleon
 import jax
 import jax.numpy as jnp
+from measured import close
 import numpy as np
 import pytest
-
-import chameleon
-from measured import close
 
 
 def pictures(n: int, resolution: int) -> np.ndarray:

@@ -2,16 +2,15 @@
 
 import json
 
+import chameleon
+from measured import RECORDS
 import numpy as np
 from PIL import Image
+import published
 import pytest
 
 from orthus_jax.data import images
 from orthus_jax.interop.processor import Processor, read_pixels
-
-import chameleon
-from measured import RECORDS
-import published
 
 RESOLUTION = 512
 

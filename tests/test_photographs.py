@@ -3,11 +3,10 @@
 import json
 from pathlib import Path
 
+from command import orthus
 import pytest
 
 from orthus_jax.data import images
-
-from command import orthus
 
 ROOT = Path(__file__).parent.parent
 NAMES = ("astronaut", "coffee", "rocket", "chelsea")

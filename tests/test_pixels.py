@@ -7,19 +7,19 @@ from flax import nnx
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data import images, sources
+from orthus_jax.data import images
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.data.sources import registry as sources
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.training import losses, tasks
-
-import tiny
 
 CONFIG = tiny.config(
     model__vision_tokenizer__resolution=16, model__vision_tokenizer__channel_multipliers=[1, 1, 1],

@@ -7,14 +7,15 @@ import os
 from pathlib import Path
 
 import pytest
+import tiny
 
 from orthus_jax import cli
+from orthus_jax.commands.plan import _make
 from orthus_jax.commands.train import load_config
 from orthus_jax.config import BadRequest
-from orthus_jax.commands.plan import _make
 from orthus_jax.planning import (
-  apart,
   calibration,
+  child_process,
   closed_form,
   hardware,
   hlo,
@@ -24,9 +25,7 @@ from orthus_jax.planning import (
   search,
   traced,
   work,
-)
-
-import tiny
+)  # fmt: skip
 
 ROOT = Path(__file__).parent.parent
 SEVEN_B = f"{ROOT}/configs/orthus_7b.py"
@@ -144,7 +143,7 @@ def _plan(peak: float, mfu: float, **changes) -> report.Plan:
 @pytest.fixture
 def here(monkeypatch):
   """Plans are made in this process."""
-  monkeypatch.setattr(apart, "run", lambda function, *args, **kwargs: function(*args, **kwargs))
+  monkeypatch.setattr(child_process, "run", lambda function, *args, **kwargs: function(*args, **kwargs))
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_change(capsys, monkeypatch, here):
@@ -273,7 +272,7 @@ def test_the_calibrated_time_is_near_what_was_published(capsys):
 @pytest.mark.parametrize("machine", TPUS)
 def test_every_shipped_tpu_variant_compiles_and_fits(stage, machine):
   config = load_config(f"{SEVEN_B}:{stage}-{machine}")
-  plan = apart.run(_make, "report", config, hardware.parse(*TPUS[machine]), title=f"{stage}-{machine}", stop_at=STOP_AT)
+  plan = child_process.run(_make, "report", config, hardware.parse(*TPUS[machine]), title=f"{stage}-{machine}", stop_at=STOP_AT)
   assert plan.fits, f"{plan.memory['peak'] / hardware.GIB:.2f} GiB of {plan.memory['capacity'] / hardware.GIB:.2f}"
   assert plan.flops["total"] == pytest.approx(plan.flops["closed_form"], rel=0.03), plan.flops
   assert not plan.notes

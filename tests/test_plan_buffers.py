@@ -8,15 +8,15 @@ import threading
 import time
 
 import jax
-import jax.numpy as jnp
 from jax.experimental import topologies
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from orthus_jax.config import BadRequest
-from orthus_jax.planning import apart, buffers, program
-from orthus_jax.stops import Stopped
+from orthus_jax.errors import Stopped
+from orthus_jax.planning import buffer_assignment, child_process, program
 
 TOTALS = """Memory Space: default (color=0)
 Total bytes: 1100 (1.1KiB)
@@ -39,9 +39,9 @@ allocation 5: size 900, preallocated-temp:
 
 
 def test_bytes_by_part():
-  found = buffers.read(TOTALS, ASSIGNMENT)
+  found = buffer_assignment.read(TOTALS, ASSIGNMENT)
   assert found == {"arguments": 340, "outputs": 60, "temporaries": 700, "host": 77}
-  assert buffers.read("Memory: 3", ASSIGNMENT) is None
+  assert buffer_assignment.read("Memory: 3", ASSIGNMENT) is None
 
 
 def _compiler(then, *, upto: int = 4):
@@ -61,25 +61,25 @@ def _compiler(then, *, upto: int = 4):
 
 def test_a_compilation_is_left_where_the_program_is_scheduled():
   on = threading.Event()
-  compiled, text, parts, error = buffers.compile_watched(_compiler(lambda: on.wait(60)), whole=False)
+  compiled, text, parts, error = buffer_assignment.compile_watched(_compiler(lambda: on.wait(60)), whole=False)
   on.set()
   assert (compiled, text, error) == (None, "HloModule m", None) and parts["arguments"] == 340
 
 
 def test_a_whole_one_is_waited_for():
-  compiled, text, parts, error = buffers.compile_watched(_compiler(lambda: time.sleep(0.5) or "code"), whole=True)
+  compiled, text, parts, error = buffer_assignment.compile_watched(_compiler(lambda: time.sleep(0.5) or "code"), whole=True)
   assert (compiled, text, error) == ("code", "HloModule m", None) and parts["temporaries"] == 700
 
 
 def test_one_that_writes_nothing_ends_by_itself():
-  assert buffers.compile_watched(lambda options: "code", whole=False) == ("code", "", None, None)
+  assert buffer_assignment.compile_watched(lambda options: "code", whole=False) == ("code", "", None, None)
 
 
 def test_what_the_compiler_raises_comes_back_with_what_it_wrote():
   def fail():
     raise ValueError("Ran out of memory, the total memory required (16.12G) exceeds available HBM (15.75G).")
 
-  compiled, text, parts, error = buffers.compile_watched(_compiler(fail, upto=3), whole=False)
+  compiled, text, parts, error = buffer_assignment.compile_watched(_compiler(fail, upto=3), whole=False)
   assert compiled is None and text == "HloModule m" and parts["temporaries"] == 700 and "15.75G" in str(error)
 
 
@@ -88,7 +88,7 @@ def test_what_the_compiler_raises_comes_back_with_what_it_wrote():
 @pytest.mark.parametrize("whole", [False, True])
 @pytest.mark.parametrize("rows, fits", [(4, True), (400, False)])
 def test_memory_of_a_real_program(rows, fits, whole):
-  memory, text = apart.run(_plan_product, rows, whole)
+  memory, text = child_process.run(_plan_product, rows, whole)
   arguments = 8192 * 8192 * 2 + rows * 4096 * 8192 * 2  # on each device
   assert memory.arguments == pytest.approx(arguments, rel=0.01)
   assert (memory.arguments + memory.outputs + memory.temporaries <= 15.75 * 2**30) == fits
@@ -125,15 +125,15 @@ def _die(number):
 
 def test_a_process_of_its_own_ends_with_its_function():
   begin = time.monotonic()
-  assert apart.run(_double, 21) == 42
+  assert child_process.run(_double, 21) == 42
   assert time.monotonic() - begin < 60
 
 
 @pytest.mark.slow
 def test_errors_come_back():
   with pytest.raises(BadRequest, match="no such mesh"):
-    apart.run(_raise, BadRequest("no such mesh"))
+    child_process.run(_raise, BadRequest("no such mesh"))
   with pytest.raises(RuntimeError, match="(?s)in the process that compiled.*KeyError: 3"):
-    apart.run(_raise, KeyError(3))
+    child_process.run(_raise, KeyError(3))
   with pytest.raises(Stopped, match="status -9"):
-    apart.run(_die, signal.SIGKILL)
+    child_process.run(_die, signal.SIGKILL)

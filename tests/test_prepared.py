@@ -5,14 +5,14 @@ import collections
 import jax
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax import cli
 from orthus_jax.config import BadRequest, to_dict
-from orthus_jax.data import prepared, sources
-from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.prepared.pipeline import PreparedPipeline
+from orthus_jax.data.sources import registry as sources
 from orthus_jax.training import hosts
-
-import tiny
 
 TK = tiny.tokenizer()
 P = 16

@@ -11,13 +11,13 @@ import time
 
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax import cli
-from orthus_jax.commands import processes
 from orthus_jax.config import BadRequest, to_dict
-from orthus_jax.training import checkpoint, hosts
-
-import tiny
+from orthus_jax.parallel import processes
+from orthus_jax.training import hosts
+from orthus_jax.training.checkpoints import workdir as checkpoint
 
 
 def free_port() -> int:

@@ -4,14 +4,13 @@ import dataclasses
 import json
 
 import numpy as np
+import published
 import pytest
 
 from orthus_jax.config import BadRequest, PixelsConfig
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 from orthus_jax.interop.processor import Processor, read_pixels, read_tokenizer
-
-import published
 
 P, R = 4, published.RESOLUTION
 CODES = published.CODES

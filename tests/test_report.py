@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 import re
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 from test_evaluation_shapes import Oracle
@@ -188,7 +187,7 @@ def run_model(config, documents):
 @pytest.fixture
 def run(tmp_path, monkeypatch, run_model, documents):
   """A run's directory whose model is an oracle that slips."""
-  from orthus_jax.data import sources
+  from orthus_jax.data.sources import registry as sources
   from orthus_jax.inference import model as model_lib
 
   folder = tmp_path / "run"

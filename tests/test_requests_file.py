@@ -4,12 +4,11 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 
-from orthus_jax.commands import requests_file
 from orthus_jax.config import BadRequest
 from orthus_jax.data import images
-
-import tiny
+from orthus_jax.inference import requests_file
 
 
 @pytest.fixture(scope="module")

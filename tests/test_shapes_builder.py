@@ -5,13 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data import sources
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.shapes import builder, changes, detector, language, records, world
-
-import tiny
+from orthus_jax.data.sources import registry as sources
 
 SIZES = {"train": dict.fromkeys(records.KINDS, 12), "test": dict.fromkeys(records.KINDS, 8)}
 

@@ -9,6 +9,8 @@ from jax.interpreters import partial_eval
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_meshes
+import tiny
 
 from orthus_jax.config import BadRequest
 from orthus_jax.models.orthus import compute_dtype, describe
@@ -17,9 +19,6 @@ from orthus_jax.training import optimizer as optimizer_lib
 from orthus_jax.training.state import plan_run
 from orthus_jax.training.step import train_step
 from orthus_jax.training.tasks import OrthusTask
-
-import test_meshes
-import tiny
 
 STAGE_1 = dict(
     optimizer__trainable=["token_embedding", "vision_embedding/", "image_head/"], model__transformer__text_loss_weight=0.0

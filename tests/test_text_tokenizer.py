@@ -5,11 +5,10 @@ import pickle
 import subprocess
 import sys
 
+from hypothesis import given, strategies as st
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from orthus_jax.config import BadRequest

@@ -7,19 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest, MeshConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.models import params as params_lib
-from orthus_jax.parallel import compiler
-from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, loop, losses
+from orthus_jax.parallel import compiler, mesh as mesh_lib
+from orthus_jax.training import loop, losses
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
 from orthus_jax.training.state import digest, plan_state
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
-
-import tiny
 
 TK = tiny.tokenizer()
 

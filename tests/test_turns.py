@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Image, Text, document
@@ -12,8 +13,6 @@ from orthus_jax.data.pipeline import Pipeline, empty_batch, fill_row
 from orthus_jax.data.sequence import layout, turns
 from orthus_jax.models import attention
 from orthus_jax.models.orthus import Orthus
-
-import tiny
 
 TK = tiny.tokenizer()
 P = 16

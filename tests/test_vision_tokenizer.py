@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.commands.train import load_config
 from orthus_jax.config import BadRequest, VisionEmbeddingConfig, VisionTokenizerConfig
@@ -15,10 +16,9 @@ from orthus_jax.evaluation import reconstruction
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import GroupNorm, VisionTokenizer
-from orthus_jax.training import checkpoint, loop
+from orthus_jax.training import loop
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.tasks import TokenizerTask
-
-import tiny
 
 ROOT = Path(__file__).parent.parent
 

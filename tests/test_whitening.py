@@ -3,13 +3,12 @@
 from flax import nnx
 import numpy as np
 import pytest
+import tiny
 
 from orthus_jax.data import images
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.training import whitening
-
-import tiny
 
 CONFIG = tiny.config().model.vision_tokenizer
 

@@ -10,7 +10,7 @@ import sys
 import warnings
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.sources import cache_dir
+from orthus_jax.data.sources.registry import cache_dir
 
 
 class Parser(argparse.ArgumentParser):

@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
   options = _parser().parse_args(argv)
   begin = time.monotonic()
   common.start()
-  from orthus_jax.commands import conversion
   from orthus_jax.interop import huggingface
+  from orthus_jax.training.checkpoints import conversion
 
   source, target = Path(options.source), Path(options.target)
   published = huggingface.is_checkpoint(source)

@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
   options = _parser().parse_args(argv)
   common.start()
 
-  from orthus_jax.data import sources
+  from orthus_jax.data.sources import registry as sources
   from orthus_jax.evaluation import report, shapes
   from orthus_jax.inference import model as model_lib
-  from orthus_jax.training import checkpoint
+  from orthus_jax.training.checkpoints import workdir as checkpoint
 
   chosen = {
       "caption_images": options.captions_per_tag, "samples": options.samples, "questions": options.questions,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 import base64
+from collections.abc import Sequence
 import html
 import json
 from pathlib import Path
@@ -141,8 +141,7 @@ def _serve(args: argparse.Namespace) -> int:
   if args.requests != "-" and not Path(args.requests).is_file():
     raise BadRequest(f"--requests={args.requests} is no file")
   common.start()
-  from orthus_jax.commands import requests_file
-  from orthus_jax.inference import model as model_lib
+  from orthus_jax.inference import model as model_lib, requests_file
 
   model = model_lib.load(args.model)
   base = sampling.changed(model.config.sampling, sampling.given(args))

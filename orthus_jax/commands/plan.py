@@ -99,14 +99,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
   own, rest = _split(argv)
   stop_at = "code" if "whole" in own else "schedule"
-  from orthus_jax.planning import apart, hardware
+  from orthus_jax.planning import child_process, hardware
 
   if "calibration" in own:
     if strange := [a for a in rest if a != "--json"]:
       raise BadRequest(f"--calibration plans published runs alone: leave out {strange[0]}")
     from orthus_jax.planning import calibration
 
-    return calibration.show(make=functools.partial(apart.run, _make, "report", stop_at=stop_at), as_json="--json" in rest)
+    return calibration.show(make=functools.partial(child_process.run, _make, "report", stop_at=stop_at), as_json="--json" in rest)
 
   config, options = read_config(rest)
   if options["workdir"]:
@@ -120,7 +120,7 @@ def main(argv: Sequence[str]) -> int:
   title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
   against = report.read(other) if other is not None else None
   # A TPU's compiler is left behind at its schedule, in a process that ends; other platforms' compilers are done by then.
-  run = apart.run if topology.chip.platform == "tpu" else lambda f, *args, **kwargs: f(*args, **kwargs)
+  run = child_process.run if topology.chip.platform == "tpu" else lambda f, *args, **kwargs: f(*args, **kwargs)
   common_to_all = {"title": title, "stop_at": stop_at}
   if "generate" in own:
     rows = _number(own, "generate", 1)

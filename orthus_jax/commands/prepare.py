@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 import collections
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from orthus_jax.commands import common
 from orthus_jax.config import BadRequest, Config
-from orthus_jax.data import sources
+from orthus_jax.data.sources import registry as sources
 
 _IMAGES = ("pixels", "jpeg", "features")
 _HELP = """usage: orthus prepare --config=FILE[:ARGUMENT] [--out=DIR [--images=WHAT]] [--config.some.field=value ...]
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _lay_out(config: Config, folder: Path, images: str) -> int:
   from orthus_jax.commands.training_run import bar
-  from orthus_jax.data import prepared
+  from orthus_jax.data.prepared import writer as prepared
 
   if config.data.source == "prepared":
     raise BadRequest("data.source=prepared is laid out already: set it to shapes or folder")
@@ -74,7 +74,8 @@ def _encoder(config: Config) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
 
   from orthus_jax.models import params as params_lib
   from orthus_jax.models.orthus import Orthus
-  from orthus_jax.training import checkpoint, loop
+  from orthus_jax.training import loop
+  from orthus_jax.training.checkpoints import workdir as checkpoint
 
   graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config.model, rngs=nnx.Rngs(params=0)))
   wanted = {n: s for n, s in shapes.items() if n.startswith("vision_tokenizer/")}

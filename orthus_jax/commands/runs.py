@@ -67,7 +67,7 @@ def _list(place: Path, as_json: bool) -> int:
 
 
 def _verify(place: Path, as_json: bool) -> int:
-  from orthus_jax.training import manifest
+  from orthus_jax.training.checkpoints import manifest
 
   single = place.parent.name == "checkpoints" and place.name.isdigit()
   found = []
@@ -95,14 +95,14 @@ def _find(place: Path) -> Iterator[Path]:
 
 
 def _checkpoints(run: Path) -> list[Path]:
-  from orthus_jax.training import checkpoint
+  from orthus_jax.training.checkpoints import workdir as checkpoint
 
   return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
 
 
 def _about(run: Path) -> dict[str, Any]:
   """What there is to say of a run without reading its checkpoints through."""
-  from orthus_jax.training import manifest
+  from orthus_jax.training.checkpoints import manifest
   from orthus_jax.training.metrics import read_metrics
 
   config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)

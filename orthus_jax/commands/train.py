@@ -17,10 +17,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from orthus_jax import stops
-from orthus_jax.commands import common, processes
+from orthus_jax import errors
+from orthus_jax.commands import common
 from orthus_jax.config import BadRequest, Config, from_dict, to_dict
-from orthus_jax.stops import Stopped
+from orthus_jax.errors import Stopped
+from orthus_jax.parallel import processes
 
 _log = logging.getLogger("orthus_jax.train")
 
@@ -197,11 +198,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell(error: BaseException) -> None:
   if isinstance(error, (BadRequest, Stopped)):
-    stops.tell(error)
+    errors.tell(error)
   else:
     traceback.print_exception(error)
 
 
 def _status(error: BaseException) -> int:
   """Of a process that isn't alone: what no request or stop explains is most often another process that died."""
-  return 2 if isinstance(error, BadRequest) else getattr(error, "status", stops.LOST)
+  return 2 if isinstance(error, BadRequest) else getattr(error, "status", errors.LOST)

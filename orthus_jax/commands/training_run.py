@@ -16,15 +16,16 @@ import tqdm
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
-from orthus_jax.data import sources
 from orthus_jax.data.documents import Document, Text
 from orthus_jax.data.pipeline import Pipeline, Source
-from orthus_jax.data.prepared_pipeline import PreparedPipeline
+from orthus_jax.data.prepared.pipeline import PreparedPipeline
+from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import checkpoint, hosts, loop, start, tasks, whitening
+from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
 from orthus_jax.training.preemption import Signals
 
@@ -45,7 +46,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check(mesh, config)
-    start.check_sources(config)
+    initial_state.check_sources(config)
     tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))

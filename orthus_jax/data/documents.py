@@ -5,8 +5,8 @@ Sources yield Documents, the generator takes one and returns one, scorers read t
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
+import dataclasses
 from typing import Any
 
 import numpy as np

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import errno
 import io
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 

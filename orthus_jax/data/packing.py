@@ -6,8 +6,8 @@ rows in that order, and rows are dealt to steps. Neither hosts nor history enter
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+import dataclasses
 
 import numpy as np
 

@@ -14,8 +14,7 @@ import grain
 import numpy as np
 
 from orthus_jax.config import BadRequest, Config
-from orthus_jax.data import images as images_lib
-from orthus_jax.data import packing
+from orthus_jax.data import images as images_lib, packing
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, Tokenizer, layout, turns, unconditional
 

@@ -5,14 +5,14 @@ Two layouts load through the same class: the small byte-level BPE of `train_toke
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Sequence
 from pathlib import Path
+import re
 from typing import Any
 
 import numpy as np

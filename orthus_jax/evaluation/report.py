@@ -19,7 +19,7 @@ from orthus_jax.data.documents import Document
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation import curves, shapes
 from orthus_jax.evaluation.results import Case, Result
-from orthus_jax.training import checkpoint
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metrics import read_metrics
 
 _HEADLINE = {

@@ -21,8 +21,7 @@ from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview
 from orthus_jax.inference.scheduler import Network, Scheduler, Size
 from orthus_jax.interop import huggingface
-from orthus_jax.models import params as params_lib
-from orthus_jax.models import quantized
+from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
@@ -273,7 +272,7 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> M
   Raises:
     BadRequest: if it holds no complete checkpoint, or the checkpoint and its config disagree.
   """
-  from orthus_jax.training import checkpoint
+  from orthus_jax.training.checkpoints import workdir as checkpoint
 
   def place(config: Config):
     axes = describe(config.model)[2]

@@ -13,8 +13,15 @@ import re
 from typing import Any
 
 from orthus_jax.config import (
-    BadRequest, DiffusionConfig, ModelConfig, SamplingConfig, TransformerConfig, VisionEmbeddingConfig,
-    VisionTokenizerConfig, from_dict, to_dict,
+  BadRequest,
+  DiffusionConfig,
+  ModelConfig,
+  SamplingConfig,
+  TransformerConfig,
+  VisionEmbeddingConfig,
+  VisionTokenizerConfig,
+  from_dict,
+  to_dict,
 )  # fmt: skip
 
 OURS = "orthus_jax"

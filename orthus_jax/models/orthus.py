@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.models import params as params_lib
-from orthus_jax.models import quantized
+from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense

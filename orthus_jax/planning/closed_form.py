@@ -16,7 +16,6 @@ from orthus_jax.planning.work import causal_share
 from orthus_jax.training import flops
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Closed:
   """FLOPs of a global step, by part.

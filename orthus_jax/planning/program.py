@@ -14,9 +14,8 @@ from jax.sharding import Mesh
 
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data.pipeline import Batch
-from orthus_jax.parallel import compiler
-from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.planning import buffers
+from orthus_jax.parallel import compiler, mesh as mesh_lib
+from orthus_jax.planning import buffer_assignment
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import Layout, plan_run
 from orthus_jax.training.step import jit_step, train_step
@@ -123,7 +122,7 @@ def compile_step(
     devices: of the mesh, described or present.
     build: what gives the task and its batch's shapes.
     stop_at: "trace" leaves out the compilation; "schedule" ends it there for TPUs, and the process should end soon
-      (`buffers.compile_watched`); "code" is all of it.
+      (`buffer_assignment.compile_watched`); "code" is all of it.
 
   Raises:
     BadRequest: if mesh, batch or shapes don't fit each other.
@@ -159,14 +158,14 @@ def compile_traced(traced: Any, mesh: Mesh, *, whole: bool = True) -> tuple[str,
   Args:
     traced: the program.
     mesh: that it is for.
-    whole: whether to go on to machine code where less would do; see `buffers.compile_watched`.
+    whole: whether to go on to machine code where less would do; see `buffer_assignment.compile_watched`.
   """
   platform = mesh.devices.flat[0].platform
   lowered = traced.lower(lowering_platforms=(platform,))
   if platform != "tpu":
     compiled = lowered.compile()
     return compiled.as_text(), _analysis(compiled)
-  compiled, text, parts, error = buffers.compile_watched(lambda o: lowered.compile(compiler_options=o), whole=whole)
+  compiled, text, parts, error = buffer_assignment.compile_watched(lambda o: lowered.compile(compiler_options=o), whole=whole)
   memory = Memory(0, 0, 0, 0)
   if error is not None:
     memory = _from_error(error)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from orthus_jax import stops
+from orthus_jax import errors
 from orthus_jax.config import RunConfig
 
 _log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ class Guard:
       _log.warning("skipped the update of step %d, as %s; its documents: %s", step, what, self._documents(step))
     if self._in_a_row >= self._run.max_skipped:
       good = self._last_good()
-      raise stops.Stopped(
+      raise errors.Stopped(
           f"{self._in_a_row} updates in a row were skipped, the last at step {step}, as {what}: mend the data that the log"
           " names, or lower optimizer.learning_rate. The last good checkpoint is "
           + ("none" if good is None else f"that of step {good}")

@@ -20,18 +20,17 @@ import numpy as np
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import FeatureTable
+from orthus_jax.errors import Stopped
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import compiler
-from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.stops import Stopped
+from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import flops, hosts, preemption
-from orthus_jax.training.checkpointer import Checkpointer
+from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.guard import Guard
+from orthus_jax.training.initial_state import first_state
 from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, Progress, memory
 from orthus_jax.training.optimizer import make_optimizer, schedule
 from orthus_jax.training.preemption import Signals
-from orthus_jax.training.start import first_state
 from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
 from orthus_jax.training.watchdog import Watchdog

@@ -19,7 +19,7 @@ from types import TracebackType
 
 from jax.experimental import multihost_utils
 
-from orthus_jax import stops
+from orthus_jax import errors
 from orthus_jax.training import hosts
 
 _log = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Signals:
         continue
       first, self._received = self._received is None, number[0]
       if not first:
-        _leave("a second signal: stopping at once", stops.AT_ONCE)
+        _leave("a second signal: stopping at once", errors.AT_ONCE)
       if not self._saving:
         _leave("stopped; there was nothing to save", status(number[0]))
       if hosts.several():
@@ -93,7 +93,7 @@ def name(number: int) -> str:
 
 def status(number: int) -> int:
   """The exit status of a process that a signal asked to stop."""
-  return _INTERRUPTED if number == signal.SIGINT else stops.PREEMPTED
+  return _INTERRUPTED if number == signal.SIGINT else errors.PREEMPTED
 
 
 def _nothing(number: int, frame: object) -> None:
@@ -101,5 +101,5 @@ def _nothing(number: int, frame: object) -> None:
 
 
 def _leave(why: str, status: int) -> None:
-  stops.tell(why)
+  errors.tell(why)
   os._exit(status)

@@ -15,8 +15,7 @@ from orthus_jax.config import Config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import compiler
-from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training.optimizer import update
 from orthus_jax.training.state import Layout, TrainState
 

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from orthus_jax import stops
+from orthus_jax import errors
 
 _log = logging.getLogger(__name__)
 _GRACE = 60.0  # seconds in which Python may write the message, before the C library's timer ends the process without
@@ -65,7 +65,7 @@ class Watchdog:
             " again to go on from there, or raise run.hang_timeout. What each thread was doing:",
             self._seconds, self._step, "none" if step is None else f"that of step {step}",
         )  # fmt: skip
-        leave(stops.LOST)
+        leave(errors.LOST)
 
 
 def leave(status: int, *, stacks: bool = True) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import logging
@@ -18,9 +18,9 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
+from orthus_jax.data.sources.bad_records import BadRecords
 
 TRAIN = {
     "caption_to_image": 9000, "image_to_caption": 1800, "question": 7600, "edit": 350, "story": 400, "brief_question": 5500,

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import world
-from orthus_jax.data.shapes.language import any_of, describe, located, noun, noun_pattern, normalize, parse_things
+from orthus_jax.data.shapes.language import any_of, describe, located, normalize, noun, noun_pattern, parse_things
 from orthus_jax.data.shapes.world import COLORS, PLACES, SHAPES, SIZES, Scene, Thing, pick, split_of
 
 OPERATIONS = ("color", "shape", "size", "place", "add", "remove")

@@ -8,9 +8,9 @@ sharp or soft, that covers the same pixels best.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np

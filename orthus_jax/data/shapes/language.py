@@ -6,8 +6,8 @@ Questions live in `questions.py`, edits and stories in `changes.py`.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
+import re
 from typing import Any
 
 import numpy as np

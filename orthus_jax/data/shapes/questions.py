@@ -7,8 +7,8 @@ draws the true and the false count together, from a symmetric table.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
+import dataclasses
 from typing import Any
 
 import numpy as np

@@ -5,10 +5,10 @@ Lengths are in units of a 32-pixel picture and scale with the resolution.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 

@@ -16,8 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import DiffusionConfig
-from orthus_jax.diffusion import process
-from orthus_jax.diffusion import solvers as solver_lib
+from orthus_jax.diffusion import process, solvers as solver_lib
 from orthus_jax.models import quantized
 from orthus_jax.models.params import param
 

@@ -15,11 +15,11 @@ import tarfile
 from typing import Any, BinaryIO, NamedTuple
 
 from orthus_jax.config import BadRequest, PixelsConfig
-from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document
-from orthus_jax.data.folder import Pairs, check_text, pair
 from orthus_jax.data.images import fit, load_image
-from orthus_jax.data.shards import patiently
+from orthus_jax.data.prepared.shards import patiently
+from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.folder import Pairs, check_text, pair
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TEXTS = ("txt", "caption", "json")

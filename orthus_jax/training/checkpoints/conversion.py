@@ -21,11 +21,11 @@ import numpy as np
 import tensorstore as ts
 
 from orthus_jax.config import BadRequest, to_dict
-from orthus_jax.interop import arrays, files, huggingface, names, published_files, safetensors
+from orthus_jax.interop import files, huggingface, names, published_files, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
-from orthus_jax.training import checkpoint
+from orthus_jax.training.checkpoints import workdir as checkpoint, zarr_arrays
 
 ORIGINALS = "huggingface"  # where a native directory keeps the files that it came with
 _AHEAD = 2  # pieces on their way while another is worked on
@@ -70,7 +70,7 @@ def to_native(
   for name, shape in found.shapes.items():
     stacked = found.stacked(name)
     order = names.torch_order(name, len(shape) - stacked)
-    specs[name] = arrays.Spec(shape, _dtype(found.dtype(name), dtype), order, stacked)
+    specs[name] = zarr_arrays.Spec(shape, _dtype(found.dtype(name), dtype), order, stacked)
   total = huggingface.size_bytes((s.dtype, s.shape) for s in specs.values())
   _check_space(target, total)
   model = found.config.model
@@ -82,7 +82,7 @@ def to_native(
 
   with files.staged(target) as folder:
     (folder / "checkpoints" / "0").mkdir(parents=True)
-    writer = arrays.Writer(folder / "checkpoints" / "0" / "params", specs)
+    writer = zarr_arrays.Writer(folder / "checkpoints" / "0" / "params", specs)
     done = 0
     for name, spec in specs.items():
       for size in _import(found, name, spec, writer):
@@ -97,7 +97,7 @@ def to_native(
   return Result(len(specs), total, found.notes)
 
 
-def _import(found: huggingface.Checkpoint, name: str, spec: arrays.Spec, writer: arrays.Writer) -> Iterator[int]:
+def _import(found: huggingface.Checkpoint, name: str, spec: zarr_arrays.Spec, writer: zarr_arrays.Writer) -> Iterator[int]:
   """Writes one parameter; yields the bytes of each piece."""
   if name in found.fresh:
     value = found.fresh[name].astype(spec.dtype)
@@ -196,7 +196,7 @@ def _open_native(folder: Path) -> dict[str, tuple[Path, ts.TensorStore]]:
   try:
     for part in (folder / "params", folder / "average"):
       if part.is_dir() or part.name == "params":
-        stored |= {n: (part, handle) for n, handle in arrays.open_arrays(part).items()}
+        stored |= {n: (part, handle) for n, handle in zarr_arrays.open_arrays(part).items()}
   except Exception as e:  # the library's errors are of many kinds
     raise BadRequest(f"{folder} can't be read as a checkpoint: {files.first_line(e)}") from e
   return stored
@@ -237,23 +237,23 @@ def _export(
   shape = tuple(handle.shape)
   stacked = table[keys[0]].layer is not None
   order = names.torch_order(name, len(shape) - stacked)
-  spec = arrays.Spec(shape, handle.dtype.numpy_dtype, order, stacked)
+  spec = zarr_arrays.Spec(shape, handle.dtype.numpy_dtype, order, stacked)
   axis, published = order[0], table[keys[0]].shape
   per_index = published[0] // spec.layer_shape[axis]
   row_bytes = math.prod(published[1:]) * dtype.itemsize
-  chunks = arrays.raw_chunks(folder, name, spec) if dtype == spec.dtype else None
+  chunks = zarr_arrays.raw_chunks(folder, name, spec) if dtype == spec.dtype else None
   if chunks is not None:
     for layer, begin, size, file in chunks:
       where[keys[layer]].copy(keys[layer], file, size, offset=begin * per_index * row_bytes)
       yield size
     return
   # Orbax' own layout, or another dtype. A chunk is decoded whole: whatever of it is wanted had better be read at once.
-  chunk = arrays.read_chunk(handle)
+  chunk = zarr_arrays.read_chunk(handle)
   if not stacked:
     handle, chunk = handle[ts.newaxis], (1, *chunk)
   handle = handle.transpose([0, *(a + 1 for a in order)])
   of_one = math.prod(spec.layer_shape) // spec.layer_shape[axis] * spec.dtype.itemsize
-  rows = arrays.piece_rows(spec.layer_shape[axis], of_one * chunk[0])
+  rows = zarr_arrays.piece_rows(spec.layer_shape[axis], of_one * chunk[0])
   rows = -(-max(rows, chunk[axis + 1]) // chunk[axis + 1]) * chunk[axis + 1]
   pending: deque[tuple[slice, int, ts.Future]] = deque()
 

@@ -4,7 +4,7 @@
     WORKDIR/checkpoints/STEP/params  average  optimizer  metrics  manifest.json
 
 `params` holds every parameter under its name and in its trained dtype; `average` the running average where there is one.
-Small arrays are kept as one (`interop/packing.py`); `items.read` gives them back by their names.
+Small arrays are kept as one (`interop/packing.py`); `orbax_items.read` gives them back by their names.
 A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `interop/arrays.py`, which is read
 like Orbax' own.
 """
@@ -27,10 +27,10 @@ from orthus_jax.config import BadRequest, Config, from_dict, to_dict
 from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
-from orthus_jax.training import items, manifest
+from orthus_jax.training.checkpoints import manifest, orbax_items
 
 _log = logging.getLogger(__name__)
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -132,11 +132,11 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   if huggingface.is_checkpoint(path):
     return huggingface.open_checkpoint(path).load(place)
   run, step = find(path)
-  with items.quiet(), ocp.StandardCheckpointer() as reader:
+  with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
-    params = items.read(reader, folder / "params", place)
+    params = orbax_items.read(reader, folder / "params", place)
     if average and (folder / "average").is_dir():
-      params |= items.read(reader, folder / "average", place)
+      params |= orbax_items.read(reader, folder / "average", place)
   return params
 
 

@@ -19,11 +19,12 @@ import grain
 import numpy as np
 
 from orthus_jax.config import BadRequest, Config
-from orthus_jax.data import packing, prepared
-from orthus_jax.data.bad_records import BadRecords
+from orthus_jax.data import packing
 from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
+from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer
-from orthus_jax.data.shards import Shards
+from orthus_jax.data.sources.bad_records import BadRecords
 
 _log = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ import numpy as np
 from orthus_jax.config import BadRequest, Config
 from orthus_jax.interop import files, huggingface
 from orthus_jax.models.params import Params
-from orthus_jax.training import checkpoint, hosts
-from orthus_jax.training.checkpointer import Checkpointer, read_state
+from orthus_jax.training import hosts
+from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.state import Layout, TrainState, replace_params
 
 _log = logging.getLogger(__name__)

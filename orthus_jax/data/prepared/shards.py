@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import logging
+from pathlib import Path
 import threading
 import time
-from pathlib import Path
 from typing import Any, TypeVar
 
 from array_record.python import array_record_module
 import numpy as np
 
 from orthus_jax.config import BadRequest
-from orthus_jax.data.bad_records import BadRecords
+from orthus_jax.data.sources.bad_records import BadRecords
 
 _log = logging.getLogger(__name__)
 _WAITS = (0.5, 2.0, 8.0)  # seconds before each further try: a file server that restarts is back by then

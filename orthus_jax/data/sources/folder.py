@@ -10,17 +10,17 @@ import array
 import json
 import operator
 import os
-import re
 from pathlib import Path, PurePath
+import re
 from typing import Any, Literal, get_args
 
 import numpy as np
 
 from orthus_jax.config import BadRequest, PixelsConfig
-from orthus_jax.data.bad_records import BadRecords
 from orthus_jax.data.documents import Document, Image, Segment, Text
 from orthus_jax.data.images import fit, load_image
-from orthus_jax.data.shards import patiently
+from orthus_jax.data.prepared.shards import patiently
+from orthus_jax.data.sources.bad_records import BadRecords
 
 Pairs = Literal["both", "to_image", "to_text"]
 

@@ -13,8 +13,8 @@ from jax.sharding import Sharding
 import numpy as np
 import orbax.checkpoint as ocp
 
-from orthus_jax.interop import arrays, packing
 from orthus_jax.interop.huggingface import Place
+from orthus_jax.training.checkpoints import small_arrays, zarr_arrays
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:
@@ -26,17 +26,17 @@ def handler() -> ocp.PyTreeCheckpointHandler:
 def save_args(tree: Any) -> ocp.args.PyTreeSave:
   """What Orbax needs to know to save a tree."""
   named = flatten(tree)
-  plan = packing.plan(named)
-  packed = packing.pack(named, plan)
+  plan = small_arrays.plan(named)
+  packed = small_arrays.pack(named, plan)
   pieces = {n: _in_pieces(n, v) for n, v in packed.items()}
-  return ocp.args.PyTreeSave(packed, save_args=pieces, custom_metadata={packing.KEY: plan})
+  return ocp.args.PyTreeSave(packed, save_args=pieces, custom_metadata={small_arrays.KEY: plan})
 
 
 def _in_pieces(name: str, value: jax.Array) -> ocp.SaveArgs:
   """Has a large array saved in chunks of a layer or less, so that a conversion can read one at a time."""
-  if value.nbytes <= arrays.PIECE:
+  if value.nbytes <= zarr_arrays.PIECE:
     return ocp.SaveArgs()
-  return ocp.SaveArgs(chunk_byte_size=arrays.PIECE, shard_axes=(0,) if "/layers/" in name else ())
+  return ocp.SaveArgs(chunk_byte_size=zarr_arrays.PIECE, shard_axes=(0,) if "/layers/" in name else ())
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None = N
       for a numpy array, as all are without this argument.
   """
   tree = reader.metadata(folder).item_metadata
-  plan: packing.Packing = (tree.custom_metadata or {}).get(packing.KEY, {})
+  plan: small_arrays.Packing = (tree.custom_metadata or {}).get(small_arrays.KEY, {})
   # Read as numpy unless told where to, so that a checkpoint made on other devices loads anywhere.
   target = {}
   for n, m in tree.tree.items():
@@ -64,7 +64,7 @@ def read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None = N
   stored = reader.restore(folder, target)
   found = {n: v if isinstance(v, jax.Array) else np.asarray(v) for n, v in stored.items() if n not in plan}
   for name, parts in plan.items():
-    for n, v in packing.unpack(np.asarray(stored[name]), parts).items():
+    for n, v in small_arrays.unpack(np.asarray(stored[name]), parts).items():
       sharding = place(n, v.shape, v.dtype) if place else None
       found[n] = v if sharding is None else jax.make_array_from_callback(v.shape, sharding, v.__getitem__)
   return found

@@ -10,10 +10,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from orthus_jax.model_config import (
-    DiffusionConfig, ModelConfig, PixelsConfig, TransformerConfig, VisionEmbeddingConfig, VisionTokenizerConfig,
+from orthus_jax.config.model import (
+  DiffusionConfig,
+  ModelConfig,
+  PixelsConfig,
+  TransformerConfig,
+  VisionEmbeddingConfig,
+  VisionTokenizerConfig,
 )  # fmt: skip
-from orthus_jax.typed_config import BadRequest, from_dict, require, to_dict
+from orthus_jax.config.typed import BadRequest, from_dict, require, to_dict
 
 __all__ = [
     "BadRequest", "Config", "DataConfig", "DiffusionConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PixelsConfig",

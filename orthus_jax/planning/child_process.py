@@ -11,7 +11,7 @@ import traceback
 from typing import Any, TypeVar
 
 from orthus_jax.config import BadRequest
-from orthus_jax.stops import Stopped
+from orthus_jax.errors import Stopped
 
 T = TypeVar("T")
 

@@ -24,7 +24,8 @@ from orbax.checkpoint import checkpoint_managers
 
 from orthus_jax.config import BadRequest, RunConfig
 from orthus_jax.interop import files
-from orthus_jax.training import checkpoint, hosts, items, manifest
+from orthus_jax.training import hosts
+from orthus_jax.training.checkpoints import manifest, orbax_items, workdir as checkpoint
 from orthus_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -78,7 +79,7 @@ class Checkpointer:
         best_mode="min", enable_async_checkpointing=True, create=True,
         async_options=ocp.AsyncOptions(post_finalization_callback=self._before_naming),
     )  # fmt: skip
-    handlers = {name: items.handler() for name in _ITEMS}
+    handlers = {name: orbax_items.handler() for name in _ITEMS}
     return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
   def _before_naming(self) -> None:
@@ -144,7 +145,7 @@ class Checkpointer:
 
   def _save(self, state: TrainState, loss: float | None) -> None:
     self._manager.wait_until_finished()
-    args = {name: items.save_args(tree) for name, tree in _trees(state).items()}
+    args = {name: orbax_items.save_args(tree) for name, tree in _trees(state).items()}
     self._saving = int(state.step)
     score = {"loss": float("inf") if loss is None else loss}
     save = self._manager.save
@@ -201,8 +202,8 @@ def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> Train
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shape, place)
 
   target = abstract(shapes, shardings)
-  with items.quiet(), ocp.StandardCheckpointer() as reader:
-    read = {name: items.read_like(reader, folder / name, tree) for name, tree in _trees(target).items()}
+  with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
+    read = {name: orbax_items.read_like(reader, folder / name, tree) for name, tree in _trees(target).items()}
   return TrainState(
       step=read["optimizer"]["step"],
       trained={n: read["params"][n] for n in shapes.trained},

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from orthus_jax.interop import packing
 from orthus_jax.interop.files import copy_range
+from orthus_jax.training.checkpoints import small_arrays
 
 _METADATA = "_METADATA"
 PIECE = 1 << 26  # bytes of a chunk at most, unless one row has more
@@ -204,7 +204,7 @@ def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
   try:
     metadata = json.loads((folder / _METADATA).read_text(encoding="utf-8"))
     names = [entry["key_metadata"][0]["key"] for entry in metadata["tree_metadata"].values()]
-    packed: packing.Packing = (metadata["custom_metadata"] or {}).get(packing.KEY, {})
+    packed: small_arrays.Packing = (metadata["custom_metadata"] or {}).get(small_arrays.KEY, {})
   except (OSError, KeyError, IndexError, TypeError) as e:
     raise ValueError(f"{folder} has no readable _METADATA") from e
   path = str(folder.absolute())
@@ -218,7 +218,7 @@ def open_arrays(folder: Path) -> dict[str, ts.TensorStore]:
     handles[name] = ts.open(spec, open=True, read=True)
   opened = {name: handle.result() for name, handle in handles.items()}
   for name, parts in packed.items():
-    opened |= {n: ts.array(part) for n, part in packing.unpack(opened.pop(name).read().result(), parts).items()}
+    opened |= {n: ts.array(part) for n, part in small_arrays.unpack(opened.pop(name).read().result(), parts).items()}
   return opened
 
 

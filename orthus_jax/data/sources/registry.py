@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 from orthus_jax.config import BadRequest, Config
-from orthus_jax.data.folder import FolderSource
 from orthus_jax.data.pipeline import Source
-from orthus_jax.data.tar import TarSource
+from orthus_jax.data.sources.folder import FolderSource
+from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.data.text_tokenizer import TextTokenizer
 
-ASSETS = Path(__file__).resolve().parent.parent / "assets"
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
 
 def cache_dir() -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from orthus_jax.typed_config import require
+from orthus_jax.config.typed import require
 
 
 @dataclasses.dataclass(frozen=True)
