@@ -9,8 +9,7 @@ from collections.abc import Callable, Sequence
 import importlib
 import sys
 
-from orthus_jax.config import BadRequest
-from orthus_jax.errors import Stopped, tell
+from orthus_jax.errors import BAD_REQUEST, INTERRUPTED, BadRequest, Stopped, print_error
 
 _VERBS = {
     "train": "train a model from a config file",
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = [a for a in argv if a != "--debug"]
   if not argv or argv[0] in ("-h", "--help"):
     print(_usage())
-    return 0 if argv else 2
+    return 0 if argv else BAD_REQUEST
   verb = argv[0]
   try:
     if verb not in _VERBS:
@@ -45,14 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BadRequest as e:
     if debug:
       raise
-    tell(e)
-    return 2
+    print_error(e)
+    return BAD_REQUEST
   except Stopped as e:
-    tell(e)
+    print_error(e)
     return e.status
   except KeyboardInterrupt:
-    tell("interrupted")
-    return 130
+    print_error("interrupted")
+    return INTERRUPTED
 
 
 if __name__ == "__main__":

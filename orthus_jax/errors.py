@@ -1,12 +1,18 @@
-"""Ways in which a run ends other than by finishing, and the exit status that tells a launcher which it was."""
+"""What a user can be told: a request that can't be served, a run that ends early, and the exit status of each."""
 
 from __future__ import annotations
 
 import sys
 
+BAD_REQUEST = 2
 PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: all is saved; start the same command again
 LOST = 76  # a step hung or another process died: start the same command again, on machines that work
+INTERRUPTED = 130  # Ctrl-C
 AT_ONCE = 143  # a second SIGTERM: nothing was waited for
+
+
+class BadRequest(Exception):
+  """A request that can't be served as it stands; the message says what is wrong and what to do."""
 
 
 class Stopped(Exception):
@@ -21,7 +27,7 @@ class Stopped(Exception):
     self.status = status
 
 
-def tell(why: object) -> None:
+def print_error(why: object) -> None:
   """Prints why the command ends, as one line on standard error; what would break the line is shown escaped."""
   line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(why))
   print(f"orthus: {line}", file=sys.stderr, flush=True)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest, MeshConfig
+from orthus_jax.config import MeshConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.models import attention, attention_kernels
 from orthus_jax.parallel import mesh as mesh_lib, sharded
 

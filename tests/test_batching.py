@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Text, document
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import engine, samplers, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece

@@ -14,9 +14,9 @@ import pytest
 import tiny
 
 from orthus_jax import cli
-from orthus_jax.config import BadRequest, RunConfig
+from orthus_jax.config import RunConfig
 from orthus_jax.data.pipeline import Pipeline
-from orthus_jax.errors import Stopped
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.training import loop
 from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer

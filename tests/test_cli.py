@@ -12,8 +12,9 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.commands.train import read_config
-from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.data import images
+from orthus_jax.errors import BadRequest
 
 ROOT = Path(__file__).parent.parent
 SHAPES = f"--config={ROOT}/configs/shapes.py"

@@ -17,10 +17,11 @@ import published_weights as weights
 import pytest
 
 import orthus_jax as oj
-from orthus_jax import cli
-from orthus_jax.config import BadRequest, Config, MeshConfig, ModelConfig, RunConfig, from_dict
+from orthus_jax import cli, files
+from orthus_jax.config import Config, MeshConfig, ModelConfig, RunConfig, from_dict
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import scheduler
-from orthus_jax.interop import files, huggingface, names, safetensors
+from orthus_jax.interop import huggingface, names, safetensors
 from orthus_jax.interop.published_config import read_config, write_config
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data import packing
 from orthus_jax.data.documents import Document, Image, Text, document
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.sequence import layout, unconditional
+from orthus_jax.errors import BadRequest
 
 TK = tiny.tokenizer()
 PIXELS = np.zeros((8, 8, 3), np.uint8)

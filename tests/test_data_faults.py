@@ -15,7 +15,6 @@ import PIL.Image
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data import images
 from orthus_jax.data.prepared import shards, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
@@ -23,6 +22,7 @@ from orthus_jax.data.shapes import builder
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.folder import FolderSource
 from orthus_jax.data.sources.tar import TarSource
+from orthus_jax.errors import BadRequest
 
 TK = tiny.tokenizer()
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Image, document
 from orthus_jax.data.sequence import layout, unconditional
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import samplers
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib

@@ -9,10 +9,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
 from orthus_jax.data.images import fit, load_image, save_png
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.folder import FolderSource, parse_row
+from orthus_jax.errors import BadRequest
 
 R = 16
 PAIR = {"image": "in/b.png", "text": "a blue one"}

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest, DiffusionConfig
+from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process, solvers
+from orthus_jax.errors import BadRequest
 from orthus_jax.models.heads.diffusion import DiffusionHead, mean_losses
 
 SMALL = DiffusionConfig(width=16, blocks=2, latent_scale=0.5, draws=3)

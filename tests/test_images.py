@@ -11,8 +11,9 @@ import numpy as np
 from PIL import Image
 import pytest
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
 from orthus_jax.data import images
+from orthus_jax.errors import BadRequest
 
 PUBLISHED = PixelsConfig()
 

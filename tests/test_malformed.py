@@ -11,13 +11,14 @@ from hypothesis import HealthCheck, example, given, settings, strategies as st
 import numpy as np
 import pytest
 
-from orthus_jax import cli
-from orthus_jax.commands import train, training_run
-from orthus_jax.config import BadRequest, to_dict
+from orthus_jax import cli, training_run
+from orthus_jax.commands import train
+from orthus_jax.config import to_dict
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document
 from orthus_jax.data.sources.folder import FolderSource
 from orthus_jax.data.sources.tar import TarSource
+from orthus_jax.errors import BadRequest
 
 CONFIG = Path(__file__).parent.parent / "configs" / "shapes.py"
 OVERRIDES, ROWS, PER_FILE, TARS = 1200, 800, 20, 100

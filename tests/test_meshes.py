@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import plan_run

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest, ModelConfig
+from orthus_jax.config import ModelConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.training import flops
 from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, memory, read_metrics
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.sources import registry as sources
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request

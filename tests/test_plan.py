@@ -12,7 +12,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.commands.plan import _make
 from orthus_jax.commands.train import load_config
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 from orthus_jax.planning import (
   calibration,
   child_process,

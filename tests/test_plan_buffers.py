@@ -14,8 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest
-from orthus_jax.errors import Stopped
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.planning import buffer_assignment, child_process, program
 
 TOTALS = """Memory Space: default (color=0)

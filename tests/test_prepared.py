@@ -8,10 +8,11 @@ import pytest
 import tiny
 
 from orthus_jax import cli
-from orthus_jax.config import BadRequest, to_dict
+from orthus_jax.config import to_dict
 from orthus_jax.data.prepared import writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
+from orthus_jax.errors import BadRequest
 from orthus_jax.training import hosts
 
 TK = tiny.tokenizer()

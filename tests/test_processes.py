@@ -14,7 +14,8 @@ import pytest
 import tiny
 
 from orthus_jax import cli
-from orthus_jax.config import BadRequest, to_dict
+from orthus_jax.config import to_dict
+from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import processes
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint

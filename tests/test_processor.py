@@ -7,9 +7,10 @@ import numpy as np
 import published
 import pytest
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document, Image, Text, interleaved
+from orthus_jax.errors import BadRequest
 from orthus_jax.interop.processor import Processor, read_pixels, read_tokenizer
 
 P, R = 4, published.RESOLUTION

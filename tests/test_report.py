@@ -13,10 +13,10 @@ from test_evaluation_shapes import Oracle
 
 from orthus_jax import cli
 from orthus_jax.commands import train
-from orthus_jax.config import BadRequest
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.data.shapes import records
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import curves, report, shapes
 
 ROOT = Path(__file__).resolve().parent.parent

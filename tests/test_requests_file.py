@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data import images
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import requests_file
 
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.shapes import builder, changes, detector, language, records, world
 from orthus_jax.data.sources import registry as sources
+from orthus_jax.errors import BadRequest
 
 SIZES = {"train": dict.fromkeys(records.KINDS, 12), "test": dict.fromkeys(records.KINDS, 8)}
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import detector, language, world
 from orthus_jax.data.shapes.detector import detect, judge_geneval, matches
 from orthus_jax.data.shapes.world import Scene, Thing
+from orthus_jax.errors import BadRequest
 
 
 def fresh_scenes(seed, n):

@@ -6,9 +6,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import Thing
+from orthus_jax.errors import BadRequest
 
 seeds = st.integers(0, 2**32)
 ALL_TAGS = language.TAGS + (language.DESCRIPTION,)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import world
 from orthus_jax.data.shapes.world import Scene, Thing
+from orthus_jax.errors import BadRequest
 
 seeds = st.integers(0, 2**32)
 EXTREMES = tuple(itertools.product((-world.JITTER, world.JITTER), repeat=2))

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest, DiffusionConfig
+from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process, solvers
+from orthus_jax.errors import BadRequest
 
 RELEASED = DiffusionConfig()
 PAPER = DiffusionConfig(target="noise", schedule="linear", zero_terminal_snr=False)

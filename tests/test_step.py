@@ -12,7 +12,7 @@ import pytest
 import test_meshes
 import tiny
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 from orthus_jax.models.orthus import compute_dtype, describe
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import optimizer as optimizer_lib

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest, MeshConfig
+from orthus_jax.config import MeshConfig
 from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import loop, losses

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from orthus_jax.config import BadRequest, TransformerConfig
+from orthus_jax.config import TransformerConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.transformer import Transformer
 

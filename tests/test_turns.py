@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.data.pipeline import Pipeline, empty_batch, fill_row
 from orthus_jax.data.sequence import layout, turns
+from orthus_jax.errors import BadRequest
 from orthus_jax.models import attention
 from orthus_jax.models.orthus import Orthus
 

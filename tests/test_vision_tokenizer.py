@@ -10,8 +10,9 @@ import pytest
 import tiny
 
 from orthus_jax.commands.train import load_config
-from orthus_jax.config import BadRequest, VisionEmbeddingConfig, VisionTokenizerConfig
+from orthus_jax.config import VisionEmbeddingConfig, VisionTokenizerConfig
 from orthus_jax.data.shapes import records
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.vision_embedding import SoftVQ

@@ -14,7 +14,7 @@ import time
 import tqdm
 
 from orthus_jax.commands import common
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.

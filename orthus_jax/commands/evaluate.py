@@ -13,7 +13,8 @@ import sys
 import tqdm
 
 from orthus_jax.commands import common, sampling
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
+from orthus_jax.errors import BadRequest
 
 _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption

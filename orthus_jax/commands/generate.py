@@ -12,9 +12,9 @@ import sys
 import time
 
 from orthus_jax.commands import common, sampling
-from orthus_jax.config import BadRequest
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
+from orthus_jax.errors import BadRequest
 
 _EXAMPLES = """examples:
   orthus generate runs/shapes --prompt="draw a red circle" --respond=image --out=red.png

@@ -12,7 +12,7 @@ from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.commands.train import read_config
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
                    [--search | --generate=ROWS] [--whole] [--against=FILE] [--json] [--debug]

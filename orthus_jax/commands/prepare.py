@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from orthus_jax.commands import common
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
+from orthus_jax.errors import BadRequest
 
 _IMAGES = ("pixels", "jpeg", "features")
 _HELP = """usage: orthus prepare --config=FILE[:ARGUMENT] [--out=DIR [--images=WHAT]] [--config.some.field=value ...]
@@ -53,8 +54,8 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _lay_out(config: Config, folder: Path, images: str) -> int:
-  from orthus_jax.commands.training_run import bar
   from orthus_jax.data.prepared import writer as prepared
+  from orthus_jax.training_run import bar
 
   if config.data.source == "prepared":
     raise BadRequest("data.source=prepared is laid out already: set it to shapes or folder")

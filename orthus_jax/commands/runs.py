@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax.commands import common
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 _EXAMPLES = """examples:
   orthus runs                     those under runs/

@@ -19,8 +19,8 @@ from ml_collections import ConfigDict, config_flags
 
 from orthus_jax import errors
 from orthus_jax.commands import common
-from orthus_jax.config import BadRequest, Config, from_dict, to_dict
-from orthus_jax.errors import Stopped
+from orthus_jax.config import Config, from_dict, to_dict
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.parallel import processes
 
 _log = logging.getLogger("orthus_jax.train")
@@ -176,7 +176,7 @@ def main(argv: Sequence[str]) -> int:
   common.start(verbose=True)
   common.keep_memory()
 
-  from orthus_jax.commands import training_run
+  from orthus_jax import training_run
   from orthus_jax.training import hosts, preemption, watchdog
 
   if not hosts.primary():
@@ -187,7 +187,7 @@ def main(argv: Sequence[str]) -> int:
   except BaseException as e:
     if hosts.several():
       # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
-      _tell(e)
+      _print(e)
       watchdog.leave(_status(e), stacks=not isinstance(e, (BadRequest, Stopped, KeyboardInterrupt)))
     raise
   if options["json"] and hosts.primary():
@@ -196,9 +196,9 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _tell(error: BaseException) -> None:
+def _print(error: BaseException) -> None:
   if isinstance(error, (BadRequest, Stopped)):
-    errors.tell(error)
+    errors.print_error(error)
   else:
     traceback.print_exception(error)
 

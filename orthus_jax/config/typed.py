@@ -10,9 +10,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-
-class BadRequest(Exception):
-  """A request that can't be served as it stands; the message says what is wrong and what to do."""
+from orthus_jax.errors import BadRequest
 
 
 def require(condition: bool, message: str) -> None:

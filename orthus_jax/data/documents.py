@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 
 @dataclasses.dataclass(frozen=True)

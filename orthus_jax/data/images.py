@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
+from orthus_jax.errors import BadRequest
 
 MAX_PIXELS = 100_000_000
 

@@ -13,10 +13,11 @@ from typing import NamedTuple, Protocol
 import grain
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, packing
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, Tokenizer, layout, turns, unconditional
+from orthus_jax.errors import BadRequest
 
 
 class Source(Protocol):

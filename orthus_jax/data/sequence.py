@@ -14,8 +14,8 @@ from typing import Protocol
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.errors import BadRequest
 
 
 class Tokenizer(Protocol):

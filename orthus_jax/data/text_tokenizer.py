@@ -19,7 +19,7 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 FILE_NAME = "tokenizer.json"
 # Written beside the tokenizer only where the names aren't Chameleon's, so that what was saved loads without being told.

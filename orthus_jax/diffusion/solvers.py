@@ -13,8 +13,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from orthus_jax.config import BadRequest, DiffusionConfig
+from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process
+from orthus_jax.errors import BadRequest
 
 SOLVERS = ("ddim", "dpm", "ddpm")
 

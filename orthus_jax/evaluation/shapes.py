@@ -18,10 +18,11 @@ import rich.box
 import rich.console
 import rich.table
 
-from orthus_jax.config import BadRequest, SamplingConfig
+from orthus_jax.config import SamplingConfig
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import changes, language, questions, records
 from orthus_jax.data.shapes.language import TAGS
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import shapes_judge as judge
 from orthus_jax.evaluation.results import Case, Result, summarize
 

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config, SamplingConfig
+from orthus_jax.config import Config, SamplingConfig
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import engine
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview

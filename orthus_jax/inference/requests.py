@@ -9,11 +9,12 @@ from typing import Literal
 
 import numpy as np
 
-from orthus_jax.config import BadRequest, ModelConfig, SamplingConfig
+from orthus_jax.config import ModelConfig, SamplingConfig
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, layout, unconditional
 from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.errors import BadRequest
 
 Respond = Literal["auto", "image", "text"]
 

@@ -25,9 +25,10 @@ import zlib
 import tqdm
 
 from orthus_jax.commands import sampling
-from orthus_jax.config import BadRequest, SamplingConfig
+from orthus_jax.config import SamplingConfig
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, TextPiece

@@ -19,8 +19,9 @@ from flax import nnx
 import jax
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config, DataConfig, ModelConfig
+from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
+from orthus_jax.errors import BadRequest
 from orthus_jax.interop import names, processor, safetensors
 from orthus_jax.interop.published_config import read_config
 from orthus_jax.models import params as params_lib

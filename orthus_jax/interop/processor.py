@@ -16,11 +16,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import tokenizers
 
-from orthus_jax.config import BadRequest, ModelConfig, PixelsConfig, from_dict
+from orthus_jax.config import ModelConfig, PixelsConfig, from_dict
 from orthus_jax.data import documents, images
 from orthus_jax.data.documents import Document
 from orthus_jax.data.sequence import layout
 from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer, TokenNames
+from orthus_jax.errors import BadRequest
 
 IMAGE_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"

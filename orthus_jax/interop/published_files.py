@@ -11,8 +11,9 @@ from typing import Any
 
 import PIL.Image
 
-from orthus_jax.config import BadRequest, Config, DiffusionConfig, ModelConfig, TransformerConfig
+from orthus_jax.config import Config, DiffusionConfig, ModelConfig, TransformerConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
+from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface, names, processor
 from orthus_jax.interop.published_config import hard_wired, read_config, write_config
 from orthus_jax.models.orthus import describe

@@ -9,7 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import sharded
 
 _LANES = 128  # of a TPU's vector registers

@@ -8,7 +8,7 @@ import re
 
 from jax.sharding import Mesh
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 # A TPU sums gradients by all-reduces where a mesh axis covers several dimensions of its torus, and unless it is told so waits
 # for each. These spread them, and the gathers of weights, over the products and elementwise loops beside them

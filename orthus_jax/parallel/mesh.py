@@ -8,7 +8,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from orthus_jax.config import BadRequest, Config, MeshConfig
+from orthus_jax.config import Config, MeshConfig
+from orthus_jax.errors import BadRequest
 
 AXES = ("data", "fsdp", "tensor", "context")
 

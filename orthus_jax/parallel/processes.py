@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 _TIMEOUT = 300.0
 _HELLO = b"orthus "

@@ -10,8 +10,7 @@ import sys
 import traceback
 from typing import Any, TypeVar
 
-from orthus_jax.config import BadRequest
-from orthus_jax.errors import Stopped
+from orthus_jax.errors import BadRequest, Stopped
 
 T = TypeVar("T")
 

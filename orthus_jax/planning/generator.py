@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
+from orthus_jax.errors import BadRequest
 from orthus_jax.inference import engine
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import shapes_and_axes

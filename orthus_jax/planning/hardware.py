@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 GIB = 1 << 30
 _LIBTPU = {

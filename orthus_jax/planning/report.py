@@ -9,7 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
+from orthus_jax.errors import BadRequest
 from orthus_jax.planning import closed_form, estimate, hardware, hlo, program, traced, work
 from orthus_jax.planning.hardware import GIB, Topology
 

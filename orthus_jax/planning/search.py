@@ -7,7 +7,8 @@ import dataclasses
 import json
 import typing
 
-from orthus_jax.config import BadRequest, Config, TransformerConfig
+from orthus_jax.config import Config, TransformerConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.planning.hardware import GIB, Topology
 from orthus_jax.planning.report import Plan
 

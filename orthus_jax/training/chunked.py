@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from orthus_jax.config import BadRequest, ModelConfig
+from orthus_jax.config import ModelConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.heads.diffusion import DiffusionHead, mean_losses
 from orthus_jax.models.orthus import describe

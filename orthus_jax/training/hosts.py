@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding
 import numpy as np
 from orbax.checkpoint import multihost
 
-from orthus_jax.config import BadRequest, MeshConfig
+from orthus_jax.config import MeshConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import mesh as mesh_lib
 
 PIECE = 1 << 28  # bytes of an array that are gathered at once

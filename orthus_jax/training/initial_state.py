@@ -8,8 +8,10 @@ import logging
 import jax
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config
-from orthus_jax.interop import files, huggingface
+from orthus_jax import files
+from orthus_jax.config import Config
+from orthus_jax.errors import BadRequest
+from orthus_jax.interop import huggingface
 from orthus_jax.models.params import Params
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint

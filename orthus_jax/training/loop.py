@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.pipeline import FeatureTable
-from orthus_jax.errors import Stopped
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib

@@ -12,7 +12,8 @@ import optax
 import optax.contrib
 from optax.contrib import MuonDimensionNumbers
 
-from orthus_jax.config import BadRequest, OptimizerConfig, RunConfig
+from orthus_jax.config import OptimizerConfig, RunConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.models.params import Params
 
 

@@ -101,5 +101,5 @@ def _nothing(number: int, frame: object) -> None:
 
 
 def _leave(why: str, status: int) -> None:
-  errors.tell(why)
+  errors.print_error(why)
   os._exit(status)

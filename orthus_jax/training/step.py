@@ -44,15 +44,15 @@ def train_step(
   decay = config.optimizer.ema_decay
   mesh_lib.check(layout.shardings.step.mesh, config)
 
-  def lie(values: Params) -> Params:
-    """Has values by a parameter's name lie as the parameter does."""
+  def like_params(values: Params) -> Params:
+    """Constrains values by a parameter's name to the parameter's sharding."""
     if layout.shardings.step.mesh.size == 1:
       return values
     return {k: jax.lax.with_sharding_constraint(v, layout.shardings.params[k]) for k, v in values.items()}
 
   def cast(params: Params) -> Params:
     """Parameters in the dtype that they are computed in, so that it is this that devices send each other."""
-    return lie({k: v.astype(compute_dtype(config.model, k) or v.dtype) for k, v in params.items()})
+    return like_params({k: v.astype(compute_dtype(config.model, k) or v.dtype) for k, v in params.items()})
 
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
@@ -68,7 +68,7 @@ def train_step(
     gradient = jax.grad(loss, has_aux=True)
     if n == 1:
       grads, metrics = gradient(trained, batch, row_B)
-      grads = lie(grads)
+      grads = like_params(grads)
     else:
       # Rows are dealt out in turn, so that each microbatch has rows on every device.
       micro = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, n, *x.shape[1:]), 1, 0), (batch, row_B))
@@ -78,9 +78,9 @@ def train_step(
 
       def add(carry, scanned):
         grads, metrics = jax.tree.map(jnp.add, carry, gradient(trained, *scanned))
-        return (lie(grads), metrics), None
+        return (like_params(grads), metrics), None
 
-      (grads, metrics), _ = jax.lax.scan(add, (lie(grads), metrics), micro)
+      (grads, metrics), _ = jax.lax.scan(add, (like_params(grads), metrics), micro)
 
     trained, moments = update(
         optimizer, grads, state.moments, state.trained, key=key, rounding=config.optimizer.rounding

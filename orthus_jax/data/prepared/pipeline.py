@@ -18,13 +18,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
 from orthus_jax.data import packing
 from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
 from orthus_jax.data.prepared import writer as prepared
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.errors import BadRequest
 
 _log = logging.getLogger(__name__)
 

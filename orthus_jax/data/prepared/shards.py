@@ -5,36 +5,22 @@ A file that was cut short opens as an empty one, so how many records each should
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import logging
 from pathlib import Path
 import threading
-import time
-from typing import Any, TypeVar
+from typing import Any
 
 from array_record.python import array_record_module
 import numpy as np
 
-from orthus_jax.config import BadRequest
+from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.errors import BadRequest
 
 _log = logging.getLogger(__name__)
-_WAITS = (0.5, 2.0, 8.0)  # seconds before each further try: a file server that restarts is back by then
 _OPTIONS = "readahead_buffer_size:0"
 _BUFFER = 1 << 15
-
-T = TypeVar("T")
-
-
-def patiently(what: str, do: Callable[[], T]) -> T:
-  """`do()`, tried again a few times where the file system fails; the last error is raised."""
-  for wait in _WAITS:
-    try:
-      return do()
-    except OSError as e:
-      _log.warning("%s can't be reached (%s); trying again in %g s", what, e.strerror or e, wait)
-      time.sleep(wait)
-  return do()
 
 
 class Shards:
@@ -89,7 +75,7 @@ class Shards:
         return self._closed.get(shard, "")
       path = self._paths[shard]
       try:
-        patiently(str(path), lambda: path.stat())
+        retry(str(path), lambda: path.stat())
       except OSError as e:
         self._closed[shard] = f"the file can't be reached: {e.strerror}"
         return self._closed[shard]

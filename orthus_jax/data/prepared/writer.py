@@ -26,11 +26,12 @@ import ml_dtypes
 import numpy as np
 import PIL.Image
 
-from orthus_jax.config import BadRequest, Config, to_dict
+from orthus_jax.config import Config, to_dict
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.pipeline import Source, variants
 from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.errors import BadRequest
 
 Images = Literal["pixels", "jpeg", "features"]
 BF16 = np.dtype(ml_dtypes.bfloat16)

@@ -17,10 +17,10 @@ import PIL.Image
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.errors import BadRequest
 
 TRAIN = {
     "caption_to_image": 9000, "image_to_caption": 1800, "question": 7600, "edit": 350, "story": 400, "brief_question": 5500,

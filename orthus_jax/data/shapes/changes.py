@@ -9,10 +9,10 @@ import re
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import world
 from orthus_jax.data.shapes.language import any_of, describe, located, normalize, noun, noun_pattern, parse_things
 from orthus_jax.data.shapes.world import COLORS, PLACES, SHAPES, SIZES, Scene, Thing, pick, split_of
+from orthus_jax.errors import BadRequest
 
 OPERATIONS = ("color", "shape", "size", "place", "add", "remove")
 
@@ -177,11 +177,11 @@ def _next_scene(rng: np.random.Generator, scenes: Sequence[Scene], split: str) -
     if change is not None:
       after = change_scene(scene, change, world.sample_jitter(rng, 1)[0])
       if frozenset(after.things) not in seen:
-        return _tell(rng, scene.things, change), after
+        return _story_sentence(rng, scene.things, change), after
   return None
 
 
-def _tell(rng: np.random.Generator, things: Sequence[Thing], change: Change) -> str:
+def _story_sentence(rng: np.random.Generator, things: Sequence[Thing], change: Change) -> str:
   template, value = str(pick(rng, _SENTENCES[change.operation])), change.value
   if change.operation == "add":
     return template.format(new=f"a {noun(value.shape, color=value.color, size=value.size)}", place=value.place)

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import world
 from orthus_jax.data.shapes.world import COLORS, PLACES, REACH, SCALE, SHAPES, SIZES, Thing
+from orthus_jax.errors import BadRequest
 
 _SIDE = 32  # larger pictures are averaged down to this: it holds all there is to tell
 _HALF = 7  # half of a patch: the way from a triangle's centroid to its apex, a template's offset and an edge

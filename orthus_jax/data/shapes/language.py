@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.shapes import world
 from orthus_jax.data.shapes.world import COLORS, PLACES, RELATIONS, SHAPES, SIZES, Scene, Thing, pick
+from orthus_jax.errors import BadRequest
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 PLURALS = {s: s + ("es" if s == "cross" else "s") for s in SHAPES}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import brief, changes, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
+from orthus_jax.errors import BadRequest
 
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question", "crowd_to_image", "copy")
 TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy")  # no test asks them

@@ -12,7 +12,7 @@ import hashlib
 
 import numpy as np
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "black")

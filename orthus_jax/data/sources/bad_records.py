@@ -7,7 +7,7 @@ import math
 import threading
 from typing import Any
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 logger = logging.getLogger(__name__)
 

@@ -16,11 +16,12 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document, Image, Segment, Text
 from orthus_jax.data.images import fit, load_image
-from orthus_jax.data.prepared.shards import patiently
+from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.errors import BadRequest
 
 Pairs = Literal["both", "to_image", "to_text"]
 
@@ -114,7 +115,7 @@ class FolderSource:
     return f"FolderSource({str(self.file)!r}, {options})"
 
   def _document(self, row: int, *, to_text: bool) -> Document:
-    record = parse_row(patiently(str(self.file), lambda: self._line(row)))
+    record = parse_row(retry(str(self.file), lambda: self._line(row)))
     name = f"{self.file.name}:{self._lines[row]}"
     if ("segments" in record) != self._interleaved[row]:
       raise BadRequest("the key \"segments\" must be written without escapes")
@@ -133,7 +134,7 @@ class FolderSource:
 
   def _pixels(self, image: str) -> np.ndarray:
     file = self.path / image
-    return fit(patiently(str(file), lambda: load_image(file)), self.resolution, self.pixels)
+    return fit(retry(str(file), lambda: load_image(file)), self.resolution, self.pixels)
 
 
 def pair(text: str, pixels: np.ndarray, *, to_text: bool, name: str) -> Document:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from orthus_jax.config import BadRequest, Config
+from orthus_jax.config import Config
 from orthus_jax.data.pipeline import Source
 from orthus_jax.data.sources.folder import FolderSource
 from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.errors import BadRequest
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 

@@ -14,12 +14,13 @@ from pathlib import Path, PurePosixPath
 import tarfile
 from typing import Any, BinaryIO, NamedTuple
 
-from orthus_jax.config import BadRequest, PixelsConfig
+from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document
 from orthus_jax.data.images import fit, load_image
-from orthus_jax.data.prepared.shards import patiently
+from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.folder import Pairs, check_text, pair
+from orthus_jax.errors import BadRequest
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 _TEXTS = ("txt", "caption", "json")
@@ -78,7 +79,7 @@ class TarSource:
     broken: list[tuple[Path, str, str]] = []
     for number, file in enumerate(self.files):
       try:
-        members, faults = patiently(str(file), lambda f=file: _scan(f))
+        members, faults = retry(str(file), lambda f=file: _scan(f))
         self._samples += _samples(number, members)
         broken += faults
       except OSError as e:
@@ -128,7 +129,7 @@ class TarSource:
       if part.size > most:
         raise BadRequest(f"its .{part.extension} has {part.size:,} bytes, more than the {most:,} allowed")
     file = self.files[sample.file]
-    said, shown = patiently(str(file), lambda: [_read(file, part) for part in (text, picture)])
+    said, shown = retry(str(file), lambda: [_read(file, part) for part in (text, picture)])
     pixels = fit(load_image(shown), self.resolution, self.pixels)
     return pair(_text(said, text.extension), pixels, to_text=to_text, name=f"{file.name}/{sample.name}")
 

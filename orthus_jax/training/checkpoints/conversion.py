@@ -20,8 +20,10 @@ import shutil
 import numpy as np
 import tensorstore as ts
 
-from orthus_jax.config import BadRequest, to_dict
-from orthus_jax.interop import files, huggingface, names, published_files, safetensors
+from orthus_jax import files
+from orthus_jax.config import to_dict
+from orthus_jax.errors import BadRequest
+from orthus_jax.interop import huggingface, names, published_files, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe

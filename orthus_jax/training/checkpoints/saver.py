@@ -22,8 +22,9 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from orthus_jax.config import BadRequest, RunConfig
-from orthus_jax.interop import files
+from orthus_jax import files
+from orthus_jax.config import RunConfig
+from orthus_jax.errors import BadRequest
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import manifest, orbax_items, workdir as checkpoint
 from orthus_jax.training.state import TrainState

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from orthus_jax.config import BadRequest, Config, from_dict, to_dict
+from orthus_jax.config import Config, from_dict, to_dict
+from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params

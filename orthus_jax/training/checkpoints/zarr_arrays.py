@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorstore as ts
 
-from orthus_jax.interop.files import copy_range
+from orthus_jax.files import copy_range
 from orthus_jax.training.checkpoints import small_arrays
 
 _METADATA = "_METADATA"

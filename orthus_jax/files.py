@@ -11,7 +11,7 @@ from pathlib import Path
 import shutil
 import tempfile
 
-from orthus_jax.config import BadRequest
+from orthus_jax.errors import BadRequest
 
 
 def copy_range(source: Path, begin: int, target: int, at: int, size: int) -> None:
