@@ -1,4 +1,4 @@
-"""Bytes from file to file, and folders that appear whole or not at all."""
+"""Where the package keeps things, and files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ import shutil
 import tempfile
 
 from orthus_jax.errors import BadRequest
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+
+
+def cache_dir() -> Path:
+  """Where made data sets and compiled programs are kept: $ORTHUS_CACHE, else under the user's cache directory."""
+  base = os.environ.get("ORTHUS_CACHE")
+  return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "orthus_jax"
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as f:
+    half = Path(f.name)
+    try:
+      f.write(text)
+      f.flush()
+      os.fsync(f.fileno())
+      half.chmod(0o644)
+      half.replace(path)
+    except OSError:
+      half.unlink()
+      raise
 
 
 def copy_range(source: Path, begin: int, target: int, at: int, size: int) -> None:

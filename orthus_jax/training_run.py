@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
+from orthus_jax import files
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Text
@@ -67,7 +68,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     return {}
   figures["seconds"]["total"] = time.monotonic() - begin
   figures["peak_memory_bytes"] = peak_memory_bytes()
-  checkpoint.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
+  files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
   _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
   return figures
 

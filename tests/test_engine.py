@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain
 import pytest
 import tiny
 
@@ -69,7 +70,7 @@ def reference(model: Model, prompt, *, seed: int, weights, branches, max_new: in
     if drawing and len(image) < P:
       rows = [main, *(g + [TK.boi] + image for g in guides)]
       z = jnp.stack([last_state(r) for r in rows])
-      item = np.asarray(net.image_head.sample(z, jnp.asarray(weights), jax.random.normal(k, (C,)), steps=4))
+      item = np.asarray(plain.draw(net.image_head, z[None], weights, jax.random.normal(k, (1, C)), steps=4)[0])
       image.append(item)
     elif drawing:
       item, drawing, image = TK.eoi, False, []

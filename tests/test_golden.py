@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from measured import close
 import numpy as np
+import plain
 import pytest
 
 from orthus_jax.config import DiffusionConfig, ModelConfig, TransformerConfig, VisionTokenizerConfig
@@ -158,9 +159,7 @@ def test_schedule_noising_and_target(golden):
 )
 def test_sampling(model, golden, name, rows, weights, steps):
   z = golden["ddim_z"][np.asarray(rows)]
-  weights = jnp.asarray(weights)
-  sample = jax.jit(jax.vmap(lambda z, x: model.image_head.sample(z, weights, x, steps=steps)))
-  check(golden, name, sample(z, golden["ddim_x"]), 1e-4)
+  check(golden, name, plain.draw(model.image_head, z, weights, golden["ddim_x"], steps=steps), 1e-4)
 
 
 def test_diffusion_loss(model, golden):

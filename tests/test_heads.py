@@ -6,6 +6,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain
 import pytest
 
 from orthus_jax.config import DiffusionConfig
@@ -31,7 +32,7 @@ def test_a_perfect_prediction_leads_back_to_the_feature(config):
   for i, now in enumerate(t):
     following = abar[t[i + 1]] if i + 1 < len(t) else np.float32(1)
     v = process.target(x0, eps, abar[now], kind=config.target)
-    x = process.ddim_step(x, v, abar=abar[now], abar_next=following, kind=config.target)
+    x = plain.ddim_step(x, v, abar=abar[now], abar_next=following, kind=config.target)
   np.testing.assert_allclose(x, x0, atol=1e-4)
 
 
@@ -75,10 +76,14 @@ def test_guidance_follows_its_weights():
   for block in h.blocks:
     block.modulation.kernel[...] = 0.5 * jax.random.normal(jax.random.key(6), block.modulation.kernel.shape)
   z, noise = jax.random.normal(jax.random.key(0), (2, 8)), jax.random.normal(jax.random.key(1), (4,))
-  sample = jax.jit(lambda z, w: h.sample(z, w, noise, steps=5))
-  alone = sample(z[:1], jnp.ones(1))
-  np.testing.assert_allclose(sample(z, jnp.asarray([1.0, 0.0])), alone, atol=1e-5)
-  assert float(jnp.abs(sample(z, jnp.asarray([3.0, -2.0])) - alone).max()) > 1e-3
+
+
+  def drawn(z, *weights):
+    return plain.draw(h, z[None], weights, noise[None], steps=5)
+
+  alone = drawn(z[:1], 1.0)
+  np.testing.assert_allclose(drawn(z, 1.0, 0.0), alone, atol=1e-5)
+  assert float(jnp.abs(drawn(z, 3.0, -2.0) - alone).max()) > 1e-3
 
 
 @pytest.mark.slow
@@ -98,8 +103,8 @@ def test_a_batch_is_drawn_as_one_by_one(guided):
   mix_BX = np.where(np.arange(3)[:, None] == np.asarray(owner_X), weight_X, 0.0).astype(np.float32)
 
   def drawn(wanted_B):
-    return h.sample_batch(
-        z_XD, owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
+    return h.sample(
+        z_XD, h.initial_noise(key_B), owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
         solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=jnp.asarray(wanted_B),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from orthus_jax.data.shapes import brief, changes, language, questions, world
+from orthus_jax.data.shapes import brief, changes, corpus, language, questions, world
 from orthus_jax.data.shapes.world import Thing
 from orthus_jax.errors import BadRequest
 
@@ -230,8 +230,8 @@ def test_it_is_the_only_thing():
 
 
 def test_corpus_is_short_regular_and_the_same_again():
-  texts = list(language.corpus(scenes=150))
-  assert texts == list(language.corpus(scenes=150)) != list(language.corpus(seed=1, scenes=150))
+  texts = list(corpus.texts(scenes=150))
+  assert texts == list(corpus.texts(scenes=150)) != list(corpus.texts(seed=1, scenes=150))
   assert max(len(t.split()) for t in texts) < 45
   words = collections.Counter(w for t in texts for w in t.split())
   assert {*world.COLORS, *world.SHAPES, "yes", "three", "tell", "describe", "remove", "turns"} <= words.keys()

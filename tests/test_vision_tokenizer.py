@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from orthus_jax import files
 from orthus_jax.commands.train import load_config
 from orthus_jax.config import VisionEmbeddingConfig, VisionTokenizerConfig
 from orthus_jax.data.shapes import records
@@ -93,7 +94,7 @@ def test_shipped_weights_reconstruct_unseen_scenes():
   assert config == load_config(f"{ROOT}/configs/shapes.py").model.vision_tokenizer
   graphdef, _, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(config, rngs=nnx.Rngs(params=0)))
   params = checkpoint.load_params("asset:shapes_vqgan")
-  assert (checkpoint.ASSETS / "shapes_vqgan.npz").stat().st_size <= 4e6
+  assert (files.ASSETS / "shapes_vqgan.npz").stat().st_size <= 4e6
   pictures = [records.make_document("caption_to_image", "test", i).images[0].pixels for i in range(128)]
   scores, _ = reconstruction.evaluate(graphdef, params, pictures)
   assert scores["psnr_unquantised"] >= 30

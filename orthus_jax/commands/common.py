@@ -9,8 +9,8 @@ import os
 import sys
 import warnings
 
-from orthus_jax.data.sources.registry import cache_dir
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import cache_dir
 
 
 class Parser(argparse.ArgumentParser):

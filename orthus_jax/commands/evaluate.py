@@ -12,8 +12,10 @@ import sys
 
 import tqdm
 
+from orthus_jax import files
 from orthus_jax.commands import common, sampling
 from orthus_jax.config import Config
+from orthus_jax.config.sampling import with_fields
 from orthus_jax.errors import BadRequest
 
 _EXAMPLES = """examples:
@@ -71,7 +73,7 @@ def main(argv: Sequence[str]) -> int:
     name += f"-{step}"  # one checkpoint of several
   out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
   model = model_lib.load(options.run)
-  how = sampling.changed(model.config.sampling, sampling.given(options))
+  how = with_fields(model.config.sampling, sampling.given(options))
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
   with _bar() as progress:
     result = shapes.evaluate(
@@ -83,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
       "versions": checkpoint.versions(),
   }  # fmt: skip
   text = json.dumps(record, indent=2) + "\n"
-  checkpoint.write_text(out / "evaluation.json", text)
+  files.write_text(out / "evaluation.json", text)
   report.write_worst(
       out / "worst.html", result=result, title=f"{run.name}: worst cases",
       subtitle=f"{options.benchmark}, {options.split} split, step {step}",

@@ -12,6 +12,7 @@ import sys
 import time
 
 from orthus_jax.commands import common, sampling
+from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 from orthus_jax.errors import BadRequest
@@ -91,7 +92,7 @@ def main(argv: Sequence[str]) -> int:
   from orthus_jax.inference.responses import Finished, Preview, TextPiece
 
   model = model_lib.load(args.model)
-  how = sampling.changed(model.config.sampling, sampling.given(args))
+  how = with_fields(model.config.sampling, sampling.given(args))
   requests = [
       Request(Document(tuple(segments)), respond=args.respond, seed=seed, sampling=how, max_images=args.max_images)
       for seed in range(args.seed, args.seed + args.count)
@@ -144,7 +145,7 @@ def _serve(args: argparse.Namespace) -> int:
   from orthus_jax.inference import model as model_lib, requests_file
 
   model = model_lib.load(args.model)
-  base = sampling.changed(model.config.sampling, sampling.given(args))
+  base = with_fields(model.config.sampling, sampling.given(args))
   counts = requests_file.serve(
       model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
       preview_rows=args.preview, quiet=args.json,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
-from orthus_jax.config import SamplingConfig, from_dict, to_dict
+from orthus_jax.config import SamplingConfig
 
 FIELDS = tuple(f.name for f in dataclasses.fields(SamplingConfig))
 
@@ -36,12 +35,3 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def given(args: argparse.Namespace) -> dict[str, Any]:
   """The fields that the command line gives."""
   return {f: getattr(args, f) for f in FIELDS if getattr(args, f, None) is not None}
-
-
-def changed(base: SamplingConfig, fields: Mapping[str, Any], *, where: str = "sampling") -> SamplingConfig:
-  """A config with other fields, each checked.
-
-  Raises:
-    BadRequest: on an unknown field or a value out of range.
-  """
-  return from_dict(SamplingConfig, {**to_dict(base), **fields}, where=where)

@@ -1,4 +1,22 @@
 """What a run, a model and a sampler are told: frozen dataclasses, and reading them."""
 
-from orthus_jax.config.experiment import *  # noqa: F403
-from orthus_jax.config.experiment import __all__ as __all__
+from orthus_jax.config.data import DataConfig
+from orthus_jax.config.experiment import Config, MeshConfig, RunConfig, TokenizerLossConfig
+from orthus_jax.config.model import (
+    DiffusionConfig,
+    ModelConfig,
+    PixelsConfig,
+    TransformerConfig,
+    VisionEmbeddingConfig,
+    VisionTokenizerConfig,
+)  # fmt: skip
+from orthus_jax.config.optimizer import OptimizerConfig
+from orthus_jax.config.sampling import SamplingConfig
+from orthus_jax.config.typed import from_dict, to_dict
+from orthus_jax.errors import BadRequest
+
+__all__ = [
+    "BadRequest", "Config", "DataConfig", "DiffusionConfig", "MeshConfig", "ModelConfig", "OptimizerConfig", "PixelsConfig",
+    "RunConfig", "SamplingConfig", "TokenizerLossConfig", "TransformerConfig", "VisionEmbeddingConfig",
+    "VisionTokenizerConfig", "from_dict", "to_dict",
+]  # fmt: skip

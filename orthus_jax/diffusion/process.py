@@ -45,17 +45,3 @@ def target(x0: jax.Array, eps: jax.Array, abar: jax.Array, *, kind: str) -> jax.
     return eps
   abar = abar[..., None]
   return jnp.sqrt(abar) * eps - jnp.sqrt(1.0 - abar) * x0
-
-
-def split_prediction(x_t: jax.Array, prediction: jax.Array, abar: jax.Array, *, kind: str) -> tuple[jax.Array, jax.Array]:
-  """(x0, eps) as the head's prediction implies them; `abar` is a scalar."""
-  a, s = jnp.sqrt(abar), jnp.sqrt(1.0 - abar)
-  if kind == "noise":
-    return (x_t - s * prediction) / a, prediction
-  return a * x_t - s * prediction, a * prediction + s * x_t
-
-
-def ddim_step(x_t: jax.Array, prediction: jax.Array, *, abar: jax.Array, abar_next: jax.Array, kind: str) -> jax.Array:
-  """One deterministic DDIM step (eta 0, no clipping) from abar to abar_next; the last goes to 1."""
-  x0, eps = split_prediction(x_t, prediction, abar, kind=kind)
-  return jnp.sqrt(abar_next) * x0 + jnp.sqrt(1.0 - abar_next) * eps

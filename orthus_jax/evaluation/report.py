@@ -13,6 +13,7 @@ import jinja2
 import markupsafe
 import numpy as np
 
+from orthus_jax import files
 from orthus_jax.config import Config, to_dict
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
@@ -56,7 +57,7 @@ def _data_url(pixels: np.ndarray) -> str:
 
 
 def _write(path: Path, template: str, **values: Any) -> Path:
-  checkpoint.write_text(path, _environment().get_template(template).render(**values))
+  files.write_text(path, _environment().get_template(template).render(**values))
   return path
 
 

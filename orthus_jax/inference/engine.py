@@ -302,9 +302,10 @@ def advance(
 
     def draw() -> jax.Array:
       solver_B = jnp.where(s.patch_B < order.late, order.solvers[:, 0], order.solvers[:, 1])
-      return model.image_head.sample_batch(
-          hidden_XD, owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, solvers=program.solvers, solver_B=solver_B,
-          interval_B2=order.interval, wanted_B=draws_B,
+      head = model.image_head
+      return head.sample(
+          hidden_XD, head.initial_noise(key_B), owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, solvers=program.solvers,
+          solver_B=solver_B, interval_B2=order.interval, wanted_B=draws_B,
       )  # fmt: skip
 
     def speak() -> jax.Array:

@@ -24,8 +24,8 @@ import zlib
 
 import tqdm
 
-from orthus_jax.commands import sampling
 from orthus_jax.config import SamplingConfig
+from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 from orthus_jax.errors import BadRequest
@@ -103,7 +103,7 @@ def _request(
     return value
 
   prompt, files = field("prompt", str, "").strip(), field("images", list, [])
-  how = sampling.changed(base, {k: v for k, v in record.items() if k not in _OWN}, where=f"line {at}")
+  how = with_fields(base, {k: v for k, v in record.items() if k not in _OWN}, where=f"line {at}")
   respond = field("respond", str, respond)
   if respond not in ("auto", "image", "text"):
     raise BadRequest(f"line {at}: respond={respond!r}: choose one of auto, image, text")

@@ -23,7 +23,6 @@ from orthus_jax import errors
 from orthus_jax.training import hosts
 
 _log = logging.getLogger(__name__)
-_INTERRUPTED = 130
 
 
 class Signals:
@@ -93,7 +92,7 @@ def name(number: int) -> str:
 
 def status(number: int) -> int:
   """The exit status of a process that a signal asked to stop."""
-  return _INTERRUPTED if number == signal.SIGINT else errors.PREEMPTED
+  return errors.INTERRUPTED if number == signal.SIGINT else errors.PREEMPTED
 
 
 def _nothing(number: int, frame: object) -> None:

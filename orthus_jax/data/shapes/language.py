@@ -6,7 +6,7 @@ Questions live in `questions.py`, edits and stories in `changes.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import re
 from typing import Any
 
@@ -188,19 +188,3 @@ def parse_things(text: str) -> tuple[Thing, ...] | None:
     return None
   things = tuple(Thing(i["class"], i["color"], i["size"], i["place"]) for i in include)
   return things if len({t.place for t in things}) == len(things) else None
-
-
-def corpus(seed: int = 0, scenes: int = 2000) -> Iterator[str]:
-  """All kinds of text of this world, to train a tokenizer on; the same for the same arguments."""
-  from orthus_jax.data.shapes import changes, questions  # these two stand on this module
-
-  rng = np.random.default_rng(seed)
-  for _ in range(scenes):
-    for tag in TAGS + (DESCRIPTION,):
-      yield caption(rng, sample_for(rng, tag), tag)[0]
-    yield str(pick(rng, DESCRIBE))
-    for question in questions.ask(rng, questions.sample(rng)):
-      yield question["question"]
-      yield question["answer"]
-    yield changes.sample_edit(rng, "train").instruction
-    yield from changes.sample_story(rng, "train").texts

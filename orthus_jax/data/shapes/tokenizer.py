@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 
-from orthus_jax.data.shapes import language
+from orthus_jax.data.shapes import corpus
 from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer, train_tokenizer
 
 VOCAB_SIZE = 1024
@@ -17,7 +17,7 @@ UNCONDITIONAL_PROMPT = "generate an image"
 
 def make_tokenizer() -> TextTokenizer:
   """A BPE over the world's text; the same every time."""
-  return train_tokenizer([*language.corpus(), *[UNCONDITIONAL_PROMPT] * 100], VOCAB_SIZE, IMAGE_CODES)
+  return train_tokenizer([*corpus.texts(), *[UNCONDITIONAL_PROMPT] * 100], VOCAB_SIZE, IMAGE_CODES)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from orthus_jax.config import Config
@@ -11,14 +10,7 @@ from orthus_jax.data.sources.folder import FolderSource
 from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
-
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-
-
-def cache_dir() -> Path:
-  """Where made data sets and compiled programs are kept: $ORTHUS_CACHE, else under the user's cache directory."""
-  base = os.environ.get("ORTHUS_CACHE")
-  return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "orthus_jax"
+from orthus_jax.files import ASSETS, cache_dir
 
 
 def open_source(config: Config, split: str) -> Source:

@@ -136,35 +136,14 @@ class DiffusionHead(nnx.Module):
     prediction = self(process.add_noise(x0, eps, abar), t, z)
     return jnp.square(prediction - process.target(x0, eps, abar, kind=c.target))
 
-  def sample(self, z_RD: jax.Array, weight_R: jax.Array, noise_C: jax.Array, *, steps: int) -> jax.Array:
-    """A feature [C] by DDIM from one shared noise.
+  def initial_noise(self, key_B: jax.Array) -> jax.Array:
+    """What sampling starts from, standard normal [B, C]."""
+    return jax.vmap(lambda key: jax.random.normal(key, (self.latent_dim,)))(key_B)
 
-    Args:
-      z_RD: states of the guidance rows of one position (conditional, unconditional, …).
-      weight_R: the prediction followed is sum_r weight_R[r] * v_r; (s, 1 - s) is guidance of scale s.
-      noise_C: standard normal.
-      steps: of the solver, fixed at compile time.
-    """
-    c = self.config
-    t_S = process.timesteps(c, steps)
-    abar = process.alphas_cumprod(c)
-    abar_S = jnp.asarray(abar[t_S])
-    next_S = jnp.asarray(np.append(abar[t_S[1:]], np.float32(1.0)))
-    modulations_SR = self.modulations(jnp.asarray(t_S)[:, None], z_RD)
-
-    def step(x_C, scanned):
-      modulations_R, abar, abar_next = scanned
-      v_RC = self.denoise(jnp.broadcast_to(x_C, (z_RD.shape[0], x_C.shape[0])), modulations_R)
-      v_C = jnp.einsum("R,RC->C", weight_R, v_RC)
-      return process.ddim_step(x_C, v_C, abar=abar, abar_next=abar_next, kind=c.target), None
-
-    x_C, _ = jax.lax.scan(step, noise_C, (modulations_SR, abar_S, next_S))
-    return x_C / c.latent_scale
-
-
-  def sample_batch(
+  def sample(
       self,
       z_XD: jax.Array,
+      noise_BC: jax.Array,
       *,
       owner_X: jax.Array,
       mix_BX: jax.Array,
@@ -181,9 +160,10 @@ class DiffusionHead(nnx.Module):
 
     Args:
       z_XD: states.
+      noise_BC: what it starts from, see `initial_noise`.
       owner_X: the row that each state belongs to.
       mix_BX: the prediction followed is sum_x mix_BX[b, x] v_x; it adds up to 1 in each row.
-      key_B: random keys.
+      key_B: random keys, of what random solvers add on the way.
       solvers: (name, steps) of each, see `solvers.table`; fixed at compile time.
       solver_B: which of them each row takes.
       interval_B2: guidance holds at steps t in [low, high); at others a row follows its own prediction.
@@ -191,13 +171,13 @@ class DiffusionHead(nnx.Module):
     """
     steps = np.asarray([n for _, n in solvers])
     counts = sorted(set(steps.tolist()))
-    run = functools.partial(self._run, z_XD, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2)
+    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2)
     if len(counts) == 1:
       return run(counts[0])
     needed = jnp.max(jnp.where(wanted_B, jnp.asarray(steps)[solver_B], 0))
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
 
-  def _run(self, z_XD, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, S: int) -> jax.Array:
+  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, S: int) -> jax.Array:
     """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
     c, B, guided = self.config, mix_BX.shape[0], mix_BX.shape[1] > mix_BX.shape[0]
     tables = [solver_lib.table(c, solver=name, steps=n) for name, n in solvers]
@@ -221,10 +201,9 @@ class DiffusionHead(nnx.Module):
         mixed_BC = jnp.matmul(mix_BX, v_XC, precision=jax.lax.Precision.HIGHEST)
         inside_B = (row_B.t >= interval_B2[:, 0]) & (row_B.t < interval_B2[:, 1])
         v_BC = jnp.where(inside_B[:, None], mixed_BC, v_BC)
-      noise_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
-      return solver_lib.step(x_BC, v_BC, previous_BC, noise_BC, row_B), None
+      more_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
+      return solver_lib.step(x_BC, v_BC, previous_BC, more_BC, row_B), None
 
-    noise_BC = jax.vmap(lambda key: jax.random.normal(key, (self.latent_dim,)))(key_B)
     (x_BC, _), _ = jax.lax.scan(step, (noise_BC, jnp.zeros_like(noise_BC)), (modulations_SX, row_SB, jnp.arange(S)))
     return x_BC / c.latent_scale
 

@@ -91,8 +91,8 @@ def to_native(
         done += size
         if progress:
           progress(done, total)
-    checkpoint.write_text(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
-    checkpoint.write_text(folder / "versions.json", json.dumps(checkpoint.versions(), indent=2) + "\n")
+    files.write_text(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
+    files.write_text(folder / "versions.json", json.dumps(checkpoint.versions(), indent=2) + "\n")
     found.tokenizer.save(folder)
     shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")  # byte for byte
     published_files.keep(source, folder / ORIGINALS)
@@ -184,7 +184,7 @@ def to_huggingface(
     opened.close()
     if len(shards) > 1:
       index = {"metadata": {"total_size": total}, "weight_map": {k: f for f, keys in shards.items() for k in keys}}
-      checkpoint.write_text(folder / huggingface.INDEX_FILE, json.dumps(index, indent=2) + "\n")
+      files.write_text(folder / huggingface.INDEX_FILE, json.dumps(index, indent=2) + "\n")
     language = dtypes["transformer/norm/scale"].name
     notes = published_files.write(
         folder, config, run=run, originals=run / ORIGINALS, dtype=language, changed=dtype != "keep"

@@ -17,12 +17,12 @@ import logging
 import os
 from pathlib import Path
 import platform
-import tempfile
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
+from orthus_jax import files
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
@@ -31,22 +31,6 @@ from orthus_jax.models.params import Params
 from orthus_jax.training.checkpoints import manifest, orbax_items
 
 _log = logging.getLogger(__name__)
-ASSETS = Path(__file__).resolve().parents[2] / "assets"
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as f:
-    half = Path(f.name)
-    try:
-      f.write(text)
-      f.flush()
-      os.fsync(f.fileno())
-      half.chmod(0o644)
-      half.replace(path)
-    except OSError:
-      half.unlink()
-      raise
 
 
 def versions() -> dict[str, str]:
@@ -121,7 +105,7 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   """
   text = str(path)
   if text.startswith("asset:"):
-    path = ASSETS / f"{text.removeprefix('asset:')}.npz"
+    path = files.ASSETS / f"{text.removeprefix('asset:')}.npz"
     if not path.is_file():
       raise BadRequest(f"no shipped weights are called {text.removeprefix('asset:')!r}")
   if str(path).endswith(".npz"):
@@ -181,8 +165,8 @@ def open_workdir(workdir: Path, config: Config) -> None:
   """Makes a run's directory, or finds the one that is there; raises as `check_workdir` does."""
   if not check_workdir(workdir, config):
     workdir.mkdir(parents=True, exist_ok=True)
-    write_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
-  write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")  # last: it marks a run
+    files.write_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+  files.write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")  # last: it marks a run
 
 
 def _differences(a: Any, b: Any, where: str = "") -> list[str]:

@@ -1,0 +1,92 @@
+"""What is read, and how it is laid into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from orthus_jax.config.typed import require
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """What is read, and how it is laid into batches.
+
+  Attributes:
+    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), "tar" (pictures and texts in tar
+      files, as WebDataset lays them out), or "prepared" (what `orthus prepare --out` made of one of them, for data that
+      doesn't fit into memory).
+    path: the data set's, the folder's or the tar files' place; empty: under the user's cache directory (shapes).
+    mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
+    annotations: the JSON-lines file's name within the folder.
+    pairs: which documents an image-text pair becomes.
+    split: what training reads.
+    documents: (kind, number) pairs, for "shapes": how many documents of a kind its training split has, in the place of the
+      quickstart's few. A run of more steps needs more of them, or it learns them by heart.
+    kinds: (kind, weight) pairs: how often a document of this kind is drawn, against one of weight 1; empty: all alike.
+    later_kinds: (step, weights) pairs, in order of the step: from that step on, these weights take the place of `kinds`.
+    sequence_length: T, positions per row.
+    images_per_row: M, pictures that one row can hold.
+    learnt_images_per_row: G, how many of them can be learnt rather than given. The image head works on as many in every
+      row: where fewer are learnt, each is drawn (`diffusion.draws`) that many times oftener.
+    caption_dropout: share of the documents that ask for a picture whose prompt is replaced by the unconditional one.
+    text_length_power: a learnt token of a segment of n positions (an image's patches counted too) weighs n ** -power in
+      the text loss: 0, all tokens alike; 1, all segments alike, so that one-word answers aren't drowned by
+      descriptions; 0.5, between the two (the "square averaging" of InternVL 2.5, arXiv 2412.05271).
+    tokenizer: a tokenizer.json or its directory; empty: the one shipped for shapes.
+    turns: what an answer about a picture sees where a document asks several questions of one: "sequence": all that came
+      before, as in a conversation; "separate": the picture and its own question alone, from the position where that would
+      stand, so that what is learnt is what a single question meets. Separate turns need attention by a mask (xla, cudnn).
+    cache_features: encode each picture once, ahead of training, instead of at every step.
+    max_bad_share: more bad records than this share stop the run.
+  """
+
+  source: Literal["shapes", "folder", "tar", "prepared"] = "shapes"
+  path: str = ""
+  mixture: tuple[tuple[str, float], ...] = ()
+  annotations: str = "metadata.jsonl"
+  pairs: Literal["both", "to_image", "to_text"] = "both"
+  split: str = "train"
+  documents: tuple[tuple[str, int], ...] = ()
+  kinds: tuple[tuple[str, float], ...] = ()
+  later_kinds: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = ()
+  sequence_length: int = 4096
+  images_per_row: int = 4
+  learnt_images_per_row: int = 4
+  caption_dropout: float = 0.1
+  text_length_power: float = 0.0
+  tokenizer: str = ""
+  turns: Literal["sequence", "separate"] = "sequence"
+  cache_features: bool = False
+  max_bad_share: float = 0.01
+
+  def __post_init__(self):
+    require(0 <= self.caption_dropout < 1, f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
+    require(
+        0 <= self.text_length_power <= 1, f"data.text_length_power={self.text_length_power} must lie in [0, 1]"
+    )
+    require(0 <= self.max_bad_share <= 1, f"data.max_bad_share={self.max_bad_share} must lie in [0, 1]")
+    require(
+        1 <= self.learnt_images_per_row <= self.images_per_row,
+        f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",
+    )
+    steps = [0, *(step for step, _ in self.later_kinds)]
+    require(
+        all(a < b for a, b in zip(steps, steps[1:])), "data.later_kinds: steps must be above 0 and rise from pair to pair"
+    )
+    mixes = (self.kinds, *(kinds for _, kinds in self.later_kinds))
+    require(all(w >= 0 for kinds in mixes for _, w in kinds), "data.kinds: weights must not be negative")
+    require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds gives no document a weight above 0")
+    require(
+        not self.mixture or (self.source == "prepared" and not self.path),
+        "data.mixture is for data.source=prepared, in the place of data.path",
+    )
+    require(all(w > 0 for _, w in self.mixture), "data.mixture: weights must be above 0")
+    require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
+    if self.source == "prepared":
+      require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
+      require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
+      require(not self.later_kinds, "data.later_kinds isn't for data.source=prepared: leave it empty")
+      for field in ("annotations", "pairs", "split"):
+        default = type(self).__dataclass_fields__[field].default
+        require(getattr(self, field) == default, f"data.{field} is settled when data is prepared: leave it at {default!r}")

@@ -1,0 +1,63 @@
+"""The optimizer."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from orthus_jax.config.typed import require
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """The optimizer: AdamW, or Muon for matrices with AdamW for everything else.
+
+  Attributes:
+    name: "adamw" (the published recipe) or "muon" (optax.contrib.muon, its updates scaled to AdamW's size), which learns
+      more from each step and costs some matrix products more.
+    learning_rate: at its peak.
+    adamw_learning_rate: under Muon, the peak for what AdamW trains; 0 means the same.
+    warmup_steps: linear rise from 0.
+    schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
+    b1, b2, eps: AdamW's.
+    newton_schulz_steps: of Muon's orthogonalisation. Fewer cost less and leave small singular values smaller.
+    weight_decay: on matrices alone, not on norms, biases or embeddings.
+    clip_norm: the global gradient norm is clipped to it; 0 turns that off.
+    accumulation: microbatches that one step adds up.
+    moment_dtype: what the optimizer's moments are kept in; its arithmetic is float32 always.
+    rounding: how new values are rounded to bfloat16 parameters (model.transformer.param_dtype) and moments: at random in
+      proportion to the distance ("stochastic"), so that small updates count on average, or to the "nearest".
+    frozen_dtype: what frozen parameters are kept in: as trained ones are ("param"), or in the dtype that they are
+      computed in ("compute"), which gives the same numbers in half the memory.
+    ema_decay: of the averaged copy of the parameters that is evaluated and saved beside them; 0 turns it off.
+    trainable: regular expressions over parameter names; a parameter that matches none is frozen.
+  """
+
+  name: Literal["adamw", "muon"] = "adamw"
+  learning_rate: float = 1e-4
+  adamw_learning_rate: float = 0.0
+  warmup_steps: int = 100
+  schedule: Literal["constant", "cosine", "linear"] = "constant"
+  final_fraction: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.99
+  eps: float = 1e-8
+  newton_schulz_steps: int = 5
+  weight_decay: float = 0.0
+  clip_norm: float = 1.0
+  accumulation: int = 1
+  moment_dtype: Literal["float32", "bfloat16"] = "float32"
+  rounding: Literal["stochastic", "nearest"] = "stochastic"
+  frozen_dtype: Literal["param", "compute"] = "param"
+  ema_decay: float = 0.0
+  trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
+
+  def __post_init__(self):
+    require(self.newton_schulz_steps >= 1, f"optimizer.newton_schulz_steps={self.newton_schulz_steps} must be at least 1")
+    require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be above 0")
+    require(
+        self.adamw_learning_rate == 0 or (self.name == "muon" and self.adamw_learning_rate > 0),
+        "optimizer.adamw_learning_rate is for optimizer.name=muon; with adamw, set optimizer.learning_rate",
+    )
+    require(self.accumulation >= 1, f"optimizer.accumulation={self.accumulation} must be at least 1")
+    require(0 <= self.ema_decay < 1, f"optimizer.ema_decay={self.ema_decay} must lie in [0, 1)")
