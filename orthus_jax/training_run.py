@@ -138,7 +138,7 @@ def _report(
     config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[str, list[Document]]
 ) -> None:
   """Adds scores to `figures` and writes report.html."""
-  from orthus_jax.evaluation import report, shapes
+  from orthus_jax.evaluation import report, shapes, shapes_table
 
   began, result, samples = time.monotonic(), None, []
   if config.data.source == "shapes":
@@ -147,7 +147,7 @@ def _report(
     seconds = figures["seconds"]
     figures |= result.to_json()
     figures["seconds"] = seconds
-    print(shapes.table(result))
+    print(shapes_table.table(result))
   else:
     for respond, documents in shown.items():
       if documents and not (respond == "image" and model.no_pictures):

@@ -37,7 +37,7 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
   owner_X = np.concatenate([np.arange(N), np.repeat(np.arange(N), R - 1)])
   weight_X = np.concatenate([np.full(N, weights[0]), np.tile(np.asarray(weights[1:]), N)])
   mix_NX = np.where(np.arange(N)[:, None] == owner_X, weight_X, 0.0).astype(np.float32)
-  z_XD = jnp.concatenate([z_NRD[:, 0], z_NRD[:, 1:].reshape(N * (R - 1), -1)])
+  z_XD = jnp.concatenate([z_NRD[:, 0], z_NRD[:, 1:].reshape(N * (R - 1), z_NRD.shape[-1])])
 
   @jax.jit
   def run(z_XD, noise_NC):

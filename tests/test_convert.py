@@ -522,7 +522,7 @@ def test_a_write_that_fails_in_earnest(form, orthus, native, tmp_path):
   source = orthus if form == "native" else native
   code = (
       "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-      "from orthus_jax import cli; from orthus_jax.commands import conversion;"
+      "from orthus_jax import cli; from orthus_jax.training.checkpoints import export_huggingface, import_huggingface;"
       "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000)); sys.exit(cli.main(sys.argv[1:]))"
   )
   argv = ["convert", f"--from={source}", f"--to={tmp_path / 'x'}", "--dtype=float32"]

@@ -8,7 +8,7 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import detector, language, records
 from orthus_jax.data.shapes.world import Scene, Thing, render
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation import shapes, shapes_judge
+from orthus_jax.evaluation import shapes, shapes_judge, shapes_table
 from orthus_jax.evaluation.results import Case, summarize
 
 COUNTS = {"caption_to_image": 24, "image_to_caption": 6, "question": 6, "edit": 8, "story": 3}
@@ -260,7 +260,7 @@ def test_what_is_not_of_this_world_is_refused(documents):
 
 
 def test_the_table_shows_every_score(perfect):
-  text = shapes.table(perfect)
+  text = shapes_table.table(perfect)
   for name, value in perfect.scores.items():
     (line,) = [line for line in text.splitlines() if line.split()[:1] == [name]]
     assert f"{100 * value:.1f}" in line and str(perfect.counts[name]) in line.split()

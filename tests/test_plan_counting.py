@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.config import Config
-from orthus_jax.planning import closed_form, estimate, hardware, hlo, work
+from orthus_jax.planning import closed_form, estimate, hardware, hlo, instruction_flops, work
 from orthus_jax.planning.work import Collective, Op, Work
 from orthus_jax.training import flops
 
@@ -235,7 +235,7 @@ def test_notations_of_groups(text, groups):
 def test_flops_of_convolutions(out, lhs, rhs, attributes, flops):
   if "fb0" in attributes:
     lhs = (*lhs, 1)
-  assert work._convolution(out, lhs, rhs, attributes) == flops
+  assert instruction_flops.convolution(out, lhs, rhs, attributes) == flops
 
 
 def test_flops_of_attention_kernels():
@@ -244,11 +244,11 @@ def test_flops_of_attention_kernels():
   settings = '"block_q": 256, "block_kv": 256, "block_q_dkv": 256, "block_kv_dkv": 256'
   gradients, parts = [(256, 64)] + [(2, 4, 1024, 64)] * 2, [(4, 2, 4, 1024, 64)]
   share = 10 / 16  # of four by four blocks, those on and under the diagonal
-  assert work.splash_flops("splash_mha_fwd_segmented.3", shapes, gradients[1:2], settings) == 2 * whole * share
-  assert work.splash_flops("splash_mha_dkv_segmented", shapes, parts + gradients, settings) == 5 * whole * share
-  assert work.splash_flops("splash_mha_dkv", shapes, gradients, settings) == 4 * whole * share
-  assert work.splash_flops("another_kernel", shapes, gradients, settings) == 0
-  assert work.causal_share(512, 512, 512) == 1.0 and work.causal_share(1024, 512, 256) == 6 / 8
+  assert instruction_flops.splash_flops("splash_mha_fwd_segmented.3", shapes, gradients[1:2], settings) == 2 * whole * share
+  assert instruction_flops.splash_flops("splash_mha_dkv_segmented", shapes, parts + gradients, settings) == 5 * whole * share
+  assert instruction_flops.splash_flops("splash_mha_dkv", shapes, gradients, settings) == 4 * whole * share
+  assert instruction_flops.splash_flops("another_kernel", shapes, gradients, settings) == 0
+  assert instruction_flops.causal_share(512, 512, 512) == 1.0 and instruction_flops.causal_share(1024, 512, 256) == 6 / 8
 
 
 def test_text_that_is_no_program_is_refused():

@@ -9,7 +9,7 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.config import to_dict
-from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.prepared import format as record_format, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
@@ -119,9 +119,9 @@ def test_features_and_jpegs(folders):
   pixels = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.0)).batch(0)
   batch = p.batch(0)
   np.testing.assert_array_equal(batch.tokens_BT, pixels.tokens_BT)
-  assert batch.images.dtype == prepared.BF16 and p.encoded_by == {"fake"}
+  assert batch.images.dtype == record_format.BF16 and p.encoded_by == {"fake"}
   used = pixels.images.any(axis=(2, 3, 4))
-  np.testing.assert_array_equal(batch.images[used], fake_encode(pixels.images[used]).astype(prepared.BF16))
+  np.testing.assert_array_equal(batch.images[used], fake_encode(pixels.images[used]).astype(record_format.BF16))
   jpeg = PreparedPipeline(TK, config(folders["jpeg"], data__caption_dropout=0.0)).batch(0)
   assert jpeg.images.dtype == np.uint8
   assert 0 < np.abs(jpeg.images.astype(int) - pixels.images).mean() < 20

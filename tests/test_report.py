@@ -17,7 +17,7 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.data.shapes import records
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation import curves, report, shapes
+from orthus_jax.evaluation import curves, report, shapes, shapes_table
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"caption_to_image": 12, "image_to_caption": 2, "question": 2, "edit": 2, "story": 1}
@@ -89,7 +89,7 @@ def test_the_report_stands_alone_and_tells_everything(tmp_path, config, result):
   assert page.sources and all(s.startswith("data:image/png;base64,") for s in page.sources)
   assert not re.search(r"https?://|<script|@import|url\(", text)
   for word in ("<b>yes & no</b>", "5.8 million parameters", "3 min 30 s", "3.00 GiB", "abc123", "jax ", "Text loss",
-               "Learning rate", "50%", *(d for d in shapes.SECTIONS)):
+               "Learning rate", "50%", *(d for d in shapes_table.SECTIONS)):
     assert word in page.words, word
   for name in result.scores:
     assert f"<code>{name.replace('_', '_<wbr>')}</code>" in text, name

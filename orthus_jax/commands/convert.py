@@ -67,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
   begin = time.monotonic()
   common.start()
   from orthus_jax.interop import huggingface
-  from orthus_jax.training.checkpoints import conversion
+  from orthus_jax.training.checkpoints import export_huggingface, import_huggingface
 
   source, target = Path(options.source), Path(options.target)
   published = huggingface.is_checkpoint(source)
@@ -80,12 +80,12 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
   with _bar() as progress:
     if form == "native":
-      result = conversion.to_native(
+      result = import_huggingface.to_native(
           source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed, progress=progress
       )
     else:
       size = int(options.shard_size * 1e9)
-      result = conversion.to_huggingface(source, target, dtype=options.dtype, shard_bytes=size, progress=progress)
+      result = export_huggingface.to_huggingface(source, target, dtype=options.dtype, shard_bytes=size, progress=progress)
   seconds = time.monotonic() - begin
   if options.json:
     print(json.dumps({"to": str(target), "format": form, **dataclasses.asdict(result), "seconds": seconds}, indent=2))

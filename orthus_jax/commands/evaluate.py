@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
   common.start()
 
   from orthus_jax.data.sources import registry as sources
-  from orthus_jax.evaluation import report, shapes
+  from orthus_jax.evaluation import report, shapes, shapes_table
   from orthus_jax.inference import model as model_lib
   from orthus_jax.training.checkpoints import workdir as checkpoint
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
   if options.json:
     print(text, end="")
   else:
-    print(shapes.table(result))
+    print(shapes_table.table(result))
     print(f"written: {out / 'evaluation.json'} and worst.html")
   return 0
 

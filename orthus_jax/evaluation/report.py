@@ -18,7 +18,7 @@ from orthus_jax.config import Config, to_dict
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
 from orthus_jax.data.shapes.language import TAGS
-from orthus_jax.evaluation import curves, shapes
+from orthus_jax.evaluation import curves, shapes_table
 from orthus_jax.evaluation.results import Case, Result
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metrics import read_metrics
@@ -140,7 +140,7 @@ def _subtitle(config: Config, figures: Mapping[str, Any]) -> str:
 def _rows(result: Result) -> list[dict[str, Any]]:
   return [
       {"section": section, "place": i, "label": label} | _score(result, name)
-      for i, (section, name, label) in enumerate(shapes.rows(result))
+      for i, (section, name, label) in enumerate(shapes_table.rows(result))
   ]  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def _examples(result: Result) -> dict[str, Any]:
     return [c for c in result.cases if c.kind == kind][:n]
 
   drawings = []
-  labels = shapes.SECTIONS["Pictures from captions"]
+  labels = shapes_table.SECTIONS["Pictures from captions"]
   for tag in TAGS:
     # One picture a caption, so that more captions are seen.
     by_caption = {c.id: c for c in reversed(result.cases) if c.kind == "caption_to_image" and c.tag == tag}

@@ -5,69 +5,28 @@ Pictures follow GenEval's rules (Ghosh et al., 2023), yes/no answers MME's (Fu e
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
-import io
 import time
 from typing import Any
 import zlib
 
-import numpy as np
-import rich.box
-import rich.console
-import rich.table
-
 from orthus_jax.config import SamplingConfig
-from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.shapes import changes, language, questions, records
+from orthus_jax.data.documents import Document, Text
+from orthus_jax.data.shapes import records
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation import shapes_judge as judge
-from orthus_jax.evaluation.results import Case, Result, summarize
+from orthus_jax.evaluation.results import Result, summarize
+from orthus_jax.evaluation.shapes_cases import JUDGES, Example
 
 KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
-_OPEN_CORE = ("color", "shape", "count")
 # How each kind is answered, and with how many tokens at most.
 _HOW = {
     "caption_to_image": ("image", 1 << 20), "image_to_caption": ("text", 80), "question": ("text", 12),
     "edit": ("image", 1 << 20), "story": ("auto", 1 << 20),
 }  # fmt: skip
 _BATCH = {"image": 64, "text": 256, "auto": 64}
-_SHUFFLES = 8
 _MEANS = {"geneval_overall": TAGS}
-
-# Score name → what it says, in the order of tables. Those by question type and edit operation follow their section.
-SECTIONS: dict[str, dict[str, str]] = {
-    "Pictures from captions": {
-        "single_object": "one thing: shape, colour and place", "two_object": "two things", "counting": "counting",
-        "colors": "colours", "position": "relative position", "color_attr": "colours of two things",
-        "geneval_overall": "mean of the six", "geneval_images": "all pictures alike",
-        "geneval_prompts": "any of a prompt's pictures", "single_object_shape": "one thing: its shape",
-        "single_object_color": "one thing: its colour", "single_object_place": "one thing: its place",
-        "single_object_size": "one thing: its size, where asked for",
-        "single_object_exact": "one thing: all asked for, nothing else",
-    },
-    "Questions": {
-        "open_accuracy": "open: colour, shape, count", "open_accuracy_all": "open, position too",
-        "yes_no_accuracy": "yes/no", "pair_accuracy": "yes/no, both of a pair",
-    },
-    "Captions": {"captions": "say exactly what is there", "caption_attributes": "attributes right"},
-    "Edits": {
-        "edits": "as told", "edits_exact": "as told, every size right too", "kept": "untouched things kept",
-    },
-    "Stories": {
-        "story_turns": "turns right", "story_texts": "sentences that make sense", "story_pictures": "pictures that fit",
-        "story_on_topic": "about what was asked", "story_length_ok": "three to five pictures",
-    },
-}  # fmt: skip
-
-_BY_PART = {
-    "Questions": {"open_": ("open:", questions.TYPES), "yes_no_": ("yes/no:", questions.TYPES),
-                  "pair_": ("both of a pair:", questions.TYPES)},
-    "Edits": {"edit_": ("change:", changes.OPERATIONS)},
-}  # fmt: skip
-_BRITISH = {"color": "colour", "add": "add something", "remove": "remove something"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,21 +110,11 @@ def evaluate(
     )
     responses = [a.segments[len(r.prompt.segments):] for r, a in zip(requests, answered)]
     generated = time.monotonic()
-    cases += _JUDGES[kind](requests, responses)
+    cases += JUDGES[kind](requests, responses)
     done += len(requests)
     seconds[kind] = generated - begin
     seconds["judging"] = seconds.get("judging", 0.0) + time.monotonic() - generated
   return summarize(cases, means=_MEANS, seconds=seconds, seed=seed)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-  """A prompt and the document it comes from; `question` is the record of the question asked."""
-
-  document: Document
-  prompt: Document
-  sample: int = 0
-  question: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def _choose(documents: Sequence[Document], limits: Limits) -> dict[str, list[Document]]:
@@ -186,16 +135,16 @@ def _choose(documents: Sequence[Document], limits: Limits) -> dict[str, list[Doc
   return chosen
 
 
-def _requests(kind: str, documents: Sequence[Document], limits: Limits) -> list[_Request]:
+def _requests(kind: str, documents: Sequence[Document], limits: Limits) -> list[Example]:
   if kind == "caption_to_image":
-    return [_Request(d, d.prompt(), sample) for d in documents for sample in range(limits.samples)]
+    return [Example(d, d.prompt(), sample) for d in documents for sample in range(limits.samples)]
   if kind == "question":
     # Each on its own: questions before it, with their answers, would help.
     return [
-        _Request(d, Document((d.segments[0], Text(q["question"])), id=f"{d.id}/{i}", kind=kind), question=q)
+        Example(d, Document((d.segments[0], Text(q["question"])), id=f"{d.id}/{i}", kind=kind), question=q)
         for d in documents for i, q in enumerate(d.meta["questions"])
     ]  # fmt: skip
-  return [_Request(d, d.prompt()) for d in documents]
+  return [Example(d, d.prompt()) for d in documents]
 
 
 def _even(n: int, most: int) -> int:
@@ -203,171 +152,5 @@ def _even(n: int, most: int) -> int:
   return -(-n // -(-n // most))
 
 
-# --- judging, kind by kind ------------------------------------------------------------------------------------------
 
 
-def _picture(response: Sequence[Any]) -> np.ndarray | None:
-  return next((s.pixels for s in response if isinstance(s, Image)), None)
-
-
-def _judge_pictures(requests: Sequence[_Request], responses: Sequence[tuple]) -> list[Case]:
-  documents = {r.document.id: r.document for r in requests}
-  chance = _chance(list(documents.values()))
-  any_right = collections.defaultdict(bool)
-  verdicts = []
-  for request, response in zip(requests, responses):
-    detections = judge.detect(_picture(response))
-    marks, reason = judge.picture(detections, request.document.meta)
-    any_right[request.document.id] |= not reason
-    verdicts.append((request, response, detections, marks, reason))
-  several = len(requests) > len(documents)
-  cases = []
-  for request, response, detections, marks, reason in verdicts:
-    d = request.document
-    if several and request.sample == 0:
-      marks = marks | {"geneval_prompts": (float(any_right[d.id]), 1.0)}
-    cases.append(Case(
-        kind=d.kind, tag=d.meta["tag"], id=d.id, prompt=d.texts[0].text, right=not reason, marks=marks,
-        response=response, seen=judge.say(detections), reason=reason, baseline=chance[d.id],
-    ))  # fmt: skip
-  return cases
-
-
-def _chance(documents: Sequence[Document]) -> dict[str, dict[str, tuple[float, float]]]:
-  """Marks that pictures of other documents get for a document's caption, by its id."""
-  seen = [judge.detect(d.images[0].pixels) for d in documents]
-  order = np.random.default_rng(0).permutation(len(documents))
-  place = np.argsort(order)
-  chance = {}
-  for i, d in enumerate(documents):
-    total: dict[str, list[float]] = {}
-    for shift in range(1, min(_SHUFFLES + 1, len(documents))):
-      other = order[(place[i] + shift) % len(documents)]
-      for name, (got, of) in judge.picture(seen[other], d.meta)[0].items():
-        entry = total.setdefault(name, [0.0, 0.0])
-        entry[0] += got
-        entry[1] += of
-    chance[d.id] = {name: (got, of) for name, (got, of) in total.items()}
-  return chance
-
-
-def _judge_questions(requests: Sequence[_Request], responses: Sequence[tuple]) -> list[Case]:
-  answers = [" ".join(s.text for s in response if isinstance(s, Text)) for response in responses]
-  rights = [judge.answer(a, r.question) for a, r in zip(answers, requests)]
-  by_type = collections.defaultdict(collections.Counter)
-  for r in requests:
-    if r.question["form"] == "open":
-      by_type[r.question["type"]][r.question["answer"]] += 1
-  pairs: dict[tuple[str, int], list[bool]] = collections.defaultdict(list)
-  cases = []
-  for request, response, right in zip(requests, responses, rights):
-    q, d, got = request.question, request.document, float(right)
-    names, base = [], 0.0
-    marks, baseline = {}, {}
-    if q["form"] == "open":
-      names = [f"open_{q['type']}", "open_accuracy_all", *(["open_accuracy"] if q["type"] in _OPEN_CORE else [])]
-      base = float(q["answer"] == by_type[q["type"]].most_common(1)[0][0])
-    elif q["pair"] is not None:
-      # Without a partner of the other answer, always saying yes would pay.
-      names, base = [f"yes_no_{q['type']}", "yes_no_accuracy"], float(q["answer"] == "yes")
-      both = pairs[d.id, q["pair"]]
-      both.append(right)
-      if len(both) == 2:
-        for name in (f"pair_{q['type']}", "pair_accuracy"):
-          marks[name], baseline[name] = (float(all(both)), 1.0), (0.0, 1.0)
-    marks |= {name: (got, 1.0) for name in names}
-    baseline |= {name: (base, 1.0) for name in names}
-    cases.append(Case(
-        kind=d.kind, tag=q["type"], id=d.id, prompt=q["question"], given=d.images[0].pixels, response=response,
-        expected=q["answer"], right=right, reason="" if right else f"expected {q['answer']}", marks=marks,
-        baseline=baseline,
-    ))  # fmt: skip
-  return cases
-
-
-def _judge_captions(requests: Sequence[_Request], responses: Sequence[tuple]) -> list[Case]:
-  things = [records.as_things(r.document.meta["things"]) for r in requests]
-  cases = []
-  for i, (request, response) in enumerate(zip(requests, responses)):
-    d = request.document
-    text = " ".join(s.text for s in response if isinstance(s, Text))
-    marks, reason = judge.caption(text, things[i])
-    baseline = judge.caption(language.describe(things[(i + 1) % len(things)]), things[i])[0] if len(things) > 1 else {}
-    cases.append(Case(
-        kind=d.kind, tag=str(len(things[i])), id=d.id, prompt=request.prompt.texts[0].text, given=d.images[0].pixels,
-        response=response, expected=language.describe(language.reading_order(things[i])), right=not reason,
-        reason=reason, marks=marks, baseline=baseline,
-    ))  # fmt: skip
-  return cases
-
-
-def _judge_edits(requests: Sequence[_Request], responses: Sequence[tuple]) -> list[Case]:
-  cases = []
-  for request, response in zip(requests, responses):
-    d = request.document
-    detections = judge.detect(_picture(response))
-    marks, reason = judge.edit(detections, d.meta)
-    baseline, _ = judge.edit(judge.detect(d.images[0].pixels), d.meta)
-    cases.append(Case(
-        kind=d.kind, tag=d.meta["operation"], id=d.id, prompt=request.prompt.texts[0].text, given=d.images[0].pixels,
-        target=d.images[-1].pixels, response=response, right=not reason, reason=reason, seen=judge.say(detections),
-        expected=language.describe(records.as_things(d.meta["things"])), marks=marks, baseline=baseline,
-    ))  # fmt: skip
-  return cases
-
-
-def _judge_stories(requests: Sequence[_Request], responses: Sequence[tuple]) -> list[Case]:
-  cases = []
-  for request, response in zip(requests, responses):
-    d = request.document
-    turns, marks = judge.story(response, records.as_things(d.meta["turns"][0]))
-    wrong = [f"turn {i}: {t.reason}" for i, t in enumerate(turns, 1) if not t.right]
-    wrong += [] if marks["story_length_ok"][0] else [f"{sum(t.pixels is not None for t in turns)} pictures"]
-    wrong += [] if marks["story_on_topic"][0] else ["not about what was asked"]
-    cases.append(Case(
-        kind=d.kind, tag="", id=d.id, prompt=d.texts[0].text, response=tuple(response), right=not wrong,
-        reason="; ".join(wrong), marks=marks, turns=turns,
-    ))  # fmt: skip
-  return cases
-
-
-_JUDGES: dict[str, Callable[[Sequence[_Request], Sequence[tuple]], list[Case]]] = {
-    "caption_to_image": _judge_pictures, "image_to_caption": _judge_captions, "question": _judge_questions,
-    "edit": _judge_edits, "story": _judge_stories,
-}  # fmt: skip
-
-
-# --- showing --------------------------------------------------------------------------------------------------------
-
-
-def rows(result: Result) -> list[tuple[str, str, str]]:
-  """(section, score name, what it says) of every score there is, in a table's order."""
-  found = []
-  for section, labels in SECTIONS.items():
-    names = labels | {f"{prefix}{part}": f"{words} {_BRITISH.get(part, part)}"
-                      for prefix, (words, parts) in _BY_PART.get(section, {}).items() for part in parts}
-    found += [(section, name, label) for name, label in names.items() if name in result.scores]
-  return found
-
-
-def table(result: Result) -> str:
-  """The scores as a table of plain text, at most 112 columns wide."""
-  shown = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-  shown.add_column("score")
-  shown.add_column("")
-  for heading in ("%", "95% interval", "n", "baseline"):
-    shown.add_column(heading, justify="right")
-  before = None
-  for section, name, label in rows(result):
-    if section != before:
-      shown.add_row(f"[bold]{section}[/bold]", *[""] * 5)
-      before = section
-    low, high = result.intervals[name]
-    base = result.baselines.get(name)
-    shown.add_row(
-        f"  {name}", label, f"{100 * result.scores[name]:.1f}", f"{100 * low:.1f} – {100 * high:.1f}",
-        str(result.counts[name]), "" if base is None else f"{100 * base:.1f}",
-    )  # fmt: skip
-  out = io.StringIO()
-  rich.console.Console(file=out, width=112, no_color=True, highlight=False).print(shown)
-  return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import dataclasses
 
 from orthus_jax.config import Config, TransformerConfig, VisionTokenizerConfig
-from orthus_jax.planning.work import causal_share
+from orthus_jax.planning.instruction_flops import causal_share
 from orthus_jax.training import flops
 
 

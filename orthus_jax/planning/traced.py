@@ -11,7 +11,7 @@ from typing import Any
 
 from jax.extend import core
 
-from orthus_jax.planning.work import splash_flops
+from orthus_jax.planning.instruction_flops import splash_flops
 
 
 def flops(jaxpr: Any) -> float:

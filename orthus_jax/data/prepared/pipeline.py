@@ -21,7 +21,7 @@ import numpy as np
 from orthus_jax.config import Config
 from orthus_jax.data import packing
 from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
-from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.prepared import format as record_format
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.sources.bad_records import BadRecords
@@ -39,7 +39,7 @@ class _Folder:
       self.facts: dict[str, Any] = json.loads((path / "prepared.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} holds no complete prepared data: make it with `orthus prepare --out={path}`") from e
-    for name, value in prepared.facts(config, tokenizer).items():
+    for name, value in record_format.facts(config, tokenizer).items():
       if self.facts.get(name) != value and (name != "unconditional_prompt" or config.data.caption_dropout > 0):
         raise BadRequest(f"{path} was prepared with another {name} ({self.facts.get(name)}, not {value}): prepare it anew")
     try:
@@ -81,12 +81,12 @@ class _Folder:
       return None
     pictures = []
     try:
-      stored = prepared.from_record(record, variant, patches=vision.patches)
+      stored = record_format.from_record(record, variant, patches=vision.patches)
       for p in stored.pictures.tolist():
         picture = self.pictures.read(p)
         if picture is None:
           return None
-        pictures.append(prepared.read_picture(picture, self._config, self.facts["images"]))
+        pictures.append(record_format.read_picture(picture, self._config, self.facts["images"]))
     except (ValueError, IndexError, OSError, SyntaxError) as e:  # a picture, or numbers, that aren't what they should be
       self.bad.report(str(self.path), f"document {number}", (str(e) or type(e).__name__).splitlines()[0])
       self.bad.check()
@@ -207,7 +207,7 @@ class PreparedPipeline:
     for folder, documents, _ in rows:
       for d in documents.tolist():
         record = folder.documents.read(d)
-        names.append(prepared.from_record(record, 0, patches=P).name if record else f"{folder.path.name}#{d}")
+        names.append(record_format.from_record(record, 0, patches=P).name if record else f"{folder.path.name}#{d}")
     return names
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:
@@ -215,7 +215,7 @@ class PreparedPipeline:
     config, vision = self.config, self.config.model.vision_tokenizer
     P, R = vision.patches, vision.resolution
     rows = np.arange(config.run.batch_size) if rows is None else rows
-    shape, dtype = ((P, vision.latent_dim), prepared.BF16) if self.features else ((R, R, 3), np.dtype(np.uint8))
+    shape, dtype = ((P, vision.latent_dim), record_format.BF16) if self.features else ((R, R, 3), np.dtype(np.uint8))
     out = empty_batch(config, len(rows), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
     for b, row in enumerate(rows):
       folder, documents, variants = self._row(step, int(row))

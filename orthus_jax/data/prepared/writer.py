@@ -14,42 +14,28 @@ A document has up to three sequences: with its caption, and with it dropped in t
 from __future__ import annotations
 
 from collections.abc import Callable
-import dataclasses
 import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from array_record.python import array_record_module
-import ml_dtypes
 import numpy as np
 import PIL.Image
 
-from orthus_jax.config import Config, to_dict
+from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.pipeline import Source, variants
-from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, Images, facts, to_record
+from orthus_jax.data.sequence import Tokenizer
 from orthus_jax.errors import BadRequest
 
-Images = Literal["pixels", "jpeg", "features"]
-BF16 = np.dtype(ml_dtypes.bfloat16)
-MAX_VARIANTS = 3
 _SHARD = 1 << 30  # bytes
 _SHOWN = 32
 _JPEG_QUALITY = 95
 _ENCODED_AT_ONCE = 32
-
-
-def facts(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
-  """What training must agree on with the data it reads."""
-  vision = config.model.vision_tokenizer
-  return {
-      "format": 1, "tokenizer": tokenizer.digest(), "resolution": vision.resolution, "patches": vision.patches,
-      "latent_dim": vision.latent_dim, "pixels": to_dict(vision.pixels),
-      "unconditional_prompt": config.sampling.unconditional_prompt,
-  }  # fmt: skip
 
 
 class _Shards:
@@ -148,7 +134,7 @@ def prepare(
       size[: len(laid)] = [v.size for v in laid]
       sizes.append(size)
       kinds.append(kind_names.setdefault(document.kind, len(kind_names)))
-      documents.write(_to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid]))
+      documents.write(to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid]))
       if len(shown) < _SHOWN:
         shown.append(document)
     if progress and ((i + 1) % 64 == 0 or i + 1 == len(source)):
@@ -190,49 +176,3 @@ def _save_shown(documents: list[Document], folder: Path) -> None:
     rows.append(json.dumps({"segments": segments}))
   folder.mkdir(exist_ok=True)
   (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-
-def _to_record(name: str, laid: tuple[Sequence, ...], pictures: list[list[int]]) -> bytes:
-  """int32 numbers, each variant's one after the other, then the document's name."""
-  parts: list[Any] = [[len(laid)]]
-  for s, numbers in zip(laid, pictures):
-    parts += [[len(s), len(numbers)], s.tokens_T, s.learnt_length_T, s.starts_I, s.learn_I, numbers]
-  body = np.concatenate([np.asarray(p, np.int32) for p in parts])
-  return np.int32(len(body)).tobytes() + body.tobytes() + name.encode()
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Stored:
-  """One sequence of a document, and the numbers of its pictures."""
-
-  name: str
-  sequence: Sequence
-  pictures: np.ndarray
-
-
-def from_record(record: bytes, variant: int, *, patches: int) -> Stored:
-  """Reads one variant of a document."""
-  length = int(np.frombuffer(record, np.int32, 1)[0])
-  body = np.frombuffer(record, np.int32, length, offset=4)
-  at = 1
-  for _ in range(variant):
-    at += 2 + 2 * int(body[at]) + 3 * int(body[at + 1])
-  n, m = int(body[at]), int(body[at + 1])
-  tokens_T, learnt_T, starts_I, learn_I, pictures_I = np.split(
-      body[at + 2 : at + 2 + 2 * n + 3 * m], np.cumsum([n, n, m, m])
-  )
-  image_T = np.full(n, -1, np.int32)
-  for i, start in enumerate(starts_I):
-    image_T[start + 1 : start + 1 + patches] = i
-  sequence = Sequence(tokens_T, learnt_T, image_T, starts_I, learn_I.astype(bool), ())
-  return Stored(record[4 + 4 * length :].decode(), sequence, pictures_I)
-
-
-def read_picture(record: bytes, config: Config, images: Images) -> np.ndarray:
-  """uint8 [R, R, 3] pixels, or bfloat16 [P, C] features."""
-  vision = config.model.vision_tokenizer
-  if images == "features":
-    return np.frombuffer(record, BF16).reshape(vision.patches, vision.latent_dim)
-  if images == "jpeg":
-    return np.asarray(PIL.Image.open(io.BytesIO(record), formats=("JPEG",)))
-  return np.frombuffer(record, np.uint8).reshape(vision.resolution, vision.resolution, 3)

@@ -1,0 +1,74 @@
+"""What prepared data is on disk: what it was made with, and records of documents and pictures, written and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import PIL.Image
+
+from orthus_jax.config import Config, to_dict
+from orthus_jax.data.sequence import Sequence, Tokenizer
+
+Images = Literal["pixels", "jpeg", "features"]
+BF16 = np.dtype(ml_dtypes.bfloat16)
+MAX_VARIANTS = 3
+
+
+def facts(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
+  """What training must agree on with the data it reads."""
+  vision = config.model.vision_tokenizer
+  return {
+      "format": 1, "tokenizer": tokenizer.digest(), "resolution": vision.resolution, "patches": vision.patches,
+      "latent_dim": vision.latent_dim, "pixels": to_dict(vision.pixels),
+      "unconditional_prompt": config.sampling.unconditional_prompt,
+  }  # fmt: skip
+
+
+def to_record(name: str, laid: tuple[Sequence, ...], pictures: list[list[int]]) -> bytes:
+  """int32 numbers, each variant's one after the other, then the document's name."""
+  parts: list[Any] = [[len(laid)]]
+  for s, numbers in zip(laid, pictures):
+    parts += [[len(s), len(numbers)], s.tokens_T, s.learnt_length_T, s.starts_I, s.learn_I, numbers]
+  body = np.concatenate([np.asarray(p, np.int32) for p in parts])
+  return np.int32(len(body)).tobytes() + body.tobytes() + name.encode()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+  """One sequence of a document, and the numbers of its pictures."""
+
+  name: str
+  sequence: Sequence
+  pictures: np.ndarray
+
+
+def from_record(record: bytes, variant: int, *, patches: int) -> Stored:
+  """Reads one variant of a document."""
+  length = int(np.frombuffer(record, np.int32, 1)[0])
+  body = np.frombuffer(record, np.int32, length, offset=4)
+  at = 1
+  for _ in range(variant):
+    at += 2 + 2 * int(body[at]) + 3 * int(body[at + 1])
+  n, m = int(body[at]), int(body[at + 1])
+  tokens_T, learnt_T, starts_I, learn_I, pictures_I = np.split(
+      body[at + 2 : at + 2 + 2 * n + 3 * m], np.cumsum([n, n, m, m])
+  )
+  image_T = np.full(n, -1, np.int32)
+  for i, start in enumerate(starts_I):
+    image_T[start + 1 : start + 1 + patches] = i
+  sequence = Sequence(tokens_T, learnt_T, image_T, starts_I, learn_I.astype(bool), ())
+  return Stored(record[4 + 4 * length :].decode(), sequence, pictures_I)
+
+
+def read_picture(record: bytes, config: Config, images: Images) -> np.ndarray:
+  """uint8 [R, R, 3] pixels, or bfloat16 [P, C] features."""
+  vision = config.model.vision_tokenizer
+  if images == "features":
+    return np.frombuffer(record, BF16).reshape(vision.patches, vision.latent_dim)
+  if images == "jpeg":
+    return np.asarray(PIL.Image.open(io.BytesIO(record), formats=("JPEG",)))
+  return np.frombuffer(record, np.uint8).reshape(vision.resolution, vision.resolution, 3)
