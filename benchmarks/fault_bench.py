@@ -60,7 +60,8 @@ class Bench:
 
   def prepare(self) -> None:
     """Lays the data out: a few hundred documents of the built-in world."""
-    from orthus_jax.commands import common, train
+    from orthus_jax.commands import common
+  from orthus_jax.config import command_line
     from orthus_jax.data.prepared import writer as prepared
     from orthus_jax.data.shapes import builder
     from orthus_jax.data.sources import registry as sources
@@ -69,7 +70,7 @@ class Bench:
     sizes = dict(train={k: 120 for k in builder.TRAIN}, test={k: 4 for k in builder.TEST})
     builder.prepare(self.folder / "world", 32, **sizes)
     source = builder.documents(self.folder / "world", "train", 32, **sizes)
-    config, _ = train.read_config([a for a in self.common if ".data." not in a])
+    config, _ = command_line.read_config([a for a in self.common if ".data." not in a])
     prepared.prepare(source, sources.open_tokenizer(config), config, self.folder / "data", images="pixels")
 
   def start(

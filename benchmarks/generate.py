@@ -31,8 +31,8 @@ import numpy as np
 from train_step import Numbers
 
 from orthus_jax.commands import common
-from orthus_jax.commands.train import read_config
 from orthus_jax.config import Config
+from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, document
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib, quantized

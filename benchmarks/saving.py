@@ -27,7 +27,8 @@ def main() -> int:
   parser.add_argument("--blocks", type=int, default=8, help="of each sort")
   options, overrides = parser.parse_known_args()
 
-  from orthus_jax.commands import common, train
+  from orthus_jax.commands import common
+  from orthus_jax.config import command_line
 
   common.start()
   common.keep_memory()
@@ -43,7 +44,7 @@ def main() -> int:
   from orthus_jax.training.state import plan_run
   from orthus_jax.training.tasks import OrthusTask
 
-  config, _ = train.read_config([f"--config={REPOSITORY / 'configs' / 'shapes.py'}", *overrides])
+  config, _ = command_line.read_config([f"--config={REPOSITORY / 'configs' / 'shapes.py'}", *overrides])
   # The step is the quickstart's; a small split serves as its data, with noise for features.
   config = dataclasses.replace(config, data=dataclasses.replace(config.data, kinds=(), later_kinds=(), cache_features=False))
   task = OrthusTask(config, Pipeline(sources.open_source(config, "validation"), sources.open_tokenizer(config), config))

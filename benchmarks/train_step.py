@@ -24,8 +24,8 @@ import ml_dtypes
 import numpy as np
 
 from orthus_jax.commands import common
-from orthus_jax.commands.train import read_config
 from orthus_jax.config import Config, from_dict
+from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.parallel import mesh as mesh_lib

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import dataclasses
 import json
 import logging
 from pathlib import Path
-import sys
 import time
 from typing import Any
 
 import numpy as np
-import tqdm
 
 from orthus_jax import files
 from orthus_jax.config import Config
@@ -25,6 +22,7 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.progress import bar
 from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
@@ -71,24 +69,6 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
   _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
   return figures
-
-
-def bar(what: str) -> Callable[[int, int], None]:
-  """A progress callback (done, in all) that draws a bar."""
-  state: dict[str, tqdm.tqdm] = {}
-
-  def update(done: int, total: int) -> None:
-    if "bar" not in state or state["bar"].total != total:
-      tty = sys.stderr.isatty()
-      state["bar"] = tqdm.tqdm(
-          total=total, desc=what, leave=False, mininterval=0.2 if tty else 20, maxinterval=1 if tty else 60,
-          bar_format="{desc} {n_fmt}/{total_fmt} |{bar:24}| {elapsed} gone, {remaining} left",
-      )  # fmt: skip
-    state["bar"].update(done - state["bar"].n)
-    if done >= total:
-      state.pop("bar").close()
-
-  return update
 
 
 def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 from orthus_jax import cli
-from orthus_jax.commands.train import read_config
 from orthus_jax.config import Config, from_dict, to_dict
+from orthus_jax.config.command_line import read_config
 from orthus_jax.data import images
 from orthus_jax.errors import BadRequest
 

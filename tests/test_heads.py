@@ -77,7 +77,6 @@ def test_guidance_follows_its_weights():
     block.modulation.kernel[...] = 0.5 * jax.random.normal(jax.random.key(6), block.modulation.kernel.shape)
   z, noise = jax.random.normal(jax.random.key(0), (2, 8)), jax.random.normal(jax.random.key(1), (4,))
 
-
   def drawn(z, *weights):
     return plain.draw(h, z[None], weights, noise[None], steps=5)
 

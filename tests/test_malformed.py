@@ -13,7 +13,7 @@ import pytest
 
 from orthus_jax import cli, training_run
 from orthus_jax.commands import train
-from orthus_jax.config import to_dict
+from orthus_jax.config import command_line, to_dict
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document
 from orthus_jax.data.sources.folder import FolderSource
@@ -41,7 +41,7 @@ def leaves(tree, where: str = "--config") -> dict:
   return {k: v for name, node in tree.items() for k, v in leaves(node, f"{where}.{name}").items()}
 
 
-DEFAULTS = leaves(to_dict(train.load_config(str(CONFIG))))
+DEFAULTS = leaves(to_dict(command_line.load_config(str(CONFIG))))
 LISTS = st.recursive(
     st.one_of(st.integers(-3, 9), st.floats(), st.text("ab_/", max_size=4), st.none(), st.booleans()),
     lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=6,

@@ -11,7 +11,7 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.commands.plan import _make
-from orthus_jax.commands.train import load_config
+from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest
 from orthus_jax.planning import (
   calibration,

@@ -12,7 +12,7 @@ import pytest
 from test_evaluation_shapes import Oracle
 
 from orthus_jax import cli
-from orthus_jax.commands import train
+from orthus_jax.config import command_line
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.data.shapes import records
@@ -26,7 +26,7 @@ VOID = {"img", "meta", "br", "line", "polyline", "u", "wbr"}
 
 @pytest.fixture(scope="module")
 def config():
-  return train.load_config(str(ROOT / "configs" / "shapes.py"))
+  return command_line.load_config(str(ROOT / "configs" / "shapes.py"))
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ import pytest
 import tiny
 
 from orthus_jax import files
-from orthus_jax.commands.train import load_config
 from orthus_jax.config import VisionEmbeddingConfig, VisionTokenizerConfig
+from orthus_jax.config.command_line import load_config
 from orthus_jax.data.shapes import records
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import reconstruction

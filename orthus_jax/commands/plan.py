@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from orthus_jax.commands import common
-from orthus_jax.commands.train import read_config
+from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from orthus_jax.commands import common
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
 
 _IMAGES = ("pixels", "jpeg", "features")
 _HELP = """usage: orthus prepare --config=FILE[:ARGUMENT] [--out=DIR [--images=WHAT]] [--config.some.field=value ...]
@@ -27,7 +26,7 @@ Makes the data set that the config reads, unless it is there, and counts its doc
 
 def main(argv: Sequence[str]) -> int:
   """Makes it, and counts its documents."""
-  from orthus_jax.commands.train import read_config
+  from orthus_jax.config.command_line import read_config
 
   if "--help" in argv or "-h" in argv or not argv:
     print(_HELP, end="")
@@ -55,40 +54,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _lay_out(config: Config, folder: Path, images: str) -> int:
   from orthus_jax.data.prepared import writer as prepared
-  from orthus_jax.training_run import bar
+  from orthus_jax.training import feature_encoder
 
   if config.data.source == "prepared":
     raise BadRequest("data.source=prepared is laid out already: set it to shapes or folder")
   tokenizer = sources.open_tokenizer(config)
-  encode, digest = _encoder(config) if images == "features" else (None, "")
+  encode, digest = feature_encoder.encoder_of(config) if images == "features" else (None, "")
   source = sources.open_source(config, config.data.split)
   made = prepared.prepare(
       source, tokenizer, config, folder, images=images, encode=encode, encoded_by=digest, progress=bar("preparing")
   )
   print(f"{folder}: {made['documents']} documents, {made['pictures']} pictures as {images}")
   return 0
-
-
-def _encoder(config: Config) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
-  """The vision tokenizer that run.init_from brings: pictures → features, and the digest of its encoder."""
-  from flax import nnx
-
-  from orthus_jax.models import params as params_lib
-  from orthus_jax.models.orthus import Orthus
-  from orthus_jax.training import loop
-  from orthus_jax.training.checkpoints import workdir as checkpoint
-
-  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config.model, rngs=nnx.Rngs(params=0)))
-  wanted = {n: s for n, s in shapes.items() if n.startswith("vision_tokenizer/")}
-  found = {}
-  for prefix, path in config.run.init_from:
-    found |= {prefix + n: v for n, v in checkpoint.load_params(path).items() if prefix + n in wanted}
-  lacking = [n for n, s in wanted.items() if n not in found or found[n].shape != s.shape]
-  if lacking:
-    raise BadRequest(
-        f"--images=features needs a trained vision tokenizer, and run.init_from brings no {lacking[0]}:"
-        " set run.init_from=(('vision_tokenizer/', RUN),)"
-    )
-  own = {n: np.asarray(v).astype(wanted[n].dtype) for n, v in found.items()}
-  encode = loop.encoder(graphdef, shapes)
-  return lambda pixels: np.asarray(encode(own, pixels)), loop.encoder_digest(own)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ _EXAMPLES = """examples:
   orthus runs verify runs/shapes  reads every checkpoint of a run through
   orthus runs verify runs/shapes/checkpoints/840
 """
-_SHOWN = ("single_object", "open_accuracy", "yes_no_accuracy", "geneval_overall", "psnr")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -42,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _list(place: Path, as_json: bool) -> int:
-  found = [_about(run) for run in _find(place)]
+  from orthus_jax.training.checkpoints import listing
+
+  found = [listing.about(run) for run in listing.find(place)]
   if not found:
     raise BadRequest(f"{place} holds no run: one has a config.json beside its checkpoints/")
   if as_json:
@@ -67,12 +68,12 @@ def _list(place: Path, as_json: bool) -> int:
 
 
 def _verify(place: Path, as_json: bool) -> int:
-  from orthus_jax.training.checkpoints import manifest
+  from orthus_jax.training.checkpoints import listing, manifest
 
   single = place.parent.name == "checkpoints" and place.name.isdigit()
   found = []
-  for run in [None] if single else _find(place):
-    for folder in [place] if run is None else _checkpoints(run):
+  for run in [None] if single else listing.find(place):
+    for folder in [place] if run is None else listing.checkpoints(run):
       reason = manifest.damage(folder)
       sums = manifest.has_checksums(folder)
       found.append({"checkpoint": str(folder), "damage": reason, "checksums": sums})
@@ -83,52 +84,3 @@ def _verify(place: Path, as_json: bool) -> int:
   if as_json:
     print(json.dumps(found, indent=2))
   return int(any(f["damage"] for f in found))
-
-
-def _find(place: Path) -> Iterator[Path]:
-  """The run that a directory is, or those that lie in it, up to two levels down."""
-  if (place / "config.json").is_file():
-    yield place
-    return
-  for pattern in ("*/config.json", "*/*/config.json"):
-    yield from (file.parent for file in sorted(place.glob(pattern)))
-
-
-def _checkpoints(run: Path) -> list[Path]:
-  from orthus_jax.training.checkpoints import workdir as checkpoint
-
-  return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
-
-
-def _about(run: Path) -> dict[str, Any]:
-  """What there is to say of a run without reading its checkpoints through."""
-  from orthus_jax.training.checkpoints import manifest
-  from orthus_jax.training.metrics import read_metrics
-
-  config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)
-  wanted = config.get("run", {}).get("steps")
-  done = max([int(p.name) for p in _checkpoints(run)] + [m["step"] for m in metrics], default=0)
-  if not config:
-    state = "its config.json is damaged"
-  elif report:
-    state = f"finished, {wanted} steps"
-  else:
-    loss = next((m["loss"] for m in reversed(metrics) if m.get("loss") is not None), None)
-    state = f"at step {done} of {wanted}" + (f", loss {loss:.4g}" if loss is not None else "")
-  scores = {n: v for n, v in report.get("scores", {}).items() if isinstance(v, (int, float))}
-  return {
-      "run": str(run), "state": state, "step": done, "steps": wanted,
-      "checkpoints": [{"step": int(p.name), "damage": manifest.damage(p, read=False)} for p in _checkpoints(run)],
-      "unfinished": sorted(p.name for p in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
-      "set_aside": sorted(f"damaged/{p.name}" for p in (run / "damaged").glob("*")),
-      "scores": {n: scores[n] for n in _SHOWN if n in scores} or dict(list(scores.items())[:3]),
-      "params_digest": report.get("params_digest"),
-  }  # fmt: skip
-
-
-def _json(file: Path) -> dict[str, Any]:
-  try:
-    value = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return value if isinstance(value, dict) else {}

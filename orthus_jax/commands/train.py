@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import difflib
-import importlib.util
 import json
 import logging
 from pathlib import Path
-import re
 import sys
 import time
 import traceback
-from typing import Any
-
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from orthus_jax import errors
 from orthus_jax.commands import common
-from orthus_jax.config import Config, from_dict, to_dict
+from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.parallel import processes
 
@@ -50,116 +43,6 @@ On SIGTERM or Ctrl-C the step under way ends and a checkpoint is saved; a second
 1 stopped by what the message says, 2 a request that can't be served, 75 preempted (start the same command again), 76 a step
 hung or another process was lost, 130 interrupted.
 """
-
-_PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
-
-
-def load_config(spec: str) -> Config:
-  """The config of FILE or FILE:ARGUMENT, whose get_config returns an ml_collections ConfigDict.
-
-  Raises:
-    BadRequest: on a missing or broken file, an unknown field or a wrong type.
-  """
-  file, colon, argument = spec.partition(":")
-  path = Path(file)
-  if not path.is_file():
-    raise BadRequest(f"there is no config file {file!r}; configs/ has some")
-  module_spec = importlib.util.spec_from_file_location(f"orthus_config_{path.stem}", path)
-  if module_spec is None:
-    raise BadRequest(f"{file!r} is no Python file")
-  module = importlib.util.module_from_spec(module_spec)
-  try:
-    module_spec.loader.exec_module(module)
-    values = module.get_config(argument) if colon else module.get_config()
-  except BadRequest:
-    raise
-  except Exception as e:  # whatever a user's file may raise
-    raise BadRequest(f"the config file {file} fails: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
-  if not isinstance(values, ConfigDict):
-    raise BadRequest(f"get_config of {file} must return an ml_collections.ConfigDict, not {type(values).__name__}")
-  return from_dict(Config, values.to_dict())
-
-
-def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
-  """Reads --config with its overrides, and the other flags.
-
-  Overrides are ml_collections' own (config_flags), over every field, whether or not the file sets it.
-
-  Raises:
-    BadRequest: on a missing or broken file, an unknown field or flag, or a wrong type.
-  """
-  given = [a.partition("=")[2] if "=" in a else None for a in argv if re.match(r"--?config($|=)", a)]
-  if not given or not given[-1]:
-    raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
-  argv = [_long_form(a) for a in argv if not re.match(r"--?config($|=)", a)]
-  fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
-  names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
-  tuples = {name for name in names if isinstance(_field(fields, name), tuple)}
-  for a in argv:
-    name = re.sub("^-+", "--", a.partition("=")[0])
-    if not a.startswith("-"):
-      raise BadRequest(f"unexpected argument {a!r}; options read --name=value")
-    if name not in names:
-      near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)[0]
-      raise BadRequest(f"unknown {'field' if '.' in name else 'option'} {name}; the nearest is {near}")
-    if "=" not in a and name != "--json":
-      raise BadRequest(f"{a} lacks a value: write {a}=VALUE")
-    if name in tuples and a.partition("=")[2].lstrip().startswith("{"):
-      raise BadRequest(f"{a}: expected a list")  # a set or mapping would become one in silence
-
-  # Of a field given twice the last counts; the library would join two lists.
-  argv = list({re.sub("^-+", "--", a.partition("=")[0]): a for a in argv}.values())
-  values = flags.FlagValues()
-  try:
-    config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_bool("json", False, "", flag_values=values)
-    flags.DEFINE_string("coordinator", None, "", flag_values=values)
-    flags.DEFINE_string("processes", None, "", flag_values=values)
-    flags.DEFINE_integer("process_id", None, "", flag_values=values)
-    flags.DEFINE_float("join_timeout", None, "", flag_values=values)
-    values(["orthus", *argv])
-    config = from_dict(Config, values.config.to_dict())
-  except BadRequest:
-    raise
-  except Exception as e:  # the library raises many kinds for values that it can't parse
-    raise BadRequest(f"bad options: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
-  joining = {"coordinator": values.coordinator, "processes": values.processes, "process_id": values.process_id}
-  options = {"workdir": values.workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
-  return config, options
-
-
-def _long_form(argument: str) -> str:
-  """--resume_from and --init_from as the fields that they stand for."""
-  name, equals, value = argument.partition("=")
-  if equals and name.lstrip("-") == "resume_from":
-    return f"--config.run.resume_from={value}"
-  if equals and name.lstrip("-") == "init_from":
-    return f"--config.run.init_from={(('', value),)!r}"
-  return argument
-
-
-def _tuples(value: Any) -> Any:
-  """Lists as tuples, which config_flags can override."""
-  if isinstance(value, dict):
-    return {k: _tuples(v) for k, v in value.items()}
-  return tuple(_tuples(v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _field(fields: ConfigDict, flag: str) -> Any:
-  """What a flag's field holds; None for a flag that is no field's."""
-  node: Any = fields
-  for part in flag.removeprefix("--config").split(".")[1:]:
-    node = node[part]
-  return None if flag.partition(".")[0] != "--config" else node
-
-
-def _flag_names(node: ConfigDict, where: str) -> list[str]:
-  """Every field's flag, nested ones dotted."""
-  return [
-      name for k, v in node.items()
-      for name in (f"{where}.{k}", *(_flag_names(v, f"{where}.{k}") if isinstance(v, ConfigDict) else ()))
-  ]  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:

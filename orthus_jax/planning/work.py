@@ -28,6 +28,8 @@ _FREE = frozenset((
 _COPIES = ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start", "send", "recv")
 # What goes from slice to slice is handed to the runtime of several slices by a send, whose targets are "{slices}x{devices}".
 _BETWEEN_SLICES = re.compile(r'_xla_megascale_target="\{([\d,]+)\}.*?_xla_megascale_transfer_type="([A-Z_]+)"')
+
+
 @dataclasses.dataclass(frozen=True)
 class Collective:
   """One collective.

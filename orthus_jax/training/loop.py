@@ -7,24 +7,17 @@ import dataclasses
 import logging
 import math
 from pathlib import Path
-import re
 import time
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
-import jax.numpy as jnp
-from jax.sharding import Mesh
 import numpy as np
 
 from orthus_jax.config import Config
-from orthus_jax.data import images as images_lib
-from orthus_jax.data.pipeline import FeatureTable
 from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
-from orthus_jax.training import flops, hosts, preemption
+from orthus_jax.training import feature_encoder, flops, hosts, preemption
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.initial_state import first_state
@@ -36,7 +29,6 @@ from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_
 from orthus_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
-_ENCODE_BATCH = 256
 
 
 class Task(LossTask, Protocol):
@@ -82,60 +74,6 @@ class Result:
   params_digest: str
 
 
-def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.Array]:
-  """A jitted function (the vision tokenizer's parameters, uint8 [n, R, R, 3]) → features [n, P, C].
-
-  Args:
-    graphdef: of the whole model.
-    shapes: of all its parameters; those of other parts are never read.
-  """
-  others = {n: v for n, v in shapes.items() if not n.startswith("vision_tokenizer/")}
-
-  @jax.jit
-  def encode(own: Params, pixels: jax.Array) -> jax.Array:
-    rest = {n: jnp.zeros(v.shape, v.dtype) for n, v in others.items()}
-    tokenizer = params_lib.merge(graphdef, {**rest, **own}).vision_tokenizer
-    return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
-
-  return encode
-
-
-def encoder_digest(params: Params) -> str:
-  """A digest of all that features depend on: the encoder's parameters, not the decoder's.
-
-  Of their bfloat16 values, so that it is the same for a frozen encoder that is kept in less than float32.
-  """
-  names = sorted(n for n in params if re.match(r"vision_tokenizer/(?!decoder|post_quant|codebook)", n))
-  return digest_pieces((n, (p.astype(jnp.bfloat16) for p in hosts.pieces(params[n]))) for n in names)
-
-
-def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh, *, shape: tuple[int, int]) -> None:
-  """Computes every distinct picture's features [P, C], once: each process a share, over its own devices."""
-  own = {n: hosts.fetch(v) if hosts.several() else v for n, v in params.items() if n.startswith("vision_tokenizer/")}
-  n, m, i = len(table.pixels), jax.process_count(), jax.process_index()
-  if not n:
-    return
-  starts = range(0, n, _ENCODE_BATCH)
-  mesh = hosts.own_mesh() if hosts.several() else mesh
-  with jax.set_mesh(mesh):
-    rows = mesh_lib.sharding(mesh, (_ENCODE_BATCH, 1, 1, 1), ("batch", None, None, None))
-    run = encoder(graphdef, params)
-    blocks = []
-    for begin in starts[i::m]:
-      pixels = np.stack(table.pixels[begin : begin + _ENCODE_BATCH])
-      short = _ENCODE_BATCH - len(pixels)
-      padded = np.pad(pixels, ((0, short), (0, 0), (0, 0), (0, 0))) if short else pixels
-      blocks.append(np.asarray(run(own, jax.device_put(padded, rows))))
-  if m == 1:
-    table.features_IPC = np.concatenate(blocks)[:n]
-    return
-  mine = np.zeros((-(-len(starts) // m), _ENCODE_BATCH, *shape), np.float32)
-  if blocks:
-    mine[: len(blocks)] = blocks
-  dealt = multihost_utils.process_allgather(mine)  # [processes, blocks of each, …]
-  table.features_IPC = np.swapaxes(dealt, 0, 1).reshape(-1, *shape)[:n]
-
-
 def train(
     config: Config,
     workdir: Path,
@@ -171,9 +109,9 @@ def train(
     pipeline = getattr(task, "pipeline", None)
     if pipeline is not None and config.data.cache_features and start < run.steps:
       vision = config.model.vision_tokenizer
-      encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=(vision.patches, vision.latent_dim))
+      feature_encoder.encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=(vision.patches, vision.latent_dim))
     encoded_by = getattr(pipeline, "encoded_by", set())
-    if encoded_by and encoded_by != {encoder_digest(state.params)}:
+    if encoded_by and encoded_by != {feature_encoder.encoder_digest(state.params)}:
       raise BadRequest(
           "the prepared features come from another vision tokenizer than the model's: prepare them anew, or set"
           " run.init_from to the one they were made with"

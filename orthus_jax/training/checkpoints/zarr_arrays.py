@@ -115,7 +115,6 @@ class Writer:
     """Starts writing a piece of whole chunks; `value` must not change until the future is done."""
     return self._arrays[name][index].write(value, can_reference_source_data_indefinitely=True)
 
-
   def copy(self, name: str, layer: int, begin: int, source: Path, at: int) -> int:
     """Makes a chunk of the bytes that a file has from `at` on, and returns how many.
 

@@ -1,0 +1,58 @@
+"""What runs there are below a directory, and how far they got."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import json
+from pathlib import Path
+from typing import Any
+
+from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
+from orthus_jax.training.metrics import read_metrics
+
+_SHOWN = ("single_object", "open_accuracy", "yes_no_accuracy", "geneval_overall", "psnr")
+
+
+def find(place: Path) -> Iterator[Path]:
+  """The run that a directory is, or those that lie in it, up to two levels down."""
+  if (place / "config.json").is_file():
+    yield place
+    return
+  for pattern in ("*/config.json", "*/*/config.json"):
+    yield from (file.parent for file in sorted(place.glob(pattern)))
+
+
+def checkpoints(run: Path) -> list[Path]:
+  return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
+
+
+def about(run: Path) -> dict[str, Any]:
+  """What there is to say of a run without reading its checkpoints through."""
+
+  config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)
+  wanted = config.get("run", {}).get("steps")
+  done = max([int(p.name) for p in checkpoints(run)] + [m["step"] for m in metrics], default=0)
+  if not config:
+    state = "its config.json is damaged"
+  elif report:
+    state = f"finished, {wanted} steps"
+  else:
+    loss = next((m["loss"] for m in reversed(metrics) if m.get("loss") is not None), None)
+    state = f"at step {done} of {wanted}" + (f", loss {loss:.4g}" if loss is not None else "")
+  scores = {n: v for n, v in report.get("scores", {}).items() if isinstance(v, (int, float))}
+  return {
+      "run": str(run), "state": state, "step": done, "steps": wanted,
+      "checkpoints": [{"step": int(p.name), "damage": manifest.damage(p, read=False)} for p in checkpoints(run)],
+      "unfinished": sorted(p.name for p in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
+      "set_aside": sorted(f"damaged/{p.name}" for p in (run / "damaged").glob("*")),
+      "scores": {n: scores[n] for n in _SHOWN if n in scores} or dict(list(scores.items())[:3]),
+      "params_digest": report.get("params_digest"),
+  }  # fmt: skip
+
+
+def _json(file: Path) -> dict[str, Any]:
+  try:
+    value = json.loads(file.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return value if isinstance(value, dict) else {}
