@@ -61,7 +61,7 @@ class Bench:
   def prepare(self) -> None:
     """Lays the data out: a few hundred documents of the built-in world."""
     from orthus_jax.commands import common
-  from orthus_jax.config import command_line
+    from orthus_jax.config import command_line
     from orthus_jax.data.prepared import writer as prepared
     from orthus_jax.data.shapes import builder
     from orthus_jax.data.sources import registry as sources
@@ -122,7 +122,7 @@ def kill(processes: list[subprocess.Popen]) -> None:
 
 
 def rows_of(run: Path) -> list[dict]:
-  from orthus_jax.training.metrics import read_metrics
+  from orthus_jax.training.metric_writer import read_metrics
 
   return read_metrics(run)
 

@@ -25,7 +25,8 @@ from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
-from orthus_jax.training.metrics import MetricWriter, peak_memory_bytes
+from orthus_jax.training.metric_writer import MetricWriter
+from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
 
 _log = logging.getLogger("orthus_jax.train")

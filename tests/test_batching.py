@@ -10,7 +10,7 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine, samplers, scheduler
+from orthus_jax.inference import engine, engine_state, samplers, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 
@@ -242,7 +242,7 @@ def test_memory_is_the_cache_and_little_else(model):
   state = jax.eval_shape(with_cache)
   prepared = [model._prepare(Request(document("red"), respond="image"))]
   net = model._scheduler(prepared, 8, positions=8)._net
-  program = engine.Program(positions=8, window=4096, solvers=(("ddim", 4),), ids=net.ids)
+  program = engine_state.Program(positions=8, window=4096, solvers=(("ddim", 4),), ids=net.ids)
   lowered = engine.advance.lower(
       net.graphdef, net.params, state, net.text_V, np.int32(9), config=net.config, program=program
   )

@@ -12,7 +12,8 @@ import tiny
 from orthus_jax.config import ModelConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import flops
-from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, memory, read_metrics
+from orthus_jax.training.metric_writer import MetricWriter, read_metrics
+from orthus_jax.training.metrics import Meter, Profiler, memory
 
 PUBLISHED = ModelConfig()
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
+from orthus_jax.data.batch import empty_batch, fill_row
 from orthus_jax.data.documents import Image, Text, document
-from orthus_jax.data.pipeline import Pipeline, empty_batch, fill_row
+from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.sequence import layout, turns
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import attention

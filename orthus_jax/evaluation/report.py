@@ -21,7 +21,7 @@ from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation import curves, shapes_table
 from orthus_jax.evaluation.results import Case, Result
 from orthus_jax.training.checkpoints import workdir as checkpoint
-from orthus_jax.training.metrics import read_metrics
+from orthus_jax.training.metric_writer import read_metrics
 
 _HEADLINE = {
     "single_object": ("Pictures of one thing right", "another caption's picture"),

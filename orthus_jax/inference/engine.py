@@ -14,7 +14,6 @@ values, D width, V vocabulary, P patches.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -23,151 +22,11 @@ import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import samplers
+from orthus_jax.inference.engine_state import Made, Order, Program, State
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import mesh as mesh_lib
-
-
-@dataclasses.dataclass(frozen=True)
-class Ids:
-  """Special tokens."""
-
-  sep: int
-  boi: int
-  eoi: int
-  image: int
-  eos: int
-
-
-class Order(NamedTuple):
-  """What a row was asked for; all [B].
-
-  Attributes:
-    seed: int32.
-    max_new: int32, positions at most.
-    max_images: int32, images at most.
-    stop_after_images: bool, whether it ends with its last image.
-    weight: how much the row's own prediction counts against its guides'; all together add up to 1.
-    interval: [B, 2], guidance holds at diffusion steps t in [low, high) alone.
-    solvers: int32 [B, 2], which of the call's solvers draws the first patches of an image, and which the later ones.
-    late: int32, the first of the later patches.
-    text: how text is sampled.
-  """
-
-  seed: jax.Array
-  max_new: jax.Array
-  max_images: jax.Array
-  stop_after_images: jax.Array
-  weight: jax.Array
-  interval: jax.Array
-  solvers: jax.Array
-  late: jax.Array
-  text: samplers.TextSampling
-
-
-class State(NamedTuple):
-  """All that is on the way. A row's next input is `feature_BC` where `patch_B` > 0 (it is that patch of its image, from 1),
-  else `token_B`.
-
-  Attributes:
-    cache: of all lanes.
-    length_X: int32, slots in use.
-    origin_G: int32, the length of a guide's prompt.
-    owner_G: int32, the row that it guides; B while it is free.
-    weight_G: how much its prediction counts.
-    active_B: bool, whether a row is at work.
-    made_B: int32, positions it has made.
-    images_B: int32, images it has finished.
-    said_BV: bool, the text that it has said.
-  """
-
-  cache: Cache
-  length_X: jax.Array
-  origin_G: jax.Array
-  owner_G: jax.Array
-  weight_G: jax.Array
-  active_B: jax.Array
-  token_B: jax.Array
-  feature_BC: jax.Array
-  patch_B: jax.Array
-  made_B: jax.Array
-  images_B: jax.Array
-  said_BV: jax.Array
-  order: Order
-
-
-class Made(NamedTuple):
-  """What a call of `advance` made: the first `count_B` of N positions of each row.
-
-  Attributes:
-    tokens_BN: int32, the image placeholder at patches.
-    features_BNC: the patches.
-    count_B: int32.
-    active_B: bool, whether there is more to come.
-    positions: int32, turns that the loop took.
-  """
-
-  tokens_BN: jax.Array
-  features_BNC: jax.Array
-  count_B: jax.Array
-  active_B: jax.Array
-  positions: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-  """What is fixed when `advance` is compiled.
-
-  Attributes:
-    positions: N, that a row moves ahead at most in one call.
-    window: slots that are looked at; no row may come to lie beyond them.
-    solvers: (name, steps) of those that rows refer to.
-    ids: of special tokens.
-    sampled: whether any row's text isn't greedy.
-    repeats: whether any row's text has a rule about repetition.
-  """
-
-  positions: int
-  window: int
-  solvers: tuple[tuple[str, int], ...]
-  ids: Ids
-  sampled: bool = False
-  repeats: bool = False
-
-
-def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool = False) -> State:
-  """A state in which nothing is on the way; with `int8`, its cache is in 8 bits."""
-  B, G, V = rows, guides, config.transformer.vocab_size
-
-  def zeros(*shape: int, dtype=jnp.int32) -> jax.Array:
-    return jnp.zeros(shape, dtype)
-
-  order = Order(
-      seed=zeros(B), max_new=zeros(B), max_images=zeros(B), stop_after_images=zeros(B, dtype=bool), weight=jnp.ones(B),
-      interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), text=samplers.TextSampling.greedy(B),
-  )  # fmt: skip
-  return State(
-      cache=Cache.empty(config.transformer, batch=B + G, slots=slots, int8=int8), length_X=zeros(B + G), origin_G=zeros(G),
-      owner_G=jnp.full(G, B, jnp.int32), weight_G=jnp.zeros(G), active_B=zeros(B, dtype=bool), token_B=zeros(B),
-      feature_BC=jnp.zeros((B, config.vision_tokenizer.latent_dim)), patch_B=zeros(B), made_B=zeros(B), images_B=zeros(B),
-      said_BV=zeros(B, V, dtype=bool), order=order,
-  )  # fmt: skip
-
-
-def shardings(mesh: jax.sharding.Mesh, shapes: State) -> State:
-  """How a state lies on a mesh: lanes like a batch's rows, heads like the model's."""
-
-  def place(x: jax.ShapeDtypeStruct, *axes: str | None) -> jax.sharding.NamedSharding:
-    return mesh_lib.sharding(mesh, x.shape, axes or (None,) * len(x.shape))
-
-  whole = jax.tree.map(place, shapes)
-  cache = jax.tree.map(lambda x: place(x, *_CACHE_AXES[: len(x.shape)]), shapes.cache)
-  return whole._replace(cache=cache)
-
-
-_CACHE_AXES = ("layers", "batch", None, "kv_heads", None)
 
 
 class Prompts(NamedTuple):

@@ -17,7 +17,7 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine
+from orthus_jax.inference import engine_state
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview
 from orthus_jax.inference.scheduler import Network, Scheduler, Size
@@ -190,7 +190,7 @@ class Model:
     weights, cache = requests[0].bits
     network = Network(
         graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
-        text_V=text_V, encode=self.encode, ids=engine.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
+        text_V=text_V, encode=self.encode, ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
     slots = max(r.slots for r in requests)
     size = Size(

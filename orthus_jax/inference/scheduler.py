@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference import engine
+from orthus_jax.inference import engine, engine_state
 from orthus_jax.inference.requests import Lane, Prepared
 from orthus_jax.inference.samplers import TextSampling
 from orthus_jax.models.params import Params
@@ -41,7 +41,7 @@ class Network(NamedTuple):
   graphdef: Any
   params: Params
   config: ModelConfig
-  ids: engine.Ids
+  ids: engine_state.Ids
   text_V: np.ndarray
   encode: Callable[[Sequence[np.ndarray]], np.ndarray]
 
@@ -93,7 +93,7 @@ class Scheduler:
       self, network: Network, size: Size, *, solvers: Sequence[tuple[str, int]], sampled: bool = True, repeats: bool = True
   ):
     self._net, self._size, self._solvers = network, size, tuple(dict.fromkeys(solvers))
-    self._program = engine.Program(
+    self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats
     )
     self._mesh = _mesh(network.params)
@@ -176,12 +176,12 @@ class Scheduler:
         ),
     )  # fmt: skip
 
-  def _order(self, requests: list[Prepared]) -> engine.Order:
+  def _order(self, requests: list[Prepared]) -> engine_state.Order:
     def of(get: Callable[[Prepared], Any], dtype: Any) -> np.ndarray:
       return np.asarray([get(r) for r in requests], dtype)
 
     times = self._net.config.diffusion.timesteps
-    return engine.Order(
+    return engine_state.Order(
         seed=of(lambda r: r.seed, np.int32), max_new=of(lambda r: r.max_new, np.int32),
         max_images=of(lambda r: r.max_images, np.int32), stop_after_images=of(lambda r: r.stop_after_images, bool),
         weight=of(lambda r: r.main.weight, np.float32),
@@ -261,15 +261,15 @@ class Scheduler:
 
 
 @functools.lru_cache(maxsize=32)  # a function is compiled once, if it is the same one
-def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> Callable[[], engine.State]:
+def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> Callable[[], engine_state.State]:
   """What makes an empty state where it belongs."""
 
-  def create() -> engine.State:
-    return engine.empty(config, rows=size.rows, guides=size.guides, slots=size.slots, int8=size.int8)
+  def create() -> engine_state.State:
+    return engine_state.empty(config, rows=size.rows, guides=size.guides, slots=size.slots, int8=size.int8)
 
   if mesh is None:
     return jax.jit(create)
-  return jax.jit(create, out_shardings=engine.shardings(mesh, jax.eval_shape(create)))
+  return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
 
 
 def _power(n: int) -> int:

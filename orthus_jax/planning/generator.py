@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from orthus_jax.config import Config
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine
+from orthus_jax.inference import engine, engine_state
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import shapes_and_axes
 from orthus_jax.parallel import mesh as mesh_lib
@@ -83,16 +83,16 @@ def make(
       for n, s in shapes.items()
     }
     slots = _PROMPT + patches + 2
-    fixed = engine.Program(
+    fixed = engine_state.Program(
         positions=patches + 2, window=slots, solvers=((config.sampling.solver, config.sampling.steps),),
-        ids=engine.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2),
+        ids=engine_state.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2),
     )  # fmt: skip
     whole = NamedSharding(mesh, PartitionSpec())
     text_V = jax.ShapeDtypeStruct((config.model.transformer.vocab_size,), jnp.bool, sharding=whole)
     guides = 0 if config.sampling.guidance == 1 else rows
-    state = jax.eval_shape(functools.partial(engine.empty, config.model, rows=rows, guides=guides, slots=slots))
+    state = jax.eval_shape(functools.partial(engine_state.empty, config.model, rows=rows, guides=guides, slots=slots))
     state = jax.tree.map(
-      lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, engine.shardings(mesh, state)
+      lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, engine_state.shardings(mesh, state)
     )
     stop_at = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     traced = engine.advance.trace(

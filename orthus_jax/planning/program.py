@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orthus_jax.config import Config
-from orthus_jax.data.pipeline import Batch
+from orthus_jax.data.batch import Batch
 from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.planning import buffer_assignment

@@ -21,7 +21,8 @@ from orthus_jax.training import feature_encoder, flops, hosts, preemption
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.initial_state import first_state
-from orthus_jax.training.metrics import Meter, MetricWriter, Profiler, Progress, memory
+from orthus_jax.training.metric_writer import MetricWriter
+from orthus_jax.training.metrics import Meter, Profiler, Progress, memory
 from orthus_jax.training.optimizer import make_optimizer, schedule
 from orthus_jax.training.preemption import Signals
 from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run

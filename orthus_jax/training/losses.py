@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig, TransformerConfig
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.pipeline import Batch
+from orthus_jax.data.batch import Batch
 from orthus_jax.models.heads.diffusion import mean_losses
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.training import chunked

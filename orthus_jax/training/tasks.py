@@ -14,7 +14,8 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.pipeline import Batch, FeatureTable, Pipeline, Source, prefetch
+from orthus_jax.data.batch import Batch, FeatureTable
+from orthus_jax.data.pipeline import Pipeline, Source, prefetch
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params

@@ -20,7 +20,8 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import packing
-from orthus_jax.data.pipeline import Batch, FeatureTable, empty_batch, fill_row, prefetch
+from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
+from orthus_jax.data.pipeline import prefetch
 from orthus_jax.data.prepared import format as record_format
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
-from orthus_jax.training.metrics import read_metrics
+from orthus_jax.training.metric_writer import read_metrics
 
 _SHOWN = ("single_object", "open_accuracy", "yes_no_accuracy", "geneval_overall", "psnr")
 
