@@ -34,6 +34,8 @@ setup(
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
         "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6"],
+        # Exact: another version finds other things.
+        "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],

@@ -17,7 +17,7 @@ from array_record.python import array_record_module
 from fault_bench import PATIENCE, Bench, Row
 import numpy as np
 
-from orthus_jax.data import images
+from orthus_jax.data import images, retrying
 from orthus_jax.data.prepared import shards
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.folder import FolderSource
@@ -28,7 +28,7 @@ def data(bench: Bench) -> Iterator[Row]:
   """Broken records and files: each counted, and no good one lost."""
   logging.getLogger("orthus_jax").setLevel(logging.CRITICAL)
   warnings.simplefilter("ignore")
-  shards._WAITS = (0.01,)
+  retrying._WAITS = (0.01,)
   place = bench.fresh("data")
   good = images.png_bytes(np.full((40, 40, 3), 90, np.uint8))
 

@@ -181,7 +181,8 @@ def disk(bench: Bench) -> Iterator[Row]:
   said = limited.communicate(timeout=PATIENCE)[1]
   row = Row("checkpoint: disk full")
   left = [p.name for p in (run / "checkpoints").iterdir() if not p.name.isdigit() and p.name != "metadata"]
-  row.add(limited.returncode == 1 and "couldn't be written" in said and lines(run) == bench.steps, f"status {limited.returncode}")
+  whole = limited.returncode == 1 and "couldn't be written" in said and lines(run) == bench.steps
+  row.add(whole, f"status {limited.returncode}")
   row.add(not left, f"left {left}")
   row.add(bench.finish(run) == wanted, "another digest once there was room")
   yield row

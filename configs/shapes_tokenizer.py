@@ -21,7 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
       ),
   )  # fmt: skip
   config.data = dict(source="shapes")
-  config.tokenizer_loss = dict(commitment=0.02, codebook=1.0, quantised_share=0.5, noise=0.15, l1=0.5, revive_every=50, whiten=0.5)
+  config.tokenizer_loss = dict(
+      commitment=0.02, codebook=1.0, quantised_share=0.5, noise=0.15, l1=0.5, revive_every=50, whiten=0.5
+  )
   config.optimizer = dict(
       learning_rate=1e-3, warmup_steps=100, schedule="cosine", b1=0.9, b2=0.99, ema_decay=0.998, trainable=(".*",)
   )

@@ -286,7 +286,8 @@ def test_runs_are_listed(tmp_path, capsys):
   said = capsys.readouterr().out
   assert "a  at step 3 of 4, loss 1.25\n  checkpoints  2\n  damaged      1: " in said
   assert "unfinished   3.orbax-checkpoint-tmp-1" in said
-  assert "b  finished, 4 steps\n  checkpoints  none\n  scores       single_object 0.9, open_accuracy 0.8\n  digest       abc" in said
+  scores = "  scores       single_object 0.9, open_accuracy 0.8\n  digest       abc"
+  assert f"b  finished, 4 steps\n  checkpoints  none\n{scores}" in said
   assert cli.main(["runs", str(tmp_path), "--json"]) == 0
   assert [r["run"] for r in json.loads(capsys.readouterr().out)] == [str(tmp_path / n) for n in "ab"]
   assert cli.main(["runs", "verify", str(tmp_path / "a" / "checkpoints" / "2"), "--json"]) == 0

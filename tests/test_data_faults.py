@@ -15,7 +15,7 @@ import PIL.Image
 import pytest
 import tiny
 
-from orthus_jax.data import images
+from orthus_jax.data import images, retrying
 from orthus_jax.data.prepared import shards, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.shapes import builder
@@ -98,7 +98,7 @@ def test_a_file_system_that_comes_back_is_waited_for(tmp_path, monkeypatch, capl
     return real(*args, **kwargs)
 
   monkeypatch.setattr(images.Image, "open", flaky)
-  monkeypatch.setattr(shards.time, "sleep", slept.append)
+  monkeypatch.setattr(retrying.time, "sleep", slept.append)
   source = FolderSource(tmp_path, resolution=8)
   assert source[0] is not None and slept == [0.5, 2.0] and source.bad.count == 0
   assert "can't be reached (Input/output error); trying again in 2 s" in caplog.text
@@ -194,7 +194,7 @@ def write_shard(file, n: int = 60) -> None:
 
 
 def test_broken_array_records_are_passed_over(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(shards.time, "sleep", lambda s: None)
+  monkeypatch.setattr(retrying.time, "sleep", lambda s: None)
   files = [tmp_path / f"{i}.array_record" for i in range(4)]
   for file in files:
     write_shard(file)
@@ -219,7 +219,7 @@ def test_broken_array_records_are_passed_over(tmp_path, monkeypatch, caplog):
 def _prepared(folder, monkeypatch, **changes):
   config = tiny.config(data__source="folder", data__path="unused")
   prepared.prepare(tiny.TinySource(80), TK, config, folder, images="pixels")
-  monkeypatch.setattr(shards.time, "sleep", lambda s: None)
+  monkeypatch.setattr(retrying.time, "sleep", lambda s: None)
   config = tiny.config(data__source="prepared", data__path=str(folder), **changes)
   return lambda: PreparedPipeline(TK, config)
 
@@ -241,7 +241,8 @@ def test_training_goes_on_without_what_is_broken(tmp_path, monkeypatch, caplog):
     segments = [n + p.segment_ids_BT.max(axis=1).sum() for n, p in zip(segments, pair)]
   assert 0 < segments[1] < segments[0]  # what lost its picture is left out
   assert "pictures-00000.array_record, record" in caplog.text and "the file can't be reached" in caplog.text
-  strict = PreparedPipeline(TK, dataclasses.replace(broken.config, data=dataclasses.replace(broken.config.data, max_bad_share=0.01)))
+  stricter = dataclasses.replace(broken.config.data, max_bad_share=0.01)
+  strict = PreparedPipeline(TK, dataclasses.replace(broken.config, data=stricter))
   with pytest.raises(BadRequest, match="are bad so far"):
     [strict.batch(step) for step in range(6)]
 

@@ -51,7 +51,8 @@ def test_skipped_updates_are_counted_with_their_documents(caplog):
   watch(g, [1.0, float("nan"), 3.0, float("inf"), 2.0], skipped=(2, 3, 4)[:2] + (5,))
   assert g.skipped == 3 and "skipped the update of step 2, as the loss is nan; its documents: d1-0, d1-1" in caplog.text
   assert "step 3, as the gradient isn't finite" in caplog.text and "and 10 more" in caplog.text
-  with pytest.raises(Stopped, match="3 updates in a row were skipped, the last at step 3.*last good checkpoint is that of step 7"):
+  said = "3 updates in a row were skipped, the last at step 3.*last good checkpoint is that of step 7"
+  with pytest.raises(Stopped, match=said):
     watch(guard(max_skipped=3), [1.0] * 9, skipped=(1, 2, 3))
 
 
@@ -168,7 +169,11 @@ def test_a_signal_saves_once_and_a_run_goes_on(tmp_path, number, status):
 @pytest.mark.slow
 def test_signals_before_the_first_step_and_second_ones_stop_at_once(tmp_path):
   config = write_config(tmp_path)
-  waits = "import time, sys; from orthus_jax.training import {0}; {0}.{1} = lambda *a, **k: (print('here', flush=True), time.sleep(300)); from orthus_jax import cli; sys.exit(cli.main())"
+  waits = (
+      "import time, sys; from orthus_jax.training import {0};"
+      "{0}.{1} = lambda *a, **k: (print('here', flush=True), time.sleep(300));"
+      "from orthus_jax import cli; sys.exit(cli.main())"
+  )
   early = start(config, f"--workdir={tmp_path / 'a'}", program=waits.format("loop", "plan_run"))
   assert early.stdout.readline() == "here\n"
   early.send_signal(signal.SIGTERM)

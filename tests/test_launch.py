@@ -52,7 +52,9 @@ def test_a_signal_to_the_script_reaches_training_and_ends_both(tmp_path):
   assert process.wait(30) == 75 and len((folder / "calls").read_text().splitlines()) == 1
 
 
-@pytest.mark.parametrize("status, count, requeued", [(0, 0, False), (1, 0, False), (75, 0, True), (76, 3, True), (75, 100, False)])
+@pytest.mark.parametrize(
+    "status, count, requeued", [(0, 0, False), (1, 0, False), (75, 0, True), (76, 3, True), (75, 100, False)]
+)
 def test_slurm_puts_a_preempted_job_back(tmp_path, status, count, requeued):
   folder = tmp_path / "bin"
   stand_in(folder, "srun", f"exit {status}")

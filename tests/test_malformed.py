@@ -48,14 +48,16 @@ LISTS = st.recursive(
 ).map(repr)  # fmt: skip
 VALUES = st.one_of(
     st.integers(-(10**20), 10**20).map(str), st.floats().map(str), LISTS, st.text(max_size=12),
-    st.sampled_from(["", " ", "None", "nan", "inf", "-inf", "1e400", "true", "False", "[]", "()", "{}", "0x10", "1_0", "((", "'",
+    st.sampled_from(["", " ", "None", "nan", "inf", "-inf", "1e400", "true", "False", "[]", "()", "{}", "0x10", "1_0",
+                     "((", "'",
                      "٣", "１", "__import__('os')", "adamw", "cosine", "prepared", "full", "../..", "\0", "1,2", "1;2", "²"]),
 )  # fmt: skip
 FIELDS = st.one_of(
     st.sampled_from(sorted(DEFAULTS)),
     st.sampled_from(sorted(DEFAULTS)).map(lambda f: f[:-1]), st.sampled_from(sorted(DEFAULTS)).map(lambda f: f + ".more"),
-    st.sampled_from(["--config.run", "--config.model.transformer", "--config.", "--config..run", "--workdir", "--json", "--steps",
-                     "--processes", "--process_id", "--coordinator", "--join_timeout", "--init_from", "--resume_from", "-", "--",
+    st.sampled_from(["--config.run", "--config.model.transformer", "--config.", "--config..run", "--workdir", "--json",
+                     "--steps", "--processes", "--process_id", "--coordinator", "--join_timeout", "--init_from",
+                     "--resume_from", "-", "--",
                      "--no-json", "--nojson", "--undefok", "--flagfile", "--fromenv"]),
     st.text(max_size=8).map(lambda t: "--" + t), st.text(max_size=8),
 )  # fmt: skip
@@ -187,7 +189,8 @@ ROW = st.one_of(
     harmed(GOOD_ROW), harmed(b'{"segments": [{"text": "a"}, {"image": "good.png", "learn": true}]}'),
     JSON.map(lambda v: json.dumps(v).encode()), st.binary(max_size=40),
     st.sampled_from([b"[" * 100_000, b'{"image": "bad.png", "text": "a box"}', b'{"image": "/etc/passwd", "text": "x"}',
-                     b'{"image": ".", "text": "x"}', b'{"image": "\\u0000", "text": "x"}', b'{"image": "metadata.jsonl", "text": "x"}',
+                     b'{"image": ".", "text": "x"}', b'{"image": "\\u0000", "text": "x"}',
+                     b'{"image": "metadata.jsonl", "text": "x"}',
                      b'{"image": "' + b"a" * 5000 + b'", "text": "x"}', b'{"text": "\\ud800", "image": "good.png"}',
                      b'{"image": "good.png", "image": "good.png", "text": 1e999}']),
 ).map(lambda row: row.replace(b"\n", b" "))  # fmt: skip

@@ -68,7 +68,8 @@ def test_sharded_ones_come_back_onto_another_mesh(tmp_path):
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ({"a": (3,)}, "an array 'b' that is unknown"), ({"a": (3,), "b": (2,), "c": (1,)}, "lacks the array 'c'"), ({"a": (3,), "b": (3,)}, "b is float32"),
+        ({"a": (3,)}, "an array 'b' that is unknown"), ({"a": (3,), "b": (2,), "c": (1,)}, "lacks the array 'c'"),
+        ({"a": (3,), "b": (3,)}, "b is float32"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_named(tmp_path, target, said):

@@ -130,12 +130,19 @@ def _plan(peak: float, mfu: float, **changes) -> report.Plan:
       length=4096, remat="full",
       memory={"state_trained": 1 << 30, "arguments": 2 << 30, "outputs": 0, "temporaries": int(peak * hardware.GIB), "code": 0,
               "host": 0, "peak": int(peak * hardware.GIB), "capacity": hardware.CHIPS["v5e"].memory},
-      fits=peak <= 0.95 * 15.75, flops=dict(products=1e12, attention=1e11, total=1.1e12, closed_form=1.1e12, model=1e12, model_full=1.2e12),
+      fits=peak <= 0.95 * 15.75,
+      flops=dict(products=1e12, attention=1e11, total=1.1e12, closed_form=1.1e12, model=1e12, model_full=1.2e12),
       bytes=dict(memory=10**9, host=0),
-      traffic=(dict(kind="all-gather", axes=("fsdp",), count=3, bytes=10**9, link_seconds=0.01, network_seconds=0.0, hidden_seconds=0.0),),
+      traffic=(
+          dict(
+              kind="all-gather", axes=("fsdp",), count=3, bytes=10**9, link_seconds=0.01, network_seconds=0.0,
+              hidden_seconds=0.0,
+          ),
+      ),
       times=dict(compute=0.1, memory=0.05, network=0.01, host=0.0, bound=0.1, limit="compute", calibrated=0.2),
       tokens_per_chip=dict(calibrated=2e4, bound=4e4),
-      mfu=dict(calibrated=mfu, calibrated_full=mfu, bound=2 * mfu, bound_full=2 * mfu), seconds=dict(trace=1.0, compile=2.0), notes=(),
+      mfu=dict(calibrated=mfu, calibrated_full=mfu, bound=2 * mfu, bound_full=2 * mfu),
+      seconds=dict(trace=1.0, compile=2.0), notes=(),
   )  # fmt: skip
   return dataclasses.replace(plan, **changes)
 

@@ -48,7 +48,8 @@ def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp("prepared")
   made = {}
   for name, numbers, images in (
-      ("a", range(40), "pixels"), ("b", range(40, 80), "pixels"), ("jpeg", range(40), "jpeg"), ("features", range(40), "features")
+      ("a", range(40), "pixels"), ("b", range(40, 80), "pixels"), ("jpeg", range(40), "jpeg"),
+      ("features", range(40), "features"),
   ):  # fmt: skip
     made[name] = root / name
     prepared.prepare(

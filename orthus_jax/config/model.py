@@ -1,4 +1,4 @@
-"""Typed configs of a model and its parts; `config.py` has the whole experiment's and is what the rest imports.
+"""Typed configs of a model and its parts; `experiment.py` has the whole experiment's and is what the rest imports.
 
 Defaults are the published 7B model's, as its released code runs it.
 """

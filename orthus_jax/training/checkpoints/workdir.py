@@ -1,11 +1,11 @@
-"""Runs and checkpoints on disk: one layout, whatever the mesh; `checkpointer.py` writes it.
+"""Runs and checkpoints on disk: one layout, whatever the mesh; `saver.py` writes it.
 
     WORKDIR/config.json  tokenizer.json  versions.json
     WORKDIR/checkpoints/STEP/params  average  optimizer  metrics  manifest.json
 
 `params` holds every parameter under its name and in its trained dtype; `average` the running average where there is one.
-Small arrays are kept as one (`interop/packing.py`); `orbax_items.read` gives them back by their names.
-A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `interop/arrays.py`, which is read
+Small arrays are kept as one (`small_arrays.py`); `orbax_items.read` gives them back by their names.
+A directory that `orthus convert` made has `params` alone, at step 0, in the layout of `zarr_arrays.py`, which is read
 like Orbax' own.
 """
 
