@@ -22,6 +22,7 @@ from orthus_jax.planning import (
   program,
   published,
   report,
+  report_text,
   search,
   traced,
   work,
@@ -94,7 +95,7 @@ def test_flops_of_the_compiled_step_agree_with_the_closed_form_and_the_trace(sma
 def test_a_plan_reads_well_and_comes_back_from_json(small, tmp_path):
   config, _, plan = small
   again = report.read(json.loads(json.dumps(plan.to_json())))
-  shown = report.text(plan, config=config, against=again)
+  shown = report_text.text(plan, config=config, against=again)
   assert "mesh data 2 x fsdp 4" in shown and "against tiny on cpu:8" in shown
   assert all(len(line) <= 120 and "\x1b" not in line for line in shown.splitlines())
   with pytest.raises(BadRequest, match="no report"):

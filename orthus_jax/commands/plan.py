@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("no --topology: say for which devices, such as --topology=v5e:16x16")
   topology = hardware.parse(own["topology"], _number(own, "slices", 1))
   other = _read(own["against"]) if "against" in own else None
-  from orthus_jax.planning import generator, report, search
+  from orthus_jax.planning import generator, report, report_text, search
 
   title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
   against = report.read(other) if other is not None else None
@@ -142,7 +142,7 @@ def main(argv: Sequence[str]) -> int:
     json.dump(plan.to_json(), sys.stdout, indent=2)
     print()
   else:
-    print(report.text(plan, config=config, against=against), end="")
+    print(report_text.text(plan, config=config, against=against), end="")
   return _DOES_NOT_FIT if plan.fits is False else 0
 
 

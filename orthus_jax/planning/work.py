@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from orthus_jax.planning import hlo, instruction_flops
+from orthus_jax.planning import hlo, instruction_flops, trip_count
 from orthus_jax.planning.hlo import Array, Computation, Instruction, Module
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -176,7 +176,7 @@ class _Counter:
       if i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
         continue
       if i.opcode == "while":
-        trips = hlo.trip_count(self._module, computation, i)
+        trips = trip_count.trip_count(self._module, computation, i)
         if trips is None:
           self._loops.append(i.op_name or i.name)
         self._walk(self._module.computations[i.called("body")], times * (self._rounds if trips is None else trips))
