@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig, TransformerConfig
-from orthus_jax.data.text_tokenizer import train_tokenizer
+from orthus_jax.data.tokenizer_training import train_tokenizer
 from orthus_jax.interop import names, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models.orthus import describe

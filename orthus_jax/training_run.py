@@ -13,7 +13,7 @@ import numpy as np
 
 from orthus_jax import files
 from orthus_jax.config import Config
-from orthus_jax.data import images as images_lib
+from orthus_jax.data import images as images_lib, picture_sheet
 from orthus_jax.data.documents import Document, Text
 from orthus_jax.data.pipeline import Pipeline, Source
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
@@ -161,7 +161,7 @@ def show(model: Model, documents: dict[str, list[Document]], folder: Path, step:
     drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
     pictures = [d.images[-1].pixels for d in drawn]
     captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]
-    grid = images_lib.grid(pictures, 4, captions)
+    grid = picture_sheet.grid(pictures, 4, captions)
     images_lib.save_png(folder / f"{step:06d}.png", grid)
     writer.image(step, "drawn", grid)
   if documents["text"]:
@@ -195,7 +195,7 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
     images = (i.pixels for d in documents if d is not None for i in d.images)
     pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
     figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
-    images_lib.save_png(workdir / "reconstructions.png", images_lib.grid(rows, 6))
+    images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
     for name, value in figures["scores"].items():
       _log.info("%-20s %.4g", name, value)
   return figures

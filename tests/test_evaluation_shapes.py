@@ -6,7 +6,8 @@ import pytest
 from orthus_jax.config import SamplingConfig
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import detector, language, records
-from orthus_jax.data.shapes.world import Scene, Thing, render
+from orthus_jax.data.shapes.drawing import render
+from orthus_jax.data.shapes.world import Scene, Thing
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import shapes, shapes_judge, shapes_table
 from orthus_jax.evaluation.results import Case, summarize

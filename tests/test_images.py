@@ -12,7 +12,7 @@ from PIL import Image
 import pytest
 
 from orthus_jax.config import PixelsConfig
-from orthus_jax.data import images
+from orthus_jax.data import images, picture_sheet
 from orthus_jax.errors import BadRequest
 
 PUBLISHED = PixelsConfig()
@@ -236,34 +236,34 @@ def test_save_png_is_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_grid_places_tiles():
   tiles = [np.full((32, 32, 3), v, np.uint8) for v in (0, 50, 100)]
-  sheet = images.grid(tiles, 2)
+  sheet = picture_sheet.grid(tiles, 2)
   assert sheet.dtype == np.uint8 and sheet.shape == (2 * 96 + 3 * 8, 2 * 96 + 3 * 8, 3)
   assert [sheet[56, 56, 0], sheet[56, 160, 0], sheet[160, 56, 0], sheet[160, 160, 0]] == [0, 50, 100, 255]
   one = noise(32, 32)
-  assert np.array_equal(images.grid([one], 5)[8:-8, 8:-8], one.repeat(3, 0).repeat(3, 1))
+  assert np.array_equal(picture_sheet.grid([one], 5)[8:-8, 8:-8], one.repeat(3, 0).repeat(3, 1))
   odd = noise(40, 50)
-  assert np.array_equal(images.grid([odd], 1)[8:-8, 8:-8], odd.repeat(3, 0).repeat(3, 1))
+  assert np.array_equal(picture_sheet.grid([odd], 1)[8:-8, 8:-8], odd.repeat(3, 0).repeat(3, 1))
   large = noise(100, 130)
-  assert np.array_equal(images.grid([large], 1)[8:-8, 8:-8], large)
+  assert np.array_equal(picture_sheet.grid([large], 1)[8:-8, 8:-8], large)
 
 
 def test_grid_captions_stay_under_their_tiles():
   white = np.full((32, 32, 3), 255, np.uint8)
   captions = ["", "a large red circle at the top left and a word" + "o" * 60, "x\n" * 30]
-  sheet = images.grid([white] * 3, 3, captions)
+  sheet = picture_sheet.grid([white] * 3, 3, captions)
   ink = (sheet < 128).any(-1)
   columns = [ink[:, 8 + i * 104 : 104 + i * 104] for i in range(3)]
   assert not columns[0].any() and columns[1].any() and columns[2].any()
   assert ink.sum() == sum(c.sum() for c in columns), "nothing runs into a gap"
   assert not ink[: 8 + 96].any()
   assert sheet.shape[0] <= 96 + 2 * 8 + 4 + 8 * 18
-  assert images.grid([white], 1, [captions[1]]).shape[0] > images.grid([white], 1, ["a"]).shape[0]
+  assert picture_sheet.grid([white], 1, [captions[1]]).shape[0] > picture_sheet.grid([white], 1, ["a"]).shape[0]
 
 
 @pytest.mark.parametrize("arguments", [([], 1), ([noise(2, 2)], 0), ([noise(2, 2)], 1, ["a", "b"])])
 def test_grid_refuses(arguments):
   with pytest.raises(BadRequest):
-    images.grid(*arguments)
+    picture_sheet.grid(*arguments)
 
 
 def test_imports_without_jax():

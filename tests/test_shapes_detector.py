@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from orthus_jax.data.shapes import detector, language, world
+from orthus_jax.data.shapes import detector, drawing, language, world
 from orthus_jax.data.shapes.detector import detect, judge_geneval, matches
 from orthus_jax.data.shapes.world import Scene, Thing
 from orthus_jax.errors import BadRequest
@@ -21,7 +21,7 @@ def fresh_scenes(seed, n):
 
 
 def share_right(scenes, resolution=32, spoil=lambda pixels: pixels):
-  right = [matches(detect(spoil(world.render(s, resolution))), s.things) for s in scenes]
+  right = [matches(detect(spoil(drawing.render(s, resolution))), s.things) for s in scenes]
   return sum(right) / len(right)
 
 
@@ -48,7 +48,7 @@ def test_steady_on_spoilt_pictures():
       "cast": lambda x: to_pixels(x * (1 + rng.uniform(-0.1, 0.1, 3))),
       "pale": lambda x: to_pixels(0.68 * x + 0.32 * np.array(world.BACKGROUND)),
       "ghost": lambda x: to_pixels(
-          x + 0.15 * (world.render(world.sample_any(rng, 2)).astype(float) - world.BACKGROUND)),
+          x + 0.15 * (drawing.render(world.sample_any(rng, 2)).astype(float) - world.BACKGROUND)),
   }
   shares = {name: share_right(list(fresh_scenes(6, 100)), spoil=spoil) for name, spoil in spoilers.items()}
   assert all(share >= (0.95 if name == "ghost" else 0.99) for name, share in shares.items()), shares
@@ -57,24 +57,24 @@ def test_steady_on_spoilt_pictures():
 def test_a_cast_costs_no_likeness():
   scene = next(fresh_scenes(9, 1))
   for cast in ((0.8, 0.8, 0.8), (1.0, 0.95, 0.78), (0.78, 0.95, 1.0)):
-    found = detect((world.render(scene) * np.array(cast)).astype(np.uint8))
+    found = detect((drawing.render(scene) * np.array(cast)).astype(np.uint8))
     assert matches(found, scene.things) and min(d.score for d in found) > 0.8
 
 
 def test_neighbours_do_not_count_as_part_of_a_thing():
   places = ("left", "center", "right", "top")
   things = tuple(Thing("diamond", "black", "large", place) for place in places)
-  found = detect(world.render(Scene(things, ((0.4, 0.0), (0.0, -0.4), (-0.4, 0.0), (0.0, 0.4)))))
+  found = detect(drawing.render(Scene(things, ((0.4, 0.0), (0.0, -0.4), (-0.4, 0.0), (0.0, 0.4)))))
   assert matches(found, things) and min(d.score for d in found) > 0.88
 
 
 def test_boxes_and_centers_scale_with_the_picture():
   scene = Scene((Thing("triangle", "green", "large", "bottom left"),), ((0.4, -0.3),))
   for resolution in world.RESOLUTIONS:
-    (found,) = detect(world.render(scene, resolution))
+    (found,) = detect(drawing.render(scene, resolution))
     scale = resolution / 32
-    assert np.allclose(np.array(found.center) / scale, world.center_of("bottom left", (0.4, -0.3)), atol=0.3)
-    ink = np.nonzero(world.render(scene, resolution)[..., 0] < 140)
+    assert np.allclose(np.array(found.center) / scale, drawing.center_of("bottom left", (0.4, -0.3)), atol=0.3)
+    ink = np.nonzero(drawing.render(scene, resolution)[..., 0] < 140)
     drawn = (ink[1].min(), ink[0].min(), ink[1].max() + 1, ink[0].max() + 1)
     assert np.allclose(np.array(found.box) / scale, np.array(drawn) / scale, atol=1.2)
     assert found.score > 0.85
@@ -93,7 +93,7 @@ def test_blotches_are_dropped():
 
 
 def test_things_that_touch_are_told_apart():
-  picture = world.render(Scene(
+  picture = drawing.render(Scene(
       (Thing("square", "red", "large", "left"), Thing("circle", "blue", "large", "center")), ((0.4, 0.0), (-0.4, 0.0))))
   picture[14:18, 9:13] = world.RGB["red"]  # a bridge
   assert {d.place for d in detect(picture)} == {"left", "center"}
@@ -101,7 +101,7 @@ def test_things_that_touch_are_told_apart():
 
 def test_matches_is_about_all_attributes_and_no_order():
   scene = next(s for s in fresh_scenes(0, 50) if len(s.things) == 3)
-  found = detect(world.render(scene))
+  found = detect(drawing.render(scene))
   assert matches(found[::-1], scene.things) and not matches(found[:2], scene.things)
   assert not matches(found + found[:1], scene.things)
   for attribute, values in (("shape", world.SHAPES), ("color", world.COLORS), ("size", world.SIZES)):
@@ -116,8 +116,8 @@ def test_captions_are_true_of_their_pictures_and_seldom_of_others():
     for _ in range(30):
       scene, other = language.sample_for(rng, tag), language.sample_for(rng, tag)
       _, metadata = language.caption(rng, scene, tag)
-      assert judge_geneval(detect(world.render(scene)), metadata) == (True, "")
-      others += judge_geneval(detect(world.render(other)), metadata)[0]
+      assert judge_geneval(detect(drawing.render(scene)), metadata) == (True, "")
+      others += judge_geneval(detect(drawing.render(other)), metadata)[0]
     assert others <= 12, tag
 
 

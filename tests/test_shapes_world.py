@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from orthus_jax.data.shapes import world
+from orthus_jax.data.shapes import drawing, world
 from orthus_jax.data.shapes.world import Scene, Thing
 from orthus_jax.errors import BadRequest
 
@@ -69,12 +69,12 @@ def test_sampling_in_a_split_stays_in_it(seed):
 def test_pictures_are_whole_and_smooth(resolution):
   scale = resolution / world.CANVAS
   for shape, size, place, jitter in itertools.product(world.SHAPES, world.SIZES, world.PLACES, EXTREMES):
-    picture = world.render(Scene((Thing(shape, "black", size, place),), (jitter,)), resolution)
+    picture = drawing.render(Scene((Thing(shape, "black", size, place),), (jitter,)), resolution)
     assert picture.shape == (resolution, resolution, 3) and picture.dtype == np.uint8
     alpha = (world.BACKGROUND[0] - picture[..., 0].astype(float)) / (world.BACKGROUND[0] - world.RGB["black"][0])
     margin = 8
-    x, y = (v * scale + margin for v in world.center_of(place, jitter))
-    whole = world.coverage(shape, size, x, y, resolution + 2 * margin, resolution + 2 * margin, scale)
+    x, y = (v * scale + margin for v in drawing.center_of(place, jitter))
+    whole = drawing.coverage(shape, size, x, y, resolution + 2 * margin, resolution + 2 * margin, scale)
     assert np.abs(np.pad(alpha, margin) - whole).max() < 0.01  # nothing cut off by the border or the stencil
     assert ((whole > 0.05) & (whole < 0.95)).any()
 
@@ -83,8 +83,8 @@ def test_a_small_picture_is_a_large_one_averaged():
   rng = np.random.default_rng(3)
   for _ in range(50):
     scene = world.sample_any(rng, 4)
-    small = world.render(scene, 32).astype(float)
-    large = world.render(scene, 128).reshape(32, 4, 32, 4, 3).mean((1, 3))
+    small = drawing.render(scene, 32).astype(float)
+    large = drawing.render(scene, 128).reshape(32, 4, 32, 4, 3).mean((1, 3))
     assert np.abs(small - large).mean() < 1.0 and np.abs(small - large).max() < 90  # corners
 
 
@@ -95,12 +95,12 @@ def test_neighbours_stay_apart():
     for places, jitter in ((("left", "center"), ((0.4, 0.0), (-0.4, 0.0))),
                            (("top", "center"), ((0.0, 0.4), (0.0, -0.4)))):
       things = tuple(Thing(s, "black", "large", p) for s, p in zip((a, b), places))
-      dark = world.render(Scene(things, jitter))[..., 0] < 125
+      dark = drawing.render(Scene(things, jitter))[..., 0] < 125
       assert ndimage.label(dark, np.ones((3, 3)))[1] == 2
 
 
 def test_every_large_thing_is_bigger_than_every_small_one():
-  area = {z: [world.coverage(s, z, 16, 16, 32, 32).sum() for s in world.SHAPES] for z in world.SIZES}
+  area = {z: [drawing.coverage(s, z, 16, 16, 32, 32).sum() for s in world.SHAPES] for z in world.SIZES}
   assert min(area["large"]) > 1.3 * max(area["small"])
 
 
@@ -119,6 +119,6 @@ def test_relations():
 
 def test_bad_requests():
   with pytest.raises(BadRequest, match="48"):
-    world.render(Scene((), ()), 48)
+    drawing.render(Scene((), ()), 48)
   with pytest.raises(BadRequest, match="star"):
-    world.signed_distance("star", np.zeros(1), np.zeros(1), 1.0)
+    drawing.signed_distance("star", np.zeros(1), np.zeros(1), 1.0)

@@ -11,7 +11,8 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames, image_code_name, train_tokenizer
+from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames, image_code_name
+from orthus_jax.data.tokenizer_training import train_tokenizer
 from orthus_jax.errors import BadRequest
 
 TEXTS = ["a large red circle at the top left", "is there a blue square", "the triangle moves to the bottom"] * 10

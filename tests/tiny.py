@@ -10,7 +10,8 @@ from orthus_jax import config as config_lib
 from orthus_jax.config import Config
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.sequence import layout
-from orthus_jax.data.text_tokenizer import TextTokenizer, train_tokenizer
+from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.data.tokenizer_training import train_tokenizer
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus, describe

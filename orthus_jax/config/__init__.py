@@ -2,17 +2,11 @@
 
 from orthus_jax.config.data import DataConfig
 from orthus_jax.config.experiment import Config, MeshConfig, RunConfig, TokenizerLossConfig
-from orthus_jax.config.model import (
-    DiffusionConfig,
-    ModelConfig,
-    PixelsConfig,
-    TransformerConfig,
-    VisionEmbeddingConfig,
-    VisionTokenizerConfig,
-)  # fmt: skip
+from orthus_jax.config.model import DiffusionConfig, ModelConfig, TransformerConfig
 from orthus_jax.config.optimizer import OptimizerConfig
 from orthus_jax.config.sampling import SamplingConfig
 from orthus_jax.config.typed import from_dict, to_dict
+from orthus_jax.config.vision import PixelsConfig, VisionEmbeddingConfig, VisionTokenizerConfig
 from orthus_jax.errors import BadRequest
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""Pictures from outside: read, fitted to a resolution, scaled for a model, written, laid out in a sheet."""
+"""Pictures from outside: read, fitted to a resolution, scaled for a model, written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import errno
 import io
 import os
@@ -10,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import first_line
 
 MAX_PIXELS = 100_000_000
 
 _PASSING = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.ENOTCONN, errno.EHOSTDOWN, errno.EAGAIN}
-_WHITE = (255, 255, 255)
+WHITE = (255, 255, 255)
 # Of strips longer than this many squares only the square that is kept is resampled: the whole might fill the memory.
 # Not of others: Pillow picks the order of its two passes by their cost, and where a pass clips the order is seen.
 _STRIP = 8
@@ -61,7 +61,7 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     if isinstance(e, OSError) and e.errno in _PASSING:
       raise
     # Decoders fed with broken files raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError, …
-    reason = (str(e) or type(e).__name__).splitlines()[0]
+    reason = first_line(e)
     raise BadRequest(f"{name} can't be read as a picture: {reason}") from e
 
 
@@ -76,7 +76,7 @@ def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray
   Returns:
     uint8 [resolution, resolution, 3]; the argument itself where it has that size already.
   """
-  _check(pixels)
+  check_pixels(pixels)
   if resolution < 1:
     raise BadRequest(f"a picture can't be fitted to a resolution of {resolution}; give 1 or more")
   height, width = pixels.shape[:2]
@@ -119,7 +119,7 @@ def _channels(values: tuple[float, float, float]) -> Any:
 
 def png_bytes(pixels: np.ndarray) -> bytes:
   """uint8 pixels [height, width, 3] as a PNG file's bytes; the same pixels give the same bytes."""
-  _check(pixels)
+  check_pixels(pixels)
   buffer = io.BytesIO()
   Image.fromarray(pixels).save(buffer, format="PNG")
   return buffer.getvalue()
@@ -147,65 +147,7 @@ def save_png(path: str | os.PathLike, pixels: np.ndarray) -> Path:
   return path
 
 
-def grid(
-    images: Sequence[np.ndarray],
-    columns: int,
-    captions: Sequence[str] | None = None,
-    *,
-    tile: int = 96,
-    font_size: int = 13,
-    max_lines: int = 8,
-) -> np.ndarray:
-  """A contact sheet on white, row by row.
-
-  Args:
-    images: uint8 [height, width, 3] each; sizes may differ.
-    columns: tiles in a row.
-    captions: a text for each tile, wrapped beneath it.
-    tile: pictures with a shorter edge than this are enlarged by a whole factor (nearest neighbour) until they reach it.
-    font_size: of the captions, in pixels.
-    max_lines: longer captions end in "…".
-
-  Returns:
-    uint8 [height, width, 3].
-
-  Raises:
-    BadRequest: there are no images, no columns, or not as many captions as images.
-  """
-  if not len(images):
-    raise BadRequest("a sheet needs at least one picture")
-  if columns < 1:
-    raise BadRequest(f"a sheet can't have {columns} columns; give 1 or more")
-  if captions is not None and len(captions) != len(images):
-    raise BadRequest(f"a sheet of {len(images)} pictures needs as many captions, got {len(captions)}")
-  tiles = [_enlarge(image, tile) for image in images]
-  columns = min(columns, len(tiles))
-  gap, line = 8, round(font_size * 1.35)
-  font = ImageFont.load_default(font_size)
-  cell = max(t.shape[1] for t in tiles)
-  texts = [_wrap(caption, font, cell, max_lines) for caption in captions] if captions is not None else [[]] * len(tiles)
-
-  rows = [range(i, min(i + columns, len(tiles))) for i in range(0, len(tiles), columns)]
-  picture_heights = [max(tiles[i].shape[0] for i in row) for row in rows]
-  text_heights = [max(len(texts[i]) for i in row) * line for row in rows]
-  row_heights = [p + t + (4 if t else 0) for p, t in zip(picture_heights, text_heights, strict=True)]
-  size = (columns * (cell + gap) + gap, sum(row_heights) + gap * (len(rows) + 1))
-  sheet = Image.new("RGB", size, _WHITE)
-  draw = ImageDraw.Draw(sheet)
-  y = gap
-  for row, picture_height, row_height in zip(rows, picture_heights, row_heights, strict=True):
-    for column, i in enumerate(row):
-      x = gap + column * (cell + gap)
-      # Centred above the caption, standing on the row's common base line.
-      at = (x + (cell - tiles[i].shape[1]) // 2, y + picture_height - tiles[i].shape[0])
-      sheet.paste(Image.fromarray(tiles[i]), at)
-      for k, words in enumerate(texts[i]):
-        draw.text((x, y + picture_height + 4 + k * line), words, fill=(0, 0, 0), font=font)
-    y += row_height + gap
-  return np.array(sheet)
-
-
-def _check(pixels: np.ndarray) -> None:
+def check_pixels(pixels: np.ndarray) -> None:
   if getattr(pixels, "dtype", None) != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
     raise BadRequest(
         f"a picture needs uint8 pixels [height, width, 3], got {getattr(pixels, 'dtype', type(pixels).__name__)}"
@@ -223,33 +165,5 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     raise ValueError("floating-point pixels have no known range; convert it to 8 bits a channel")
   if image.has_transparency_data:
     image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, (*_WHITE, 255)), image).convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*WHITE, 255)), image).convert("RGB")
   return image.convert("RGB")
-
-
-def _enlarge(pixels: np.ndarray, least: int) -> np.ndarray:
-  _check(pixels)
-  factor = -(-least // min(pixels.shape[:2]))
-  return pixels.repeat(factor, 0).repeat(factor, 1) if factor > 1 else pixels
-
-
-def _wrap(text: str, font: Any, width: int, max_lines: int) -> list[str]:
-  """Breaks a text into lines no wider than `width`, at spaces where possible."""
-  lines = []
-  for paragraph in text.splitlines():
-    line = ""
-    for word in paragraph.split():
-      if line and font.getlength(f"{line} {word}") <= width:
-        line = f"{line} {word}"
-        continue
-      if line:
-        lines.append(line)
-      while len(word) > 1 and font.getlength(word) > width:
-        n = next((n for n in range(len(word) - 1, 1, -1) if font.getlength(word[:n]) <= width), 1)
-        lines.append(word[:n])
-        word = word[n:]
-      line = word
-    lines.append(line)
-  if len(lines) > max_lines:
-    lines = [*lines[: max_lines - 1], lines[max_lines - 1][:-1] + "…"]
-  return lines

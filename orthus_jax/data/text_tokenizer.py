@@ -1,11 +1,11 @@
 """Text to ids and back, over a `tokenizer.json` whose special tokens are found by name.
 
-Two layouts load through the same class: the small byte-level BPE of `train_tokenizer`, and Chameleon's own file.
+Two layouts load through the same class: the small byte-level BPE of `tokenizer_training.py`, and Chameleon's own file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import functools
 import hashlib
@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import first_line, write_text
 
 FILE_NAME = "tokenizer.json"
 # Written beside the tokenizer only where the names aren't Chameleon's, so that what was saved loads without being told.
@@ -136,12 +137,12 @@ class TextTokenizer:
       tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_with_added(spec)))
     except Exception as e:
       # The library raises bare Exception for a file that it can't read.
-      raise BadRequest(f"{file} is no tokenizer that the tokenizers library can read: {_first_line(e)}") from e
+      raise BadRequest(f"{file} is no tokenizer that the tokenizers library can read: {first_line(e)}") from e
     if names is None and (names_file := file.with_name(NAMES_FILE)).is_file():
       try:
         names = TokenNames(**json.loads(names_file.read_text(encoding="utf-8")))
       except (ValueError, TypeError) as e:
-        raise BadRequest(f"{names_file} doesn't hold token names: {_first_line(e)}; mend or remove it") from e
+        raise BadRequest(f"{names_file} doesn't hold token names: {first_line(e)}; mend or remove it") from e
     try:
       return cls(tokenizer, names=names)
     except BadRequest as e:
@@ -152,8 +153,9 @@ class TextTokenizer:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     if self.names != TokenNames():
-      _write(directory / NAMES_FILE, json.dumps(dataclasses.asdict(self.names), indent=2))
-    return _write(directory / FILE_NAME, json.dumps(self._spec, ensure_ascii=False, indent=1))
+      write_text(directory / NAMES_FILE, json.dumps(dataclasses.asdict(self.names), indent=2))
+    write_text(directory / FILE_NAME, json.dumps(self._spec, ensure_ascii=False, indent=1))
+    return directory / FILE_NAME
 
   def encode(self, text: str) -> list[int]:
     """The ids of a text, with no special token added or recognised.
@@ -192,51 +194,6 @@ class TextTokenizer:
         f"TextTokenizer(vocab_size={self.vocab_size}, image_codes={self.image_codes},"
         f" digest={self.digest()[:12]!r})"
     )
-
-
-def train_tokenizer(
-    texts: Iterable[str],
-    vocab_size: int,
-    image_codes: int,
-    *,
-    names: TokenNames | None = None,
-    min_frequency: int = 2,
-) -> TextTokenizer:
-  """Trains a byte-level BPE with Chameleon's layout; the same texts always give the same tokenizer.
-
-  Ids: 0 bos, 1 pad, 2 eos, 3 unknown (never produced), then the image codes from 4, then end of image, begin of image,
-  sep and image, then the 256 bytes, then the merges.
-
-  Args:
-    texts: what to learn merges from.
-    vocab_size: how many ids at most; fewer come out where the texts don't have that many merges to offer.
-    image_codes: how many image codes; 0 for none.
-    names: what to call the special tokens.
-    min_frequency: how often a pair must occur to be merged.
-
-  Raises:
-    BadRequest: the vocabulary is too small for the special tokens, the image codes and the bytes.
-  """
-  names = names or TokenNames()
-  if image_codes < 0:
-    raise BadRequest(f"a tokenizer can't have {image_codes} image codes; give 0 or more")
-  specials = [names.bos, names.pad, names.eos, "<unk>", *map(image_code_name, range(image_codes))]
-  specials += [names.end_of_image, names.begin_of_image, names.sep, names.image]
-  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-  if vocab_size < (least := len(specials) + len(alphabet)):
-    raise BadRequest(f"a vocabulary of {vocab_size} is too small for {image_codes} image codes; give at least {least}")
-  tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  tokenizer.decoder = decoders.ByteLevel()
-  trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      min_frequency=min_frequency,
-      special_tokens=specials,
-      initial_alphabet=alphabet,
-      show_progress=False,
-  )
-  tokenizer.train_from_iterator(texts, trainer)
-  return TextTokenizer(tokenizer, names=names)
 
 
 def _image_codes(vocab: dict[str, int]) -> range:
@@ -284,14 +241,3 @@ def _plain_tokenizer(spec: dict[str, Any], not_text: set[str]) -> tokenizers.Tok
   added = [t for t in spec["added_tokens"] if t["content"] not in not_text]
   plain = {**spec, "model": model, "added_tokens": added, "post_processor": None, "truncation": None, "padding": None}
   return tokenizers.Tokenizer.from_str(json.dumps(plain))
-
-
-def _write(path: Path, text: str) -> Path:
-  temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-  temporary.write_text(text, encoding="utf-8")
-  os.replace(temporary, path)
-  return path
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error) or type(error).__name__).splitlines()[0]

@@ -23,16 +23,21 @@ from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import names, processor, safetensors
+from orthus_jax.interop.published_arrays import (
+  DECODER,
+  INDEX_FILE,
+  canonical_entries,
+  decoder_entries,
+  find_entries,
+  read_json,
+)
 from orthus_jax.interop.published_config import read_config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.orthus import describe
 
 CONFIG_FILE = "config.json"
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
 _SHOWN = 20  # problems that are told in full
-_DECODER = "model.vqmodel.decoder."
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 Place = Callable[[str, tuple[int, ...], np.dtype], jax.sharding.Sharding | None]
 
@@ -44,7 +49,7 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
     return False
   if any(any(path.glob(pattern)) for pattern in ("*.safetensors", INDEX_FILE, "pytorch_model*")):
     return True
-  return "model_type" in _read_json(path / CONFIG_FILE, [])
+  return "model_type" in read_json(path / CONFIG_FILE, [])
 
 
 def refusal(what: str, problems: list[str]) -> BadRequest:
@@ -134,13 +139,13 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
     BadRequest: naming everything that is missing, left over, cut off, of another shape or dtype, or not supported.
   """
   directory, problems, notes = Path(directory), [], []
-  said = _read_json(directory / CONFIG_FILE, problems)
+  said = read_json(directory / CONFIG_FILE, problems)
   sound = not problems
-  found, absent = _entries(directory, problems)
-  entries = _canonical(found, problems)
+  found, absent = find_entries(directory, problems)
+  entries = canonical_entries(found, problems)
   if decoder:
-    taken = _decoder_entries(Path(decoder), problems)
-    entries = {k: v for k, v in entries.items() if not (k.startswith(_DECODER) and taken)} | taken
+    taken = decoder_entries(Path(decoder), problems)
+    entries = {k: v for k, v in entries.items() if not (k.startswith(DECODER) and taken)} | taken
   said = {**said, "vq_config": _with_resolution(said.get("vq_config"), directory)}
   others = len(problems)
   model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems)
@@ -183,81 +188,6 @@ def _config(model: ModelConfig, sampling: Any) -> Config:
   return Config(model=model, sampling=sampling, data=dataclasses.replace(DataConfig(), sequence_length=length))
 
 
-def _read_json(file: Path, problems: list[str]) -> dict[str, Any]:
-  try:
-    values = json.loads(file.read_text(encoding="utf-8"))
-    if isinstance(values, dict):
-      return values
-    problems.append(f"{file.name} must hold fields")
-  except FileNotFoundError:
-    problems.append(f"{file.name} is missing")
-  except (OSError, ValueError) as e:
-    problems.append(f"{file.name} can't be read as JSON ({str(e).splitlines()[0]})")
-  return {}
-
-
-def _entries(directory: Path, problems: list[str]) -> tuple[dict[str, safetensors.Entry], bool]:
-  """The arrays of all files, and whether some of them can't be known: then nothing can be called missing."""
-  index = directory / INDEX_FILE
-  weight_map: dict[str, str] = {}
-  if index.is_file():
-    weight_map = _read_json(index, problems).get("weight_map") or {}
-    if not isinstance(weight_map, dict) or not all(isinstance(f, str) and f == Path(f).name for f in weight_map.values()):
-      problems.append(f"{INDEX_FILE} has no usable weight_map")
-      return {}, True
-    files = sorted(set(weight_map.values()))
-  else:
-    files = [SINGLE_FILE] if (directory / SINGLE_FILE).is_file() else []
-    if not files:
-      other = any(directory.glob("pytorch_model*")) or any(directory.glob("*.bin"))
-      problems.append(
-          f"there is neither {INDEX_FILE} nor {SINGLE_FILE}"
-          + (": only safetensors are read, as a .bin file may run code; save it as safetensors first" if other else "")
-      )
-  found: dict[str, safetensors.Entry] = {}
-  absent = not files
-  for name in files:
-    held = sum(f == name for f in weight_map.values())
-    if not (directory / name).is_file():
-      problems.append(f"{name} is missing ({INDEX_FILE} puts {held} arrays there)")
-      absent = True
-      continue
-    try:
-      header = safetensors.read_header(directory / name)
-    except safetensors.Damaged as e:
-      problems.append(str(e))
-      absent = True
-      continue
-    problems += [f"{k} is in {name} and in {found[k].file.name}" for k in header if k in found]
-    problems += [f"{k} isn't in {name}, where {INDEX_FILE} puts it" for k, f in weight_map.items() if f == name and k not in header]
-    found |= header
-  return found, absent
-
-
-def _canonical(found: Mapping[str, safetensors.Entry], problems: list[str]) -> dict[str, safetensors.Entry]:
-  """The arrays by the released names, whichever version wrote them."""
-  entries: dict[str, safetensors.Entry] = {}
-  for key, entry in found.items():
-    name = names.canonical(key)
-    if name in entries:
-      problems.append(f"{key} is there twice, under two names")
-    if name:
-      entries[name] = entry
-  return entries
-
-
-def _decoder_entries(file: Path, problems: list[str]) -> dict[str, safetensors.Entry]:
-  try:
-    header = safetensors.read_header(file)
-  except safetensors.Damaged as e:
-    problems.append(f"--decoder: {e}")
-    return {}
-  taken = {names.decoder_key(k): e for k, e in header.items() if names.decoder_key(k)}
-  if not any(k.startswith(_DECODER) for k in taken):
-    problems.append(f"--decoder: {file.name} holds no array called decoder.*")
-  return taken
-
-
 def _with_resolution(vq: Any, directory: Path) -> Any:
   """The VQGAN's config with the resolution that the image processor's file says, where it says none itself."""
   if vq is None:
@@ -296,7 +226,7 @@ def _lacking(entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[s
     lacking.append("image_head/")
     if _CODEBOOK in entries:
       entries[_CODEBOOK_IN] = entries[_CODEBOOK]
-  if not any(k.startswith((_DECODER, "model.vqmodel.post_quant_conv.")) for k in entries):
+  if not any(k.startswith((DECODER, "model.vqmodel.post_quant_conv.")) for k in entries):
     lacking.append("vision_tokenizer/post_quant_conv/")
   return tuple(lacking)
 

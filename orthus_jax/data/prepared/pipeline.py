@@ -27,6 +27,7 @@ from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class _Folder:
           return None
         pictures.append(record_format.read_picture(picture, self._config, self.facts["images"]))
     except (ValueError, IndexError, OSError, SyntaxError) as e:  # a picture, or numbers, that aren't what they should be
-      self.bad.report(str(self.path), f"document {number}", (str(e) or type(e).__name__).splitlines()[0])
+      self.bad.report(str(self.path), f"document {number}", first_line(e))
       self.bad.check()
       return None
     return stored.sequence, pictures

@@ -17,6 +17,7 @@ import numpy as np
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import first_line
 
 _log = logging.getLogger(__name__)
 _OPTIONS = "readahead_buffer_size:0"
@@ -61,7 +62,7 @@ class Shards:
       try:
         return self._readers[shard].read([place])[0]
       except (RuntimeError, ValueError, IndexError) as e:
-        reason = (str(e) or type(e).__name__).splitlines()[0][:200]
+        reason = first_line(e)[:200]
     self.bad.report(str(self._paths[shard]), f"record {place}", reason)
     self.bad.check()
     return None

@@ -21,6 +21,7 @@ from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.shapes import records, world
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import first_line
 
 TRAIN = {
     "caption_to_image": 9000, "image_to_caption": 1800, "question": 7600, "edit": 350, "story": 400, "brief_question": 5500,
@@ -209,7 +210,7 @@ class ShapesDocuments(Sequence[Document | None]):
     try:
       return from_record(self._source[index % self._length])
     except Exception as e:  # ArrayRecord, protobuf, JSON and Pillow each have their own
-      self.bad.report(self._name, f"record {index % self._length}", (str(e) or type(e).__name__).splitlines()[0])
+      self.bad.report(self._name, f"record {index % self._length}", first_line(e))
     self.bad.check()
     return None
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from orthus_jax.data.shapes import world
+from orthus_jax.data.shapes import drawing, world
 from orthus_jax.data.shapes.world import COLORS, PLACES, REACH, SCALE, SHAPES, SIZES, Thing
 from orthus_jax.errors import BadRequest
 
@@ -72,7 +72,7 @@ def _templates() -> tuple[np.ndarray, np.ndarray, list[tuple[str, str, float, fl
       # A triangle's centroid lies a third of its reach below the middle of its box.
       for dy in _OFFSETS - (REACH[shape] * SCALE[size] / 3 if shape == "triangle" else 0.0):
         for dx in _OFFSETS:
-          sharp = world.coverage(shape, size, middle + dx, middle + dy, side, side)
+          sharp = drawing.coverage(shape, size, middle + dx, middle + dy, side, side)
           for sigma in _SOFTNESS:
             patches.append((ndimage.gaussian_filter(sharp, sigma) if sigma else sharp).ravel())
             labels.append((shape, size, float(dx), float(dy)))

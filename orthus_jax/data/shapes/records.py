@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.shapes import brief, changes, language, questions, world
+from orthus_jax.data.shapes import brief, changes, drawing, language, questions, world
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 from orthus_jax.errors import BadRequest
 
@@ -52,7 +52,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   rng = np.random.default_rng((seed, SPLITS.index(split), KINDS.index(kind), number))
 
   def draw(scene: Scene, learn: bool = False) -> Image:
-    return Image(world.render(scene, resolution), learn)
+    return Image(drawing.render(scene, resolution), learn)
 
   if kind in ("caption_to_image", "crowd_to_image"):
     tags = _CROWD_TAGS if kind == "crowd_to_image" else _TRAIN_TAGS

@@ -8,7 +8,8 @@ import sys
 import tempfile
 
 from orthus_jax.data.shapes import corpus
-from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer, train_tokenizer
+from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer
+from orthus_jax.data.tokenizer_training import train_tokenizer
 
 VOCAB_SIZE = 1024
 IMAGE_CODES = 512

@@ -15,7 +15,7 @@ import tensorstore as ts
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import huggingface, names, published_files, safetensors
+from orthus_jax.interop import huggingface, names, published_arrays, published_files, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
@@ -86,7 +86,7 @@ def to_huggingface(
     opened.close()
     if len(shards) > 1:
       index = {"metadata": {"total_size": total}, "weight_map": {k: f for f, keys in shards.items() for k in keys}}
-      files.write_text(folder / huggingface.INDEX_FILE, json.dumps(index, indent=2) + "\n")
+      files.write_text(folder / published_arrays.INDEX_FILE, json.dumps(index, indent=2) + "\n")
     language = dtypes["transformer/norm/scale"].name
     notes = published_files.write(
         folder, config, run=run, originals=run / ORIGINALS, dtype=language, changed=dtype != "keep"
@@ -124,7 +124,7 @@ def _shards(
     groups[-1].append(key)
     held += size
   if len(groups) == 1:
-    return {huggingface.SINGLE_FILE: groups[0]}
+    return {published_arrays.SINGLE_FILE: groups[0]}
   return {f"model-{i:05d}-of-{len(groups):05d}.safetensors": keys for i, keys in enumerate(groups, 1)}
 
 
