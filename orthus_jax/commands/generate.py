@@ -101,8 +101,8 @@ def main(argv: Sequence[str]) -> int:
 
   files = output_files.write(out, segments, responses)
   if args.json:
-    json.dump({"responses": [output_files.as_json(r, f) for r, f in zip(responses, files)], "seconds": time.monotonic() - begin},
-              sys.stdout, indent=2)  # fmt: skip
+    told = [output_files.as_json(r, f) for r, f in zip(responses, files)]
+    json.dump({"responses": told, "seconds": time.monotonic() - begin}, sys.stdout, indent=2)
     print()
     return 0
   if talks:

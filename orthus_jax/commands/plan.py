@@ -31,8 +31,9 @@ program is optimised, scheduled and laid out in memory, which is all that a plan
                                                 fits as overrides to paste
   --limit=12                                    programs that --search compiles at most
   --generate=64                                 plans generation instead: a picture for each of so many prompts at once
-  --whole                                       has a TPU's compiler go on to machine code, minutes longer: shows the program's own
-                                                size, and what goes wrong only there, as a kernel that needs too much on-chip memory
+  --whole                                       has a TPU's compiler go on to machine code, minutes longer: shows the program's
+                                                own size, and what goes wrong only there, as a kernel that needs too much
+                                                on-chip memory
   --against=FILE                                a report of --json to compare with
   --json                                        prints the report as JSON
   --calibration                                 instead plans the published runs that the calibrated time is fitted to
@@ -106,7 +107,8 @@ def main(argv: Sequence[str]) -> int:
       raise BadRequest(f"--calibration plans published runs alone: leave out {strange[0]}")
     from orthus_jax.planning import calibration
 
-    return calibration.show(make=functools.partial(child_process.run, _make, "report", stop_at=stop_at), as_json="--json" in rest)
+    make = functools.partial(child_process.run, _make, "report", stop_at=stop_at)
+    return calibration.show(make=make, as_json="--json" in rest)
 
   config, options = read_config(rest)
   if options["workdir"]:

@@ -57,7 +57,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
   argv = [_long_form(a) for a in argv if not re.match(r"--?config($|=)", a)]
   fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
-  names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS, *_flag_names(fields, "--config")]
+  names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS]
+  names += _flag_names(fields, "--config")
   tuples = {name for name in names if isinstance(_field(fields, name), tuple)}
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])

@@ -235,7 +235,7 @@ class Scheduler:
   def _advance(self, *, others: bool) -> Iterator[Progress]:
     size = self._size
     ahead = max(self._length[r] for r in self._rows) + size.positions
-    for row, guides in self._guides.items():
+    for row in self._guides:
       ahead = max(ahead, *(len(lane) + self._rows[row][1].patches + 1 for lane in self._rows[row][1].guides), 0)
     program = dataclasses.replace(self._program, window=self._window(int(ahead)))
     stop_at = np.int32(max(1, size.rows // 8) if others else size.rows + 1)

@@ -60,7 +60,8 @@ def find_entries(directory: Path, problems: list[str]) -> tuple[dict[str, safete
       absent = True
       continue
     problems += [f"{k} is in {name} and in {found[k].file.name}" for k in header if k in found]
-    problems += [f"{k} isn't in {name}, where {INDEX_FILE} puts it" for k, f in weight_map.items() if f == name and k not in header]
+    promised = [k for k, f in weight_map.items() if f == name]
+    problems += [f"{k} isn't in {name}, where {INDEX_FILE} puts it" for k in promised if k not in header]
     found |= header
   return found, absent
 

@@ -12,7 +12,7 @@ from typing import Any
 from flax import nnx
 import jax
 
-Params = dict[str, jax.Array]
+Params = dict[str, Any]  # arrays of jax or numpy, or their shapes, by name
 Axes = dict[str, tuple[str | None, ...]]
 
 

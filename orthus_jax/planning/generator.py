@@ -125,7 +125,8 @@ def text(plan: GeneratorPlan) -> str:
   lines = [
       f"{plan.title}  generating on {plan.topology}: {plan.rows} pictures at once, {plan.solver_steps} solver steps a patch",
       f"memory of one device: parameters {m['parameters'] / GIB:.2f} GiB, temporaries (the cache among them)"
-      f" {m['temporaries'] / GIB:.2f}, peak {m['peak'] / GIB:.2f}" + (f" of {m['capacity'] / GIB:.2f}" if m["capacity"] else ""),
+      f" {m['temporaries'] / GIB:.2f}, peak {m['peak'] / GIB:.2f}"
+      + (f" of {m['capacity'] / GIB:.2f}" if m["capacity"] else ""),
   ]  # fmt: skip
   if plan.fits is not None:
     lines.append(

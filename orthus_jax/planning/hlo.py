@@ -232,7 +232,7 @@ def parse(text: str) -> Module:
 
 
 def replica_groups(attributes: str) -> np.ndarray | None:
-  """Groups of partitions [groups, size] of a collective, whichever of XLA's notations it is written in; None if it can't be told."""
+  """Groups of partitions [groups, size] of a collective, in any of XLA's notations; None if it can't be told."""
   found = re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", attributes)
   if found:
     groups = [[int(n) for n in g.split(",") if n] for g in re.findall(r"\{([\d, ]*)\}", found.group(1))]

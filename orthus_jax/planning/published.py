@@ -91,11 +91,11 @@ RUNS = (
         _llama(vocab=128256, mlp=14336, kv_heads=8, length=8192, remat="offload", batch=4 * 256, mesh=dict(fsdp=-1), block=2048,
                backward="fused", options=_MAXTEXT)),
     Run("7B, 4096, 4 x v5e-256", "AXLearn", "v5e:16x16", 4, 2.21,
-        _llama(vocab=32768, mlp=11008, kv_heads=32, length=4096, remat="dots", batch=_TOKENS // 4096, mesh=dict(data=4, fsdp=256),
-               options=_WAITING)),
+        _llama(vocab=32768, mlp=11008, kv_heads=32, length=4096, remat="dots", batch=_TOKENS // 4096,
+               mesh=dict(data=4, fsdp=256), options=_WAITING)),
     Run("7B, 2048, v5p-512", "AXLearn", "v5p:4x8x8", 1, 2.85,
-        _llama(vocab=32768, mlp=11008, kv_heads=32, length=2048, remat="dots", batch=_TOKENS // 2048, mesh=dict(data=32, fsdp=8),
-               options=_WAITING)),
+        _llama(vocab=32768, mlp=11008, kv_heads=32, length=2048, remat="dots", batch=_TOKENS // 2048,
+               mesh=dict(data=32, fsdp=8), options=_WAITING)),
 )  # fmt: skip
 
 

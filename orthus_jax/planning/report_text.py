@@ -48,8 +48,8 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
 
   f = plan.flops
   out.print()
-  out.print(f"FLOPs of one device and step: {f['total'] / 1e12:.2f} T (matrix products {f['products'] / 1e12:.2f}, attention kernels"
-            f" {f['attention'] / 1e12:.2f}); closed form {f['closed_form'] / 1e12:.2f}, a ratio of"
+  out.print(f"FLOPs of one device and step: {f['total'] / 1e12:.2f} T (matrix products {f['products'] / 1e12:.2f},"
+            f" attention kernels {f['attention'] / 1e12:.2f}); closed form {f['closed_form'] / 1e12:.2f}, a ratio of"
             f" {f['total'] / f['closed_form']:.3f}; counted by MFU {f['model'] / 1e12:.2f}")  # fmt: skip
   out.print(
     f"memory traffic {plan.bytes['memory'] / 1e9:.1f} GB"
@@ -58,8 +58,9 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   if plan.traffic:
     rows = _table("collectives of one device and step", ("kind", "axes", "count", "GB", "ms at published rates"))
     for t in plan.traffic[:8]:
+      took = f"{1e3 * (t['link_seconds'] + t['network_seconds']):.1f}"
       rows.add_row(t["kind"], "+".join(t["axes"]) or "-", str(t["count"]), f"{t['bytes'] / 1e9:.3f}",
-                   f"{1e3 * (t['link_seconds'] + t['network_seconds']):.1f}" + (" (between slices)" if t["network_seconds"] else ""))  # fmt: skip
+                   took + (" (between slices)" if t["network_seconds"] else ""))  # fmt: skip
     if len(plan.traffic) > 8:
       rest = plan.traffic[8:]
       rows.add_row("others", "", str(sum(t["count"] for t in rest)), f"{sum(t['bytes'] for t in rest) / 1e9:.3f}",

@@ -132,7 +132,8 @@ def show(tried: list[tuple[Candidate, Plan]], *, as_json: bool) -> int:
     for c, p in tried:
       free = 1 - p.memory["peak"] / p.memory["capacity"]
       print(
-        f"{p.mfu['calibrated']:>6.1%} {p.tokens_per_chip['calibrated']:>14,.0f} {p.memory['peak'] / GIB:>9.2f} {free:>5.0%}  {c.overrides()}"
+        f"{p.mfu['calibrated']:>6.1%} {p.tokens_per_chip['calibrated']:>14,.0f} {p.memory['peak'] / GIB:>9.2f}"
+        f" {free:>5.0%}  {c.overrides()}"
       )
     print()
     print(best[0].overrides() if best else "nothing that was tried fits: take a larger slice, or raise --limit")

@@ -110,7 +110,8 @@ def train(
     pipeline = getattr(task, "pipeline", None)
     if pipeline is not None and config.data.cache_features and start < run.steps:
       vision = config.model.vision_tokenizer
-      feature_encoder.encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=(vision.patches, vision.latent_dim))
+      shape = (vision.patches, vision.latent_dim)
+      feature_encoder.encode_table(pipeline.table, layout.graphdef, state.params, mesh, shape=shape)
     encoded_by = getattr(pipeline, "encoded_by", set())
     if encoded_by and encoded_by != {feature_encoder.encoder_digest(state.params)}:
       raise BadRequest(

@@ -63,7 +63,8 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
   rate = schedule(c, run.steps)
   if c.name == "muon":
     rule = optax.contrib.muon(
-        rate, ns_steps=c.newton_schulz_steps, beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed, adam_b1=c.b1, adam_b2=c.b2, eps=c.eps,
+        rate, ns_steps=c.newton_schulz_steps, beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed,
+        adam_b1=c.b1, adam_b2=c.b2, eps=c.eps,
         adam_learning_rate=schedule(c, run.steps, peak=c.adamw_learning_rate or c.learning_rate),
         consistent_rms=0.2,  # the size of AdamW's updates, so that one learning rate serves both
         muon_weight_dimension_numbers=lambda params: {n: muon_dimensions(n) for n in params},

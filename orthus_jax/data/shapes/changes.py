@@ -107,7 +107,7 @@ def sample_edit(rng: np.random.Generator, split: str) -> Edit:
   low, high = {"add": (1, 2), "remove": (2, 3)}.get(operation, (1, 3))
   while True:
     n = int(rng.integers(low, high + 1))
-    scene = world.sample_in_split(lambda: world.sample_distinct(rng, n), split)
+    scene = world.sample_in_split(lambda n=n: world.sample_distinct(rng, n), split)
     change = sample_change(rng, scene.things, operation, split)
     if change is not None:
       return Edit(scene, _instruct(rng, scene.things, change), change,
@@ -155,7 +155,7 @@ def sample_story(rng: np.random.Generator, split: str) -> Story:
   turns = int(rng.integers(3, 6))
   while True:
     n = int(rng.integers(1, 3))
-    scenes = [world.sample_in_split(lambda: world.sample_distinct(rng, n), split)]
+    scenes = [world.sample_in_split(lambda n=n: world.sample_distinct(rng, n), split)]
     things = scenes[0].things
     names = " and ".join(f"a {noun(t.shape, color=t.color)}" for t in things)
     sentences = [str(pick(rng, _FIRST)).format(things=describe(things))]

@@ -1,4 +1,4 @@
-"""The world of `shapes`: one to four coloured things on a 3x3 grid, how they are sampled, and told apart; `drawing.py` draws them.
+"""The world of `shapes`: one to four coloured things on a 3x3 grid, how they are sampled and told apart (`drawing.py` draws).
 
 Lengths are in units of a 32-pixel picture and scale with the resolution.
 """
