@@ -53,6 +53,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     if hosts.primary():
       checkpoint.open_workdir(workdir, config)
+  task: Any
   with hosts.together():
     if tokenizer is None:
       task = tasks.TokenizerTask(config, source)
@@ -76,6 +77,7 @@ def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextT
   """Reads and lays out the documents."""
   if hosts.primary():
     tokenizer.save(workdir)
+  pipeline: Pipeline | PreparedPipeline
   if config.data.source == "prepared":
     pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())
   else:
@@ -130,6 +132,7 @@ def _report(
     figures["seconds"] = seconds
     print(shapes_table.table(result))
   else:
+    respond: Any
     for respond, documents in shown.items():
       if documents and not (respond == "image" and model.no_pictures):
         samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)

@@ -86,18 +86,17 @@ def main(argv: Sequence[str]) -> int:
       for seed in range(args.seed, args.seed + args.count)
   ]
   talks = args.count == 1 and not args.json and sys.stdout.isatty()
-  results: dict[int, Document] = {}
+  answered: dict[int, Document] = {}
   for event in model.stream(requests, batch_size=args.batch_size, preview_rows=args.preview, strict=True):
     if isinstance(event, Finished):
-      results[event.index] = event.document
+      answered[event.index] = event.document
     elif isinstance(event, TextPiece) and talks:
       print(event.text, end="", flush=True)
     elif isinstance(event, Preview):
       images_lib.save_png(_preview_file(out, event.index), event.pixels)
   for i in range(args.count if args.preview else 0):
     _preview_file(out, i).unlink(missing_ok=True)
-  results = [results[i] for i in range(args.count)]
-  responses = [r.segments[len(segments):] for r in results]
+  responses = [answered[i].segments[len(segments):] for i in range(args.count)]
 
   files = output_files.write(out, segments, responses)
   if args.json:
@@ -108,10 +107,10 @@ def main(argv: Sequence[str]) -> int:
   if talks:
     print()
   for response, paths in zip(responses, files):
-    paths = iter(paths)
+    names = iter(paths)
     for s in response:
       if isinstance(s, Image):
-        print(f"[{next(paths, 'picture')}]")
+        print(f"[{next(names, 'picture')}]")
       elif not talks:
         print(s.text)
   if out is not None and out.suffix in (".md", ".html"):

@@ -107,8 +107,8 @@ def main(argv: Sequence[str]) -> int:
       raise BadRequest(f"--calibration plans published runs alone: leave out {strange[0]}")
     from orthus_jax.planning import calibration
 
-    make = functools.partial(child_process.run, _make, "report", stop_at=stop_at)
-    return calibration.show(make=make, as_json="--json" in rest)
+    planned = functools.partial(child_process.run, _make, "report", stop_at=stop_at)
+    return calibration.show(make=planned, as_json="--json" in rest)
 
   config, options = read_config(rest)
   if options["workdir"]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.config import Config
@@ -52,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _lay_out(config: Config, folder: Path, images: str) -> int:
+def _lay_out(config: Config, folder: Path, images: Any) -> int:
   from orthus_jax.data.prepared import writer as prepared
   from orthus_jax.training import feature_encoder
 

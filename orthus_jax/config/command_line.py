@@ -29,7 +29,7 @@ def load_config(spec: str) -> Config:
   if not path.is_file():
     raise BadRequest(f"there is no config file {file!r}; configs/ has some")
   module_spec = importlib.util.spec_from_file_location(f"orthus_config_{path.stem}", path)
-  if module_spec is None:
+  if module_spec is None or module_spec.loader is None:
     raise BadRequest(f"{file!r} is no Python file")
   module = importlib.util.module_from_spec(module_spec)
   try:

@@ -39,7 +39,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config")
 def _convert(hint: Any, value: Any, where: str) -> Any:
   """Checks `value` against a type hint; a whole number may stand for a float, a list for a tuple."""
   origin = typing.get_origin(hint)
-  if dataclasses.is_dataclass(hint):
+  if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if isinstance(value, hint):
       return value
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
@@ -73,7 +73,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
   return value
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Any) -> Any:
   """Nested plain dicts and lists, ready for JSON; `from_dict` reads them back."""
   if dataclasses.is_dataclass(config):
     return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}

@@ -40,10 +40,13 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     BadRequest: there is no such file, it can't be decoded, or it is too large or empty; the message names the file.
     OSError: the file system fails in a way that may pass.
   """
-  in_memory = isinstance(source, (bytes, bytearray, memoryview))
-  name = f"the picture of {len(source)} bytes" if in_memory else f"the picture {os.fspath(source)!r}"
+  opened: Any
+  if isinstance(source, (bytes, bytearray, memoryview)):
+    name, opened = f"the picture of {len(source)} bytes", io.BytesIO(source)
+  else:
+    name, opened = f"the picture {os.fspath(source)!r}", source
   try:
-    with Image.open(io.BytesIO(source) if in_memory else source) as image:
+    with Image.open(opened) as image:
       width, height = image.size
       if width * height > max_pixels:
         raise BadRequest(f"{name} has {width}x{height} pixels, more than the {max_pixels:,} allowed; make it smaller")

@@ -10,7 +10,7 @@ predicts EOI (by the LM head).
 from __future__ import annotations
 
 import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,7 @@ class Tokenizer(Protocol):
   """What a layout needs of a text tokenizer."""
 
   bos: int
+  pad: int
   sep: int
   boi: int
   eoi: int
@@ -29,6 +30,12 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Token ids of plain text, without special tokens."""
+
+  def digest(self) -> str:
+    """Tells tokenizers of other content apart."""
+
+  def save(self, directory: Any) -> Any:
+    """Writes it into a directory."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,8 +115,9 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
       put([tokenizer.eoi], segment.learn, n)
       images.append(segment)
     previous = segment
-  if respond or previous.learn:
-    put([tokenizer.sep], previous.learn, n)
+  learnt = previous is not None and previous.learn
+  if respond or learnt:
+    put([tokenizer.sep], learnt, n)
   positions_N = np.bincount(np.asarray(owner) + 1)
   return Sequence(
       tokens_T=np.asarray(tokens, np.int32),

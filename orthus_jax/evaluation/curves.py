@@ -101,6 +101,6 @@ def _range(y: np.ndarray) -> tuple[float, float]:
     high = low + max(abs(low), 1.0) * 0.1
   if 0 <= low < 0.4 * high:
     low = 0.0
-  step = ticks(low, high, 4)
-  step = step[1] - step[0] if len(step) > 1 else high - low
+  marks = ticks(low, high, 4)
+  step = marks[1] - marks[0] if len(marks) > 1 else high - low
   return math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step

@@ -131,7 +131,8 @@ def summarize(
     replicates[name] = np.mean([replicates[p] for p in parts], axis=0)
     if all(p in baselines for p in parts):
       baselines[name] = float(np.mean([baselines[p] for p in parts]))
-  intervals = {name: tuple(float(q) for q in np.quantile(r, (0.025, 0.975))) for name, r in replicates.items()}
+  quantiles = {name: np.quantile(r, (0.025, 0.975)) for name, r in replicates.items()}
+  intervals = {name: (float(low), float(high)) for name, (low, high) in quantiles.items()}
   return Result(scores, intervals, counts, baselines, dict(seconds), tuple(cases))
 
 

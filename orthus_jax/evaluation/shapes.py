@@ -13,6 +13,7 @@ import zlib
 
 from orthus_jax.config import SamplingConfig
 from orthus_jax.data.documents import Document, Text
+from orthus_jax.data.pipeline import Source
 from orthus_jax.data.shapes import records
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest
@@ -68,7 +69,7 @@ class Limits:
 
 def evaluate(
     model: Any,
-    documents: Sequence[Document],
+    documents: Source,
     *,
     limits: Limits = Limits(),
     sampling: SamplingConfig | None = None,
@@ -117,7 +118,7 @@ def evaluate(
   return summarize(cases, means=_MEANS, seconds=seconds, seed=seed)
 
 
-def _choose(documents: Sequence[Document], limits: Limits) -> dict[str, list[Document]]:
+def _choose(documents: Source, limits: Limits) -> dict[str, list[Document]]:
   """Documents by kind, in reading order, up to the limits."""
   chosen: dict[str, list[Document]] = {kind: [] for kind in KINDS}
   quota = {(kind, tag): limits.of(kind) for kind in KINDS for tag in (TAGS if kind == "caption_to_image" else ("",))}
@@ -130,7 +131,8 @@ def _choose(documents: Sequence[Document], limits: Limits) -> dict[str, list[Doc
     key = (document.kind, document.meta.get("tag", "") if document.kind == "caption_to_image" else "")
     if key not in quota or quota[key] == 0:
       continue
-    quota[key] = None if quota[key] is None else quota[key] - 1
+    left = quota[key]
+    quota[key] = None if left is None else left - 1
     chosen[document.kind].append(document)
   return chosen
 

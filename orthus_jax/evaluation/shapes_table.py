@@ -35,7 +35,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "story_on_topic": "about what was asked", "story_length_ok": "three to five pictures",
     },
 }  # fmt: skip
-_BY_PART = {
+_BY_PART: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
     "Questions": {"open_": ("open:", questions.TYPES), "yes_no_": ("yes/no:", questions.TYPES),
                   "pair_": ("both of a pair:", questions.TYPES)},
     "Edits": {"edit_": ("change:", changes.OPERATIONS)},

@@ -26,18 +26,19 @@ img {{ display: block; width: 16rem; max-width: 100%; margin: 1rem 0; border-rad
 
 def write(out: Path | None, prompt: Sequence, responses: Sequence[Sequence]) -> list[list[str]]:
   """Writes pictures and pages; returns each response's picture files."""
-  page = out is not None and out.suffix in (".md", ".html")
-  if out is not None and out.suffix and not page and out.suffix != ".png":
+  if out is None:
+    out = Path("generated")
+  page, single = out.suffix in (".md", ".html"), out.suffix == ".png"
+  if out.suffix and not page and not single:
     raise BadRequest(f"--out={out}: its ending must be .png, .md or .html, or it must be a directory")
   stem = out.stem if page else "picture"
-  folder = out.parent if page else (out or Path("generated"))
+  folder = out.parent if page else out
   files: list[list[str]] = []
   n = 0
   for response in responses:
     files.append([])
     for s in response:
       if isinstance(s, Image):
-        single = out is not None and out.suffix == ".png"
         path = out.with_stem(f"{out.stem}-{n}") if single and n else out if single else folder / f"{stem}-{n:03d}.png"
         if not (page and out.suffix == ".html"):  # an HTML page carries its pictures
           images_lib.save_png(path, s.pixels)

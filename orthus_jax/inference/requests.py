@@ -142,7 +142,7 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
     raise BadRequest(f"document {document.id!r} takes {len(main)} positions of at most {longest}: shorten the prompt")
   pictures = (limit or 0) * (P + 2)
   max_new = pictures if request.respond == "image" else pictures + sampling.max_new_tokens
-  if (limit or 0) * (P + 1) > room:
+  if limit is not None and limit * (P + 1) > room:
     raise BadRequest(
         f"document {document.id!r}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
         f" {len(main)} positions into the {longest} of the model: ask for fewer or shorten the prompt"

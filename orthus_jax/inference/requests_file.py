@@ -94,7 +94,7 @@ def _record(line: bytes, at: int) -> dict[str, Any]:
 
 
 def _request(
-    record: Mapping[str, Any], at: int, folder: Path, base: SamplingConfig, respond: str, seed: int
+    record: Mapping[str, Any], at: int, folder: Path, base: SamplingConfig, respond: Any, seed: int
 ) -> Request:
   def field(name: str, kind: type, default: Any) -> Any:
     value = record.get(name, default)

@@ -162,7 +162,7 @@ class Scheduler:
     requests = [r for _, r, _ in chosen]
     pad = A - len(requests)
     filled = [*requests, *[requests[0]] * pad]
-    guides = (
+    columns = (
         column([g for g, _, _ in owned], A2, self._size.guides, np.int32), column([r for _, r, _ in owned], A2, B, np.int32),
         column([len(lane) for _, _, lane in owned], A2, 0, np.int32), column([x.weight for *_, x in owned], A2, 0, np.float32),
     )  # fmt: skip
@@ -172,7 +172,7 @@ class Scheduler:
             row=column([row for row, *_ in chosen], A, B, np.int32),
             length=np.asarray([len(r.main) - 1 for r in filled], np.int32),
             token=np.asarray([r.main.tokens_T[-1] for r in filled], np.int32), order=self._order(filled),
-            guide=guides[0], owner=guides[1], origin=guides[2], weight=guides[3],
+            guide=columns[0], owner=columns[1], origin=columns[2], weight=columns[3],
         ),
     )  # fmt: skip
 
@@ -201,7 +201,7 @@ class Scheduler:
     lanes = sorted(lanes, key=lambda item: -len(item[1]))
     pictures = [image.pixels for _, lane in lanes for image in lane.pictures]
     encoded = iter(self._net.encode(pictures)) if pictures else iter(())
-    features = [
+    features: list[Any] = [
         np.concatenate([next(encoded) for _ in lane.pictures]) if lane.pictures else None for _, lane in lanes
     ]
     for first in range(0, len(lanes), _READ):

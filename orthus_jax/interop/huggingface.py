@@ -174,11 +174,12 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   if problems:
     raise refusal(f"{directory} can't be read as a checkpoint", problems)
   language = entries["model.norm.weight"].numpy_dtype
-  param_dtype = "bfloat16" if language == np.dtype("bfloat16") else "float32"
+  param_dtype: Any = "bfloat16" if language == np.dtype("bfloat16") else "float32"
   transformer = dataclasses.replace(model.transformer, param_dtype=param_dtype)
   model = dataclasses.replace(model, transformer=transformer)
   if not model.vision_tokenizer.decoder:
     notes.append("there is no VQGAN decoder: this model can read pictures and not draw them (--decoder=FILE adds one)")
+  assert tokenizer is not None, "its lack is a problem, and told above"
   return Checkpoint(directory, _config(model, sampling), tokenizer, shapes, entries, fresh, tuple(notes))
 
 

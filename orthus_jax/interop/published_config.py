@@ -197,7 +197,7 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
 
 def hard_wired(model: ModelConfig) -> list[str]:
   """What of this model the released code, which has no field for it, runs otherwise: one line each."""
-  wired = {
+  wired: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
       "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight", "loss_chunk")),
       "vision_embedding": (model.vision_embedding, VisionEmbeddingConfig(), ("fresh_rows",)),
   }

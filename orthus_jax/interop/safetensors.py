@@ -13,6 +13,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -48,7 +49,8 @@ class Entry:
   begin: int
 
   @property
-  def numpy_dtype(self) -> np.dtype | None:
+  def numpy_dtype(self) -> Any:
+    """None where numpy has no such dtype."""
     return _DTYPES.get(self.dtype)
 
   @property

@@ -7,6 +7,8 @@ downsampling padded on the right and at the bottom.
 
 from __future__ import annotations
 
+from typing import Any
+
 import einops
 from flax import nnx
 import jax
@@ -182,7 +184,7 @@ class VisionTokenizer(nnx.Module):
     self.quant_conv = Conv(c.latent_dim, c.latent_dim, size=1, rngs=rngs)
     self.codebook = param(jax.random.normal(rngs.params(), (c.codes, c.latent_dim)), None, None)
     self.post_quant_conv = Conv(c.latent_dim, c.latent_dim, size=1, rngs=rngs)
-    self.decoder = Decoder(c, rngs=rngs) if c.decoder else None
+    self.decoder: Any = Decoder(c, rngs=rngs) if c.decoder else None
 
   def encode(self, pixels_BHWC: jax.Array) -> jax.Array:
     """Unquantised features, [B, P, C] in fp32, patches row by row.

@@ -67,7 +67,8 @@ def names(axis: str | None) -> tuple[str, ...]:
 
 def spec(mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
   """How an array of named axes lies on a mesh; an axis that its mesh axes don't divide is kept whole."""
-  parts, used = [], set()
+  parts: list[str | tuple[str, ...] | None] = []
+  used: set[str] = set()
   for size, axis in zip(shape, axes, strict=True):
     over = tuple(n for n in names(axis) if n not in used and mesh.shape.get(n, 1) > 1)
     if not over or size % math.prod(mesh.shape[n] for n in over):

@@ -45,7 +45,7 @@ def start(
     return
   if count is not None or any(v is not None for v in given.values()):
     missing = [f for f, v in ({"--processes": count} | given).items() if v is None]
-    if missing:
+    if count is None or coordinator is None or process_id is None:
       raise BadRequest(
           f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT --processes=N --process_id=I together"
       )
@@ -102,10 +102,10 @@ def _detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
     raise BadRequest(
         "no cluster is found (SLURM, Open MPI, GKE, Cloud TPU): give --coordinator, --processes and --process_id"
     )
-  coordinator, count, process_id, local = found
+  coordinator, count, process_id = found[:3]
   # jax gives each process of SLURM one device; one that has its node to itself takes all of them.
   alone = re.match(r"1($|[(,])", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-  return coordinator, count, process_id, None if alone else local
+  return coordinator, count, process_id, None if alone else found[3]
 
 
 def meet(coordinator: str, count: int, process_id: int, *, timeout: float) -> None:

@@ -104,7 +104,7 @@ def estimate(work: Work, traffic: Sequence[Traffic], chip: Chip, calibration: Ca
     "network": sum(t.link_seconds + t.network_seconds for t in traffic),
     "host": work.host_bytes / 2 / chip.host_link,  # out and back go at once, in both directions
   }
-  limit = max(parts, key=parts.get)
+  limit = max(parts, key=lambda part: parts[part])
   own = sum(o.times * op_seconds(o, chip, calibration) for o in work.ops if not o.beside)
   own = max(own, parts["memory"] / calibration.bandwidth)  # copies that run beside instructions share the memory with them
   sent = sum(

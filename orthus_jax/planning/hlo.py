@@ -91,10 +91,10 @@ class Instruction:
   def stored(self) -> int:
     return sum(a.stored for a in self.arrays)
 
-  def called(self, attribute: str) -> str | None:
-    """The computation that an attribute such as `body` names."""
+  def called(self, attribute: str) -> str:
+    """The computation that an attribute such as `body` names; empty for none."""
     found = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
-    return found.group(1) if found else None
+    return found.group(1) if found else ""
 
   @property
   def op_name(self) -> str:

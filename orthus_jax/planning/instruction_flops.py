@@ -26,8 +26,7 @@ def _axis_pairs(size: int, kernel: int, out: int, stride: int, low: int, base: i
 @functools.lru_cache(maxsize=4096)
 def convolution(out: tuple[int, ...], lhs: tuple[int, ...], rhs: tuple[int, ...], attributes: str) -> float:
   """FLOPs of a convolution; TPU compilers write every matrix product as one."""
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
-  l, r, o = labels.groups()
+  l, r, o = re.findall(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)[0]
   window = re.search(r"window=\{([^}]*)\}", attributes)
   fields = dict(f.split("=") for f in window.group(1).split()) if window else {}
   spatial = [c for c in o if c.isdigit()]
@@ -52,7 +51,7 @@ def convolution(out: tuple[int, ...], lhs: tuple[int, ...], rhs: tuple[int, ...]
 
 
 def dot(out: Array, lhs: Array, attributes: str) -> float:
-  dims = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", attributes).group(1)
+  dims = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)[0]
   return 2.0 * out.size * math.prod(lhs.dims[int(d)] for d in dims.split(",") if d)
 
 

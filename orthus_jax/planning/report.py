@@ -92,8 +92,8 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
         f"the compiled text can't be read ({type(e).__name__}): FLOPs are the traced program's, without collectives"
       )
   if counted is None:
-    flops = traced.flops(compiled.jaxpr) / topology.chips
-    counted = work.Work((work.Op("the traced program", "", 1, products=flops),))
+    products = traced.flops(compiled.jaxpr) / topology.chips
+    counted = work.Work((work.Op("the traced program", "", 1, products=products),))
     if compiled.memory.limit and not compiled.text:
       notes.append("the compiler gave up for lack of memory: FLOPs are the traced program's, without collectives")
   for loop in counted.unknown_loops:
@@ -109,7 +109,9 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
       "model": closed.model / topology.chips, "model_full": closed.model_full / topology.chips,
   }  # fmt: skip
   memory, fits = _memory(compiled, topology, notes)
-  times, speed, mfu = {}, {}, {}
+  times: dict[str, float] = {}
+  speed: dict[str, float] = {}
+  mfu: dict[str, float] = {}
   if chip.flops:
     found = estimate.estimate(counted, traffic, chip)
     times = dataclasses.asdict(found)
@@ -170,4 +172,5 @@ def read(values: dict[str, Any]) -> Plan:
   names = {f.name for f in dataclasses.fields(Plan)}
   if not isinstance(values, dict) or not names <= set(values):
     raise BadRequest("this is no report of `orthus plan --json`")
-  return Plan(**{n: tuple(v) if isinstance(v := values[n], list) else v for n in names})
+  fields: dict[str, Any] = {n: tuple(v) if isinstance(v := values[n], list) else v for n in names}
+  return Plan(**fields)

@@ -14,7 +14,8 @@ from orthus_jax.planning.report import Plan, advice
 
 def text(plan: Plan, *, config: Config | None = None, against: Plan | None = None, width: int = 110) -> str:
   """A plan as a page of text."""
-  out = Console(file=io.StringIO(), width=width, highlight=False, no_color=True, force_terminal=False)
+  page = io.StringIO()
+  out = Console(file=page, width=width, highlight=False, no_color=True, force_terminal=False)
   mesh = " x ".join(f"{a} {n}" for a, n in plan.mesh.items() if n > 1) or "one device"
   out.print(f"{plan.title}  on {plan.topology}, {plan.chips} chips".strip())
   out.print(
@@ -86,7 +87,7 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   for note in plan.notes:
     out.print(f"note: {note}")
   out.print(f"planned in {sum(plan.seconds.values()):.0f} s")
-  return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
+  return "\n".join(line.rstrip() for line in page.getvalue().splitlines()) + "\n"
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Table:

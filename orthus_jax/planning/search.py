@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import dataclasses
 import json
 import typing
+from typing import Any
 
 from orthus_jax.config import Config, TransformerConfig
 from orthus_jax.errors import BadRequest
@@ -24,7 +25,7 @@ class Candidate:
   """
 
   mesh: tuple[int, int, int, int]
-  remat: str
+  remat: Any
   rows: int
 
   def apply(self, config: Config) -> Config:
@@ -76,14 +77,14 @@ def candidates(config: Config, topology: Topology) -> list[Candidate]:
 
 def search(
   config: Config, topology: Topology, *, limit: int, make: Callable[[Config], Plan], progress: Callable[[str], None]
-) -> list[tuple[Candidate, Plan | None]]:
+) -> list[tuple[Candidate, Plan]]:
   """Has `make` plan up to `limit` candidates.
 
   Some are passed over: one that is sure not to fit, with as much work on each device as one that didn't fit, and as much
   kept; one that computes more again than one that fits, of the same mesh and rows; one whose mesh was refused.
 
   Returns:
-    (candidate, plan), the best that fits first; a plan is None where the candidate was refused.
+    (candidate, plan), the best that fits first; those that were refused are left out.
 
   Raises:
     BadRequest: if a topology is no TPU's, as nothing says what fits elsewhere.
@@ -91,7 +92,7 @@ def search(
   if topology.chip.platform != "tpu":
     raise BadRequest("--search needs a TPU topology: nothing tells what fits on others without them")
   order = policies()
-  tried: list[tuple[Candidate, Plan | None]] = []
+  tried: list[tuple[Candidate, Plan]] = []
   too_large: list[Candidate] = []
   fit: list[Candidate] = []
   refused: set[tuple[int, int, int, int]] = set()

@@ -53,7 +53,7 @@ def trip_count(module: Module, computation: Computation, loop: Instruction) -> i
     counter = where.instructions.get(counter.operands[0])
   start, step = 0, 1
   if counter is not None and counter.opcode == "get-tuple-element":
-    index = int(re.search(r"index=(\d+)", counter.attributes).group(1))
+    index = int(re.findall(r"index=(\d+)", counter.attributes)[0])
     state = computation.instructions.get(loop.operands[0])
     if state is not None and state.opcode == "tuple" and index < len(state.operands):
       start = constant(computation, state.operands[index]) or 0

@@ -191,10 +191,10 @@ class _Counter:
   def _called(self, i: Instruction) -> list[Computation]:
     if i.opcode == "async-start":
       return [self._module.computations[i.called("calls")]]
-    names = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
+    listed = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
     names = (
-      re.findall(r"[\w.\-]+", names.group(1))
-      if names
+      re.findall(r"[\w.\-]+", listed.group(1))
+      if listed
       else [i.called("true_computation"), i.called("false_computation")]
     )
     # Only one of them runs: the dearest is taken.
@@ -253,10 +253,10 @@ class _Counter:
       for j in inner:
         yield from self._collectives(inner, j, where=where)
     elif kind in _COLLECTIVES:
-      chain = re.search(r'chain_id="(\d+)"', i.attributes)
-      if chain:
-        channel = re.search(r"channel_id=(\d+)", i.attributes).group(1)
-        chain = f"{where}/{channel}/{chain.group(1)}"
+      spread, chain = re.search(r'chain_id="(\d+)"', i.attributes), ""
+      if spread:
+        channel = re.findall(r"channel_id=(\d+)", i.attributes)[0]
+        chain = f"{where}/{channel}/{spread.group(1)}"
       operands = sum(computation.instructions[o].bytes for o in i.operands)
       if kind == "all-reduce" and "all-reduce-scatter" in computation.name:
         kind = "reduce-scatter"  # what TPU compilers write as an all-reduce of which each device keeps its part
@@ -264,7 +264,7 @@ class _Counter:
       whole = operands
       if kind == "all-gather":
         whole = operands * (groups.shape[1] if groups is not None else 1)
-      yield Collective(kind, whole, groups, chain=chain or "")
+      yield Collective(kind, whole, groups, chain=chain)
 
   def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
     """(bytes of main memory, bytes to or from the host), with what fills up tiles."""
@@ -305,8 +305,8 @@ class _Counter:
       written = 0
       for name, array in zip(results, i.arrays):
         if array.space == 0 and array.dims not in passed:
-          part = _written(self._module, inner, name)
-          written += array.stored if part is None else min(part, array.stored)
+          stored = _written(self._module, inner, name)
+          written += array.stored if stored is None else min(stored, array.stored)
       return read + written, 0
     if i.opcode.endswith("-start"):
       return main(i.arrays), 0  # its result holds the operand too

@@ -154,8 +154,8 @@ def head_losses(
   B, G, P = key_BGP.shape
   graphdef, values = params_lib.split(head)
   names = sorted(values)
-  axes = describe(config)[2]
-  axes = [axes[f"image_head/{n}"] for n in names]
+  all_axes = describe(config)[2]
+  axes = [all_axes[f"image_head/{n}"] for n in names]
 
   def own(z_BJD, feature_BJC, key_BJ, *pieces):
     # In fp32, so that what the chunks add to a parameter's gradient is added up in fp32.

@@ -25,7 +25,7 @@ class MetricWriter:
 
   def __init__(self, workdir: Path, *, enabled: bool = True):
     self.workdir = workdir
-    self._board = SummaryWriter(str(workdir / "tensorboard"), flush_secs=20) if enabled else None
+    self._board: Any = SummaryWriter(str(workdir / "tensorboard"), flush_secs=20) if enabled else None
     self._lines = _open_to_append(workdir / "metrics.jsonl") if enabled else None
 
   def scalars(self, step: int, values: dict[str, float]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.batch import Batch, FeatureTable
-from orthus_jax.data.pipeline import Pipeline, Source, prefetch
+from orthus_jax.data.pipeline import Source, prefetch
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
@@ -35,9 +35,9 @@ def batch_digest(document_ids: list[str]) -> int:
 class OrthusTask:
   """Cross-entropy over text positions plus diffusion over image positions."""
 
-  def __init__(self, config: Config, pipeline: Pipeline):
+  def __init__(self, config: Config, pipeline: Any):
     self.config = config
-    self.pipeline = pipeline
+    self.pipeline = pipeline  # Pipeline or PreparedPipeline; None where only the model and its loss are wanted
 
   def init(self) -> Orthus:
     return Orthus(self.config.model, rngs=nnx.Rngs(params=self.config.run.seed))
@@ -88,7 +88,7 @@ class TokenizerTask:
       for image in document.images if document is not None else ():
         self._table.add(images_lib.fit(image.pixels, vision.resolution, vision.pixels))
     self._pixels = np.stack(self._table.pixels)
-    self._revive = None
+    self._revive: Any = None
 
   def init(self) -> VisionTokenizer:
     return VisionTokenizer(self.config.model.vision_tokenizer, rngs=nnx.Rngs(params=self.config.run.seed))

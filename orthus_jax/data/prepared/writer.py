@@ -107,7 +107,7 @@ def prepare(
   shown: list[Document] = []
 
   def write_waiting() -> None:
-    if waiting:
+    if waiting and encode is not None:
       padded = np.zeros((_ENCODED_AT_ONCE, R, R, 3), np.uint8)
       padded[: len(waiting)] = waiting
       for feature in np.asarray(encode(padded))[: len(waiting)]:

@@ -67,7 +67,7 @@ def make_config(resolution: int = 32, *, seed: int = 0, train: Mapping[str, int]
       raise BadRequest(f"shapes has no documents of kind {kind!r}; the kinds are {', '.join(records.KINDS)}")
     if not isinstance(n, int) or n < 0:
       raise BadRequest(f"the number of {kind} documents must be a whole number from 0, not {n!r}")
-  sizes = {"seed": seed, "train": TRAIN | dict(train or {}), "test": TEST | dict(test or {})}
+  sizes: dict[str, Any] = {"seed": seed, "train": TRAIN | dict(train or {}), "test": TEST | dict(test or {})}
   name = str(resolution)
   if sizes != {"seed": 0, "train": TRAIN, "test": TEST}:
     # Other contents, other directory: TFDS takes what lies there for what was asked for.
@@ -197,7 +197,7 @@ class ShapesDocuments(Sequence[Document | None]):
   def __len__(self) -> int:
     return self._length
 
-  def __getitem__(self, index: int) -> Document | None:
+  def __getitem__(self, index: int) -> Document | None:  # type: ignore[override]  # no slices
     """The document of a number; None where its record is damaged, which is counted.
 
     Raises:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ class Change:
 
   operation: str
   index: int
-  value: str | Thing | None = None
+  value: Any = None
 
   def apply(self, things: Sequence[Thing]) -> tuple[Thing, ...]:
     """The things after the change."""
@@ -106,12 +107,15 @@ def sample_edit(rng: np.random.Generator, split: str) -> Edit:
   # So that an edit's outcome, too, has one to three things.
   low, high = {"add": (1, 2), "remove": (2, 3)}.get(operation, (1, 3))
   while True:
-    n = int(rng.integers(low, high + 1))
-    scene = world.sample_in_split(lambda n=n: world.sample_distinct(rng, n), split)
+    scene = _sample_distinct(rng, int(rng.integers(low, high + 1)), split)
     change = sample_change(rng, scene.things, operation, split)
     if change is not None:
       return Edit(scene, _instruct(rng, scene.things, change), change,
                   change_scene(scene, change, world.sample_jitter(rng, 1)[0]))
+
+
+def _sample_distinct(rng: np.random.Generator, n: int, split: str) -> Scene:
+  return world.sample_in_split(lambda: world.sample_distinct(rng, n), split)
 
 
 def _instruct(rng: np.random.Generator, things: Sequence[Thing], change: Change) -> str:
@@ -154,8 +158,7 @@ def sample_story(rng: np.random.Generator, split: str) -> Story:
   """Three to five turns about one or two things of different shapes; all its scenes are different and in the split."""
   turns = int(rng.integers(3, 6))
   while True:
-    n = int(rng.integers(1, 3))
-    scenes = [world.sample_in_split(lambda n=n: world.sample_distinct(rng, n), split)]
+    scenes = [_sample_distinct(rng, int(rng.integers(1, 3)), split)]
     things = scenes[0].things
     names = " and ".join(f"a {noun(t.shape, color=t.color)}" for t in things)
     sentences = [str(pick(rng, _FIRST)).format(things=describe(things))]

@@ -185,9 +185,10 @@ def _identify(offset: np.ndarray, blotch: np.ndarray, region: np.ndarray, rays: 
   reach = REACH[shape] * SCALE[size]
   column, row = (int(np.abs(np.subtract(world.CELL_CENTERS, v)).argmin()) for v in (center_x, center_y))
   box = (center_x - reach, center_y - reach, center_x + reach, center_y + reach)
+  left, top, right, bottom = (float(v * factor) for v in box)
   return Detection(
       shape=shape, color=COLORS[color], size=size, place=PLACES[3 * row + column],
-      box=tuple(float(v * factor) for v in box), center=(float(center_x * factor), float(center_y * factor)),
+      box=(left, top, right, bottom), center=(float(center_x * factor), float(center_y * factor)),
       score=overlap * float(np.exp(-0.5 * (distances[color] / 80.0) ** 2)))
 
 

@@ -124,7 +124,8 @@ def caption(rng: np.random.Generator, scene: Scene, tag: str) -> tuple[str, dict
   return text, metadata | ({"exclude": exclude} if exclude else {})
 
 
-def _say_relation(rng: np.random.Generator, how: str) -> str:
+def _say_relation(rng: np.random.Generator, how: str | None) -> str:
+  assert how is not None, "two things of a related scene are one beside the other"
   return f"to the {how}" if how.endswith(" of") and rng.integers(2) else how
 
 
@@ -172,7 +173,8 @@ def parse_caption(text: str) -> list[dict[str, Any]] | None:
     include = {"class": _SINGULARS[many["plural"]], "count": NUMBERS.index(many["count"])}
     return [include | ({"color": many["color"]} if many["color"] else {})]
   found = [_ONE.fullmatch(part) for part in text.split(" and ")]
-  return [_include(match) for match in found] if all(found) else None
+  matches = [match for match in found if match]
+  return [_include(match) for match in matches] if len(matches) == len(found) else None
 
 
 def _include(match: re.Match[str], suffix: str = "") -> dict[str, Any]:

@@ -105,15 +105,15 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
       add(item, "yes_no", first, pair)
       add(item, "yes_no", not first, pair)
     for _ in range(int(rng.integers(1, 3))):
-      item = fresh(TYPES[1:], to_open=True)
-      if item is not None:
-        add(item, "open")
+      more = fresh(TYPES[1:], to_open=True)
+      if more is not None:
+        add(more, "open")
     return records
   for _ in range(6 if len(subject.scene.things) == 1 else int(rng.integers(8, 11))):
     # Existence has no open form, so that it makes up more of the yes/no questions.
-    item = fresh(TYPES[1:], to_open=True) if rng.random() < _OPEN else None
-    if item is not None:
-      add(item, "open")
+    opened = fresh(TYPES[1:], to_open=True) if rng.random() < _OPEN else None
+    if opened is not None:
+      add(opened, "open")
     else:
       add(fresh(TYPES) or _existence(rng, subject), "yes_no", bool(rng.integers(2)))
   return records

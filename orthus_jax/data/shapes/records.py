@@ -54,6 +54,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   def draw(scene: Scene, learn: bool = False) -> Image:
     return Image(drawing.render(scene, resolution), learn)
 
+  segments: list[Text | Image]
   if kind in ("caption_to_image", "crowd_to_image"):
     tags = _CROWD_TAGS if kind == "crowd_to_image" else _TRAIN_TAGS
     tag = str(pick(rng, tags)) if split == "train" else language.TAGS[number % len(language.TAGS)]

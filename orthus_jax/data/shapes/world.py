@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import hashlib
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +16,7 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "black")
 SIZES = ("small", "large")
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
+T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 RESOLUTIONS = (32, 64, 128)
 MAX_THINGS = 4
@@ -97,7 +99,7 @@ def split_of(scene: Scene | Iterable[Thing]) -> str:
 # --- sampling -------------------------------------------------------------------------------------------------------
 
 
-def pick(rng: np.random.Generator, options: Sequence) -> object:
+def pick(rng: np.random.Generator, options: Sequence[T]) -> T:
   """One of the options, evenly."""
   return options[int(rng.integers(len(options)))]
 

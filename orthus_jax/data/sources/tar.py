@@ -7,6 +7,7 @@ a JSON object with a "text" or "caption" (`a.json`); others are passed over.
 from __future__ import annotations
 
 from collections.abc import Iterator
+import functools
 import json
 import operator
 import os
@@ -79,7 +80,7 @@ class TarSource:
     broken: list[tuple[Path, str, str]] = []
     for number, file in enumerate(self.files):
       try:
-        members, faults = retry(str(file), lambda f=file: _scan(f))
+        members, faults = retry(str(file), functools.partial(_scan, file))
         self._samples += _samples(number, members)
         broken += faults
       except OSError as e:
@@ -215,7 +216,7 @@ def _readable(f: BinaryIO, at: int) -> Iterator[tarfile.TarInfo]:
   try:
     with tarfile.open(fileobj=f, mode="r:") as tar:
       while (member := tar.next()) is not None:
-        tar.members = []  # it would keep them all
+        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
         yield member
   except (tarfile.TarError, ValueError, OverflowError, EOFError):
     return

@@ -6,9 +6,10 @@ D backbone width, W head width, Q draws, R guidance rows, S solver steps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 import jax
@@ -221,10 +222,13 @@ def mean_losses(
   With `merge`, positions and draws are merged into the rows of one matrix instead, for CPUs
   (TransformerConfig.merge_positions); the numbers are the same.
   """
-  f = functools.reduce(lambda f, _: jax.vmap(f), range(3), head.draw if merge else head.loss)
+
+  def over_positions(f: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.vmap(jax.vmap(jax.vmap(f)))
+
   if not merge:
-    return f(z_BGPD, feature_BGPC, key_BGP)
-  t_BGPQ, eps_BGPQC = f(key_BGP)
+    return over_positions(head.loss)(z_BGPD, feature_BGPC, key_BGP)
+  t_BGPQ, eps_BGPQC = over_positions(head.draw)(key_BGP)
   Q = t_BGPQ.shape[-1]
 
   def rows(x):  # one per position and draw

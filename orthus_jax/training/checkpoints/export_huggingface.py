@@ -74,12 +74,12 @@ def to_huggingface(
     for file, keys in shards.items():
       rows = [(k, dtypes[table[k].name], table[k].shape) for k in keys]
       where |= dict.fromkeys(keys, opened.enter_context(safetensors.Writer(folder / file, rows)))
-    keys: dict[str, list[str]] = {}
+    keys_of: dict[str, list[str]] = {}
     for key, place in table.items():
-      keys.setdefault(place.name, []).append(key)
+      keys_of.setdefault(place.name, []).append(key)
     done = 0
     for name, (folder_of, handle) in stored.items():
-      for size in _export(folder_of, name, handle, keys[name], table, where, dtypes[name]):
+      for size in _export(folder_of, name, handle, keys_of[name], table, where, dtypes[name]):
         done += size
         if progress:
           progress(done, total)

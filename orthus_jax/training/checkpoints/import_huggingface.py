@@ -8,6 +8,7 @@ import dataclasses
 import json
 from pathlib import Path
 import shutil
+from typing import Any
 
 import tensorstore as ts
 
@@ -104,7 +105,7 @@ def _import(found: huggingface.Checkpoint, name: str, spec: zarr_arrays.Spec, wr
       value = names.from_torch(entry.read(first, last), (*inner[:axis], spec.rows, *inner[axis + 1 :]), layout)
       if len(pending) == AHEAD:
         pending.popleft().result()
-      where = (layer, *index) if spec.stacked else tuple(index)
+      where: tuple[Any, ...] = (layer, *index) if spec.stacked else tuple(index)
       pending.append(writer.write(name, where, value.astype(spec.dtype)))
       yield value.size * spec.dtype.itemsize
   while pending:

@@ -112,7 +112,7 @@ class Checkpointer:
       if state is not None:
         self._set_aside(passed)
         return state
-      passed[step] = reason
+      passed[step] = str(reason)
     if passed:
       step, reason = next(iter(passed.items()))
       raise BadRequest(
