@@ -77,7 +77,7 @@ def main() -> int:
 
   from orthus_jax.commands import common
 
-  common.start()
+  common.initialize()
   from orthus_jax.data.sources import registry as sources
   from orthus_jax.evaluation import shapes
   from orthus_jax.inference import model as model_lib

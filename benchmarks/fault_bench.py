@@ -66,7 +66,7 @@ class Bench:
     from orthus_jax.data.shapes import builder
     from orthus_jax.data.sources import registry as sources
 
-    common.start()
+    common.initialize()
     sizes = dict(train={k: 120 for k in builder.TRAIN}, test={k: 4 for k in builder.TEST})
     builder.prepare(self.folder / "world", 32, **sizes)
     source = builder.documents(self.folder / "world", "train", 32, **sizes)

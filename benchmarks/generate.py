@@ -279,7 +279,7 @@ def main() -> None:
   add("--markdown", action="store_true")
   options, overrides = parser.parse_known_args()
   options.config = options.config or str(_CONFIGS / ("orthus_7b.py:post-h200-1" if options.seven_b else "shapes.py"))
-  common.start()
+  common.initialize()
   model = build(options, overrides)
   # From here on: a program kept from the last run would hide what compiling takes.
   jax.config.update("jax_enable_compilation_cache", False)

@@ -30,7 +30,7 @@ def main() -> int:
   from orthus_jax.commands import common
   from orthus_jax.config import command_line
 
-  common.start()
+  common.initialize()
   common.keep_memory()
   import jax
   import numpy as np

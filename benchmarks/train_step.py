@@ -187,7 +187,7 @@ def main() -> None:
   parser.add_argument("--no-torch", action="store_true", help="don't compare, even on a CPU")
   parser.add_argument("--json", action="store_true")
   options, overrides = parser.parse_known_args()
-  common.start()
+  common.initialize()
   if options.config:
     config, _ = read_config([f"--config={options.config}", *overrides])
   else:

@@ -21,6 +21,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import Respond
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
@@ -53,16 +54,14 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     if hosts.primary():
       checkpoint.open_workdir(workdir, config)
-  task: Any
-  with hosts.together():
-    if tokenizer is None:
-      task = tasks.TokenizerTask(config, source)
-    else:
-      task = _orthus_task(config, workdir, source, tokenizer)
   if tokenizer is None:
-    figures = _tokenizer(config, workdir, task, signals)
+    with hosts.together():
+      alone = tasks.TokenizerTask(config, source)
+    figures = _tokenizer(config, workdir, alone, signals)
   else:
-    figures = _orthus(config, workdir, task, source, signals, begin=begin)
+    with hosts.together():
+      whole = _orthus_task(config, workdir, source, tokenizer)
+    figures = _orthus(config, workdir, whole, source, signals, begin=begin)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}
@@ -118,7 +117,7 @@ def _orthus(
 
 
 def _report(
-    config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[str, list[Document]]
+    config: Config, workdir: Path, model: Model, figures: dict[str, Any], shown: dict[Respond, list[Document]]
 ) -> None:
   """Adds scores to `figures` and writes report.html."""
   from orthus_jax.evaluation import report, shapes, shapes_table
@@ -132,7 +131,6 @@ def _report(
     figures["seconds"] = seconds
     print(shapes_table.table(result))
   else:
-    respond: Any
     for respond, documents in shown.items():
       if documents and not (respond == "image" and model.no_pictures):
         samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
@@ -142,14 +140,14 @@ def _report(
   _log.info("report in %s", workdir / "report.html")
 
 
-def _prompts(source: Source) -> dict[str, list[Document]]:
+def _prompts(source: Source) -> dict[Respond, list[Document]]:
   """The first documents of a source that ask for a picture, and those that ask for words."""
-  found: dict[str, list[Document]] = {"image": [], "text": []}
+  found: dict[Respond, list[Document]] = {"image": [], "text": []}
   for i in range(min(len(source), 400)):
     d = source[i]
     if d is None or not d.prompt().segments or not d.response().segments:
       continue
-    kind = "text" if isinstance(d.response().segments[0], Text) else "image"
+    kind: Respond = "text" if isinstance(d.response().segments[0], Text) else "image"
     if kind == "text" and not d.prompt().images:
       continue  # a story
     if len(found[kind]) < _SAMPLES:
@@ -157,7 +155,7 @@ def _prompts(source: Source) -> dict[str, list[Document]]:
   return found
 
 
-def show(model: Model, documents: dict[str, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
+def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
   """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
   folder.mkdir(exist_ok=True)
   if documents["image"] and not model.no_pictures:

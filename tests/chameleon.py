@@ -16,11 +16,12 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import plain
 import pytest
 
 from orthus_jax.config import ModelConfig, TransformerConfig, VisionEmbeddingConfig, VisionTokenizerConfig
 from orthus_jax.data.text_tokenizer import image_code_name
-from orthus_jax.interop.names import import_params, published_name
+from orthus_jax.interop.names import published_name
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 
@@ -114,7 +115,7 @@ def pair(style: str, *, levels: tuple[int, ...] = (1, 2), resolution: int = 8, b
   params = {}
   for name, shape in shapes.items():
     if published_name(name)[0].format(0) in published:
-      params |= import_params(published, {name: shape.shape})
+      params |= plain.import_params(published, {name: shape.shape})
     else:  # the decoder and the image head, which Chameleon lacks
       params[name] = np.zeros(shape.shape, np.float32)
   taken = {published_name(n)[0].format(l) for n in params for l in range(t.layers)}

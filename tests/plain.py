@@ -1,11 +1,12 @@
 """Plain ways of doing what the product does in a batch, to compare with."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from orthus_jax.interop import names
 from orthus_jax.models.heads.diffusion import DiffusionHead
 
 
@@ -48,3 +49,21 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
     )  # fmt: skip
 
   return run(z_XD, jnp.asarray(noise_NC))
+
+
+def import_params(published: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+  """All our parameters from published ones held in memory.
+
+  Args:
+    published: by published key.
+    shapes: ours, by our name.
+  """
+  params = {}
+  for name, shape in shapes.items():
+    key, layout = names.published_name(name)
+    if "{}" in key:
+      parts = [names.from_torch(published[key.format(i)], shape[1:], layout) for i in range(shape[0])]
+      params[name] = np.stack(parts)
+    else:
+      params[name] = names.from_torch(published[key], shape, layout)
+  return params

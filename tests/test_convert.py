@@ -13,6 +13,7 @@ import sys
 from chameleon import reference
 import jax
 import numpy as np
+import plain
 import published_weights as weights
 import pytest
 
@@ -78,8 +79,8 @@ def refused(capsys, *argv) -> str:
 
 
 def in_memory(model: ModelConfig, values) -> dict[str, np.ndarray]:
-  """What `names.import_params`, which other tests hold against the released code, makes of the arrays."""
-  return names.import_params(values, describe(model)[1])
+  """What `plain.import_params`, which other tests hold against the released code, makes of the arrays."""
+  return plain.import_params(values, describe(model)[1])
 
 
 def test_in_and_out_again_is_bit_identical(orthus, native, values, tmp_path):

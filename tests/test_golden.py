@@ -17,7 +17,7 @@ import pytest
 
 from orthus_jax.config import DiffusionConfig, ModelConfig, TransformerConfig, VisionTokenizerConfig
 from orthus_jax.diffusion import process
-from orthus_jax.interop.names import import_params, published_name
+from orthus_jax.interop.names import published_name
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 
@@ -68,7 +68,7 @@ def model() -> Orthus:
   )  # fmt: skip
   graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config, rngs=nnx.Rngs(params=0)))
   published = {k: _draw(k, s) for k, s in description["shapes"].items()}
-  params = import_params(published, {n: s.shape for n, s in shapes.items()})
+  params = plain.import_params(published, {n: s.shape for n, s in shapes.items()})
   return params_lib.merge(graphdef, {n: jnp.asarray(v) for n, v in params.items()})
 
 

@@ -98,7 +98,7 @@ def test_options_are_taken_as_given_or_refused(tmp_path, monkeypatch, capsys):
     return {}
 
   monkeypatch.setattr(training_run, "run", run)
-  monkeypatch.setattr(train.processes, "start", lambda **joining: None)
+  monkeypatch.setattr(train.processes, "initialize", lambda **joining: None)
 
   @run_many(OVERRIDES)
   @given(st.lists(options(), min_size=1, max_size=2))

@@ -76,8 +76,7 @@ def test_unknown_topologies_are_refused(text, slices, message):
 
 def test_topologies_are_told_in_chips():
   two = hardware.parse("v5p:4x4x4", 2)
-  assert (two.chips, two.per_slice, two.usual_name, str(two)) == (128, 64, "v5p-128", "2 x v5p:4x4x4")
-  assert hardware.parse("v6e:16x16").usual_name == "v6e-256"
+  assert (two.chips, two.per_slice, str(two)) == (128, 64, "2 x v5p:4x4x4")
 
 
 @pytest.mark.slow

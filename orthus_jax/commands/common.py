@@ -43,7 +43,7 @@ def keep_memory() -> None:
   mallopt(trim_threshold, -1)
 
 
-def start(*, verbose: bool = False) -> None:
+def initialize(*, verbose: bool = False) -> None:
   """Quiet logs, and compiled programs kept from one command to the next."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log: errors alone
   ours = logging.getLogger("orthus_jax")

@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
   """Converts one checkpoint."""
   options = _parser().parse_args(argv)
   begin = time.monotonic()
-  common.start()
+  common.initialize()
   from orthus_jax.interop import huggingface
   from orthus_jax.training.checkpoints import export_huggingface, import_huggingface
 

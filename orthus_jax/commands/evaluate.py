@@ -53,7 +53,7 @@ def _parser() -> common.Parser:
 def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
   options = _parser().parse_args(argv)
-  common.start()
+  common.initialize()
 
   from orthus_jax.data.sources import registry as sources
   from orthus_jax.evaluation import report, shapes, shapes_table

@@ -74,7 +74,7 @@ def main(argv: Sequence[str]) -> int:
   pictures, text = [images_lib.load_image(file) for file in args.image], args.prompt.strip()
   segments = interleaved(text if "<image>" in text else "<image>" * len(pictures) + text, pictures).segments
 
-  common.start()
+  common.initialize()
   from orthus_jax.inference import model as model_lib
   from orthus_jax.inference.requests import Request
   from orthus_jax.inference.responses import Finished, Preview, TextPiece
@@ -128,7 +128,7 @@ def _serve(args: argparse.Namespace) -> int:
     raise BadRequest("--requests needs --out=DIR, a directory for results.jsonl and pictures")
   if args.requests != "-" and not Path(args.requests).is_file():
     raise BadRequest(f"--requests={args.requests} is no file")
-  common.start()
+  common.initialize()
   from orthus_jax.inference import model as model_lib, requests_file
 
   model = model_lib.load(args.model)

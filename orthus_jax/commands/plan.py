@@ -72,7 +72,7 @@ def _number(own: dict[str, str], name: str, default: int) -> int:
 
 def _prepare(chips: int) -> None:
   """Settings of a machine without accelerators, ahead of jax's start."""
-  common.start()
+  common.initialize()
   import jax
 
   jax.config.update("jax_platforms", "cpu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, get_args
 
 from orthus_jax.commands import common
 from orthus_jax.config import Config
@@ -13,7 +13,8 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.progress import bar
 
-_IMAGES = ("pixels", "jpeg", "features")
+_Images = Literal["pixels", "jpeg", "features"]
+_IMAGES: tuple[_Images, ...] = get_args(_Images)
 _HELP = """usage: orthus prepare --config=FILE[:ARGUMENT] [--out=DIR [--images=WHAT]] [--config.some.field=value ...]
 
 Makes the data set that the config reads, unless it is there, and counts its documents.
@@ -39,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest(f"--images={images}: choose one of {', '.join(_IMAGES)}")
   if "--images" in own and not own.get("--out"):
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
-  common.start(verbose=True)
+  common.initialize(verbose=True)
   if own.get("--out"):
     return _lay_out(config, Path(own["--out"]), images)
   splits = ("train", "validation", "test") if config.data.source == "shapes" else (config.data.split,)
@@ -53,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _lay_out(config: Config, folder: Path, images: Any) -> int:
+def _lay_out(config: Config, folder: Path, images: _Images) -> int:
   from orthus_jax.data.prepared import writer as prepared
   from orthus_jax.training import feature_encoder
 

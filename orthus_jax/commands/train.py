@@ -55,8 +55,8 @@ def main(argv: Sequence[str]) -> int:
   if not options["workdir"]:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
   workdir = Path(options["workdir"])
-  processes.start(**options["joining"])
-  common.start(verbose=True)
+  processes.initialize(**options["joining"])
+  common.initialize(verbose=True)
   common.keep_memory()
 
   from orthus_jax import training_run

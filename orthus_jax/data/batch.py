@@ -45,7 +45,7 @@ class Batch(NamedTuple):
 class FeatureTable:
   """Each distinct picture once: pixels at first, features once they are computed."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     self.pixels: list[np.ndarray] = []
     self.features_IPC: np.ndarray | None = None
     self._index: dict[bytes, int] = {}

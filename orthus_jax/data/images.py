@@ -24,6 +24,7 @@ WHITE = (255, 255, 255)
 _STRIP = 8
 # Pillow's convert() clips these to 8 bits where it should scale.
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_BYTES = (bytes, bytearray, memoryview)
 
 
 def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -40,13 +41,9 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     BadRequest: there is no such file, it can't be decoded, or it is too large or empty; the message names the file.
     OSError: the file system fails in a way that may pass.
   """
-  opened: Any
-  if isinstance(source, (bytes, bytearray, memoryview)):
-    name, opened = f"the picture of {len(source)} bytes", io.BytesIO(source)
-  else:
-    name, opened = f"the picture {os.fspath(source)!r}", source
+  name = f"the picture of {len(source)} bytes" if isinstance(source, _BYTES) else f"the picture {os.fspath(source)!r}"
   try:
-    with Image.open(opened) as image:
+    with Image.open(io.BytesIO(source) if isinstance(source, _BYTES) else source) as image:
       width, height = image.size
       if width * height > max_pixels:
         raise BadRequest(f"{name} has {width}x{height} pixels, more than the {max_pixels:,} allowed; make it smaller")

@@ -152,7 +152,7 @@ class Pipeline:
     features = self.table.features_IPC
     table = self.table.pixels if features is None else features
     R = vision.resolution
-    shape, dtype = ((R, R, 3), np.uint8) if features is None else (features.shape[1:], np.float32)
+    shape, dtype = ((R, R, 3), np.dtype(np.uint8)) if features is None else (features.shape[1:], np.dtype(np.float32))
     plan = self.plan.batch(step)
     plan = plan if rows is None else [plan[r] for r in rows]
     out = empty_batch(config, len(plan), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)

@@ -10,7 +10,9 @@ predicts EOI (by the LM head).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+import os
+from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from orthus_jax.errors import BadRequest
 
 
 class Tokenizer(Protocol):
-  """What a layout needs of a text tokenizer."""
+  """What laying documents out and keeping them needs of a text tokenizer."""
 
   bos: int
   pad: int
@@ -34,8 +36,8 @@ class Tokenizer(Protocol):
   def digest(self) -> str:
     """Tells tokenizers of other content apart."""
 
-  def save(self, directory: Any) -> Any:
-    """Writes it into a directory."""
+  def save(self, directory: str | os.PathLike) -> Path:
+    """Writes it into a directory, made if absent; returns the file's path."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -88,7 +90,8 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
   if not document.segments:
     raise BadRequest(f"document {document.id!r} is empty: it needs at least one text or image")
   tokens, learn, image, owner = [tokenizer.bos], [False], [-1], [-1]
-  starts, images = [], []
+  starts: list[int] = []
+  images: list[Image] = []
 
   def put(ids: list[int], learnt: bool, number: int, index: int = -1) -> None:
     tokens.extend(ids)

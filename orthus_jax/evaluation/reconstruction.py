@@ -60,13 +60,13 @@ def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> t
     return (*back, codes_BP, z_BPC)
 
   pixels = np.stack(list(pictures))
-  soft, hard, codes, features = [], [], [], []
+  blocks: list[list[np.ndarray]] = [[] for _ in range(4)]
   for i in range(0, len(pixels), _BATCH):
     block = pixels[i : i + _BATCH]
     padded = np.pad(block, ((0, _BATCH - len(block)), (0, 0), (0, 0), (0, 0)))
-    for kept, value in zip((soft, hard, codes, features), both(params, padded)):
+    for kept, value in zip(blocks, both(params, padded)):
       kept.append(np.asarray(value)[: len(block)])
-  soft, hard, codes, features = map(np.concatenate, (soft, hard, codes, features))
+  soft, hard, codes, features = map(np.concatenate, blocks)
   scores = {
       "psnr_unquantised": float(np.mean([psnr(a, b) for a, b in zip(pixels, soft)])),
       "psnr_quantised": float(np.mean([psnr(a, b) for a, b in zip(pixels, hard)])),

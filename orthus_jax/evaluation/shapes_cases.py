@@ -35,7 +35,7 @@ def _picture(response: Sequence[Any]) -> np.ndarray | None:
 def _judge_pictures(requests: Sequence[Example], responses: Sequence[tuple]) -> list[Case]:
   documents = {r.document.id: r.document for r in requests}
   chance = _chance(list(documents.values()))
-  any_right = collections.defaultdict(bool)
+  any_right: dict[str, bool] = collections.defaultdict(bool)
   verdicts = []
   for request, response in zip(requests, responses):
     detections = judge.detect(_picture(response))
@@ -76,7 +76,7 @@ def _chance(documents: Sequence[Document]) -> dict[str, dict[str, tuple[float, f
 def _judge_questions(requests: Sequence[Example], responses: Sequence[tuple]) -> list[Case]:
   answers = [" ".join(s.text for s in response if isinstance(s, Text)) for response in responses]
   rights = [judge.answer(a, r.question) for a, r in zip(answers, requests)]
-  by_type = collections.defaultdict(collections.Counter)
+  by_type: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
   for r in requests:
     if r.question["form"] == "open":
       by_type[r.question["type"]][r.question["answer"]] += 1

@@ -153,21 +153,3 @@ def from_torch(value: np.ndarray, shape: tuple[int, ...], layout: Layout) -> np.
   elif layout == "conv":
     value = value.transpose(2, 3, 1, 0)
   return value.reshape(shape)
-
-
-def import_params(published: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """All our parameters from published ones held in memory.
-
-  Args:
-    published: by published key.
-    shapes: ours, by our name.
-  """
-  params = {}
-  for name, shape in shapes.items():
-    key, layout = published_name(name)
-    if "{}" in key:
-      parts = [from_torch(published[key.format(i)], shape[1:], layout) for i in range(shape[0])]
-      params[name] = np.stack(parts)
-    else:
-      params[name] = from_torch(published[key], shape, layout)
-  return params

@@ -20,7 +20,7 @@ _TIMEOUT = 300.0
 _HELLO = b"orthus "
 
 
-def start(
+def initialize(
     *,
     coordinator: str | None = None,
     processes: str | None = None,

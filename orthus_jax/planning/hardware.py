@@ -108,12 +108,6 @@ class Topology:
     name = f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
     return name if self.slices == 1 else f"{self.slices} x {name}"
 
-  @property
-  def usual_name(self) -> str:
-    """As its users call it: v4 and v5p count two cores a chip."""
-    cores = self.per_slice * (2 if self.chip.name in ("v4", "v5p") else 1)
-    return f"{self.chip.name}-{cores}"
-
 
 def parse(text: str, slices: int = 1) -> Topology:
   """Reads CHIP:SHAPE, such as v5e:16x16, v5p:4x4x4, h100:8 or cpu:8.

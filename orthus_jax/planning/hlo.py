@@ -180,7 +180,7 @@ def _instruction(text: str) -> tuple[Instruction, bool] | None:
     return None
   rest = text[head.end() :]
   end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-  opcode, paren, _ = rest[end:].lstrip().partition("(")
+  opcode, _, _ = rest[end:].lstrip().partition("(")
   start = rest.index("(", end)
   close = _closing(rest, start)
   argument = rest[start + 1 : close]

@@ -31,7 +31,7 @@ class Signals:
   In the main thread of a process; elsewhere (in a notebook's thread, say) it does nothing.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._received: int | None = None
     self._saving = False
     self._active = threading.current_thread() is threading.main_thread()

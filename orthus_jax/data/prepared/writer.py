@@ -107,7 +107,8 @@ def prepare(
   shown: list[Document] = []
 
   def write_waiting() -> None:
-    if waiting and encode is not None:
+    if waiting:
+      assert encode is not None  # pictures wait for nothing else
       padded = np.zeros((_ENCODED_AT_ONCE, R, R, 3), np.uint8)
       padded[: len(waiting)] = waiting
       for feature in np.asarray(encode(padded))[: len(waiting)]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import dataclasses
 import itertools
 import re
-from typing import Any
 
 import numpy as np
 
@@ -30,14 +29,14 @@ class Change:
 
   operation: str
   index: int
-  value: Any = None
+  value: str | Thing | None = None
 
   def apply(self, things: Sequence[Thing]) -> tuple[Thing, ...]:
     """The things after the change."""
     things = list(things)
-    if self.operation == "add":
+    if isinstance(self.value, Thing):
       things.append(self.value)
-    elif self.operation == "remove":
+    elif self.value is None:
       del things[self.index]
     else:
       things[self.index] = dataclasses.replace(things[self.index], **{self.operation: self.value})
@@ -72,9 +71,9 @@ def sample_change(rng: np.random.Generator, things: Sequence[Thing], operation: 
 
 def change_scene(scene: Scene, change: Change, jitter: tuple[float, float]) -> Scene:
   """The scene after a change; what stays keeps its jitter, what is new gets the one given."""
-  if change.operation == "add":
+  if isinstance(change.value, Thing):
     return scene.add(change.value, jitter)
-  if change.operation == "remove":
+  if change.value is None:
     return scene.remove(change.index)
   return scene.replace(change.index, **{change.operation: change.value})
 
@@ -120,7 +119,7 @@ def _sample_distinct(rng: np.random.Generator, n: int, split: str) -> Scene:
 
 def _instruct(rng: np.random.Generator, things: Sequence[Thing], change: Change) -> str:
   template = str(pick(rng, _INSTRUCTIONS[change.operation]))
-  if change.operation == "add":
+  if isinstance(change.value, Thing):
     return template.format(new=located(change.value))
   thing = things[change.index]
   # Shapes differ, so that the colour can be left out.
@@ -186,7 +185,7 @@ def _next_scene(rng: np.random.Generator, scenes: Sequence[Scene], split: str) -
 
 def _story_sentence(rng: np.random.Generator, things: Sequence[Thing], change: Change) -> str:
   template, value = str(pick(rng, _SENTENCES[change.operation])), change.value
-  if change.operation == "add":
+  if isinstance(value, Thing):
     return template.format(new=f"a {noun(value.shape, color=value.color, size=value.size)}", place=value.place)
   it = "it" if len(things) == 1 else f"the {things[change.index].shape}"
   return template.format(it=it, value=value, grows="grows" if value == "large" else "shrinks")

@@ -104,6 +104,7 @@ def caption(rng: np.random.Generator, scene: Scene, tag: str) -> tuple[str, dict
     include = [as_include(things[0], "color")]
   elif tag == "position":
     how = world.relation(*things)
+    assert how is not None  # of a related scene
     text = f"{prefix}a {things[0].shape} {_say_relation(rng, how)} a {things[1].shape}"
     include = [as_include(things[1]), as_include(things[0]) | {"position": [how, 0]}]
   elif tag == "counting":
@@ -124,8 +125,7 @@ def caption(rng: np.random.Generator, scene: Scene, tag: str) -> tuple[str, dict
   return text, metadata | ({"exclude": exclude} if exclude else {})
 
 
-def _say_relation(rng: np.random.Generator, how: str | None) -> str:
-  assert how is not None, "two things of a related scene are one beside the other"
+def _say_relation(rng: np.random.Generator, how: str) -> str:
   return f"to the {how}" if how.endswith(" of") and rng.integers(2) else how
 
 

@@ -16,7 +16,6 @@ SHAPES = ("circle", "square", "triangle", "diamond", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "black")
 SIZES = ("small", "large")
 PLACES = ("top left", "top", "top right", "left", "center", "right", "bottom left", "bottom", "bottom right")
-T = TypeVar("T")
 SPLITS = ("train", "validation", "test")
 RESOLUTIONS = (32, 64, 128)
 MAX_THINGS = 4
@@ -41,6 +40,8 @@ SCALE = {"large": 1.0, "small": 0.68}
 # Areas lie between 34 and 55, and every large one is bigger than every small one. The cross stands like an x, since an
 # upright one is hard to tell from a diamond when small (overlaps of 0.72 and 0.51).
 REACH = {"circle": 3.85, "square": 3.65, "triangle": 4.25, "diamond": 4.25, "cross": 4.1}
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -82,10 +83,6 @@ class Scene:
 
   def add(self, thing: Thing, jitter: tuple[float, float]) -> Scene:
     return Scene(self.things + (thing,), self.jitter + (jitter,))
-
-  def free_places(self) -> tuple[str, ...]:
-    taken = {t.place for t in self.things}
-    return tuple(p for p in PLACES if p not in taken)
 
 
 def split_of(scene: Scene | Iterable[Thing]) -> str:

@@ -163,7 +163,8 @@ def _text(data: bytes, extension: str) -> str:
 
 def _samples(file: int, members: list[tuple[str, _Part]]) -> Iterator[_Sample]:
   """Members that follow each other under one name; any picture or text makes a sample."""
-  name, parts = "", []
+  name = ""
+  parts: list[_Part] = []
   for key, part in [*members, ("", None)]:
     if key != name or part is None:
       if any(p.extension in _PICTURES + _TEXTS for p in parts):
