@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 from pathlib import Path
+import types
 
 import pytest
 import tiny
@@ -12,7 +13,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.commands.plan import _make
 from orthus_jax.config.command_line import load_config
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.planning import (
   calibration,
   child_process,
@@ -72,6 +73,13 @@ def test_unknown_topologies_are_refused(text, slices, message):
   with pytest.raises(BadRequest, match="topology") as e:
     hardware.parse(text, slices)
   assert message in str(e.value)
+
+
+def test_a_program_that_cannot_be_read_gives_no_figures():
+  compiled = types.SimpleNamespace(text="HloModule of another kind", mesh=types.SimpleNamespace(shape={"fsdp": 4}))
+  with pytest.raises(Stopped, match="can't be read .*nothing is planned") as e:
+    report.from_program(Config(), hardware.parse("v5e:2x2"), compiled, title="", images=True)
+  assert e.value.status == 1
 
 
 def test_topologies_are_told_in_chips():

@@ -410,3 +410,59 @@ SCATTER = textwrap.dedent("""\
 def test_what_is_put_into_a_cache_counts_not_the_cache(what):
   counted = work.count(hlo.parse(SCATTER.replace("WHAT", what)))
   assert counted.bytes == 4 * 4 + 2 * 4 * 64 * 2  # indices, and the new rows read and written
+
+
+# As libtpu 0.0.50 writes a program: an element of a tuple by its number, and a computation of another execution thread.
+NUMBERED = """\
+HloModule step, is_scheduled=true
+
+%offloaded (p: bf16[8,128]) -> bf16[8,128] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %moved = bf16[8,128]{1,0} copy(%p)
+}, execution_thread="sparsecore"
+
+%body (state: (s32[], bf16[8,128], (bf16[8,128], f32[4]))) -> (s32[], bf16[8,128], (bf16[8,128], f32[4])) {
+  %state = (s32[], bf16[8,128]{1,0}, (bf16[8,128]{1,0}, f32[4]{0})) parameter(0)
+  %one = s32[] constant(1)
+  %next = s32[] add(%state#0, %one)
+  %sent = ((bf16[8,128]{1,0}), bf16[8,128]{1,0}, u32[]) async-start(%state#1), calls=%offloaded
+  %done = bf16[8,128]{1,0} async-done(%sent)
+  %same = f32[4]{0} copy(%state#2#1)
+  %pair = (bf16[8,128]{1,0}, f32[4]{0}) tuple(%done, %same)
+  ROOT %out = (s32[], bf16[8,128]{1,0}, (bf16[8,128]{1,0}, f32[4]{0})) tuple(%next, %done, %pair)
+}
+
+%condition (state.1: (s32[], bf16[8,128], (bf16[8,128], f32[4]))) -> pred[] {
+  %state.1 = (s32[], bf16[8,128]{1,0}, (bf16[8,128]{1,0}, f32[4]{0})) parameter(0)
+  %three = s32[] constant(3)
+  ROOT %less = pred[] compare(%state.1#0, %three), direction=LT
+}
+
+ENTRY %main (a: bf16[8,128], b: f32[4]) -> bf16[8,128] {
+  %a = bf16[8,128]{1,0} parameter(0)
+  %b = f32[4]{0} parameter(1)
+  %zero = s32[] constant(0)
+  %rest = (bf16[8,128]{1,0}, f32[4]{0}) tuple(%a, %b)
+  %begin = (s32[], bf16[8,128]{1,0}, (bf16[8,128]{1,0}, f32[4]{0})) tuple(%zero, %a, %rest)
+  %loop = (s32[], bf16[8,128]{1,0}, (bf16[8,128]{1,0}, f32[4]{0})) while(%begin), condition=%condition, body=%body
+  ROOT %result = bf16[8,128]{1,0} copy(%loop#1)
+}
+"""
+
+
+def test_elements_of_tuples_may_be_written_by_number():
+  module = hlo.parse(NUMBERED)
+  body, entry = module.computations["body"], module.computations["main"]
+  assert body.root == "out" and entry.root == "result"
+  assert body.instructions["state#1"].arrays[0].dims == (8, 128) and len(body.instructions["state#2"].arrays) == 2
+  assert body.instructions["state#2#1"].arrays[0].dims == (4,)
+  counted = work.count(module)
+  assert counted.unknown_loops == ()
+  bytes_of = {o.name: (o.times, o.bytes) for o in counted.ops}
+  assert bytes_of["moved"] == (3, 2 * 2 * 8 * 128)  # an element, not the whole tuple
+  assert bytes_of["same"] == (3, 2 * 4 * 4) and bytes_of["result"] == (1, 2 * 2 * 8 * 128)
+
+
+def test_an_element_of_what_is_no_tuple_is_refused():
+  with pytest.raises(ValueError, match="is no tuple"):
+    hlo.parse(NUMBERED.replace("copy(%loop#1)", "copy(%a#1)"))

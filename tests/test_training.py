@@ -214,10 +214,29 @@ def test_a_compiler_option_that_is_none_is_named(option):
 
 def test_compiler_options_go_above_those_of_the_platform():
   assert compiler.options(mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:2])) is None
-  tpu = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform="tpu")] * 2), size=2)
-  ours = compiler.options(tpu)
+
+  def tpu(kind):
+    device = types.SimpleNamespace(platform="tpu", device_kind=kind)
+    return types.SimpleNamespace(devices=np.asarray([device] * 2), size=2)
+
+  ours = compiler.options(tpu("TPU v5 lite"))
   assert ours["xla_enable_async_all_reduce"] is True
   asked = [("xla_enable_async_all_reduce", "false"), ("xla_tpu_scoped_vmem_limit_kib", "65536")]
-  assert compiler.options(tpu, asked) == ours | {
+  assert compiler.options(tpu("TPU v5 lite"), asked) == ours | {
       "xla_enable_async_all_reduce": False, "xla_tpu_scoped_vmem_limit_kib": "65536"
   }  # fmt: skip
+  # Fused into other work, collectives are safe on v5e alone.
+  assert any("async_collective_fusion" in name for name in ours)
+  for kind in ("TPU v4", "TPU v5", "TPU v5p", "TPU v6 lite"):
+    assert not [n for n in compiler.options(tpu(kind)) if "async_collective_fusion" in n or "async_all_gather" in n]
+
+
+def test_what_a_compiler_refuses_on_these_devices_is_one_line():
+  said = (
+      "FAILED_PRECONDITION: Continuation fusion for AllReduce is enabled on platform viperfish (variant: ), but it is not"
+      " supported/recommended on platforms other than TPU v5e, and this might lead to many errors. Please disable it with"
+      " xla_tpu_enable_async_collective_fusion=false"
+  )
+  with pytest.raises(BadRequest, match="refuses 'xla_tpu_enable_async_collective_fusion' on these devices"):
+    with compiler.refusals():
+      raise RuntimeError(said)

@@ -11,18 +11,23 @@ from jax.sharding import Mesh
 from orthus_jax.errors import BadRequest
 
 # A TPU sums gradients by all-reduces where a mesh axis covers several dimensions of its torus, and unless it is told so waits
-# for each. These spread them, and the gathers of weights, over the products and elementwise loops beside them
-# (docs/planning.md has what that gives). Sums are joined into one only where they are small, as what is joined isn't spread.
-# The names are those of `LIBTPU_INIT_ARGS`, and hold above what stands there.
+# for each. Sums are joined into one only where they are small, as what is joined isn't spread. The names are those of
+# `LIBTPU_INIT_ARGS`, and hold above what stands there.
 _TPU = {
     "xla_enable_async_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_in_bytes": str(1 << 20),
+}
+# These spread sums, and the gathers of weights, over the products and elementwise loops beside them (docs/planning.md has what
+# that gives). For v5e alone: libtpu 0.0.50 refuses them on other chips, where they may compute wrong results or hang, and
+# libtpu 0.0.42 takes them there without a word.
+_V5E = {
     "xla_enable_async_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
-    "xla_jf_crs_combiner_threshold_in_bytes": str(1 << 20),
 }
+_V5E_KINDS = ("TPU v5 lite", "TPU v5e")
 
 
 def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str | bool] | None:
@@ -32,8 +37,10 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
     mesh: what the program is for; it is its devices' platform that counts, not this machine's.
     asked: (option, value) pairs that go above ours (run.compiler_options).
   """
-  platform = mesh.devices.flat[0].platform
-  ours = _TPU if platform == "tpu" and mesh.size > 1 else {}
+  device = mesh.devices.flat[0]
+  ours: dict[str, str] = {}
+  if device.platform == "tpu" and mesh.size > 1:
+    ours = _TPU | (_V5E if device.device_kind in _V5E_KINDS else {})
   switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
 
@@ -49,6 +56,10 @@ def refusals() -> Iterator[None]:
     yield
   except Exception as e:  # jaxlib raises its own class, and differs from version to version
     found = re.search(r"(?:No such compile option: '|While setting option |Failed to parse '.*' into flag )(\w+)", str(e))
+    # libtpu from 0.0.50 on, of what it takes on one generation of chips alone.
+    refused = re.search(r"(?:not supported|may lead|might lead).*disable it with (\w+)=", str(e), re.DOTALL)
+    if refused is not None:
+      raise BadRequest(f"run.compiler_options: the compiler refuses {refused.group(1)!r} on these devices: leave it out") from e
     if found is None:
       raise
     raise BadRequest(f"run.compiler_options: the compiler takes no {found.group(1)!r} of this value: leave it out") from e

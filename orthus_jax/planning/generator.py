@@ -94,9 +94,9 @@ def make(
     state = jax.tree.map(
       lambda s, place: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=place), state, engine_state.shardings(mesh, state)
     )
-    stop_at = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    most = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     traced = engine.advance.trace(
-      graphdef, params, state, text_V, stop_at, config=config.model, program=fixed
+      graphdef, params, state, text_V, most, config=config.model, program=fixed
     )
     done = time.monotonic()
     text, memory = program.compile_traced(traced, mesh, whole=stop_at == "code")

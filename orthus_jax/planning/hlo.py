@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -174,7 +175,15 @@ def arrays(text: str) -> tuple[Array, ...]:
   return tuple(found)
 
 
-def _instruction(text: str) -> tuple[Instruction, bool] | None:
+class _Line(NamedTuple):
+  """An instruction as it is written, whether it is the root, and the text of its shape."""
+
+  instruction: Instruction
+  is_root: bool
+  shape: str
+
+
+def _instruction(text: str) -> _Line | None:
   head = _INSTRUCTION.match(text)
   if head is None:
     return None
@@ -184,10 +193,41 @@ def _instruction(text: str) -> tuple[Instruction, bool] | None:
   start = rest.index("(", end)
   close = _closing(rest, start)
   argument = rest[start + 1 : close]
-  operands = tuple(re.findall(r"%([\w.\-]+)", argument))
-  return Instruction(head.group(2), opcode.strip(), arrays(rest[:end]), operands, argument, rest[close + 1 :]), bool(
-    head.group(1)
-  )
+  operands = tuple(re.findall(r"%([\w.\-]+(?:#\d+)*)", argument))
+  instruction = Instruction(head.group(2), opcode.strip(), arrays(rest[:end]), operands, argument, rest[close + 1 :])
+  return _Line(instruction, bool(head.group(1)), rest[:end])
+
+
+def _elements(shape: str) -> list[str]:
+  """The written shapes of a tuple's elements."""
+  if not shape.startswith("("):
+    raise ValueError(f"{shape[:80]!r} is no tuple, but an element of it is read")
+  parts, depth, begin = [], 0, 1
+  for at, c in enumerate(shape):
+    depth += (c in "([{") - (c in ")]}")
+    if (c == "," and depth == 1) or (c == ")" and depth == 0):
+      parts.append(shape[begin:at].strip())
+      begin = at + 1
+  return parts
+
+
+def _computation(name: str, lines: list[_Line]) -> Computation:
+  """Names an element of a tuple that is written `%tuple#2` (from libtpu 0.0.50 on) as the instruction that it stands for."""
+  found = {line.instruction.name: line.instruction for line in lines}
+  shapes = {line.instruction.name: line.shape for line in lines}
+  root = next((line.instruction.name for line in lines if line.is_root), next(reversed(found), ""))
+  for line in lines:
+    for operand in line.instruction.operands:
+      whole, *path = operand.split("#")
+      for index in path:
+        element = f"{whole}#{index}"
+        if element not in found:
+          shapes[element] = _elements(shapes[whole])[int(index)]
+          found[element] = Instruction(
+              element, "get-tuple-element", arrays(shapes[element]), (whole,), f"%{whole}", f", index={index}"
+          )
+        whole = element
+  return Computation(name, found, root)
 
 
 def parse(text: str) -> Module:
@@ -198,28 +238,27 @@ def parse(text: str) -> Module:
   """
   computations: dict[str, Computation] = {}
   entry = None
-  name, pending, found, root = None, [], {}, ""
+  name: str | None = None
+  pending: list[str] = []
+  lines: list[_Line] = []
 
   def flush():
-    nonlocal root
     if pending:
       parsed = _instruction("\n".join(pending))
       if parsed:
-        found[parsed[0].name] = parsed[0]
-        if parsed[1]:
-          root = parsed[0].name
+        lines.append(parsed)
       pending.clear()
 
   for line in text.splitlines():
     if name is None:
       header = _COMPUTATION.match(line)
       if header:
-        name, found, root = header.group(2), {}, ""
+        name, lines = header.group(2), []
         if header.group(1):
           entry = name
-    elif line == "}":
+    elif line == "}" or line.startswith("}, "):  # what runs on a SparseCore says so behind it
       flush()
-      computations[name] = Computation(name, found, root or next(reversed(found), ""))
+      computations[name] = _computation(name, lines)
       name = None
     elif _INSTRUCTION.match(line):
       flush()

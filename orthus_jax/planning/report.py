@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from orthus_jax.config import Config
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.planning import closed_form, estimate, hardware, hlo, program, traced, work
 from orthus_jax.planning.hardware import GIB, Topology
 
@@ -88,9 +88,11 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
       counted = work.count(hlo.parse(compiled.text))
       traffic = estimate.traffic(counted, mesh, topology, hardware.places(topology, list(compiled.mesh.devices.flat)))
     except (ValueError, KeyError, AttributeError, IndexError) as e:
-      notes.append(
-        f"the compiled text can't be read ({type(e).__name__}): FLOPs are the traced program's, without collectives"
-      )
+      # A time without memory and collectives would look better than any true one.
+      raise Stopped(
+        f"the compiled program's text can't be read ({type(e).__name__}: {e}), so nothing is planned: this compiler writes what"
+        " the planner doesn't know; plan with the versions that docs/planning.md names"
+      ) from e
   if counted is None:
     products = traced.flops(compiled.jaxpr) / topology.chips
     counted = work.Work((work.Op("the traced program", "", 1, products=products),))
