@@ -31,8 +31,14 @@ from orthus_jax.training import chunked
 _TOKENS = 4 * 1024**2
 # Compiler options where theirs differ from ours. AXLearn (axlearn/common/compiler_options.py) asks for no asynchronous sums on
 # v5; MaxText (its llama3_1-8b-8192-no-collective-matmul and xla_flags_library.py) has a sparse core do them, which isn't asked
-# for here, so that they are taken to be waited for.
+# for here, so that they are taken to be waited for. Both fuse gathers into other work, which libtpu refuses on these chips from
+# 0.0.50 on (`calibration.py` then leaves `FUSING` out).
+FUSING = (
+    ("xla_enable_async_all_gather", "true"), ("xla_tpu_enable_async_collective_fusion", "true"),
+    ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true"),
+)  # fmt: skip
 _WAITING = (
+    *FUSING,
     ("xla_enable_async_all_reduce", "false"), ("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "false"),
     ("xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions", "false"),
 )  # fmt: skip
