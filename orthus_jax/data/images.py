@@ -148,6 +148,7 @@ def save_png(path: str | os.PathLike, pixels: np.ndarray) -> Path:
 
 
 def check_pixels(pixels: np.ndarray) -> None:
+  """Refuses what is no picture: uint8 [height, width, 3]."""
   if getattr(pixels, "dtype", None) != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
     raise BadRequest(
         f"a picture needs uint8 pixels [height, width, 3], got {getattr(pixels, 'dtype', type(pixels).__name__)}"

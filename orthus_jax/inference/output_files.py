@@ -72,5 +72,6 @@ def _html(prompt: Sequence, responses: Sequence[Sequence]) -> str:
 
 
 def as_json(response: Sequence, files: list[str]) -> list[dict[str, str]]:
+  """A response's segments, ready for JSON, its pictures by their files."""
   names = iter(files)
   return [{"text": s.text} if isinstance(s, Text) else {"image": next(names, "")} for s in response]

@@ -51,6 +51,7 @@ def convolution(out: tuple[int, ...], lhs: tuple[int, ...], rhs: tuple[int, ...]
 
 
 def dot(out: Array, lhs: Array, attributes: str) -> float:
+  """FLOPs of a matrix product."""
   dims = re.findall(r"lhs_contracting_dims=\{([\d,]*)\}", attributes)[0]
   return 2.0 * out.size * math.prod(lhs.dims[int(d)] for d in dims.split(",") if d)
 

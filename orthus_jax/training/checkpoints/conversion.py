@@ -32,10 +32,12 @@ class Result:
 
 
 def stored_dtype(stored: np.dtype, asked: str) -> np.dtype:
+  """What an array is written in."""
   return np.dtype(stored if asked == "keep" else asked)
 
 
 def check_target(source: Path, target: Path) -> None:
+  """Refuses a source or a target that can't be converted."""
   if not source.is_dir():
     raise BadRequest(f"--from={source} is no directory")
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -45,6 +47,7 @@ def check_target(source: Path, target: Path) -> None:
 
 
 def check_space(target: Path, size: int) -> None:
+  """Refuses a target whose disk is too full."""
   place = target.absolute()
   while not place.exists():
     place = place.parent

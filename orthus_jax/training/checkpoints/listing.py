@@ -23,6 +23,7 @@ def find(place: Path) -> Iterator[Path]:
 
 
 def checkpoints(run: Path) -> list[Path]:
+  """The folders of a run's checkpoints, in the order of their steps."""
   return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
 
 
