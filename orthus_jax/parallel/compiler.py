@@ -28,6 +28,14 @@ _V5E = {
     "xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions": "true",
 }
 _V5E_KINDS = ("TPU v5 lite", "TPU v5e")
+# v5p and v6e have sparse cores beside the one that multiplies: these do the gathers and the sums meanwhile.
+_SPARSE_CORES = {
+    "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+}
+_SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 
 
 def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str | bool] | None:
@@ -40,7 +48,11 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
   device = mesh.devices.flat[0]
   ours: dict[str, str] = {}
   if device.platform == "tpu" and mesh.size > 1:
-    ours = _TPU | (_V5E if device.device_kind in _V5E_KINDS else {})
+    ours = dict(_TPU)
+    if device.device_kind in _V5E_KINDS:
+      ours |= _V5E
+    elif device.device_kind in _SPARSE_CORE_KINDS:
+      ours |= _SPARSE_CORES
   switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 import json
-import sys
 from typing import Any
 
-from orthus_jax.config import Config
-from orthus_jax.errors import BadRequest
 from orthus_jax.planning import hardware, published
 from orthus_jax.planning.report import Plan
 
@@ -27,24 +24,12 @@ def errors(plans: list[tuple[published.Run, Plan]]) -> list[dict[str, Any]]:
   ]  # fmt: skip
 
 
-def _without_fusing(config: Config) -> Config:
-  kept = tuple(option for option in config.run.compiler_options if "async_collective_fusion" not in option[0])
-  kept = tuple(option for option in kept if option not in published.FUSING)
-  return dataclasses.replace(config, run=dataclasses.replace(config.run, compiler_options=kept))
-
-
 def show(*, make: Callable[..., Plan], as_json: bool) -> int:
   """Has `make` plan every published run, as `report.make` does, and prints the errors."""
   plans = []
   for run in published.RUNS:
     topology = hardware.parse(run.topology, run.slices)
-    try:
-      plan = make(run.config, topology, title=run.name, build=published.text)
-    except BadRequest as e:
-      if "the compiler refuses" not in str(e):
-        raise
-      plan = make(_without_fusing(run.config), topology, title=run.name, build=published.text)
-      print(f"note: {run.name} is planned without fused gathers, which this compiler refuses on its chips", file=sys.stderr)
+    plan = make(run.config, topology, title=run.name, build=published.text)
     plans.append((run, plan))
   rows = errors(plans)
   if as_json:

@@ -136,10 +136,12 @@ def traffic(
     places: where each device stands, in the order of the mesh; see `hardware.places`.
     calibration: says how much of a collective's time passes while a fusion computes.
   """
+  runs = {c.chain: times for c, times in work.collectives() if c.chain}
   room: dict[str, float] = {}  # of each chain, seconds of one run
   for op in work.ops if topology.chip.flops else ():
     for chain in op.carries:
-      room[chain] = room.get(chain, 0.0) + op_seconds(op, topology.chip, calibration) / len(op.carries)
+      seconds = op_seconds(op, topology.chip, calibration) * op.times / runs[chain]  # a whole loop may run meanwhile
+      room[chain] = room.get(chain, 0.0) + seconds / len(op.carries)
   rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
   known: dict[tuple, tuple] = {}
   for collective, times in work.collectives():

@@ -29,21 +29,18 @@ from orthus_jax.models.transformer import Transformer
 from orthus_jax.training import chunked
 
 _TOKENS = 4 * 1024**2
-# Compiler options where theirs differ from ours. AXLearn (axlearn/common/compiler_options.py) asks for no asynchronous sums on
-# v5; MaxText (its llama3_1-8b-8192-no-collective-matmul and xla_flags_library.py) has a sparse core do them, which isn't asked
-# for here, so that they are taken to be waited for. Both fuse gathers into other work, which libtpu refuses on these chips from
-# 0.0.50 on (`calibration.py` then leaves `FUSING` out).
-FUSING = (
-    ("xla_enable_async_all_gather", "true"), ("xla_tpu_enable_async_collective_fusion", "true"),
-    ("xla_tpu_enable_async_collective_fusion_fuse_all_gather", "true"),
-)  # fmt: skip
+# Compiler options where theirs differ from ours. Both hide gathers. Where they fuse them into other work, on v5p and v6e, libtpu
+# refuses to from 0.0.50 on, and a sparse core does them here. MaxText has a sparse core do the sums too (its
+# llama3_1-8b-8192-no-collective-matmul and xla_flags_library.py); AXLearn (axlearn/common/compiler_options.py) asks for no
+# asynchronous sums on v5, so that they are waited for.
 _WAITING = (
-    *FUSING,
     ("xla_enable_async_all_reduce", "false"), ("xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "false"),
     ("xla_tpu_enable_async_collective_fusion_fuse_kloop_fusions", "false"),
+    ("xla_tpu_enable_sparse_core_collective_offload_all_reduce", "false"),
+    ("xla_tpu_enable_sparse_core_collective_offload_reduce_scatter", "false"),
 )  # fmt: skip
 _MAXTEXT = (
-    *_WAITING, ("xla_tpu_scoped_vmem_limit_kib", "98304"), ("xla_jf_spmd_threshold_for_windowed_einsum_mib", "1000000"),
+    ("xla_tpu_scoped_vmem_limit_kib", "98304"), ("xla_jf_spmd_threshold_for_windowed_einsum_mib", "1000000"),
 )  # fmt: skip
 
 

@@ -15,7 +15,7 @@ import re
 
 import numpy as np
 
-from orthus_jax.planning import hlo, instruction_flops, trip_count
+from orthus_jax.planning import hlo, instruction_bytes, instruction_flops, trip_count
 from orthus_jax.planning.hlo import Array, Computation, Instruction, Module
 
 _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -38,7 +38,8 @@ class Collective:
     kind: such as "all-gather".
     bytes: of its whole array on one device: gathered, ahead of being scattered, reduced or permuted.
     groups: partitions that take part together [groups, size]; None for all. Pairs for a permutation.
-    chain: names the chain of fusions that the compiler has spread it over, so that they compute meanwhile; empty if it waits.
+    chain: names what computes meanwhile: the fusions that the compiler has spread it over, or the instructions between its
+      start and its end; empty if everything waits for it.
     slices: that the runtime has take part, between which each device exchanges its own array; 0 within a slice.
   """
 
@@ -63,7 +64,7 @@ class Op:
     host_bytes: between the device and its host.
     collectives: in it.
     beside: a copy that runs beside the instructions between its start and its end.
-    carries: the chains of collectives that go on meanwhile.
+    carries: the chains of the collectives that go on meanwhile.
   """
 
   name: str
@@ -124,38 +125,6 @@ def count(module: Module, *, rounds: int = 1) -> Work:
   return _Counter(module, rounds).run()
 
 
-def _read(module: Module, computation: Computation, parameter: str) -> int:
-  """Bytes of main memory that a fused computation reads of one parameter."""
-  me = computation.instructions[parameter]
-  total, whole = 0, sum(a.stored for a in me.arrays if a.space == 0)
-  for user in computation.users[parameter]:
-    if user.opcode in ("dynamic-slice", "gather", "slice") and user.operands[0] == parameter:
-      total += user.stored
-    elif user.opcode in ("bitcast", "get-tuple-element"):
-      total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.stored
-    elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter:
-      continue  # written in place; of a scatter, whoever adds to what is there reads it too, which is counted as nothing
-    elif user.opcode == "fusion":
-      inner = module.computations[user.called("calls")]
-      total += sum(_read(module, inner, inner.parameters[k]) for k, o in enumerate(user.operands) if o == parameter)
-    else:
-      return whole
-  return min(total, whole)
-
-
-def _written(module: Module, computation: Computation, name: str) -> int | None:
-  """Bytes that a fused computation's result writes where that is less than the result; None where it is all of it."""
-  i = computation.instructions[name]
-  if i.opcode == "bitcast":
-    return _written(module, computation, i.operands[0])
-  if i.opcode in ("dynamic-update-slice", "scatter"):
-    return computation.instructions[i.operands[1 if i.opcode == "dynamic-update-slice" else 2]].stored
-  if i.opcode == "fusion":
-    inner = module.computations[i.called("calls")]
-    return _written(module, inner, inner.root)
-  return None
-
-
 class _Counter:
   """One walk over a module."""
 
@@ -165,15 +134,18 @@ class _Counter:
     self._ops: list[Op] = []
     self._loops: list[str] = []
     self._kernels: list[str] = []
+    self._running: dict[str, str] = {}  # chains of collectives that were started, by the instruction that the next one names
+    self._waiting: set[str] = set()  # those of them that wait for their operands
 
   def run(self) -> Work:
     self._walk(self._module.computations[self._module.entry], 1)
     return Work(tuple(self._ops), tuple(dict.fromkeys(self._loops)), tuple(dict.fromkeys(self._kernels)))
 
-  def _walk(self, computation: Computation, times: int, *, beside: bool = False) -> None:
+  def _walk(self, computation: Computation, times: int, *, chain: str = "", beside: bool = False) -> None:
+    """Adds a computation's instructions; those of one that was started and goes on beside others are of its `chain`."""
     chains: set[str] = set()
     for i in computation:
-      if i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
+      if self._follow(i) or i.opcode in _FREE or i.opcode.endswith("-done") or "collective-done" in i.name:
         continue
       if i.opcode == "while":
         trips = trip_count.trip_count(self._module, computation, i)
@@ -181,36 +153,60 @@ class _Counter:
           self._loops.append(i.op_name or i.name)
         self._walk(self._module.computations[i.called("body")], times * (self._rounds if trips is None else trips))
       elif i.opcode == "call":
-        self._walk(self._module.computations[i.called("to_apply")], times)
-      elif i.opcode in ("async-start", "conditional"):
-        for inner in self._called(i):
-          self._walk(inner, times, beside=i.opcode == "async-start")
+        self._walk(self._module.computations[i.called("to_apply")], times, chain=chain, beside=beside)
+      elif i.opcode == "async-start":
+        self._start(i, self._module.computations[i.called("calls")], times)
+      elif i.opcode == "conditional":
+        self._walk(self._dearest(i), times)
       else:
-        self._add(computation, i, times, chains, beside=beside or i.opcode in _COPIES)
+        started = i.opcode.removesuffix("-start") in _COLLECTIVES and i.opcode.endswith("-start")
+        own = f"{computation.name}/{i.name}" if started else chain
+        self._add(computation, i, times, chains, chain=own, beside=beside or i.opcode in _COPIES)
+        if started:
+          self._running[i.name] = own
 
-  def _called(self, i: Instruction) -> list[Computation]:
-    if i.opcode == "async-start":
-      return [self._module.computations[i.called("calls")]]
+  def _start(self, i: Instruction, called: Computation, times: int) -> None:
+    """What a start begins. A collective is under way from there, or from the update that hands its operands to it."""
+    chain, before = f"{called.name}/{i.name}", len(self._ops)
+    self._walk(called, times, chain=chain, beside=True)
+    if any(o.collectives for o in self._ops[before:]):
+      self._running[i.name] = chain
+      if not i.operands:
+        self._waiting.add(i.name)
+
+  def _follow(self, i: Instruction) -> bool:
+    """Keeps account of the collectives under way where an instruction hands on or ends one; says whether it does."""
+    if i.opcode == "async-update" and i.operands[0] in self._running:
+      self._waiting.discard(i.operands[0])
+      self._running[i.name] = self._running.pop(i.operands[0])
+      return True
+    return i.opcode.endswith("-done") and self._running.pop(i.operands[0], None) is not None
+
+  def _dearest(self, i: Instruction) -> Computation:
+    """Of a conditional's branches, of which only one runs, the one that computes most."""
     listed = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
     names = (
       re.findall(r"[\w.\-]+", listed.group(1))
       if listed
       else [i.called("true_computation"), i.called("false_computation")]
     )
-    # Only one of them runs: the dearest is taken.
-    return [max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))]
+    return max((self._module.computations[n] for n in names), key=lambda c: (self._flops(c)[0], len(c.instructions)))
 
   def _add(
-    self, computation: Computation, i: Instruction, times: int, chains: set[str], *, beside: bool
+    self, computation: Computation, i: Instruction, times: int, chains: set[str], *, chain: str, beside: bool
   ) -> None:
     products, attention = self._own_flops(computation, i)
     met = tuple(self._collectives(computation, i, where=computation.name))
     carries = tuple(dict.fromkeys(c.chain for c in met if c.chain))
+    if chain:
+      met, beside = tuple(dataclasses.replace(c, chain=chain) for c in met), True
+    elif not beside:
+      carries += tuple(c for name, c in self._running.items() if name not in self._waiting)
     # One that a TPU spreads over a chain of fusions is written in each, and counts once.
     first = {c.chain: c for c in met if c.chain and c.chain not in chains}
     collectives = (*(c for c in met if not c.chain), *first.values())
     chains.update(carries)
-    moved, host = self._bytes(computation, i)
+    moved, host = instruction_bytes.main_and_host(self._module, computation, i)
     if products or attention or moved or host or met:
       beside = beside and not (products or attention)
       self._ops.append(Op(i.name, i.op_name, times, products, attention, moved, host, collectives, beside, carries))
@@ -265,49 +261,3 @@ class _Counter:
       if kind == "all-gather":
         whole = operands * (groups.shape[1] if groups is not None else 1)
       yield Collective(kind, whole, groups, chain=chain)
-
-  def _bytes(self, computation: Computation, i: Instruction) -> tuple[int, int]:
-    """(bytes of main memory, bytes to or from the host), with what fills up tiles."""
-    shapes = {o: computation.instructions[o].arrays for o in i.operands if o in computation.instructions}
-
-    def main(arrays) -> int:
-      return sum(a.stored for a in arrays if a.space == 0)
-
-    def moved(part: int, *between: Array) -> tuple[int, int]:
-      spaces = [a.space for a in between]
-      return part * spaces.count(0), part * (hlo.HOST_SPACE in spaces)
-
-    if i.opcode in ("copy-start", "slice-start", "dynamic-slice-start"):  # the result holds the operand too, either first
-      return moved(min(i.arrays[0].stored, i.arrays[1].stored), *i.arrays[:2])
-    if i.opcode == "custom-call" and '"AllocateBuffer"' in i.attributes:
-      return 0, 0
-    if i.opcode in ("send", "recv"):
-      return moved(i.arrays[0].stored, i.arrays[0])
-    if i.opcode in ("dynamic-slice", "slice", "gather"):
-      return moved(i.arrays[0].stored, i.arrays[0], *shapes.get(i.operands[0], ())[:1])
-    if i.opcode in ("dynamic-update-slice", "dynamic-update-slice-start"):
-      (part,) = shapes[i.operands[1]]
-      return moved(part.stored, part, i.arrays[0])
-    if i.opcode == "scatter" and len(i.operands) == 3:
-      return main(shapes.get(i.operands[1], ())) + 2 * main(shapes.get(i.operands[2], ())), 0
-    if i.opcode == "fusion":
-      inner = self._module.computations[i.called("calls")]
-      # What a chained collective gathers is handed from fusion to fusion, and moved by the network.
-      passed = {a.dims for j in inner if "chain_id" in j.attributes for a in j.arrays}
-      read = 0
-      for k, o in enumerate(i.operands):
-        if main(shapes.get(o, ())) and not any(a.dims in passed for a in shapes[o]):
-          read += _read(self._module, inner, inner.parameters[k])
-      root = inner.instructions[inner.root]
-      results = root.operands if root.opcode == "tuple" else (inner.root,)
-      if len(results) != len(i.arrays):
-        return read + main(i.arrays), 0
-      written = 0
-      for name, array in zip(results, i.arrays):
-        if array.space == 0 and array.dims not in passed:
-          stored = _written(self._module, inner, name)
-          written += array.stored if stored is None else min(stored, array.stored)
-      return read + written, 0
-    if i.opcode.endswith("-start"):
-      return main(i.arrays), 0  # its result holds the operand too
-    return main(i.arrays) + sum(main(a) for a in shapes.values()), 0
