@@ -16,7 +16,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.config import to_dict
 from orthus_jax.errors import BadRequest
-from orthus_jax.parallel import processes
+from orthus_jax.parallel import launchers, processes
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
@@ -77,7 +77,7 @@ def test_processes_that_contradict_each_other_are_refused():
     ],
 )
 def test_a_cluster_is_seen_in_the_environment(environment, several):
-  assert processes.in_cluster(environment) == several
+  assert launchers.in_cluster(environment) == several
 
 
 def test_slurm_says_who_is_who(monkeypatch):
