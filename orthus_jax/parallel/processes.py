@@ -77,6 +77,11 @@ def _keep_stdout() -> None:
 
 def _without_proxy(coordinator: str) -> None:
   """Has gRPC, which jax talks to process 0 with, reach it directly, whatever http_proxy and its like say."""
+  import jax
+
+  jax.config.update("jax_check_proxy_envs", False)  # a warning of what is seen to here
+  if not any(os.environ.get(n) for n in ("grpc_proxy", "https_proxy", "http_proxy")):
+    return
   excepted = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")  # gRPC reads the first that is there
   host = coordinator.rpartition(":")[0].strip("[]")
   os.environ["no_grpc_proxy"] = f"{excepted},{host}" if excepted else host
