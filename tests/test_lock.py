@@ -1,4 +1,4 @@
-"""One command at a time in a directory: what is refused, what a killed process leaves, machines that `flock` can't tell apart."""
+"""One command at a time in a directory: what is refused, what a killed process leaves, machines that share no `flock`."""
 
 import errno
 import json

@@ -11,41 +11,35 @@ from orthus_jax.errors import BadRequest
 
 @dataclasses.dataclass(frozen=True)
 class _Launcher:
-  """Names of environment variables; `local` and `local_count` count the processes of one machine."""
+  """Names of environment variables; `local` and `local_count` are of one machine's processes."""
 
   name: str
   count: str
   number: str
-  local: tuple[str, ...]
-  local_count: tuple[str, ...]
+  local: str
+  local_count: str = ""
 
   def seen(self, environment: Mapping[str, str]) -> str:
     """Those that are set, as a message shows them."""
     return ", ".join(f"{n}={environment[n]}" for n in (self.count, self.number) if n in environment)
 
 
-_SLURM = _Launcher("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", ("SLURM_LOCALID",), ())
-_OPEN_MPI = _Launcher(
-    "Open MPI", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", ("OMPI_COMM_WORLD_LOCAL_RANK",),
-    ("OMPI_COMM_WORLD_LOCAL_SIZE",),
-)  # fmt: skip
-_TORCHRUN = _Launcher("torchrun", "WORLD_SIZE", "RANK", ("LOCAL_RANK",), ("LOCAL_WORLD_SIZE",))
+_OPEN_MPI = _Launcher("Open MPI", *(f"OMPI_COMM_WORLD_{n}" for n in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")))
+_SLURM = _Launcher("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
+_TORCHRUN = _Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 # Where one starts another, the inner one stands first: mpirun runs within a SLURM allocation, and inherits its variables;
 # jsrun, Flux and PALS set PMI's beside their own.
 _LAUNCHERS = (
     _OPEN_MPI,
-    _Launcher("MVAPICH", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", ("MV2_COMM_WORLD_LOCAL_RANK",),
-              ("MV2_COMM_WORLD_LOCAL_SIZE",)),
-    _Launcher("jsrun", "JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK", ("JSM_NAMESPACE_LOCAL_RANK",),
-              ("JSM_NAMESPACE_LOCAL_SIZE",)),
-    _Launcher("Flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK", ("FLUX_TASK_LOCAL_ID",), ()),
-    _Launcher("MPICH, Intel MPI or PALS", "PMI_SIZE", "PMI_RANK", ("PMI_LOCAL_RANK", "MPI_LOCALRANKID"),
-              ("PMI_LOCAL_SIZE", "MPI_LOCALNRANKS")),
-    _Launcher("PALS", "PALS_SIZE", "PALS_RANKID", ("PALS_LOCAL_RANKID",), ("PALS_LOCAL_SIZE",)),
-    _Launcher("PMIx", "PMIX_SIZE", "PMIX_RANK", ("PMIX_LOCAL_RANK",), ("PMIX_LOCAL_SIZE",)),
+    _Launcher("MVAPICH", *(f"MV2_COMM_WORLD_{n}" for n in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE"))),
+    _Launcher("jsrun", *(f"JSM_NAMESPACE_{n}" for n in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE"))),
+    _Launcher("Flux", "FLUX_JOB_SIZE", "FLUX_TASK_RANK", "FLUX_TASK_LOCAL_ID"),
+    _Launcher("PALS", "PMI_SIZE", "PALS_RANKID", "PALS_LOCAL_RANKID", "PMI_LOCAL_SIZE"),
+    _Launcher("MPICH or Intel MPI", "PMI_SIZE", "PMI_RANK", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
+    _Launcher("PMIx", "PMIX_SIZE", "PMIX_RANK", "PMIX_LOCAL_RANK"),
     _SLURM,
     _TORCHRUN,  # what torchrun itself sets goes first; what a batch script exports under these names is another matter
-)  # fmt: skip
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,20 +75,15 @@ def find(environment: Mapping[str, str]) -> Place | None:
   """
   first = (_TORCHRUN,) if "TORCHELASTIC_RUN_ID" in environment else ()
   for launcher in first + _LAUNCHERS:
-    count, number = _number(environment, launcher.count), _number(environment, launcher.number)
+    place = _place(launcher, environment)
     # mpirun of a single process means it, as does a step of SLURM, of which jax reads the allocation's size; the others'
     # variables are left over in containers and interactive shells.
-    if count is None or number is None or (count == 1 and launcher not in (_OPEN_MPI, _SLURM)):
+    if place is None or (place.count == 1 and launcher not in (_OPEN_MPI, _SLURM)):
       continue
-    if not 0 <= number < count:
-      raise BadRequest(f"{launcher.seen(environment)}: the number must lie in 0..{count - 1}")
-    name = launcher.name
-    if launcher is _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in environment:
-      name = "Open MPI 5"
-    return Place(
-        count, number, _local(launcher, environment), _coordinator(launcher, environment, count, number),
-        f"{name} ({launcher.seen(environment)})",
-    )  # fmt: skip
+    slurm = _place(_SLURM, environment) if place.coordinator is None else None
+    if slurm is not None and (slurm.count, slurm.number) == (place.count, place.number):
+      return slurm  # which knows where process 0 is
+    return place
   return None
 
 
@@ -114,36 +103,42 @@ def _number(environment: Mapping[str, str], name: str) -> int | None:
   return int(value) if value.isdecimal() else None
 
 
-def _first(environment: Mapping[str, str], names: tuple[str, ...]) -> int | None:
-  return next((n for name in names if (n := _number(environment, name)) is not None), None)
-
-
 def _local(launcher: _Launcher, environment: Mapping[str, str]) -> list[int] | None:
   """One device each, as jax has it, but for a process that has its machine, or the devices that it sees, to itself."""
-  local, alone = _first(environment, launcher.local), _first(environment, launcher.local_count) == 1
+  local, alone = _number(environment, launcher.local), _number(environment, launcher.local_count) == 1
   if launcher is _SLURM:
     alone = bool(re.match(r"1($|[(,])", environment.get("SLURM_STEP_TASKS_PER_NODE", "")))
   visible = environment.get("CUDA_VISIBLE_DEVICES")
-  if local is None or alone or (visible and len(visible.split(",")) <= local):
+  return None if local is None or alone or (visible and len(visible.split(",")) <= local) else [local]
+
+
+def _place(launcher: _Launcher, environment: Mapping[str, str]) -> Place | None:
+  count, number = _number(environment, launcher.count), _number(environment, launcher.number)
+  if count is None or number is None:
     return None
-  return [local]
+  seen = launcher.seen(environment)
+  if not 0 <= number < count:
+    raise BadRequest(f"{seen}: the number must lie in 0..{count - 1}")
+  try:
+    coordinator = _coordinator(launcher, environment)
+  except (RuntimeError, ValueError) as e:  # jax reads variables of a form of their own
+    raise BadRequest(f"{launcher.name} ({seen}): where process 0 is can't be read ({e}): give --coordinator=HOST:PORT") from e
+  five = launcher is _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in environment
+  return Place(count, number, _local(launcher, environment), coordinator, f"{launcher.name}{' 5' if five else ''} ({seen})")
 
 
-def _coordinator(launcher: _Launcher, environment: Mapping[str, str], count: int, number: int) -> str | None:
-  """Where process 0 listens, as far as any of those who agree on who is who tells."""
+def _coordinator(launcher: _Launcher, environment: Mapping[str, str]) -> str | None:
   from jax._src import clusters  # jax has no public name for them; they read os.environ
 
   port = environment.get("JAX_COORDINATOR_PORT")
-  slurm = (_number(environment, _SLURM.count), _number(environment, _SLURM.number)) == (count, number)
   if launcher is _OPEN_MPI and clusters.OmpiCluster.is_env_present():
     return clusters.OmpiCluster.get_coordinator_address(None, port)
-  if launcher is not _SLURM and environment.get("MASTER_ADDR") and _number(environment, "MASTER_PORT"):
-    host, theirs = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
-    # torchrun's own agent listens on that port.
-    taken = launcher is _TORCHRUN and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    ours = theirs + (1 if theirs < 65535 else -1) if taken else theirs
-    return f"[{host}]:{ours}" if ":" in host else f"{host}:{ours}"
-  if slurm and clusters.SlurmCluster.is_env_present():
-    return clusters.SlurmCluster.get_coordinator_address(None, port)
-  return None
-
+  if launcher is _SLURM:
+    return clusters.SlurmCluster.get_coordinator_address(None, port) if clusters.SlurmCluster.is_env_present() else None
+  if not environment.get("MASTER_ADDR") or not _number(environment, "MASTER_PORT"):
+    return None
+  host, theirs = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
+  # torchrun's own agent listens on that port.
+  taken = launcher is _TORCHRUN and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+  ours = theirs + (1 if theirs < 65535 else -1) if taken else theirs
+  return f"[{host}]:{ours}" if ":" in host else f"{host}:{ours}"

@@ -97,7 +97,7 @@ def _count(processes: str | None) -> int | None:
 
 def _detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
   """(coordinator, processes, this one's number, its devices) as the launcher's variables say, or as jax finds them."""
-  ask = "give every process --coordinator=HOST:PORT, --processes and --process_id"
+  ask = "give every process --coordinator, --processes and --process_id"
   place = launchers.find(os.environ)
   if place is not None:
     if place.count > 1 and place.coordinator is None:
