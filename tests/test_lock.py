@@ -11,8 +11,9 @@ import threading
 import time
 
 import pytest
+from test_faults import write_config
 
-from orthus_jax import files, lock
+from orthus_jax import cli, files, lock
 from orthus_jax.errors import BadRequest
 
 
@@ -142,6 +143,21 @@ def test_a_beat_changes_the_record_and_nothing_else(quick, tmp_path):
       assert now, "half a record"
       seen += [now] if now not in seen else []
     assert len(seen) == 3 and len({s["id"] for s in seen}) == 1 and os.stat(tmp_path / lock.NAME).st_size < 4096
+
+
+def test_commands_that_write_to_a_directory_keep_out_of_anothers(tmp_path, capsys):
+  config = write_config(tmp_path)
+  for verb, option in (("train", "workdir"), ("prepare", "out")):
+    with lock.hold(tmp_path / verb):
+      assert cli.main([verb, config, f"--{option}={tmp_path / verb}"]) == 2
+      said = capsys.readouterr().err.splitlines()[-1]
+      assert said.startswith(f"orthus: {tmp_path / verb} is in use: another command works there since ")
+      assert [p.name for p in (tmp_path / verb).iterdir()] == [lock.NAME]
+    assert not (tmp_path / verb).exists()
+  (tmp_path / "out").mkdir()
+  elsewhere(tmp_path / "out", machine=lock._machine())  # killed before it wrote anything
+  assert cli.main(["prepare", config, f"--out={tmp_path / 'out'}"]) == 0
+  assert (tmp_path / "out" / "prepared.json").exists() and not (tmp_path / "out" / lock.NAME).exists()
 
 
 def test_two_that_write_one_target_do_not_mix(tmp_path):

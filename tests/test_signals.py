@@ -15,6 +15,7 @@ from test_faults import write_config
 from orthus_jax import errors, lock
 from orthus_jax.training import hosts, preemption, terminal
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.metric_writer import read_metrics
 
 NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
@@ -137,8 +138,8 @@ def test_a_lost_terminal_saves_and_leaves_nothing_behind(tmp_path):
   os.close(theirs)
   try:
     end = time.monotonic() + 300
-    while not (run / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < end:
-      os.set_blocking(ours, False)
+    os.set_blocking(ours, False)
+    while not read_metrics(run) and process.poll() is None and time.monotonic() < end:
       try:
         os.read(ours, 1 << 16)
       except BlockingIOError:
