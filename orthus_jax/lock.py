@@ -12,19 +12,14 @@ from collections.abc import Iterator
 import contextlib
 import errno
 import fcntl
-import json
 import logging
 import os
 from pathlib import Path
-import shlex
-import socket
-import sys
 import threading
 import time
 from typing import Any
-import uuid
 
-from orthus_jax import errors
+from orthus_jax import errors, lock_record
 from orthus_jax.errors import BadRequest
 
 NAME = "lock"
@@ -74,10 +69,7 @@ class _Lock:
   def __init__(self, path: Path):
     self._path = path
     self._over = threading.Event()
-    self._record = {
-        "host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]), "machine": _machine(), "id": uuid.uuid4().hex,
-    }  # fmt: skip
+    self._record = lock_record.mine()
     self._file = self._take()
     _held.add(self)
     threading.Thread(target=self._live, name="lock", daemon=True).start()
@@ -87,7 +79,7 @@ class _Lock:
     self._over.set()
     _held.discard(self)
     with contextlib.suppress(OSError):
-      if _read(self._path).get("id") == self._record["id"]:
+      if lock_record.read(self._path).get("id") == self._record["id"]:
         self._path.unlink()
     with contextlib.suppress(OSError):
       os.close(self._file)
@@ -100,10 +92,10 @@ class _Lock:
         decided = self._decide(file)
         if os.fstat(file).st_ino != os.stat(self._path).st_ino:
           raise FileNotFoundError  # its holder removed it in between
-        there = _read(self._path)
+        there = lock_record.read(self._path)
         if there and not (decided and there.get("machine") == self._record["machine"]):
           self._watch(there)
-        self._write(0)
+        lock_record.write(self._path, self._record, 0)
         return file
       except FileNotFoundError:
         os.close(file)
@@ -123,7 +115,7 @@ class _Lock:
     except OSError as e:
       if e.errno not in (errno.EWOULDBLOCK, errno.EACCES):
         return False
-      there = _read(self._path)
+      there = lock_record.read(self._path)
       if not there or there.get("machine") == self._record["machine"]:
         raise BadRequest(self._taken(there)) from e
       self._watch(there)
@@ -133,65 +125,30 @@ class _Lock:
 
   def _watch(self, there: dict[str, Any]) -> None:
     """Returns if the holder that a record names is dead; raises if it isn't."""
-    _log.info("%s: %s, if it is alive; looking for up to %g s", self._path.parent, _holder(there), _PATIENCE)
+    _log.info("%s: %s, if it is alive; looking for up to %g s", self._path.parent, lock_record.holder(there), _PATIENCE)
     end = time.monotonic() + _PATIENCE
     while time.monotonic() < end:
       time.sleep(min(1.0, _BEAT))
-      if not (now := _read(self._path)):
+      if not (now := lock_record.read(self._path)):
         return  # released
       if now != there:
         raise BadRequest(self._taken(now))
 
   def _taken(self, there: dict[str, Any]) -> str:
-    return f"{self._path.parent} is in use: {_holder(there)}: wait until it is done, stop it, or choose another directory"
-
-  def _write(self, beat: int) -> None:
-    """The record, in place and of one length, so that no reader meets half of it."""
-    text = json.dumps(self._record | {"beat": f"{beat:09}"}) + "\n"
-    file = os.open(self._path, os.O_WRONLY)
-    try:
-      os.pwrite(file, text.encode(), 0)
-      if not beat:
-        os.ftruncate(file, len(text.encode()))
-    finally:
-      os.close(file)  # upon which network file systems show it to others
+    who = lock_record.holder(there)
+    return f"{self._path.parent} is in use: {who}: wait until it is done, stop it, or choose another directory"
 
   def _live(self) -> None:
     beat, wait = 0, min(2.0, _BEAT)  # soon at first: two may have come at once where nothing kept them apart
     while not self._over.wait(wait):
       beat, wait = beat + 1, _BEAT
       try:
-        there = _read(self._path)
+        there = lock_record.read(self._path)
         if there.get("id") == self._record["id"]:
-          self._write(beat)
+          lock_record.write(self._path, self._record, beat)
         elif there and not self._over.is_set():
-          errors.print_error(f"{self._path.parent}: {_holder(there)}, and took this run for dead; stopping, to leave it alone")
+          who = lock_record.holder(there)
+          errors.print_error(f"{self._path.parent}: {who}, and took this run for dead; stopping, to leave it alone")
           os._exit(errors.BAD_REQUEST)
       except OSError:
         pass  # a file system that is away for a while
-
-
-def _machine() -> str:
-  """What tells machines, and their boots, apart."""
-  try:
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-  except OSError:
-    return socket.gethostname()
-
-
-def _read(path: Path) -> dict[str, Any]:
-  """A lock's record; {} where there is none, or none that can be read."""
-  try:
-    there = json.loads(path.read_bytes())
-  except (OSError, ValueError):
-    return {}
-  return there if isinstance(there, dict) else {}
-
-
-def _holder(there: dict[str, Any]) -> str:
-  if not there:
-    return "another command works there"
-  return (
-      f"another command works there since {there.get('since')} (process {there.get('pid')} on {there.get('host')}:"
-      f" {str(there.get('command'))[:200]})"
-  )

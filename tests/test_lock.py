@@ -13,7 +13,7 @@ import time
 import pytest
 from test_faults import write_config
 
-from orthus_jax import cli, files, lock
+from orthus_jax import cli, files, lock, lock_record
 from orthus_jax.errors import BadRequest
 
 
@@ -50,7 +50,7 @@ def test_a_second_command_is_told_who_is_there(tmp_path):
     process.wait()
     assert (tmp_path / "run" / lock.NAME).exists()
     with lock.hold(tmp_path / "run"):  # a dead process's never blocks
-      assert lock._read(tmp_path / "run" / lock.NAME)["pid"] == os.getpid()
+      assert lock_record.read(tmp_path / "run" / lock.NAME)["pid"] == os.getpid()
 
 
 def test_nothing_is_left_of_a_lock(tmp_path):
@@ -92,7 +92,7 @@ def test_another_machines_holder_blocks_while_it_lives(quick, tmp_path):
   alive.start()
   with pytest.raises(BadRequest, match=r"process 4 on node7: orthus train"), lock.hold(tmp_path):
     pass
-  assert lock._read(tmp_path / lock.NAME) == record | {"beat": 1}  # left alone
+  assert lock_record.read(tmp_path / lock.NAME) == record | {"beat": 1}  # left alone
   threading.Timer(0.1, (tmp_path / lock.NAME).unlink).start()
   with lock.hold(tmp_path):  # it ended meanwhile
     pass
@@ -106,7 +106,7 @@ def test_where_flock_is_not_to_be_had_signs_of_life_decide(quick, tmp_path, monk
   monkeypatch.setattr(lock.fcntl, "flock", refuse)
   with lock.hold(tmp_path), pytest.raises(BadRequest, match="in use"), lock.hold(tmp_path):
     pass
-  elsewhere(tmp_path, machine=lock._machine())  # killed
+  elsewhere(tmp_path, machine=lock_record.machine())  # killed
   with lock.hold(tmp_path):
     pass
 
@@ -117,7 +117,7 @@ def test_a_file_server_that_keeps_a_dead_machines_lock_does_not_block(quick, tmp
     process.send_signal(signal.SIGSTOP)  # no more signs of life
     elsewhere(tmp_path)
     with lock.hold(tmp_path):
-      assert lock._read(tmp_path / lock.NAME)["pid"] == os.getpid()
+      assert lock_record.read(tmp_path / lock.NAME)["pid"] == os.getpid()
   finally:
     process.kill()
     process.communicate()
@@ -131,7 +131,7 @@ def test_a_holder_that_was_taken_for_dead_gives_way(quick, tmp_path, monkeypatch
     elsewhere(tmp_path)
     assert left.wait(5)
   assert "process 4 on node7" in capsys.readouterr().err
-  assert lock._read(tmp_path / lock.NAME)["host"] == "node7"  # the other's stays
+  assert lock_record.read(tmp_path / lock.NAME)["host"] == "node7"  # the other's stays
 
 
 def test_a_beat_changes_the_record_and_nothing_else(quick, tmp_path):
@@ -139,7 +139,7 @@ def test_a_beat_changes_the_record_and_nothing_else(quick, tmp_path):
     seen = []
     end = time.monotonic() + 5
     while len(seen) < 3 and time.monotonic() < end:
-      now = lock._read(tmp_path / lock.NAME)
+      now = lock_record.read(tmp_path / lock.NAME)
       assert now, "half a record"
       seen += [now] if now not in seen else []
     assert len(seen) == 3 and len({s["id"] for s in seen}) == 1 and os.stat(tmp_path / lock.NAME).st_size < 4096
@@ -155,7 +155,7 @@ def test_commands_that_write_to_a_directory_keep_out_of_anothers(tmp_path, capsy
       assert [p.name for p in (tmp_path / verb).iterdir()] == [lock.NAME]
     assert not (tmp_path / verb).exists()
   (tmp_path / "out").mkdir()
-  elsewhere(tmp_path / "out", machine=lock._machine())  # killed before it wrote anything
+  elsewhere(tmp_path / "out", machine=lock_record.machine())  # killed before it wrote anything
   assert cli.main(["prepare", config, f"--out={tmp_path / 'out'}"]) == 0
   assert (tmp_path / "out" / "prepared.json").exists() and not (tmp_path / "out" / lock.NAME).exists()
 

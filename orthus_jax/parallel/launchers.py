@@ -44,27 +44,19 @@ _LAUNCHERS = (
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """This process's place in a run.
+  """This process's place in a run."""
 
-  Attributes:
-    count, number: how many processes there are, and which this is.
-    local: the devices that are this one's share of its machine; None for all of them.
-    coordinator: HOST:PORT of process 0; None where the launcher doesn't say.
-    seen: the launcher and its variables, for a message.
-  """
-
-  count: int
-  number: int
-  local: list[int] | None
-  coordinator: str | None
-  seen: str
+  count: int  # of processes
+  number: int  # of this one
+  local: list[int] | None  # the devices that are its share of its machine; None for all of them
+  coordinator: str | None  # HOST:PORT of process 0; None where the launcher doesn't say
+  seen: str  # the launcher and its variables, for a message
 
 
 def in_cluster(environment: Mapping[str, str]) -> bool:
   """Whether the environment speaks of several processes, or of a TPU pod's several machines."""
-  slices = _number(environment, "MEGASCALE_NUM_SLICES") or 1
-  several = any(_several(launcher, environment) for launcher in _LAUNCHERS)
-  return several or slices > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+  pod = (_number(environment, "MEGASCALE_NUM_SLICES") or 1) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+  return pod or any(_several(launcher, environment) for launcher in _LAUNCHERS)
 
 
 def find(environment: Mapping[str, str]) -> Place | None:
@@ -73,17 +65,13 @@ def find(environment: Mapping[str, str]) -> Place | None:
   Raises:
     BadRequest: where the variables contradict each other.
   """
-  first = (_TORCHRUN,) if "TORCHELASTIC_RUN_ID" in environment else ()
-  for launcher in first + _LAUNCHERS:
+  for launcher in (*((_TORCHRUN,) if "TORCHELASTIC_RUN_ID" in environment else ()), *_LAUNCHERS):
     place = _place(launcher, environment)
     # mpirun of a single process means it, as does a step of SLURM, of which jax reads the allocation's size; the others'
     # variables are left over in containers and interactive shells.
-    if place is None or (place.count == 1 and launcher not in (_OPEN_MPI, _SLURM)):
-      continue
-    slurm = _place(_SLURM, environment) if place.coordinator is None else None
-    if slurm is not None and (slurm.count, slurm.number) == (place.count, place.number):
-      return slurm  # which knows where process 0 is
-    return place
+    if place and (place.count > 1 or launcher in (_OPEN_MPI, _SLURM)):
+      slurm = None if place.coordinator else _place(_SLURM, environment)
+      return slurm if slurm and (slurm.count, slurm.number) == (place.count, place.number) else place
   return None
 
 
@@ -130,11 +118,9 @@ def _place(launcher: _Launcher, environment: Mapping[str, str]) -> Place | None:
 def _coordinator(launcher: _Launcher, environment: Mapping[str, str]) -> str | None:
   from jax._src import clusters  # jax has no public name for them; they read os.environ
 
-  port = environment.get("JAX_COORDINATOR_PORT")
-  if launcher is _OPEN_MPI and clusters.OmpiCluster.is_env_present():
-    return clusters.OmpiCluster.get_coordinator_address(None, port)
-  if launcher is _SLURM:
-    return clusters.SlurmCluster.get_coordinator_address(None, port) if clusters.SlurmCluster.is_env_present() else None
+  ask = {_OPEN_MPI: clusters.OmpiCluster, _SLURM: clusters.SlurmCluster}.get(launcher)
+  if ask is not None and ask.is_env_present():
+    return ask.get_coordinator_address(None, environment.get("JAX_COORDINATOR_PORT"))
   if not environment.get("MASTER_ADDR") or not _number(environment, "MASTER_PORT"):
     return None
   host, theirs = environment["MASTER_ADDR"], int(environment["MASTER_PORT"])
