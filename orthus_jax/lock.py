@@ -72,11 +72,13 @@ class _Lock:
     self._record = lock_record.mine()
     self._file = self._take()
     _held.add(self)
-    threading.Thread(target=self._live, name="lock", daemon=True).start()
+    self._thread = threading.Thread(target=self._live, name="lock", daemon=True)
+    self._thread.start()
 
   def release(self) -> None:
     """Removes the file, if it is still this one's."""
     self._over.set()
+    self._thread.join(1.0)  # it may be about to write
     _held.discard(self)
     with contextlib.suppress(OSError):
       if lock_record.read(self._path).get("id") == self._record["id"]:
@@ -86,11 +88,13 @@ class _Lock:
 
   def _take(self) -> int:
     """Opens the file as its only holder."""
+    tries = 0
     while True:
+      tries += 1
       file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
       try:
         decided = self._decide(file)
-        if os.fstat(file).st_ino != os.stat(self._path).st_ino:
+        if os.fstat(file).st_ino != os.stat(self._path).st_ino and tries < 100:  # some file systems' numbers mean nothing
           raise FileNotFoundError  # its holder removed it in between
         there = lock_record.read(self._path)
         if there and not (decided and there.get("machine") == self._record["machine"]):
