@@ -29,7 +29,7 @@ def initialize(
   """Joins the run's processes; does nothing where this one is alone.
 
   Args:
-    coordinator: HOST:PORT of process 0.
+    coordinator: HOST:PORT of process 0; enough by itself where a launcher says the rest.
     processes: how many, "auto" to have jax look for a cluster, or None to do so where the environment speaks of one.
     process_id: which of them this one is.
     timeout: seconds to wait for the others.
