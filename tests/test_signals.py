@@ -130,12 +130,11 @@ def test_a_lost_terminal_saves_and_leaves_nothing_behind(tmp_path):
   config, run = write_config(tmp_path, run__checkpoint_every=0), tmp_path / "run"
   ours, theirs = pty.openpty()
   environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+  command = ["sh", "-c", 'exec "$@" <>"$TTY" >/dev/null 2>&0', "-", sys.executable, "-m", "orthus_jax.cli"]
+  # The first terminal that a session opens is its own.
   process = subprocess.Popen(
-      [sys.executable, "-m", "orthus_jax.cli", "train", config, f"--workdir={run}"], env=environment, stdin=theirs,
-      stdout=subprocess.DEVNULL, stderr=theirs, start_new_session=True,
-      preexec_fn=lambda: __import__("fcntl").ioctl(0, __import__("termios").TIOCSCTTY, 0),
-  )  # fmt: skip
-  os.close(theirs)
+      [*command, "train", config, f"--workdir={run}"], env=environment | {"TTY": os.ttyname(theirs)}, start_new_session=True
+  )
   try:
     end = time.monotonic() + 300
     os.set_blocking(ours, False)
@@ -145,6 +144,7 @@ def test_a_lost_terminal_saves_and_leaves_nothing_behind(tmp_path):
       except BlockingIOError:
         time.sleep(0.05)
     assert (run / lock.NAME).exists()
+    os.close(theirs)
     os.close(ours)  # the kernel sends SIGHUP, and nothing can be written any more
     assert process.wait(60) == errors.PREEMPTED
   finally:
