@@ -60,7 +60,8 @@ def holder(there: dict[str, Any]) -> str:
   """Who a record says holds the lock."""
   if not there:
     return "another command works there"
+  command = str(there.get("command"))
+  command = command if len(command) <= 120 else f"{command[:120]} …"
   return (
-      f"another command works there since {there.get('since')} (process {there.get('pid')} on {there.get('host')}:"
-      f" {str(there.get('command'))[:200]})"
+      f"another command works there since {there.get('since')} (process {there.get('pid')} on {there.get('host')}: {command})"
   )
