@@ -44,7 +44,7 @@ def kills(bench: Bench, *, times: int, two: bool) -> Iterator[Row]:
     if kind == "start":
       time.sleep(bench.rng.uniform(0, 8))
     else:
-      steps = bench.rng.randint(1, 5 if two else 9)  # so that most starts get past a checkpoint, and the run comes to its end
+      steps = bench.rng.randint(1, 4 if two else 8)  # past where it was killed before, so that the run comes to its end
       until(lambda: lines(run) >= before + steps, processes)
       time.sleep(bench.rng.uniform(0, 0.3))
       if kind == "save":

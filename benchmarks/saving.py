@@ -27,6 +27,7 @@ def main() -> int:
   parser.add_argument("--blocks", type=int, default=8, help="of each sort")
   options, overrides = parser.parse_known_args()
 
+  from orthus_jax import lock
   from orthus_jax.commands import common
   from orthus_jax.config import command_line
 
@@ -50,7 +51,7 @@ def main() -> int:
   task = OrthusTask(config, Pipeline(sources.open_source(config, "validation"), sources.open_tokenizer(config), config))
   mesh, optimizer = mesh_lib.make_mesh(config.mesh), make_optimizer(config.optimizer, config.run)
   vision = config.model.vision_tokenizer
-  with tempfile.TemporaryDirectory() as folder, jax.set_mesh(mesh):
+  with tempfile.TemporaryDirectory() as folder, lock.hold(Path(folder)), jax.set_mesh(mesh):  # held, as by a run
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     batch = task.batch(0)
     noise = np.random.default_rng(0).standard_normal((*batch.images.shape[:2], vision.patches, vision.latent_dim))

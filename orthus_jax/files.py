@@ -86,6 +86,8 @@ def staged(target: Path) -> Iterator[Path]:
     # tensorstore tells of a full disk by ValueError, whose text names it.
     full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
     what = "the disk is full" if full else first_line(e)
+    if getattr(e, "errno", None) in (errno.ENOTEMPTY, errno.EEXIST):
+      raise BadRequest(f"another command made {target} meanwhile, which is left as it is: choose another place") from e
     raise BadRequest(f"{target} couldn't be written, and nothing is left of it: {what}") from e
   finally:
     if folder is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from orthus_jax import files
+from orthus_jax import files, lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, picture_sheet
 from orthus_jax.data.documents import Document, Text
@@ -50,6 +51,17 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     initial_state.check_sources(config)
     tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
+  with contextlib.ExitStack() as held:
+    with hosts.together():
+      if hosts.primary():
+        held.enter_context(lock.hold(workdir))
+    return _run(config, workdir, tokenizer, begin=begin, signals=signals)
+
+
+def _run(
+    config: Config, workdir: Path, tokenizer: TextTokenizer | None, *, begin: float, signals: Signals | None
+) -> dict[str, Any]:
+  """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
   with hosts.together():
     if hosts.primary():

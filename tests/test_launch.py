@@ -40,16 +40,27 @@ def test_a_machine_starts_again_what_was_preempted(tmp_path, statuses, wanted, t
   assert (tmp_path / "bin" / "run" / "log.txt").read_text().count("starting again") == times - 1
 
 
-def test_a_signal_to_the_script_reaches_training_and_ends_both(tmp_path):
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_to_the_script_reaches_training_and_ends_both(tmp_path, number, group):
   folder = tmp_path / "bin"
-  # Saves for a moment, as training does.
-  stand_in(folder, "orthus", f"trap 'sleep 0.5; exit 75' TERM; touch {folder}/up; while true; do sleep 0.05; done")
+  # Saves for a moment, as training does, unless a second SIGTERM stops it.
+  saves = "trap 'n=$((n + 1)); [ $n -lt 2 ] || exit 143' TERM; trap 'sleep 0.3; echo saved >&2; exit 75' USR1"
+  saves += "; trap '' HUP USR2"
+  stand_in(folder, "orthus", f"{saves}; touch {folder}/up; while true; do sleep 0.05; done")
   env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-  process = subprocess.Popen([LAUNCH / "local.sh", "c.py", str(folder / "run")], env=env)
+  process = subprocess.Popen([LAUNCH / "local.sh", "c.py", str(folder / "run")], env=env, start_new_session=True)
   while not (folder / "up").exists():
     time.sleep(0.02)
-  process.send_signal(signal.SIGTERM)
+  if group:  # as a terminal that is lost, or a service manager, sends it
+    os.killpg(process.pid, number)
+  else:
+    process.send_signal(number)
   assert process.wait(30) == 75 and len((folder / "calls").read_text().splitlines()) == 1
+  end = time.monotonic() + 5
+  while "saved" not in (folder / "run" / "log.txt").read_text():
+    assert time.monotonic() < end, "the log lacks its last line"
+    time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

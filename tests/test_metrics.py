@@ -1,14 +1,18 @@
 """Speed, MFU, goodput: closed forms and bookkeeping."""
 
 import dataclasses
+import errno
 import json
+import logging
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 import tiny
 
+from orthus_jax import files
 from orthus_jax.config import ModelConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import flops
@@ -128,6 +132,78 @@ def test_profiles_are_written_for_the_steps_asked_for(tmp_path):
   assert not (tmp_path / "none").exists()
   with pytest.raises(BadRequest, match=r"run.profile_steps=\(3, 2\)"):
     tiny.config(run__profile_steps=[3, 2])
+
+
+def written(folder, *steps: int, start: int = 0) -> None:
+  writer = MetricWriter(folder, start=start)
+  for step in steps:
+    writer.scalars(step, {"loss": step + start / 100})
+  writer.close()
+
+
+def board(folder) -> dict[int, float]:
+  """A curve as TensorBoard draws it: a start purges its step and later ones from files before it."""
+  points: dict[int, float] = {}
+  for file in sorted((folder / "tensorboard").iterdir()):
+    data = file.read_bytes()
+    while data:
+      size = int.from_bytes(data[:8], "little")
+      event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+      if event.session_log.status == SessionLog.START:
+        points = {s: v for s, v in points.items() if s < event.step}
+      for value in event.summary.value:
+        assert event.step not in points
+        points[event.step] = value.simple_value
+  return points
+
+
+def test_a_run_that_goes_on_has_each_step_once(tmp_path, monkeypatch):
+  written(tmp_path, 1, 2, 3, 4, 5)
+  with (tmp_path / "metrics.jsonl").open("ab") as f:
+    f.write(b'{"step": 6, "lo')  # killed here
+  clock = iter(range(2_000_000_000, 2_000_000_009))
+  monkeypatch.setattr("tensorboardX.event_file_writer.time.time", lambda: next(clock, 2e9))  # a file a second
+  written(tmp_path, 3, 4, 5, 6, start=2)
+  wanted = {1: 1.0, 2: 2.0, 3: 3.02, 4: 4.02, 5: 5.02, 6: 6.02}
+  rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+  assert [(r["step"], r["loss"]) for r in rows] == list(wanted.items())
+  assert board(tmp_path) == pytest.approx(wanted)
+
+
+def test_what_cannot_be_read_of_metrics_is_counted_and_left_out(tmp_path, caplog):
+  good = [b'{"step": 1, "loss": 1}', b'{"step": 2, "loss": 2}', b'{"step": 2, "loss": 3}', b'{"step": 9, "loss": 9}']
+  bad = [b"", b"{", b"[3]", b"7", b'{"loss": 1}', b'{"step": "1"}', b'{"step": true}', b"\xff\xfe", b'{"step": 1.5}']
+  file = tmp_path / "metrics.jsonl"
+  file.write_bytes(b"\n".join(good + bad))
+  assert [r.get("loss") for r in read_metrics(tmp_path)] == [1, 3, 9]
+  logging.getLogger("orthus_jax").propagate = True
+  written(tmp_path, start=2)
+  assert f"left {len(bad)} unreadable lines out" in caplog.text
+  assert file.read_bytes() == b"\n".join(good[::2]) + b"\n"
+  before = file.stat()
+  written(tmp_path, start=2)
+  assert file.stat().st_ino == before.st_ino  # not touched where nothing has to go
+
+
+def test_metrics_survive_a_kill_while_they_are_cut(tmp_path, monkeypatch):
+  written(tmp_path, 1, 2, 3)
+  before = (tmp_path / "metrics.jsonl").read_bytes()
+
+  def die(*_):
+    raise KeyboardInterrupt
+
+  with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    patch.setattr(Path, "replace", die)
+    written(tmp_path, start=1)
+  assert (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "full")
+
+  monkeypatch.setattr(files, "write_text", full)
+  written(tmp_path, 2, start=1)  # a full disk is no reason to lose the run
+  assert [r["loss"] for r in read_metrics(tmp_path)] == [1.0, 2.01, 3.0]
 
 
 def test_only_the_process_that_writes_writes(tmp_path):

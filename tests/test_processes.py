@@ -16,7 +16,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.config import to_dict
 from orthus_jax.errors import BadRequest
-from orthus_jax.parallel import processes
+from orthus_jax.parallel import launchers, processes
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
@@ -77,7 +77,7 @@ def test_processes_that_contradict_each_other_are_refused():
     ],
 )
 def test_a_cluster_is_seen_in_the_environment(environment, several):
-  assert processes.in_cluster(environment) == several
+  assert launchers.in_cluster(environment) == several
 
 
 def test_slurm_says_who_is_who(monkeypatch):
@@ -124,25 +124,30 @@ def _config(folder: Path) -> Path:
   return file
 
 
-def _start(devices: int, *argv: str) -> subprocess.Popen:
+def _start(devices: int, *argv: str, **more: str) -> subprocess.Popen:
   environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
       "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the work here
-  }  # fmt: skip
+  } | more  # fmt: skip
   command = [sys.executable, "-m", "orthus_jax.cli", "train", *argv]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.slow
 def test_two_processes_train_what_one_does(tmp_path):
-  # Packing, accumulation, cached features, an average, checkpoints.
+  # Packing, accumulation, cached features, an average, checkpoints. The two are told apart as by torchrun, whose agent has
+  # the port that it names, and a proxy that isn't there stands between them.
   config = f"--config={_config(tmp_path)}"
   alone = _start(8, config, f"--workdir={tmp_path / 'one'}")
   _, said = alone.communicate(timeout=900)
   assert alone.returncode == 0, said[-3000:]
-  where = f"--coordinator=localhost:{free_port()}"
+  torchrun = {
+      "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port() - 1),
+      "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_USE_AGENT_STORE": "True", "no_proxy": "example.org",
+      "http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9",
+  }  # fmt: skip
   pair = [
-      _start(4, config, f"--workdir={tmp_path / 'two'}", where, "--processes=2", f"--process_id={i}", "--json")
+      _start(4, config, f"--workdir={tmp_path / 'two'}", "--json", RANK=str(i), LOCAL_RANK=str(i), **torchrun)
       for i in (0, 1)
   ]
   try:
@@ -153,6 +158,8 @@ def test_two_processes_train_what_one_does(tmp_path):
   assert all(p.returncode == 0 for p in pair), said[0][1][-2000:] + said[1][1][-2000:]
   assert "figures in" in said[0][1] and json.loads(said[0][0])["parameters"] > 0
   assert "figures in" not in said[1][1] and not said[1][0]  # one writes
+  assert "proxy" not in said[0][1] + said[1][1]  # jax warns of what is seen to
+  assert not (tmp_path / "two" / "lock").exists()
 
   rows = [[json.loads(line) for line in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
   assert [r["step"] for r in rows[1]] == [1, 2, 3]

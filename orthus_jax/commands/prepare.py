@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
+from orthus_jax import lock
 from orthus_jax.commands import common
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
@@ -63,8 +64,9 @@ def _lay_out(config: Config, folder: Path, images: _Images) -> int:
   tokenizer = sources.open_tokenizer(config)
   encode, digest = feature_encoder.encoder_of(config) if images == "features" else (None, "")
   source = sources.open_source(config, config.data.split)
-  made = prepared.prepare(
-      source, tokenizer, config, folder, images=images, encode=encode, encoded_by=digest, progress=bar("preparing")
-  )
+  with lock.hold(folder):
+    made = prepared.prepare(
+        source, tokenizer, config, folder, images=images, encode=encode, encoded_by=digest, progress=bar("preparing")
+    )
   print(f"{folder}: {made['documents']} documents, {made['pictures']} pictures as {images}")
   return 0

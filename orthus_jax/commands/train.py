@@ -32,16 +32,17 @@ fast the same numbers are computed (mesh, remat, accumulation, …) and in what 
   --json                             prints the report's figures as JSON
   --debug                            shows tracebacks
 
-Several processes train one model when each is started with the same command. SLURM, Open MPI, GKE and Cloud TPU pods are
-recognised; elsewhere, say who is who:
+Several processes train one model when each is started with the same command. SLURM, torchrun, GKE and Cloud TPU pods are
+recognised. Open MPI, MPICH, Intel MPI, MVAPICH, PALS, Flux and jsrun say how many processes there are and which this is, and
+need --coordinator (or MASTER_ADDR and MASTER_PORT) beside, but for Open MPI 4. Elsewhere, say who is who:
 
   --coordinator=HOST:PORT            where process 0 listens
   --processes=4 --process_id=0       how many there are, and which this is; --processes=auto asks the cluster, 1 is alone
   --join_timeout=300                 seconds to wait for the others
 
-On SIGTERM or Ctrl-C the step under way ends and a checkpoint is saved; a second signal stops at once. Exit status: 0 done,
-1 stopped by what the message says, 2 a request that can't be served, 75 preempted (start the same command again), 76 a step
-hung or another process was lost, 130 interrupted.
+On SIGTERM, SIGHUP, SIGUSR1, SIGUSR2 or Ctrl-C the step under way ends and a checkpoint is saved; a second SIGTERM or Ctrl-C
+stops at once. A workdir is one command's at a time. Exit status: 0 done, 1 stopped by what the message says, 2 a request that
+can't be served, 75 preempted (start the same command again), 76 a step hung or another process was lost, 130 interrupted.
 """
 
 

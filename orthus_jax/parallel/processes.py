@@ -1,20 +1,19 @@
 """Joining the processes of one run, before any device is touched.
 
-Who is who comes from flags, or from jax's own detection of a cluster (SLURM, Open MPI, GKE, Cloud TPU). jax ends a process
-from inside its C++ when another one never comes, and doesn't say which; so the processes first meet on the coordinator's
-port, where whoever is missing can be named.
+Who is who comes from flags, from the launcher's environment variables (`launchers.py`), or from jax's own detection of a
+cluster (GKE, Cloud TPU). jax ends a process from inside its C++ when another one never comes, and doesn't say which; so the
+processes first meet on the coordinator's port, where whoever is missing can be named.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import os
-import re
 import socket
 import sys
 import time
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.parallel import launchers
 
 _TIMEOUT = 300.0
 _HELLO = b"orthus "
@@ -30,7 +29,7 @@ def initialize(
   """Joins the run's processes; does nothing where this one is alone.
 
   Args:
-    coordinator: HOST:PORT of process 0.
+    coordinator: HOST:PORT of process 0; enough by itself where a launcher says the rest.
     processes: how many, "auto" to have jax look for a cluster, or None to do so where the environment speaks of one.
     process_id: which of them this one is.
     timeout: seconds to wait for the others.
@@ -39,29 +38,30 @@ def initialize(
     BadRequest: on flags that don't go together, where no cluster is found, or naming processes that never joined.
   """
   timeout = _TIMEOUT if timeout is None else timeout
-  given = {"--coordinator": coordinator, "--process_id": process_id}
-  count = _count(processes)
-  if count == 1 or (processes is None and not any(v is not None for v in given.values()) and not in_cluster(os.environ)):
+  count, local = _count(processes), None
+  named = any(v is not None for v in (coordinator, count, process_id))
+  if count == 1 or (processes is None and not named and not launchers.in_cluster(os.environ)):
     return
-  if count is not None or any(v is not None for v in given.values()):
-    missing = [f for f, v in ({"--processes": count} | given).items() if v is None]
-    if count is None or coordinator is None or process_id is None:
-      raise BadRequest(
-          f"{' and '.join(missing)} missing: give --coordinator=HOST:PORT --processes=N --process_id=I together"
-      )
-    if not 0 <= process_id < count:
-      raise BadRequest(f"--process_id={process_id} must lie in 0..{count - 1}, as there are --processes={count}")
-    host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-      raise BadRequest(f"--coordinator={coordinator} must be HOST:PORT of process 0")
-    local = None
-  else:
+  if coordinator is not None and count is None and process_id is None:
+    if (place := launchers.find(os.environ)) and place.count > 1:  # the launcher says the rest
+      count, process_id, local = place.count, place.number, place.local
+  if not named:
     coordinator, count, process_id, local = _detect(timeout)
+  if count is None or coordinator is None or process_id is None:
+    given = {"--processes": count, "--coordinator": coordinator, "--process_id": process_id}
+    missing = " and ".join(f for f, v in given.items() if v is None)
+    raise BadRequest(f"{missing} missing: give --coordinator=HOST:PORT --processes=N --process_id=I together")
+  if not 0 <= process_id < count:
+    raise BadRequest(f"--process_id={process_id} must lie in 0..{count - 1}, as there are --processes={count}")
+  host, _, port = coordinator.rpartition(":")
+  if count > 1 and (not host or not port.isdigit() or not 0 < int(port) < 65536):
+    raise BadRequest(f"--coordinator={coordinator} must be HOST:PORT of process 0")
   if count > 1:
     import jax
 
     meet(coordinator, count, process_id, timeout=timeout)
     _keep_stdout()
+    _without_proxy(coordinator)
     jax.distributed.initialize(
         coordinator, count, process_id, local_device_ids=local, cluster_detection_method="deactivate",
         initialization_timeout=int(max(timeout, 60)),
@@ -75,11 +75,16 @@ def _keep_stdout() -> None:
   os.dup2(2, 1)
 
 
-def in_cluster(environment: Mapping[str, str]) -> bool:
-  """Whether the environment speaks of several processes: a step of SLURM or Open MPI, or a TPU pod."""
-  tasks = [environment.get(n, "1") for n in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")]
-  several = any(t.isdigit() and int(t) > 1 for t in tasks)
-  return several or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
+def _without_proxy(coordinator: str) -> None:
+  """Has gRPC, which jax talks to process 0 with, reach it directly, whatever http_proxy and its like say."""
+  import jax
+
+  jax.config.update("jax_check_proxy_envs", False)  # a warning of what is seen to here
+  if not any(os.environ.get(n) for n in ("grpc_proxy", "https_proxy", "http_proxy")):
+    return
+  excepted = os.environ.get("no_grpc_proxy") or os.environ.get("no_proxy")  # gRPC reads the first that is there
+  host = coordinator.rpartition(":")[0].strip("[]")
+  os.environ["no_grpc_proxy"] = f"{excepted},{host}" if excepted else host
 
 
 def _count(processes: str | None) -> int | None:
@@ -91,21 +96,30 @@ def _count(processes: str | None) -> int | None:
 
 
 def _detect(timeout: float) -> tuple[str, int, int, list[int] | None]:
-  """(coordinator, processes, this one's number, its devices) as jax finds them."""
+  """(coordinator, processes, this one's number, its devices) as the launcher's variables say, or as jax finds them."""
+  ask = "give every process --coordinator, --processes and --process_id"
+  place = launchers.find(os.environ)
+  if place is not None:
+    if place.count > 1 and place.coordinator is None:
+      raise BadRequest(
+          f"{place.seen} says that this is process {place.number} of {place.count}, but not where process 0 listens: give"
+          " every process --coordinator=HOST:PORT (or all of --coordinator, --processes and --process_id); --processes=1"
+          " trains alone"
+      )
+    return place.coordinator or "", place.count, place.number, place.local
   try:
     from jax._src import clusters  # jax has no public name for it
 
     found = clusters.ClusterEnv.auto_detect_unset_distributed_params(None, None, None, None, None, int(timeout))
   except Exception as e:  # whatever a metadata server may do
-    raise BadRequest(f"the cluster can't be read: {e}; give --coordinator, --processes and --process_id") from e
+    raise BadRequest(f"the cluster can't be read: {e}; {ask}") from e
   if None in found[:3]:
-    raise BadRequest(
-        "no cluster is found (SLURM, Open MPI, GKE, Cloud TPU): give --coordinator, --processes and --process_id"
-    )
-  coordinator, count, process_id = found[:3]
-  # jax gives each process of SLURM one device; one that has its node to itself takes all of them.
-  alone = re.match(r"1($|[(,])", os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-  return coordinator, count, process_id, None if alone else found[3]
+    if hints := launchers.hints(os.environ):
+      raise BadRequest(
+          f"{hints}: there seem to be several processes, but not which of them this is; {ask}; --processes=1 trains alone"
+      )
+    raise BadRequest(f"no cluster is found (SLURM, Open MPI, torchrun, GKE, Cloud TPU): {ask}")
+  return found
 
 
 def meet(coordinator: str, count: int, process_id: int, *, timeout: float) -> None:

@@ -120,7 +120,7 @@ def train(
       )
     seconds = {"setup": time.monotonic() - begin}
 
-    writer = MetricWriter(workdir, enabled=hosts.primary())
+    writer = MetricWriter(workdir, start=start, enabled=hosts.primary())
     signals = signals or Signals()
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:

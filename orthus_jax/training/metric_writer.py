@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from orthus_jax import files
 
 _log = logging.getLogger(__name__)
 
 
 class MetricWriter:
-  """Writes scalars, pictures and texts of one run; a resumed run appends.
+  """Writes scalars, pictures and texts of one run; one that goes on from a step drops what was written after it.
 
   Args:
     workdir: gets metrics.jsonl and tensorboard/.
+    start: the step that the run goes on from.
     enabled: False on all processes but the first.
   """
 
-  def __init__(self, workdir: Path, *, enabled: bool = True):
+  def __init__(self, workdir: Path, *, start: int = 0, enabled: bool = True):
     self.workdir = workdir
-    self._board: Any = SummaryWriter(str(workdir / "tensorboard"), flush_secs=20) if enabled else None
-    self._lines = _open_to_append(workdir / "metrics.jsonl") if enabled else None
+    self._board: Any = None
+    self._lines = None
+    if enabled:
+      _drop_after(start, workdir / "metrics.jsonl")
+      self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
+      board = workdir / "tensorboard"
+      # TensorBoard hides what older files of the run hold of this step and later ones.
+      again = start + 1 if board.is_dir() and any(board.iterdir()) else None
+      self._board = SummaryWriter(str(board), flush_secs=20, purge_step=again)
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One record; a value that is not finite is written as null, which JSON can hold."""
@@ -56,26 +65,43 @@ class MetricWriter:
       self._board.close()
 
 
-def _open_to_append(file: Path) -> TextIO:
-  """Opens a file of lines, ending the line that a killed process may have left unfinished."""
-  f = file.open("ab+")
-  if f.tell():
-    f.seek(-1, 2)
-    if f.read(1) != b"\n":
-      f.write(b"\n")
-  return io.TextIOWrapper(f, encoding="utf-8")
+def _drop_after(start: int, file: Path) -> None:
+  """Leaves the lines of steps up to `start`, one each; the file is replaced whole, if it has to change at all."""
+  if not file.is_file():
+    return
+  text = file.read_text(encoding="utf-8", errors="replace")
+  kept: dict[int, str] = {}
+  unreadable = 0
+  for line in text.splitlines():
+    record = _record(line)
+    if record is None:
+      unreadable += 1
+    elif record["step"] <= start:
+      kept[record["step"]] = line
+  if unreadable:
+    _log.warning("left %d unreadable lines out of %s, cut short when their process was killed", unreadable, file)
+  whole = "".join(f"{line}\n" for _, line in sorted(kept.items()))
+  if whole != text:
+    try:
+      files.write_text(file, whole)
+    except OSError as e:  # a full disk is no reason to lose the run; readers take the newest of a step
+      _log.warning("%s keeps lines of steps after %d: %s", file, start, e.strerror)
+
+
+def _record(line: str) -> dict[str, Any] | None:
+  """A line's record; None for what isn't one, as where a process was killed in its midst."""
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-  """The records of a run, the newest where a step was written twice (after a resume)."""
+  """The records of a run in the order of their steps, the newest where a step was written twice."""
   file = workdir / "metrics.jsonl"
   if not file.is_file():
     return []
-  by_step: dict[int, dict[str, Any]] = {}
-  for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
-    try:
-      record = json.loads(line)
-    except ValueError:
-      continue  # cut short when its process was killed
-    by_step[record["step"]] = by_step.get(record["step"], {}) | record
+  records = map(_record, file.read_text(encoding="utf-8", errors="replace").splitlines())
+  by_step = {r["step"]: r for r in records if r is not None}
   return [by_step[s] for s in sorted(by_step)]

@@ -1,4 +1,4 @@
-"""Notices that this machine is about to be taken away (SIGTERM), and what follows: one checkpoint, then an exit status.
+"""Notices that this process is about to end (SIGTERM and its like), and what follows: one checkpoint, then an exit status.
 
 Signals are answered from a thread of their own, which a wake-up file descriptor tells of them, since Python runs its handlers
 between two of its own instructions alone, and a step or a compilation is one that takes long. While there is nothing to
@@ -19,20 +19,27 @@ from types import TracebackType
 
 from jax.experimental import multihost_utils
 
-from orthus_jax import errors
-from orthus_jax.training import hosts
+from orthus_jax import errors, lock
+from orthus_jax.training import hosts, terminal
 
 _log = logging.getLogger(__name__)
+# What schedulers, submitit and Lightning send some time before they take the machine, and what a terminal sends as it goes.
+# They come more than once, or ahead of SIGTERM: a second one of these hastens nothing.
+_NOTICES = tuple(
+    s for n in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if (s := getattr(signal, n, None)) is not None
+)
 
 
 class Signals:
-  """SIGTERM and SIGINT, from here to the end of the block.
+  """SIGTERM, SIGINT and the notices that precede them, from here to the end of the block.
 
-  In the main thread of a process; elsewhere (in a notebook's thread, say) it does nothing.
+  A notice that is ignored when the process starts, as nohup has it of SIGHUP, stays so. In the main thread of a process;
+  elsewhere (in a notebook's thread, say) it does nothing.
   """
 
   def __init__(self) -> None:
     self._received: int | None = None
+    self._asked = 0  # times that SIGTERM or SIGINT came
     self._saving = False
     self._active = threading.current_thread() is threading.main_thread()
 
@@ -42,8 +49,10 @@ class Signals:
     self._near, self._far = socket.socketpair()
     self._far.setblocking(False)
     self._old_fd = signal.set_wakeup_fd(self._far.fileno(), warn_on_full_buffer=False)
+    self._stderr = terminal.may_be_lost()
+    notices = tuple(s for s in _NOTICES if signal.getsignal(s) != signal.SIG_IGN)
     # Among several processes SIGTERM belongs to jax until its notice has come.
-    self._watched = (signal.SIGINT,) if hosts.several() else (signal.SIGTERM, signal.SIGINT)
+    self._watched = notices + ((signal.SIGINT,) if hosts.several() else (signal.SIGTERM, signal.SIGINT))
     self._old = {s: signal.signal(s, _nothing) for s in self._watched}
     threading.Thread(target=self._listen, name="signals", daemon=True).start()
     return self
@@ -54,19 +63,24 @@ class Signals:
       for s, handler in self._old.items():
         signal.signal(s, handler)
       self._far.close()
+      terminal.give_back(self._stderr)
 
   def _listen(self) -> None:
     while number := self._near.recv(1):
       if number[0] not in self._watched:
         continue
-      first, self._received = self._received is None, number[0]
-      if not first:
+      first, self._received = self._received is None, self._received or number[0]
+      self._asked += number[0] not in _NOTICES
+      if self._asked > 1:
         _leave("a second signal: stopping at once", errors.AT_ONCE)
       if not self._saving:
-        _leave("stopped; there was nothing to save", status(number[0]))
+        _leave("stopped; there was nothing to save", status(self._received))
+      if not first:
+        continue
       if hosts.several():
         os.kill(os.getpid(), signal.SIGTERM)  # which jax tells the others of
-      _log.warning("%s: the step under way ends, then a checkpoint is saved; once more stops at once", name(number[0]))
+      more = "SIGTERM twice" if number[0] in _NOTICES else "once more"
+      _log.warning("%s: the step under way ends, then a checkpoint is saved; %s stops at once", name(number[0]), more)
     self._near.close()
 
   def saving(self, worth: bool) -> None:
@@ -80,14 +94,16 @@ class Signals:
     if not multihost_utils.reached_preemption_sync_point(step):
       return None
     if self._active:
-      self._received, self._watched = signal.SIGTERM, (signal.SIGTERM, signal.SIGINT)
+      self._asked = 1 if self._received is None else self._asked
+      self._received = signal.SIGTERM
+      self._watched += (signal.SIGTERM,)
       self._old[signal.SIGTERM] = signal.signal(signal.SIGTERM, _nothing)  # from now on, a second one is ours
     return signal.SIGTERM
 
 
 def name(number: int) -> str:
   """A signal's name, as the log says it."""
-  return "SIGINT" if number == signal.SIGINT else "SIGTERM"
+  return signal.Signals(number).name
 
 
 def status(number: int) -> int:
@@ -101,4 +117,5 @@ def _nothing(number: int, frame: object) -> None:
 
 def _leave(why: str, status: int) -> None:
   errors.print_error(why)
+  lock.release_all()
   os._exit(status)

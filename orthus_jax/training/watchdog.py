@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from orthus_jax import errors
+from orthus_jax import errors, lock
 
 _log = logging.getLogger(__name__)
 _GRACE = 60.0  # seconds in which Python may write the message, before the C library's timer ends the process without
@@ -74,6 +74,7 @@ def leave(status: int, *, stacks: bool = True) -> None:
   file = _real_stderr()
   if stacks:
     faulthandler.dump_traceback(file=file, all_threads=True)
+  lock.release_all()
   os._exit(status)
 
 

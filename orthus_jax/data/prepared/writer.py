@@ -24,6 +24,7 @@ from array_record.python import array_record_module
 import numpy as np
 import PIL.Image
 
+from orthus_jax import lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
@@ -94,7 +95,7 @@ def prepare(
   Raises:
     BadRequest: if the folder holds something already, or no document is good.
   """
-  if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+  if folder.exists() and (not folder.is_dir() or any(p.name != lock.NAME for p in folder.iterdir())):
     raise BadRequest(f"{folder} is there already: choose another --out or remove it")
   folder.mkdir(parents=True, exist_ok=True)
   R = config.model.vision_tokenizer.resolution
