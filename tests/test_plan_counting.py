@@ -327,6 +327,73 @@ def test_a_collective_spread_over_fusions_counts_once_and_hides_as_far_as_they_t
     assert estimate.estimate(done, [row], chip, c).calibrated == pytest.approx(whole)
 
 
+# A gather that a sparse core does: it is started without operands, which an update hands to it, and a loop of three rounds and
+# a product run until it is done; a product ahead of the update and one behind its end don't run beside it.
+BESIDE = textwrap.dedent("""\
+    HloModule jit_step, is_scheduled=true
+
+    %called (p: bf16[4,128]) -> bf16[16,128] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      ROOT %gather = bf16[16,128]{1,0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+    }
+
+    %async (p: bf16[4,128]) -> bf16[16,128] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      ROOT %call = bf16[16,128]{1,0} call(%p), to_apply=%called
+    }, execution_thread="sparsecore"
+
+    %body (t: (s32[], bf16[8,64], bf16[64,256])) -> (s32[], bf16[8,64], bf16[64,256]) {
+      %t = (s32[], bf16[8,64]{1,0}, bf16[64,256]{1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%t), index=0
+      %x = bf16[8,64]{1,0} get-tuple-element(%t), index=1
+      %w = bf16[64,256]{1,0} get-tuple-element(%t), index=2
+      %looped = bf16[8,256]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+      %one = s32[] constant(1)
+      %next = s32[] add(%i, %one)
+      ROOT %again = (s32[], bf16[8,64]{1,0}, bf16[64,256]{1,0}) tuple(%next, %x, %w)
+    }
+
+    %less (t: (s32[], bf16[8,64], bf16[64,256])) -> pred[] {
+      %t = (s32[], bf16[8,64]{1,0}, bf16[64,256]{1,0}) parameter(0)
+      %i = s32[] get-tuple-element(%t), index=0
+      %three = s32[] constant(3)
+      ROOT %more = pred[] compare(%i, %three), direction=LT
+    }
+
+    ENTRY %main (p: bf16[4,128], x: bf16[8,64], w: bf16[64,256]) -> bf16[16,128] {
+      %p = bf16[4,128]{1,0} parameter(0)
+      %x = bf16[8,64]{1,0} parameter(1)
+      %w = bf16[64,256]{1,0} parameter(2)
+      %zero = s32[] constant(0)
+      %g-start = ((), (), (s32[1]{0})) async-start(), async_execution_thread="sparsecore", calls=%async
+      %ahead = bf16[8,256]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+      %g-update = ((bf16[4,128]{1,0}), bf16[16,128]{1,0}) async-update(%g-start, %p)
+      %meanwhile = bf16[8,256]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+      %t = (s32[], bf16[8,64]{1,0}, bf16[64,256]{1,0}) tuple(%zero, %x, %w)
+      %loop = (s32[], bf16[8,64]{1,0}, bf16[64,256]{1,0}) while(%t), condition=%less, body=%body
+      ROOT %g-done = bf16[16,128]{1,0} async-done(%g-update)
+      %behind = bf16[8,256]{1,0} convolution(%x, %w), dim_labels=bf_io->bf
+    }
+    """)
+
+
+def test_a_collective_under_way_hides_behind_what_runs_between_its_start_and_its_end():
+  ops = _ops(BESIDE)
+  (gather,) = ops["gather"].collectives
+  assert gather.chain and ops["gather"].beside and not ops["gather"].carries
+  carried = {name: op.carries for name, op in ops.items() if op.products}
+  assert carried == {"ahead": (), "meanwhile": (gather.chain,), "looped": (gather.chain,), "behind": ()}
+  assert ops["looped"].times == 3
+
+  four, mesh = hardware.parse("v6e:2x2"), {"data": 1, "fsdp": 4, "tensor": 1, "context": 1}
+  places = np.asarray([(0, x, y) for x in range(2) for y in range(2)])
+  c = estimate.Calibration(products=1.0, attention=1.0, bandwidth=1.0, links=1.0, network=1.0)
+  group = (Collective("all-gather", 10**12, np.arange(4)[None], chain="k"),)
+  beside = (Op("g", "", 2, collectives=group), Op("a", "", 6, products=1e11, carries=("k",)))
+  (row,) = estimate.traffic(Work(beside), mesh, four, places, c)
+  assert row.hidden_seconds == pytest.approx(6 * 1e11 / hardware.CHIPS["v6e"].flops)  # three of the six to each of two runs
+
+
 def test_between_slices_each_chip_carries_its_share():
   two = hardware.parse("v5p:2x2x1", 2)
   places = np.asarray([(s, x, y, 0) for s in range(2) for x in range(2) for y in range(2)])

@@ -140,7 +140,8 @@ def traffic(
   room: dict[str, float] = {}  # of each chain, seconds of one run
   for op in work.ops if topology.chip.flops else ():
     for chain in op.carries:
-      seconds = op_seconds(op, topology.chip, calibration) * op.times / runs[chain]  # a whole loop may run meanwhile
+      # A whole loop may run meanwhile.
+      seconds = op_seconds(op, topology.chip, calibration) * op.times / runs.get(chain, op.times)
       room[chain] = room.get(chain, 0.0) + seconds / len(op.carries)
   rows: dict[tuple[str, tuple[str, ...]], list[float]] = {}
   known: dict[tuple, tuple] = {}

@@ -29,8 +29,8 @@ from orthus_jax.models.transformer import Transformer
 from orthus_jax.training import chunked
 
 _TOKENS = 4 * 1024**2
-# Compiler options where theirs differ from ours. Both hide gathers. Where they fuse them into other work, on v5p and v6e, libtpu
-# refuses to from 0.0.50 on, and a sparse core does them here. MaxText has a sparse core do the sums too (its
+# Compiler options where theirs differ from ours. Both hide gathers. On v5p and v6e they fuse them into other work, which libtpu
+# refuses from 0.0.50 on, so that a sparse core does them here. MaxText has a sparse core do the sums too (its
 # llama3_1-8b-8192-no-collective-matmul and xla_flags_library.py); AXLearn (axlearn/common/compiler_options.py) asks for no
 # asynchronous sums on v5, so that they are waited for.
 _WAITING = (
