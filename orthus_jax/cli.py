@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import importlib
+import os
 import sys
 
 from orthus_jax.errors import BAD_REQUEST, INTERRUPTED, BadRequest, Stopped, print_error
+from orthus_jax.parallel import platforms
 
 _VERBS = {
     "train": "train a model from a config file",
@@ -36,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(_usage())
     return 0 if argv else BAD_REQUEST
   verb = argv[0]
+  if chosen := platforms.without_tpu():
+    os.environ["JAX_PLATFORMS"] = chosen
   try:
     if verb not in _VERBS:
       raise BadRequest(f"unknown verb {verb!r}: choose one of {', '.join(_VERBS)}")
