@@ -5,6 +5,10 @@ setup(
     version="0.1.0",
     description="Orthus in JAX: train, fine-tune and run an autoregressive model of interleaved images and text",
     python_requires=">=3.11",
+    # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
+    classifiers=[
+        "Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12", "Programming Language :: Python :: 3.13",
+    ],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
     package_data={"orthus_jax": ["assets/*", "evaluation/templates/*"]},
     install_requires=[
