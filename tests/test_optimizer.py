@@ -186,8 +186,10 @@ def as_optax_lays_it_out(c, layout):
   dims = {n: muon.dimensions(n) for n in layout.shapes.trained}
   rule = optax.chain(
       optax.clip_by_global_norm(1.0),
-      optax.contrib.muon(optax.constant_schedule(0.1), weight_decay_mask=lambda p: dict.fromkeys(p, True), muon_weight_dimension_numbers=dims),
-  )  # fmt: skip
+      optax.contrib.muon(
+          optax.constant_schedule(0.1), weight_decay_mask=lambda p: dict.fromkeys(p, True), muon_weight_dimension_numbers=dims
+      ),
+  )
   leaves, structure = jax.tree.flatten(jax.eval_shape(rule.init, layout.shapes.trained))
   numbers = [jnp.full(x.shape, i, c.moment_dtype if x.ndim else x.dtype) for i, x in enumerate(leaves)]
   return jax.tree.unflatten(structure, numbers)

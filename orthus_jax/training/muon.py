@@ -50,14 +50,13 @@ def scaled_by_muon(*, iterations: int, eps: float) -> optax.GradientTransformati
   def update(updates, state, params=None):
     # optax keeps the coefficients in its state, which `optimizer.moment_dtype` may round.
     updates, new = rule.update(updates, state._replace(ns_coeffs=jnp.asarray(_COEFFICIENTS, jnp.float32)), params)
-    scaled = {n: u if isinstance(u, optax.MaskedNode) else _scale(n, u) * u for n, u in updates.items()}
+    scaled = {n: _scale(dims, updates[n]) * updates[n] if (dims := dimensions(n)) else updates[n] for n in updates}
     return scaled, new._replace(ns_coeffs=state.ns_coeffs)
 
   return optax.GradientTransformation(rule.init, update)
 
 
-def _scale(name: str, x: jax.Array) -> float:
+def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:
   """An orthogonal matrix's values have a root mean square of one over the root of its longer side."""
-  dims = dimensions(name)
-  sides = [math.prod(x.shape[a] for a in axes) for axes in (dims.reduction_axis, dims.output_axis)]
+  sides = [math.prod(x.shape[a] for a in axes) for axes in dims]
   return _ADAMW_RMS * math.sqrt(max(sides))

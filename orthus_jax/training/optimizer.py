@@ -69,6 +69,11 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
   return optax.GradientTransformation(init, chain.update)
 
 
+def global_norm(grads: Params) -> jax.Array:
+  """The norm of all gradients together, added up in fp32 whatever they are kept in."""
+  return jnp.sqrt(sum((jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)), jnp.float32(0)))
+
+
 def _as_float32(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
