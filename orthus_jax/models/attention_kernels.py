@@ -6,6 +6,8 @@ jax.nn.dot_product_attention.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -48,14 +50,11 @@ def choose(
   return backend
 
 
-def _splash_wrong(*, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype) -> str | None:
-  del dtype
+def _splash_wrong(*, platform: str, length: int, context: int, **_: Any) -> str | None:
   if platform == "gpu":
     return "is a kernel for TPUs"
   if length % (_LANES * context):
     return f"needs rows of a multiple of {_LANES * context} positions, not {length}"
-  if head_dim % _LANES:
-    return f"needs heads of a multiple of {_LANES} values, not {head_dim}"
   return None
 
 
