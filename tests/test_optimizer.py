@@ -155,6 +155,13 @@ def test_an_update_is_computed_in_float32_whatever_moments_are_kept_in():
     np.testing.assert_allclose(whole[n], half[n], rtol=1e-5, atol=1e-6, err_msg=n)
 
 
+@pytest.mark.parametrize("trained", [["lm_head"], ["transformer/layers/mlp/up"]])
+def test_muon_trains_one_kind_alone(trained):
+  params, grads = ({n: v[n] for n in trained} for v in (parameters(), gradients()[0]))
+  after = updated(settings("muon"), params, [grads])
+  assert all(np.isfinite(after[n]).all() and (after[n] != params[n]).any() for n in trained)
+
+
 def layout_of(c, devices=1):
   mesh = mesh_lib.make_mesh(c.mesh, devices=jax.devices()[:devices])
   rule = optimizer_lib.make_optimizer(c.optimizer, c.run)
