@@ -18,15 +18,15 @@ SEGMENTS = np.stack([np.r_[np.full(100, 1), np.full(90, 2), np.zeros(66)], np.fu
 MESHES = [dict(fsdp=2, tensor=2, context=2), dict(fsdp=1, context=2), dict(data=2, tensor=2)]
 
 
-def inputs():
+def inputs(size=H):
   keys = jax.random.split(jax.random.key(0), 4)
-  shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H), (B, T, N, H))
+  shapes = ((B, T, N, size), (B, T, K, size), (B, T, K, size), (B, T, N, size))
   return [jax.random.normal(k, s) for k, s in zip(keys, shapes)]
 
 
-def value_and_grads(backend, mesh=None, **options):
+def value_and_grads(backend, mesh=None, size=H, **options):
   """Attention's result, and gradients of a weighted sum of it."""
-  *qkv, weight = inputs()
+  *qkv, weight = inputs(size)
 
   def f(q, k, v):
     o = attention.causal_attention(q, k, v, segment_ids_BT=jnp.asarray(SEGMENTS), backend=backend, block=128, **options)
@@ -70,6 +70,18 @@ def test_splash_agrees(mesh, fused):
     np.testing.assert_allclose(a, b, atol=2e-5)
 
 
+SIZES = [(64, True, None), *(pytest.param(*p, marks=pytest.mark.slow) for p in (
+    (40, False, None), (80, True, MESHES[0]), (192, True, None)
+))]  # fmt: skip
+
+
+@pytest.mark.parametrize("size, fused, mesh", SIZES)
+def test_splash_takes_heads_of_any_size(size, fused, mesh):
+  found = value_and_grads("splash", mesh, size=size, fused=fused)
+  for a, b in zip(value_and_grads("xla", size=size), found, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
 def test_cudnn_is_told_of_segments(monkeypatch):
   # There is no such GPU here: what would be asked of cuDNN is asked of XLA.
   original = jax.nn.dot_product_attention
@@ -91,9 +103,14 @@ FACTS = dict(platform="tpu", length=4096, context=1, head_dim=128, dtype=jnp.bfl
 @pytest.mark.parametrize(
     "changes, expected",
     [
-        ({}, "splash"), ({"context": 4}, "splash"), ({"length": 4000}, "xla"), ({"head_dim": 64}, "xla"),
+        ({}, "splash"), ({"context": 4}, "splash"), ({"length": 4000}, "xla"), ({"head_dim": 64}, "splash"),
         ({"length": 1024, "context": 16}, "xla"), ({"platform": "gpu"}, "cudnn"), ({"platform": "cpu"}, "xla"),
         ({"platform": "gpu", "dtype": jnp.float32}, "xla"), ({"platform": "gpu", "length": 1025}, "xla"),
+        ({"platform": "gpu", "head_dim": 256}, "cudnn"), ({"platform": "gpu", "head_dim": 256, "capability": (9, 0)}, "cudnn"),
+        ({"platform": "gpu", "head_dim": 192, "capability": (10, 0)}, "xla"),
+        ({"platform": "gpu", "head_dim": 136, "capability": (8, 0)}, "xla"), ({"platform": "gpu", "head_dim": 264}, "xla"),
+        ({"platform": "gpu", "head_dim": 128, "capability": (12, 0)}, "cudnn"),
+        ({"platform": "gpu", "capability": (7, 5)}, "xla"), ({"head_dim": 20, "length": 128}, "splash"),
     ],
 )  # fmt: skip
 def test_auto_takes_the_platforms_kernel_if_it_can(changes, expected):
@@ -104,8 +121,12 @@ def test_auto_takes_the_platforms_kernel_if_it_can(changes, expected):
     "backend, changes, message",
     [
         ("splash", {"platform": "gpu"}, "kernel for TPUs"), ("splash", {"length": 4000}, "multiple of 128 positions"),
-        ("splash", {"head_dim": 48}, "not 48; set it to auto"), ("cudnn", {}, "this program is for tpu"),
+        ("splash", {"length": 1024, "context": 16}, "a multiple of 2048 positions, not 1024; set it to auto"),
+        ("cudnn", {}, "this program is for tpu"),
         ("cudnn", {"platform": "gpu", "dtype": jnp.float32}, "not in float32"), ("flash", {}, "choose one of auto"),
+        ("cudnn", {"platform": "gpu", "head_dim": 256, "capability": (8, 9)}, "at most 128 values .* capability 8.9, not 256"),
+        ("cudnn", {"platform": "gpu", "head_dim": 100}, "a multiple of 8 and at most 256 values, not 100"),
+        ("cudnn", {"platform": "gpu", "capability": (7, 5)}, "8.0 .Ampere. or newer, not 7.5"),
     ],
 )  # fmt: skip
 def test_what_a_backend_cannot_do_is_refused(backend, changes, message):

@@ -9,6 +9,8 @@ import tiny
 
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.heads.diffusion import mean_losses
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import plan_run
@@ -96,6 +98,40 @@ def test_meshes_agree_with_one_device(name, accumulation):
 def test_chunks_agree_with_whole_rows():
   whole = run(model__transformer__loss_chunk=0, model__diffusion__loss_chunk=0)
   assert max(apart(one_device(), whole)) < 1e-5
+
+
+@pytest.mark.slow
+def test_merged_rows_of_the_image_head_stay_split():
+  c = config(mesh__fsdp=8, model__transformer__merge_positions=True)
+  v, D, B, G = c.model.vision_tokenizer, c.model.transformer.width, 8, 2
+  mesh = mesh_lib.make_mesh(c.mesh, devices=jax.devices()[:8])
+  layout, _ = plan_run(c, OrthusTask(c, None).init, optimizer=make_optimizer(c.optimizer, c.run), mesh=mesh)
+  rng = np.random.default_rng(0)
+  head = {n: x for n, x in layout.shapes.params.items() if n.startswith("image_head/")}
+  params = {n: 0.2 * rng.standard_normal(x.shape).astype(np.float32) for n, x in head.items()}
+  places = {n: layout.shardings.params[n] for n in params}
+  inputs = (
+      rng.standard_normal((B, G, v.patches, D)).astype(np.float32),
+      rng.standard_normal((B, G, v.patches, v.latent_dim)).astype(np.float32),
+      jax.random.split(jax.random.key(0), (B, G, v.patches)),
+  )
+
+  def gradient(merge):
+    def loss(params, *inputs):
+      rest = {n: np.zeros(x.shape, x.dtype) for n, x in layout.shapes.params.items() if n not in params}
+      head = params_lib.merge(layout.graphdef, {**rest, **params}).image_head
+      return mean_losses(head, *inputs, merge=merge).mean()
+
+    return jax.grad(loss)
+
+  with jax.set_mesh(mesh):
+    put = (places, *batch_shardings(mesh, inputs))
+    f = jax.jit(gradient(True), in_shardings=put, out_shardings=places).lower(params, *inputs).compile()
+    found = f(*jax.device_put((params, *inputs), put))
+  rows = B * G * v.patches * c.model.diffusion.draws
+  assert f"[{rows // 8}," in f.as_text() and f"[{rows}," not in f.as_text()
+  for n, expected in jax.jit(gradient(False))(params, *inputs).items():
+    np.testing.assert_allclose(found[n], expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max(), err_msg=n)
 
 
 @pytest.mark.parametrize(

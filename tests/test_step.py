@@ -160,6 +160,17 @@ def test_small_updates_of_bfloat16_parameters_count(rounding, moves):
   assert mean == pytest.approx(1 - 3e-4, abs=5e-5) if moves else mean == 1.0
 
 
+def test_the_norm_of_bfloat16_gradients_is_added_up_in_float32():
+  # 300 arrays of norm 1 each: in bfloat16, a sum of ones stops at 256. Squares of 1.0078 would be rounded as well.
+  grads = {str(i): jnp.full(64, 0.125, jnp.bfloat16) for i in range(300)} | {"x": jnp.full(10_000, 1.0078125, jnp.bfloat16)}
+  expected = math.sqrt(sum(np.square(np.float64(g)).sum() for g in grads.values()))
+  found = jax.jit(optimizer_lib.global_norm)(grads)
+  assert found.dtype == jnp.float32 and float(found) == pytest.approx(expected, rel=1e-6)
+  _, layout, _, step = plan(model__transformer__dtype="bfloat16", optimizer__trainable=["lm_head", "transformer"])
+  _, metrics = jax.eval_shape(step, layout.shapes, test_meshes.batches()[0])
+  assert {str(m.dtype) for m in metrics.values()} == {"float32"}
+
+
 @pytest.mark.slow
 def test_bfloat16_throughout_learns_alike():
   bf16 = dict(model__transformer__dtype="bfloat16", model__transformer__param_dtype="bfloat16")

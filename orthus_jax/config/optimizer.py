@@ -13,13 +13,13 @@ class OptimizerConfig:
   """The optimizer: AdamW, or Muon for matrices with AdamW for everything else.
 
   Attributes:
-    name: "adamw" (the published recipe) or "muon" (optax.contrib.muon, its updates scaled to AdamW's size), which learns
-      more from each step and costs some matrix products more.
+    name: "adamw" (the published recipe) or "muon" (optax.contrib's, its updates scaled to AdamW's size; for the matrices
+      of layers), which learns more from each step and costs some matrix products more.
     learning_rate: at its peak.
     adamw_learning_rate: under Muon, the peak for what AdamW trains; 0 means the same.
     warmup_steps: linear rise from 0.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
-    b1, b2, eps: AdamW's.
+    b1, b2, eps: AdamW's; Muon adds eps to the norm that it divides momentum by.
     newton_schulz_steps: of Muon's orthogonalisation. Fewer cost less and leave small singular values smaller.
     weight_decay: on matrices alone, not on norms, biases or embeddings.
     clip_norm: the global gradient norm is clipped to it; 0 turns that off.

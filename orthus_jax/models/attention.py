@@ -52,6 +52,7 @@ def causal_attention(
   backend = kernels.choose(
       backend, platform=sharded.platform(), length=q_BTNH.shape[1], context=sharded.ways("positions"),
       head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype, shared=shared_ids_BT is not None,
+      capability=sharded.compute_capability(),
   )  # fmt: skip
   if backend == "splash":
     return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block, fused=fused)

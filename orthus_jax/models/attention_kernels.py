@@ -6,6 +6,8 @@ jax.nn.dot_product_attention.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -17,7 +19,8 @@ RESIDUAL_NAME = "attention"  # what a remat policy calls an attention's results
 
 
 def choose(
-    backend: str, *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype, shared: bool = False
+    backend: str, *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype, shared: bool = False,
+    capability: tuple[int, int] | None = None,
 ) -> str:
   """The backend to use: "xla", "splash" or "cudnn".
 
@@ -29,12 +32,13 @@ def choose(
     head_dim: values per head.
     dtype: of queries, keys and values.
     shared: whether positions see a second segment.
+    capability: compute capability of the GPUs; None where it isn't known.
 
   Raises:
     BadRequest: if a named backend can't.
   """
   wrong = {"splash": _splash_wrong, "cudnn": _cudnn_wrong, "xla": lambda **_: None}
-  facts = dict(platform=platform, length=length, context=context, head_dim=head_dim, dtype=dtype)
+  facts = dict(platform=platform, length=length, context=context, head_dim=head_dim, dtype=dtype, capability=capability)
   if backend == "auto":
     backend = {"tpu": "xla" if shared else "splash", "gpu": "cudnn"}.get(platform, "xla")
     return backend if wrong[backend](**facts) is None else "xla"
@@ -48,24 +52,28 @@ def choose(
   return backend
 
 
-def _splash_wrong(*, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype) -> str | None:
-  del dtype
+def _splash_wrong(*, platform: str, length: int, context: int, **_: Any) -> str | None:
   if platform == "gpu":
     return "is a kernel for TPUs"
   if length % (_LANES * context):
     return f"needs rows of a multiple of {_LANES * context} positions, not {length}"
-  if head_dim % _LANES:
-    return f"needs heads of a multiple of {_LANES} values, not {head_dim}"
   return None
 
 
-def _cudnn_wrong(*, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype) -> str | None:
+def _cudnn_wrong(
+    *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype, capability: tuple[int, int] | None
+) -> str | None:
   if platform != "gpu":
     return f"is for NVIDIA GPUs, and this program is for {platform}"
   if dtype not in (jnp.bfloat16, jnp.float16):
     return f"computes in bfloat16, not in {jnp.dtype(dtype).name}"
-  if head_dim % 8 or head_dim > 128:
-    return f"needs heads of a multiple of 8 and at most 128 values, not {head_dim}"
+  if capability and capability < (8, 0):
+    return f"needs GPUs of compute capability 8.0 (Ampere) or newer, not {capability[0]}.{capability[1]}"
+  # The gradients' limits (NVIDIA's support matrix of attention, cuDNN 9.18). jax knows those of GPUs before Hopper alone.
+  most = 256 if capability is None or capability[0] == 9 else 128
+  if head_dim % 8 or head_dim > most:
+    where = f" on GPUs of compute capability {capability[0]}.{capability[1]}" if capability else ""
+    return f"needs heads of a multiple of 8 and at most {most} values{where}, not {head_dim}"
   if length % (2 * context):
     return f"needs rows of a multiple of {2 * context} positions, not {length}"
   return None

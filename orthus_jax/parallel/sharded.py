@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import math
+import re
 from typing import Any
 
 import jax
@@ -35,6 +36,14 @@ def platform() -> str:
   device = jax.sharding.get_abstract_mesh().abstract_device
   found = jax.default_backend() if device is None else device.platform
   return "gpu" if found in ("cuda", "rocm") else found
+
+
+def compute_capability() -> tuple[int, int] | None:
+  """(9, 0) for an H100, say: of this process's own GPUs, which jax's kernels for them go by too; None without such."""
+  if platform() != "gpu" or jax.default_backend() == "cpu":
+    return None
+  found = re.fullmatch(r"(\d+)\.(\d+)", getattr(jax.local_devices()[0], "compute_capability", ""))
+  return (int(found[1]), int(found[2])) if found else None
 
 
 def ways(axis: str) -> int:

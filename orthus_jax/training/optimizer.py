@@ -9,12 +9,11 @@ import zlib
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
-from optax.contrib import MuonDimensionNumbers
 
 from orthus_jax.config import OptimizerConfig, RunConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.models.params import Params
+from orthus_jax.training import muon
 
 
 def schedule(config: OptimizerConfig, steps: int, *, peak: float | None = None) -> optax.Schedule:
@@ -36,22 +35,6 @@ def decays(name: str) -> bool:
   return not re.search(r"norm|bias|scale|(token|position)_embedding|codebook", name)
 
 
-def muon_dimensions(name: str) -> MuonDimensionNumbers | None:
-  """How Muon sees a parameter as a matrix (or a stack of them, one per layer); None leaves it to AdamW.
-
-  Embeddings, the LM head, norms, biases, convolutions and the image head's first and last linear are AdamW's.
-  """
-  if re.search(r"attention/[qkv]$", name):
-    return MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3))
-  if name.endswith("attention/out"):
-    return MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)
-  if re.search(r"mlp/(gate|up|down)$", name):
-    return MuonDimensionNumbers(reduction_axis=1, output_axis=2)
-  if re.search(r"image_head/(blocks/.*|condition|final_modulation|time_out)/kernel$", name):
-    return MuonDimensionNumbers(reduction_axis=0, output_axis=1)
-  return None
-
-
 def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTransformation:
   """The optax chain for a run."""
   c = config
@@ -60,17 +43,23 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
   def decayed(params: Params) -> dict[str, bool]:
     return {name: decays(name) for name in params}
 
-  rate = schedule(c, run.steps)
+  def adamw(peak: float) -> optax.GradientTransformation:
+    rate = schedule(c, run.steps, peak=peak)
+    return optax.adamw(rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed)
+
   if c.name == "muon":
-    rule = optax.contrib.muon(
-        rate, ns_steps=c.newton_schulz_steps, beta=0.95, weight_decay=c.weight_decay, weight_decay_mask=decayed,
-        adam_b1=c.b1, adam_b2=c.b2, eps=c.eps,
-        adam_learning_rate=schedule(c, run.steps, peak=c.adamw_learning_rate or c.learning_rate),
-        consistent_rms=0.2,  # the size of AdamW's updates, so that one learning rate serves both
-        muon_weight_dimension_numbers=lambda params: {n: muon_dimensions(n) for n in params},
-    )  # fmt: skip
+    of_matrices = optax.chain(
+        muon.scaled_by_muon(iterations=c.newton_schulz_steps, eps=c.eps),
+        optax.identity(),  # where optax.contrib.muon has its scaling: checkpoints number the parts of a chain
+        optax.add_decayed_weights(c.weight_decay, decayed),
+        optax.scale_by_learning_rate(schedule(c, run.steps)),
+    )
+    rule = optax.partition(
+        {"muon": of_matrices, "adam": adamw(c.adamw_learning_rate or c.learning_rate)},
+        lambda params: {n: "muon" if muon.dimensions(n) else "adam" for n in params},
+    )
   else:
-    rule = optax.adamw(rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay, mask=decayed)
+    rule = adamw(c.learning_rate)
   chain = optax.chain(clip, rule)
 
   def init(params: Params):
@@ -78,6 +67,11 @@ def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTra
     return jax.tree.map(lambda m: m.astype(c.moment_dtype) if m.ndim and m.dtype == jnp.float32 else m, moments)
 
   return optax.GradientTransformation(init, chain.update)
+
+
+def global_norm(grads: Params) -> jax.Array:
+  """The norm of all gradients together, added up in fp32 whatever they are kept in."""
+  return jnp.sqrt(sum((jnp.sum(jnp.square(g.astype(jnp.float32))) for g in jax.tree.leaves(grads)), jnp.float32(0)))
 
 
 def _as_float32(tree: Any) -> Any:

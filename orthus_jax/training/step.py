@@ -16,7 +16,7 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
-from orthus_jax.training.optimizer import update
+from orthus_jax.training.optimizer import global_norm, update
 from orthus_jax.training.state import Layout, TrainState
 
 
@@ -88,7 +88,7 @@ def train_step(
     # The average forgets its start faster than its decay says, so that short runs can use it.
     weight = jnp.minimum(decay, (1.0 + state.step) / (10.0 + state.step))
     ema = {k: weight * v + (1.0 - weight) * trained[k] for k, v in state.ema.items()}
-    norm = optax.global_norm(grads)
+    norm = global_norm(grads)
     # An update of numbers that aren't finite would spoil the parameters for good: the state stays as it was.
     fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
     trained, moments, ema = jax.tree.map(

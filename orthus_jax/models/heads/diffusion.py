@@ -20,6 +20,7 @@ from orthus_jax.config import DiffusionConfig
 from orthus_jax.diffusion import process, solvers as solver_lib
 from orthus_jax.models import quantized
 from orthus_jax.models.params import param
+from orthus_jax.parallel import sharded
 
 _FREQUENCIES = 256
 
@@ -231,10 +232,12 @@ def mean_losses(
   t_BGPQ, eps_BGPQC = over_positions(head.draw)(key_BGP)
   Q = t_BGPQ.shape[-1]
 
-  def rows(x):  # one per position and draw
-    return jnp.repeat(x.reshape(-1, x.shape[-1]), Q, axis=0)
+  def split(x):  # said of the merged axis, as a compiler would else gather every row for the head's first product
+    return sharded.constrain(x, "batch", *(None,) * (x.ndim - 1))
 
-  errors_XC = head.errors(
-      rows(z_BGPD), rows(feature_BGPC), t_BGPQ.reshape(-1), eps_BGPQC.reshape(-1, eps_BGPQC.shape[-1])
-  )
+  def rows(x):  # one per position and draw
+    return split(jnp.repeat(x.reshape(-1, x.shape[-1]), Q, axis=0))
+
+  t_X, eps_XC = split(t_BGPQ.reshape(-1)), split(eps_BGPQC.reshape(-1, eps_BGPQC.shape[-1]))
+  errors_XC = split(head.errors(rows(z_BGPD), rows(feature_BGPC), t_X, eps_XC))
   return jnp.mean(errors_XC.reshape(*t_BGPQ.shape[:3], -1), axis=-1)

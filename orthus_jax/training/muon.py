@@ -1,0 +1,62 @@
+"""Muon for the matrices of layers: optax's momentum and orthogonalisation, updates scaled to the size of AdamW's.
+
+optax.contrib.muon itself would train the other parameters too, by Adam with Nesterov momentum and a weight decay that
+knows no mask.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax.contrib import MuonDimensionNumbers, scale_by_muon
+
+_BETA = 0.95
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, as in Keller Jordan's Muon
+_ADAMW_RMS = 0.2  # of AdamW's updates (arXiv 2502.16982, Eq. 4), so that one learning rate serves both
+
+
+def dimensions(name: str) -> MuonDimensionNumbers | None:
+  """How Muon sees a parameter as a matrix (or a stack of them, one per layer); None leaves it to AdamW.
+
+  Embeddings, the LM head, norms, biases, convolutions and the image head's first and last linear are AdamW's.
+  """
+  if re.search(r"attention/[qkv]$", name):
+    return MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2, 3))
+  if name.endswith("attention/out"):
+    return MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=(3,))
+  if re.search(r"mlp/(gate|up|down)$", name):
+    return MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+  if re.search(r"image_head/(blocks/.*|condition|final_modulation|time_out)/kernel$", name):
+    return MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))
+  return None
+
+
+def scaled_by_muon(*, iterations: int, eps: float) -> optax.GradientTransformation:
+  """Gradients to orthogonalised momentum (Nesterov's) of AdamW's size; parameters that aren't matrices are masked out.
+
+  Args:
+    iterations: of Newton-Schulz.
+    eps: is added to the norm that momentum is divided by.
+  """
+  rule = scale_by_muon(
+      _COEFFICIENTS, ns_steps=iterations, beta=_BETA, eps=eps,
+      weight_dimension_numbers=lambda updates: {n: dimensions(n) or optax.MaskedNode() for n in updates},
+  )  # fmt: skip
+
+  def update(updates, state, params=None):
+    # optax keeps the coefficients in its state, which `optimizer.moment_dtype` may round.
+    updates, new = rule.update(updates, state._replace(ns_coeffs=jnp.asarray(_COEFFICIENTS, jnp.float32)), params)
+    scaled = {n: _scale(dims, updates[n]) * updates[n] if (dims := dimensions(n)) else updates[n] for n in updates}
+    return scaled, new._replace(ns_coeffs=state.ns_coeffs)
+
+  return optax.GradientTransformation(rule.init, update)
+
+
+def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:
+  """An orthogonal matrix's values have a root mean square of one over the root of its longer side."""
+  sides = [math.prod(x.shape[a] for a in axes) for axes in dims]
+  return _ADAMW_RMS * math.sqrt(max(sides))
