@@ -9,7 +9,7 @@ from orthus_jax.config import Config
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
-from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
+from orthus_jax.training.checkpoints import workdir as checkpoint
 
 
 class Origin(NamedTuple):
@@ -46,7 +46,7 @@ def of(path: str) -> Origin:
     fresh = any(n.startswith("image_head/") for n in found.fresh)
     return Origin(Path(path), found.config, found.tokenizer, fresh_head=fresh)
   run, step = checkpoint.find(path)
-  data = manifest.facts(run / "checkpoints" / str(step)).get("data")
+  data = checkpoint.data_of(run / "checkpoints" / str(step))
   try:
     config = checkpoint.load_config(run)
   except BadRequest as e:  # its arrays may still be read

@@ -179,8 +179,7 @@ def check_tokenizer(workdir: Path, tokenizer: TextTokenizer) -> None:
   """
   own = steps(workdir)
   if (workdir / tokenizer_difference.FILE_NAME).is_file():
-    why = tokenizer_difference.change(TextTokenizer.load(workdir), tokenizer)
-    if why:
+    if why := tokenizer_difference.change(TextTokenizer.load(workdir), tokenizer):
       raise BadRequest(
           f"{workdir} holds a run with another tokenizer ({why}): set data.tokenizer={workdir}, which has its own, or"
           " choose another --workdir"
@@ -196,9 +195,11 @@ def check_data(workdir: Path, contents: dict[str, Any]) -> None:
     workdir: the run's.
     contents: of the task, as `tasks.OrthusTask.contents` tells them.
   """
-  why = other_data(_trained_on(workdir), contents)
-  if why:
-    raise BadRequest(f"{workdir} was trained on other data ({why}): bring it back; {_way_on(workdir)} with what is there now")
+  if why := other_data(_trained_on(workdir), contents):
+    raise BadRequest(
+        f"{workdir} was trained on other data ({why}): bring it back, or go on with what is there now:"
+        f" --workdir=NEW --resume_from={workdir}"
+    )
 
 
 def made_with(workdir: Path, contents: dict[str, Any]) -> dict[str, Any]:
@@ -218,8 +219,14 @@ def other_data(there: dict[str, Any] | None, here: dict[str, Any]) -> str:
 
 def _trained_on(workdir: Path) -> dict[str, Any] | None:
   """What data a run's checkpoints saw; those of earlier versions don't say."""
-  known = (manifest.facts(workdir / "checkpoints" / str(step)).get("data") for step in reversed(steps(workdir)))
-  return next((d for d in known if isinstance(d, dict)), None)
+  known = (data_of(workdir / "checkpoints" / str(step)) for step in reversed(steps(workdir)))
+  return next((d for d in known if d is not None), None)
+
+
+def data_of(folder: Path) -> dict[str, Any] | None:
+  """What data one checkpoint saw; see `made_with`."""
+  data = manifest.facts(folder).get("data")
+  return data if isinstance(data, dict) else None
 
 
 def _way_on(workdir: Path) -> str:
