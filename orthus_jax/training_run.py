@@ -48,9 +48,11 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check(mesh, config)
-    initial_state.check_sources(config)
     tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
+    if tokenizer is not None:
+      checkpoint.check_tokenizer(workdir, tokenizer)
+    initial_state.check_sources(config, workdir, tokenizer)
   with contextlib.ExitStack() as held:
     with hosts.together():
       if hosts.primary():
@@ -64,16 +66,15 @@ def _run(
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
   with hosts.together():
+    task = _orthus_task(config, source, tokenizer) if tokenizer is not None else tasks.TokenizerTask(config, source)
+    checkpoint.check_data(workdir, task.contents())
+  with hosts.together():
     if hosts.primary():
-      checkpoint.open_workdir(workdir, config)
-  if tokenizer is None:
-    with hosts.together():
-      alone = tasks.TokenizerTask(config, source)
-    figures = _tokenizer(config, workdir, alone, signals)
+      checkpoint.open_workdir(workdir, config, tokenizer)
+  if isinstance(task, tasks.OrthusTask):
+    figures = _orthus(config, workdir, task, source, signals, begin=begin)
   else:
-    with hosts.together():
-      whole = _orthus_task(config, workdir, source, tokenizer)
-    figures = _orthus(config, workdir, whole, source, signals, begin=begin)
+    figures = _tokenizer(config, workdir, task, signals)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}
@@ -84,10 +85,8 @@ def _run(
   return figures
 
 
-def _orthus_task(config: Config, workdir: Path, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:
+def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:
   """Reads and lays out the documents."""
-  if hosts.primary():
-    tokenizer.save(workdir)
   pipeline: Pipeline | PreparedPipeline
   if config.data.source == "prepared":
     pipeline = PreparedPipeline(tokenizer, config, keep_plans=hosts.primary())

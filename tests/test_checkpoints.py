@@ -1,5 +1,6 @@
 """What a run saves, what it goes on from, and what it makes of damage."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -146,6 +147,39 @@ def test_where_all_are_damaged_nothing_is_started_over(tmp_path):
     checkpoint.find(tmp_path)
   with pytest.raises(BadRequest, match="is damaged"):
     checkpoint.find(tmp_path / "checkpoints" / "3")
+
+
+def test_what_a_later_version_wrote_is_no_damage(tmp_path, capsys):
+  saved(tmp_path).close()
+  (tmp_path / "config.json").write_text("{}")
+  file = tmp_path / "checkpoints" / "3" / "manifest.json"
+  said = json.loads(file.read_text())
+  assert said["format"] == 1
+  file.write_text(json.dumps(said | {"format": 2}))
+  message = r"checkpoints/3 was written by a later version of orthus_jax \(format 2\): update it to read this"
+  for use in (lambda: Checkpointer(tmp_path, RunConfig()).restore_newest(*like(state(0))), lambda: checkpoint.find(tmp_path),
+              lambda: Checkpointer(tmp_path, RunConfig()).latest()):  # fmt: skip
+    with pytest.raises(BadRequest, match=message):
+      use()
+  assert checkpoint.steps(tmp_path) == [2, 3] and not (tmp_path / "damaged").exists()
+  assert cli.main(["runs", "verify", str(tmp_path)]) == 1 and cli.main(["runs", str(tmp_path)]) == 0
+  assert capsys.readouterr().out.count("was written by a later version") == 2
+
+
+@pytest.mark.parametrize("change, said", [
+    (lambda s: dataclasses.replace(s, trained=s.trained | {"a": s.trained["a"].astype(jnp.bfloat16)}), "params: a is float32"),
+    (lambda s: dataclasses.replace(s, frozen={}), "params has an array 'c' that is unknown here"),
+    (lambda s: dataclasses.replace(s, frozen=s.frozen | {"d": jnp.ones(2)}), "params lacks the array 'd'"),
+    (lambda s: s, "it holds no running average, which optimizer.ema_decay asks for"),
+])  # fmt: skip
+def test_a_whole_checkpoint_of_another_model_is_no_damage(tmp_path, change, said):
+  saver = Checkpointer(tmp_path, RunConfig())
+  saver.save(dataclasses.replace(state(3), ema={}) if "average" in said else state(3))
+  saver.close()
+  with pytest.raises(BadRequest, match=f"isn't damaged, but isn't of this run's model and optimizer: {said}") as e:
+    Checkpointer(tmp_path, RunConfig()).restore_newest(*like(change(state(0))))
+  assert "\n" not in str(e.value)
+  assert checkpoint.steps(tmp_path) == [3] and not (tmp_path / "damaged").exists()
 
 
 def test_what_was_being_written_is_no_checkpoint(tmp_path, caplog):

@@ -1,6 +1,8 @@
 """Prepared data: what comes out is what went in, in an order that is a function of the step alone."""
 
 import collections
+import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -185,3 +187,30 @@ def test_rows_of_one_process_are_those_of_the_mesh():
   x = np.arange(40).reshape(8, 5)
   np.testing.assert_array_equal(np.asarray(hosts.place_batch(x, places[0], np.arange(8), 8)), x)
   assert jax.process_count() == 1
+
+
+def test_what_was_prepared_is_told_apart_wherever_it_lies(folders, tmp_path):
+  def contents(*paths):
+    return PreparedPipeline(TK, config(*paths), keep_plans=False).contents()
+
+  def anew(name, source):
+    prepared.prepare(source, TK, tiny.config(), tmp_path / name, images="pixels", encoded_by="fake")
+    return contents(tmp_path / name)
+
+  class Brighter(Some):
+    def __getitem__(self, i):
+      d = super().__getitem__(i)
+      segments = (dataclasses.replace(s, pixels=s.pixels + 1) if hasattr(s, "pixels") else s for s in d.segments)
+      return dataclasses.replace(d, segments=tuple(segments))
+
+  there = contents(folders["a"])
+  assert there["documents"] == 40 and there == anew("again", Some(range(40)))
+  assert there["digest"] not in (
+      anew("brighter", Brighter(range(40)))["digest"], anew("other", Some(range(1, 41)))["digest"],
+      contents(folders["jpeg"])["digest"], contents(folders["features"])["digest"],
+  )  # fmt: skip
+  both = contents((str(folders["a"]), 1.0), (str(folders["b"]), 2.0))
+  assert both == contents((str(tmp_path / "again"), 1.0), (str(folders["b"]), 2.0)) and both["documents"] == 80
+  file = tmp_path / "again" / "prepared.json"  # as an earlier version left it
+  file.write_text(json.dumps({n: v for n, v in json.loads(file.read_text()).items() if n != "digest"}))
+  assert contents(tmp_path / "again") == contents(tmp_path / "again") != there

@@ -74,7 +74,7 @@ def _verify(place: Path, as_json: bool) -> int:
   found = []
   for run in [None] if single else listing.find(place):
     for folder in [place] if run is None else listing.checkpoints(run):
-      reason = manifest.damage(folder)
+      reason = listing.damage(folder)
       sums = manifest.has_checksums(folder)
       found.append({"checkpoint": str(folder), "damage": reason, "checksums": sums})
       if not as_json:

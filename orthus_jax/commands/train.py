@@ -21,8 +21,9 @@ _log = logging.getLogger("orthus_jax.train")
 _HELP = """usage: orthus train --config=FILE[:ARGUMENT] --workdir=DIR [--config.some.field=value ...] [--json] [--debug]
 
 Trains what the config file describes. Where a run starts: its workdir's newest complete checkpoint > --resume_from >
---init_from (or run.init_from) > scratch. A workdir of another config is refused, unless it differs only in where and how
-fast the same numbers are computed (mesh, remat, accumulation, …) and in what is logged and kept.
+--init_from (or run.init_from) > scratch. A workdir of another config, tokenizer or data is refused, unless it differs only in
+where they lie, where and how fast the same numbers are computed (mesh, remat, accumulation, …), in what is logged and kept, and
+in run.steps where the learning rates of the steps done stay the same. To go on otherwise: --workdir=NEW --resume_from=RUN.
 
   --config=configs/shapes.py         the config file; what follows a colon is passed to its get_config
   --config.run.steps=200             overrides a field

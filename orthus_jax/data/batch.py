@@ -58,6 +58,10 @@ class FeatureTable:
       self.pixels.append(pixels)
     return index
 
+  def keys(self) -> list[bytes]:
+    """A hash of each picture, by its number."""
+    return list(self._index)
+
 
 def empty_batch(config: Config, rows: int, *, pad: int, image_shape: tuple[int, ...], dtype: np.dtype) -> Batch:
   """Rows of padding; images are of `image_shape`, [R, R, 3] or [P, C]."""

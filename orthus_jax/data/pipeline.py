@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import functools
-from typing import NamedTuple, Protocol
+import hashlib
+import json
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -137,6 +139,21 @@ class Pipeline:
 
   def __len__(self) -> int:
     return len(self._documents)
+
+  def contents(self) -> dict[str, Any]:
+    """What all batches are made of: how many documents, and a digest of their tokens and pictures, in their order.
+
+    Not of their names, nor of where they lie.
+    """
+    digest, keys = hashlib.sha256(), self.table.keys()
+    for d in self._documents:
+      s = d.variants[0]
+      numbers = [s.tokens_T, s.learnt_length_T, s.starts_I, s.learn_I]
+      digest.update(json.dumps([d.kind, *map(len, numbers)]).encode())
+      for n in numbers:
+        digest.update(np.asarray(n, np.int32).tobytes())
+      digest.update(b"".join(keys[i] for i in d.images[0]))
+    return {"documents": len(self), "digest": digest.hexdigest()}
 
   def document_ids(self, step: int) -> list[str]:
     """The documents of a step's batch, row by row."""

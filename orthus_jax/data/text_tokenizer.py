@@ -180,6 +180,10 @@ class TextTokenizer:
     """bool [vocab_size]: True for ids of ordinary text, False for special tokens, image codes and unused ids."""
     return self._is_text.copy()
 
+  def text_spec(self) -> dict[str, Any]:
+    """The tokenizer.json of what `encode` and `decode` use: text alone, without any token that is none."""
+    return json.loads(self._plain.to_str())
+
   def digest(self) -> str:
     """SHA-256 over the tokenizer's content and names, in hexadecimal; the same after saving and loading."""
     return self._digest

@@ -283,11 +283,11 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> M
     found = huggingface.open_checkpoint(path)
     model = Model.create(found.config, found.load(place(found.config)), found.tokenizer)
   else:
-    run, _ = checkpoint.find(path)
+    run, step = checkpoint.find(path)
     config = checkpoint.load_config(run)
     if config.task != "orthus":
       raise BadRequest(f"{path} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
-    tokenizer = TextTokenizer.load(run / "tokenizer.json")
+    tokenizer = checkpoint.load_tokenizer(run, step)
     model = Model.create(config, checkpoint.load_params(path, place=place(config)), tokenizer)
   # A fresh head's last layer is zero, and one step of training makes it something else.
   if not model.no_pictures and not np.any(model.params["image_head/output/kernel"]):

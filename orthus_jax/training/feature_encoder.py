@@ -23,6 +23,7 @@ from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.initial_state import check_source
 from orthus_jax.training.state import digest_pieces
 
 _ENCODE_BATCH = 256
@@ -88,6 +89,7 @@ def encoder_of(config: Config) -> tuple[Callable[[np.ndarray], np.ndarray], str]
   wanted = {n: s for n, s in shapes.items() if n.startswith("vision_tokenizer/")}
   found = {}
   for prefix, path in config.run.init_from:
+    check_source(config, prefix, path)
     found |= {prefix + n: v for n, v in checkpoint.load_params(path).items() if prefix + n in wanted}
   lacking = [n for n, s in wanted.items() if n not in found or found[n].shape != s.shape]
   if lacking:

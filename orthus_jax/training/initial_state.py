@@ -4,30 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import logging
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from orthus_jax import files
 from orthus_jax.config import Config
+from orthus_jax.data import tokenizer_difference
+from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import huggingface
 from orthus_jax.models.params import Params
 from orthus_jax.training import hosts
-from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
+from orthus_jax.training.checkpoints.agreement import Difference
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.state import Layout, TrainState, replace_params
 
 _log = logging.getLogger(__name__)
 
 
-def first_state(config: Config, layout: Layout, create: Callable[[], TrainState], saver: Checkpointer) -> TrainState:
+def first_state(
+    config: Config, layout: Layout, create: Callable[[], TrainState], saver: Checkpointer, contents: dict[str, Any]
+) -> TrainState:
   """The state that training starts or goes on from.
 
   Args:
     config: the experiment.
     layout, create: from `state.plan_run`.
     saver: of the run's directory.
+    contents: of the task: what its batches are made of.
 
   Raises:
     BadRequest: if all of the run's checkpoints are damaged, or what the config names doesn't fit.
@@ -40,6 +47,7 @@ def first_state(config: Config, layout: Layout, create: Callable[[], TrainState]
   elif run.resume_from:
     state = _other_run(config, layout)
     _log.info("going on from step %d of %s (run.resume_from)", int(state.step), run.resume_from)
+    _tell_of_run(config, contents)
   else:
     values = initial_values(config, layout)
     _check_values(values, layout.shapes.params)
@@ -47,6 +55,11 @@ def first_state(config: Config, layout: Layout, create: Callable[[], TrainState]
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     named = ", ".join(f"{prefix or 'all'} from {path}" for prefix, path in run.init_from)
     _log.info("starting from scratch%s", f", but for {named} (run.init_from)" if named else "")
+    fresh = sorted(set(layout.shapes.params) - set(values))
+    if fresh and any(not prefix for prefix, _ in run.init_from):
+      _log.warning("%d parameters start fresh, as run.init_from brings none of them: %s", len(fresh), ", ".join(fresh[:5]))
+    for prefix, path in run.init_from:
+      _tell_of_model(config, prefix, path)
   if int(state.step) > run.steps:
     raise BadRequest(f"the checkpoint is of step {int(state.step)}, past run.steps={run.steps}: raise it")
   return state
@@ -54,8 +67,12 @@ def first_state(config: Config, layout: Layout, create: Callable[[], TrainState]
 
 def _other_run(config: Config, layout: Layout) -> TrainState:
   run, step = checkpoint.find(config.run.resume_from)
+  folder = run / "checkpoints" / str(step)
+  share = (jax.process_index(), jax.process_count())
+  if reason := hosts.agree(manifest.damage(folder, part=share)):
+    raise BadRequest(f"the checkpoint {folder} is damaged: {reason}; name an earlier one in run.resume_from")
   try:
-    return read_state(run / "checkpoints" / str(step), layout.shapes, layout.shardings)
+    return read_state(folder, layout.shapes, layout.shardings)
   except Exception as e:  # whatever Orbax makes of arrays that don't fit
     raise BadRequest(
         f"run.resume_from={config.run.resume_from} isn't a state of this model and optimizer ({files.first_line(e)}):"
@@ -82,15 +99,71 @@ def initial_values(config: Config, layout: Layout) -> Params:
   return values
 
 
-def check_sources(config: Config) -> None:
-  """Refuses a `run.resume_from` or `run.init_from` that leads nowhere, before any work is done."""
-  if config.run.resume_from:
-    checkpoint.find(config.run.resume_from)
-  for _, path in config.run.init_from:
-    if path.endswith(".npz") or path.startswith("asset:"):
-      checkpoint.load_params(path)
-    elif not huggingface.is_checkpoint(path):
-      checkpoint.find(path)
+def check_sources(config: Config, workdir: Path | None = None, tokenizer: TextTokenizer | None = None) -> None:
+  """Refuses a source that leads nowhere or is of another kind of model, before any work is done.
+
+  Args:
+    config: the experiment; of its `run.resume_from` and `run.init_from`, only what will be read is looked at.
+    workdir: the run's; one with checkpoints of its own needs no source.
+    tokenizer: the text tokenizer.
+
+  Raises:
+    BadRequest: if a source isn't there, was trained with another tokenizer, or with a model whose arrays mean something else.
+  """
+  run = config.run
+  if workdir is not None and checkpoint.steps(workdir):
+    return
+  if run.resume_from:
+    checkpoint.find(run.resume_from)
+    check_source(config, "", run.resume_from, tokenizer, option="run.resume_from")
+    return
+  for prefix, path in run.init_from:
+    check_source(config, prefix, path, tokenizer)
+
+
+def check_source(
+    config: Config, prefix: str, path: str, tokenizer: TextTokenizer | None = None, *, option: str = "run.init_from"
+) -> None:
+  """As `check_sources`, for one of them."""
+  origin = origins.of(path)
+  if origin.unknown:
+    _log.warning("%s", origin.unknown)
+  if refused := _other_model(config, prefix, origin)[0]:
+    field, old, new = refused[0]
+    raise BadRequest(f"{option}={path} was trained with {field}={old}, and means nothing with {new}: set it to {old}")
+  if origin.tokenizer is None or tokenizer is None or prefix:
+    return
+  if why := tokenizer_difference.difference(origin.tokenizer, tokenizer):
+    raise BadRequest(
+        f"{option}={path} was trained with another tokenizer ({why}): set data.tokenizer={origin.folder}, which has its own"
+    )
+
+
+def _other_model(config: Config, prefix: str, origin: origins.Origin) -> tuple[list[Difference], list[Difference]]:
+  """Differences of what some parameters were trained with that are refused, and those that are told."""
+  if origin.config is None:
+    return [], []
+  part = "model"
+  if prefix or origin.config.task == "vision_tokenizer":
+    part = f"model.{prefix.removesuffix('/') or 'vision_tokenizer'}"
+  refused, told = agreement.other_model(origin.config, config, part=part)
+  return refused, [d for d in told if not (origin.fresh_head and d.field.startswith("model.diffusion."))]
+
+
+def _tell_of_model(config: Config, prefix: str, path: str) -> None:
+  told = _other_model(config, prefix, origins.of(path))[1]
+  if told:
+    _log.warning("%s was trained with other settings than this run's: %s", path, agreement.listed(told))
+
+
+def _tell_of_run(config: Config, contents: dict[str, Any]) -> None:
+  """What another run's state goes on with that isn't as it was there."""
+  origin = origins.of(config.run.resume_from)
+  settings = agreement.other_settings(origin.config, config) if origin.config else []
+  if settings:
+    _log.warning("with other settings than that run's: %s", agreement.listed(settings))
+  if why := checkpoint.other_data(origin.data, contents):
+    _log.warning("with other data than that run's: %s", why)
 
 
 def projected_rows(config: Config, state: TrainState, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

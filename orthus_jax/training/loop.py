@@ -18,6 +18,7 @@ from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import feature_encoder, flops, hosts, preemption
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.initial_state import first_state
@@ -46,6 +47,9 @@ class Task(LossTask, Protocol):
 
   def tokens(self, step: int) -> int:
     """Positions that a step's global batch trains on."""
+
+  def contents(self) -> dict[str, Any]:
+    """What all batches are made of: how many "documents", and a "digest"."""
 
   def describe(self, step: int) -> dict[str, float]:
     """Metrics of a step's data alone."""
@@ -103,8 +107,9 @@ def train(
   optimizer = make_optimizer(config.optimizer, run)
   with jax.set_mesh(mesh):
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
-    saver = Checkpointer(workdir, run)
-    state = first_state(config, layout, create, saver)
+    contents = task.contents()
+    saver = Checkpointer(workdir, run, made_with=checkpoint.made_with(workdir, contents))
+    state = first_state(config, layout, create, saver, contents)
     start = int(state.step)
 
     pipeline = getattr(task, "pipeline", None)

@@ -58,6 +58,10 @@ class OrthusTask:
     """Positions of the global batch that hold something."""
     return self.pipeline.tokens(step)
 
+  def contents(self) -> dict[str, Any]:
+    """What all batches are made of."""
+    return self.pipeline.contents()
+
   def describe(self, step: int) -> dict[str, float]:
     positions = self.config.run.batch_size * self.config.data.sequence_length
     return {"padding": 1.0 - self.pipeline.tokens(step) / positions, "batch_digest": batch_digest(self.document_ids(step))}
@@ -150,6 +154,11 @@ class TokenizerTask:
   def tokens(self, step: int) -> int:
     """Patches."""
     return self.config.run.batch_size * self.config.model.vision_tokenizer.patches
+
+  def contents(self) -> dict[str, Any]:
+    """What all batches are made of: pictures, in their order."""
+    digest = hashlib.sha256(b"".join(self._table.keys()))
+    return {"documents": len(self._pixels), "digest": digest.hexdigest()}
 
   def describe(self, step: int) -> dict[str, float]:
     return {"batch_digest": batch_digest(self.document_ids(step))}

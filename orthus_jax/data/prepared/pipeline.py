@@ -95,6 +95,13 @@ class _Folder:
       return None
     return stored.sequence, pictures
 
+  def digest(self) -> str:
+    """Of what was prepared; of its sizes alone where an earlier version prepared it, which kept no digest of the rest."""
+    names = ("tokenizer", "images", "encoded_by", "documents", "pictures", "kinds", "digest")
+    digest = hashlib.sha256(json.dumps([self.facts.get(n) for n in names]).encode())
+    digest.update(self._sizes_DV3.tobytes() + self._kind_D.tobytes())
+    return digest.hexdigest()
+
   def row(self, number: int) -> np.ndarray:
     """The documents of a row."""
     return self._documents[self._ends[number] : self._ends[number + 1]]
@@ -188,6 +195,11 @@ class PreparedPipeline:
 
   def __len__(self) -> int:
     return sum(f.facts["documents"] for f in self._folders)
+
+  def contents(self) -> dict[str, Any]:
+    """What all batches are made of: how many documents, and a digest of them; not of where they lie."""
+    digest = hashlib.sha256("".join(f.digest() for f in self._folders).encode())
+    return {"documents": len(self), "digest": digest.hexdigest()}
 
   def _row(self, step: int, row: int) -> tuple[_Folder, np.ndarray, np.ndarray]:
     """Folder, documents and their variants of a row of a step's global batch."""

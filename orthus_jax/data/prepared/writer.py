@@ -106,6 +106,7 @@ def prepare(
   kinds: list[int] = []
   kind_names: dict[str, int] = {}
   shown: list[Document] = []
+  digest = hashlib.sha256()
 
   def write_waiting() -> None:
     if waiting:
@@ -120,6 +121,7 @@ def prepare(
     key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
     if key not in numbers:
       numbers[key] = len(numbers)
+      digest.update(key)
       if images == "features":
         waiting.append(pixels)
         if len(waiting) == _ENCODED_AT_ONCE:
@@ -136,7 +138,9 @@ def prepare(
       size[: len(laid)] = [v.size for v in laid]
       sizes.append(size)
       kinds.append(kind_names.setdefault(document.kind, len(kind_names)))
-      documents.write(to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid]))
+      record = to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid])
+      digest.update(record)
+      documents.write(record)
       if len(shown) < _SHOWN:
         shown.append(document)
     if progress and ((i + 1) % 64 == 0 or i + 1 == len(source)):
@@ -152,6 +156,7 @@ def prepare(
   made = facts(config, tokenizer) | {
       "images": images, "encoded_by": encoded_by, "documents": len(sizes), "pictures": len(numbers),
       "kinds": list(kind_names), "shards": {"documents": documents.counts, "pictures": pictures.counts},
+      "digest": digest.hexdigest(),
   }  # fmt: skip
   half = folder / ".prepared.json"
   half.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")

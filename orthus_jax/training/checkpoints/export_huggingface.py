@@ -56,6 +56,7 @@ def to_huggingface(
   config = checkpoint.load_config(run)
   if config.task != "orthus":
     raise BadRequest(f"{source} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
+  checkpoint.load_tokenizer(run, step)
   write_config(config.model, config.sampling, dtype="float32")  # refuses what the format can't say before work is done
   stored = _open_native(run / "checkpoints" / str(step))
   handles = {n: handle for n, (_, handle) in stored.items()}

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from orthus_jax.errors import BadRequest
 from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
 from orthus_jax.training.metric_writer import read_metrics
 
@@ -27,6 +28,14 @@ def checkpoints(run: Path) -> list[Path]:
   return [run / "checkpoints" / str(step) for step in checkpoint.steps(run)]
 
 
+def damage(folder: Path, *, read: bool = True) -> str | None:
+  """As `manifest.damage`; that a later version wrote it counts as one here."""
+  try:
+    return manifest.damage(folder, read=read)
+  except BadRequest as e:
+    return str(e).removeprefix(f"{folder} ")
+
+
 def about(run: Path) -> dict[str, Any]:
   """What there is to say of a run without reading its checkpoints through."""
 
@@ -43,7 +52,7 @@ def about(run: Path) -> dict[str, Any]:
   scores = {n: v for n, v in report.get("scores", {}).items() if isinstance(v, (int, float))}
   return {
       "run": str(run), "state": state, "step": done, "steps": wanted,
-      "checkpoints": [{"step": int(p.name), "damage": manifest.damage(p, read=False)} for p in checkpoints(run)],
+      "checkpoints": [{"step": int(p.name), "damage": damage(p, read=False)} for p in checkpoints(run)],
       "unfinished": sorted(p.name for p in (run / "checkpoints").glob("*.orbax-checkpoint-tmp*")),
       "set_aside": sorted(f"damaged/{p.name}" for p in (run / "damaged").glob("*")),
       "scores": {n: scores[n] for n in _SHOWN if n in scores} or dict(list(scores.items())[:3]),

@@ -9,23 +9,32 @@ from concurrent import futures
 import json
 import os
 from pathlib import Path
+from typing import Any
 import zlib
+
+from orthus_jax.errors import BadRequest
 
 NAME = "manifest.json"
 _STAMPED = "_CHECKPOINT_METADATA"  # Orbax writes the time of the end into it, after all else
+_FORMAT = 1  # of checkpoints; one that says nothing is of the first
 _BLOCK = 1 << 18  # stays in the cache
 _THREADS = 8  # zlib leaves Python's lock while it works
 
 
-def write(folder: Path) -> None:
-  """Lists every file that lies in a folder, with its size and checksum, in `manifest.json`."""
+def write(folder: Path, facts: dict[str, Any] | None = None) -> None:
+  """Lists every file that lies in a folder, with its size and checksum, in `manifest.json`.
+
+  Args:
+    folder: one checkpoint's directory.
+    facts: what else is to be known of it, such as the data that it saw.
+  """
   files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (NAME, _STAMPED))
   with futures.ThreadPoolExecutor(_THREADS) as pool:
     sums = list(pool.map(_checksum, files))
   listed = {p.relative_to(folder).as_posix(): [p.stat().st_size, s] for p, s in zip(files, sums)}
   half = folder / f".{NAME}"
   with half.open("w", encoding="utf-8") as f:
-    json.dump({"crc32": listed}, f)
+    json.dump({"format": _FORMAT, **(facts or {}), "crc32": listed}, f)
     f.flush()
     os.fsync(f.fileno())
   half.replace(folder / NAME)
@@ -38,7 +47,12 @@ def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -
     folder: one checkpoint's directory.
     read: compare checksums too, not sizes alone.
     part: (i, n): read every n-th file from the i-th on, so that n processes share the work.
+
+  Raises:
+    BadRequest: if a later version of the package wrote it; it is no worse for that.
   """
+  if isinstance(written := facts(folder).get("format"), int) and written > _FORMAT:
+    raise BadRequest(f"{folder} was written by a later version of orthus_jax (format {written}): update it to read this")
   try:
     if (folder / _STAMPED).exists():
       json.loads((folder / _STAMPED).read_text(encoding="utf-8"))
@@ -68,6 +82,15 @@ def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -
         if crc != wanted[name][1]:
           return f"{name} holds other bytes than were written"
   return None
+
+
+def facts(folder: Path) -> dict[str, Any]:
+  """What a checkpoint's manifest says beside checksums; nothing where it can't be read."""
+  try:
+    found = json.loads((folder / NAME).read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return {k: v for k, v in found.items() if k != "crc32"} if isinstance(found, dict) else {}
 
 
 def has_checksums(folder: Path) -> bool:

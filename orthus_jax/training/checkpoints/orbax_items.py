@@ -17,6 +17,10 @@ from orthus_jax.interop.huggingface import Place
 from orthus_jax.training.checkpoints import small_arrays, zarr_arrays
 
 
+class Mismatch(ValueError):
+  """An item that holds other arrays than are asked for."""
+
+
 def handler() -> ocp.PyTreeCheckpointHandler:
   """Writes what `save_args` describes."""
   # Floats hardly compress: zstd would take as much time again as all the rest of a save, for a tenth of the bytes.
@@ -79,21 +83,21 @@ def read_like(reader: ocp.StandardCheckpointer, folder: Path, target: Any) -> An
     target: of `jax.ShapeDtypeStruct` with shardings.
 
   Raises:
-    ValueError: if it holds other arrays than the target has.
+    Mismatch: if it holds other arrays than the target has.
   """
   wanted = flatten(target)
 
   def place(name: str, shape: tuple[int, ...], dtype: np.dtype) -> Sharding:
     if name not in wanted:
-      raise ValueError(f"{folder.name} has an array {name!r} that is unknown here")
+      raise Mismatch(f"{folder.name} has an array {name!r} that is unknown here")
     w = wanted[name]
     if (tuple(shape), dtype) != (w.shape, w.dtype):
-      raise ValueError(f"{folder.name}: {name} is {dtype}{list(shape)} there and {w.dtype}{list(w.shape)} here")
+      raise Mismatch(f"{folder.name}: {name} is {dtype}{list(shape)} there and {w.dtype}{list(w.shape)} here")
     return w.sharding
 
   found = read(reader, folder, place)
   if missing := sorted(set(wanted) - set(found)):
-    raise ValueError(f"{folder.name} lacks the array {missing[0]!r}")
+    raise Mismatch(f"{folder.name} lacks the array {missing[0]!r}")
   return jax.tree.unflatten(jax.tree.structure(target), [found[n] for n in wanted])
 
 

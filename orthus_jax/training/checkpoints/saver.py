@@ -40,11 +40,13 @@ class Checkpointer:
   Args:
     workdir: the run's directory.
     run: which checkpoints stay: the newest, the best, and those of every so many steps.
+    made_with: what each one's manifest is to say beside its checksums; see `workdir.made_with`.
   """
 
-  def __init__(self, workdir: Path, run: RunConfig):
+  def __init__(self, workdir: Path, run: RunConfig, *, made_with: dict[str, Any] | None = None):
     self._folder = (workdir / "checkpoints").absolute()
     self._run = run
+    self._made_with = made_with
     self._saving: int | None = None
     self._opened: ocp.CheckpointManager | None = None
     self._failed = False
@@ -86,7 +88,7 @@ class Checkpointer:
   def _before_naming(self) -> None:
     """Called by Orbax, on process 0, when all is written and the checkpoint has no name yet."""
     for folder in self._folder.glob(f"{self._saving}{_UNFINISHED}*"):
-      manifest.write(folder)
+      manifest.write(folder, self._made_with)
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's step."""
@@ -96,15 +98,20 @@ class Checkpointer:
     """Reads the newest checkpoint that is whole onto the mesh that `shardings` name; None where there is none at all.
 
     Raises:
-      BadRequest: if there are some, and all are damaged.
+      BadRequest: if there are some, and all are damaged; or if one is whole and of another model.
     """
     passed: dict[int, str] = {}
     for step in reversed(checkpoint.steps(self._folder.parent)):
-      reason = hosts.agree(manifest.damage(self._folder / str(step), part=(jax.process_index(), jax.process_count())))
+      folder = self._folder / str(step)
+      reason = hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count())))
       state = None
       if reason is None:
         try:
-          state = read_state(self._folder / str(step), shapes, shardings)
+          state = read_state(folder, shapes, shardings)
+        except orbax_items.Mismatch as e:
+          if manifest.has_checksums(folder):  # which have just been compared
+            raise BadRequest(f"{folder} isn't damaged, but isn't of this run's model and optimizer: {e}") from e
+          reason = str(e)
         except Exception as e:  # whatever Orbax makes of a broken file
           if hosts.several():  # the others may have read their share of it
             raise
@@ -203,6 +210,8 @@ def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> Train
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shape, place)
 
   target = abstract(shapes, shardings)
+  if shapes.ema and not (folder / "average").is_dir():
+    raise orbax_items.Mismatch("it holds no running average, which optimizer.ema_decay asks for")
   with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
     read = {name: orbax_items.read_like(reader, folder / name, tree) for name, tree in _trees(target).items()}
   return TrainState(

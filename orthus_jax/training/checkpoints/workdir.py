@@ -24,11 +24,13 @@ import orbax.checkpoint as ocp
 
 from orthus_jax import files
 from orthus_jax.config import Config, from_dict, to_dict
+from orthus_jax.data import tokenizer_difference
+from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
-from orthus_jax.training.checkpoints import manifest, orbax_items
+from orthus_jax.training.checkpoints import agreement, manifest, orbax_items
 
 _log = logging.getLogger(__name__)
 
@@ -89,8 +91,10 @@ def load_config(run: Path) -> Config:
     return from_dict(Config, json.loads(file.read_text(encoding="utf-8")))
   except FileNotFoundError as e:
     raise BadRequest(f"{file} is missing: a run's directory holds it beside its checkpoints") from e
-  except ValueError as e:
+  except (ValueError, AttributeError) as e:
     raise BadRequest(f"{file} is damaged: {e}") from e
+  except BadRequest as e:
+    raise BadRequest(f"{file} isn't of this version of orthus_jax ({e})") from e
 
 
 def load_params(path: str | os.PathLike, *, average: bool = True, place: Place | None = None) -> Params:
@@ -125,19 +129,24 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   return params
 
 
-# What may change from one start to the next: where and how fast the same numbers are computed, and what is kept of them.
-_FREE = (
-    "mesh", "optimizer.accumulation", "model.transformer.remat", "model.transformer.scan_unroll",
-    "model.transformer.attention", "model.transformer.attention_block", "model.transformer.attention_backward",
-    "model.transformer.loss_chunk", "run.log_every",
-    "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best", "run.report",
-    "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
-    "run.hang_timeout",
-)  # fmt: skip
+def load_tokenizer(run: Path, step: int) -> TextTokenizer:
+  """The tokenizer that a run's checkpoint was trained with.
+
+  Raises:
+    BadRequest: if the run's directory has lost it, or holds another one by now.
+  """
+  file = run / tokenizer_difference.FILE_NAME
+  if not file.is_file():
+    raise BadRequest(f"{file} is missing: bring back the one that the run was trained with")
+  tokenizer = TextTokenizer.load(run)
+  wanted = manifest.facts(run / "checkpoints" / str(step)).get("tokenizer")
+  if wanted not in (None, tokenizer_difference.saved_digest(run)):
+    raise BadRequest(f"{file} isn't the tokenizer that the checkpoint of step {step} was trained with: bring that back")
+  return tokenizer
 
 
 def check_workdir(workdir: Path, config: Config) -> bool:
-  """Whether a run of this config lives in `workdir` already, if on another mesh; writes nothing.
+  """Whether a run of this config lives in `workdir` already, if one that differs where it may; writes nothing.
 
   Raises:
     BadRequest: if another config's run lives there.
@@ -147,33 +156,98 @@ def check_workdir(workdir: Path, config: Config) -> bool:
     if workdir.exists() and not workdir.is_dir():
       raise BadRequest(f"{workdir} is a file: choose another --workdir")
     return False
-  wanted = to_dict(config)
   try:
-    there = json.loads(file.read_text(encoding="utf-8"))
-  except ValueError:
-    there = None
-  differing = _differences(there, wanted) if isinstance(there, dict) else ["config.json"]
-  refused = [field for field in differing if not any(field == f or field.startswith(f"{f}.") for f in _FREE)]
+    there, own = load_config(workdir), steps(workdir)
+  except BadRequest as e:
+    raise BadRequest(f"{e}; bring back the one that the run was started with; {_way_on(workdir)}") from e
+  refused = agreement.another_run(there, config, done=max(own, default=None), data_known=_trained_on(workdir) is not None)
   if refused:
-    raise BadRequest(f"{workdir} holds a run of another config ({refused[0]} differs): choose another --workdir or remove it")
-  if differing:
-    _log.info("other than when the run began: %s", ", ".join(differing))
+    first, more = refused[0], [d.field for d in refused[1:]]
+    values = f"{agreement.short(first.old)} there, {agreement.short(first.new)} here"
+    others = f", and so do {', '.join(more[:5])}{' …' if more[5:] else ''}" if more else ""
+    raise BadRequest(
+        f"{workdir} holds a run of another config ({first.field} differs): {values}{others}; {_way_on(workdir)}"
+    )
   return True
 
 
-def open_workdir(workdir: Path, config: Config) -> None:
-  """Makes a run's directory, or finds the one that is there; raises as `check_workdir` does."""
-  if not check_workdir(workdir, config):
+def check_tokenizer(workdir: Path, tokenizer: TextTokenizer) -> None:
+  """Refuses to go on in a workdir with another tokenizer than its run's.
+
+  Raises:
+    BadRequest: if they differ in what a text's ids are, or what they mean.
+  """
+  own = steps(workdir)
+  if (workdir / tokenizer_difference.FILE_NAME).is_file():
+    if why := tokenizer_difference.change(TextTokenizer.load(workdir), tokenizer):
+      raise BadRequest(
+          f"{workdir} holds a run with another tokenizer ({why}): set data.tokenizer={workdir}, which has its own, or"
+          " choose another --workdir"
+      )
+  elif own and manifest.facts(workdir / "checkpoints" / str(own[-1])).get("tokenizer") not in (None, tokenizer.digest()):
+    raise BadRequest(f"{workdir} has lost its tokenizer, and data.tokenizer isn't the one it was trained with: bring it back")
+
+
+def check_data(workdir: Path, contents: dict[str, Any]) -> None:
+  """Refuses to go on in a workdir with other data than its run's: a step's batch would be another.
+
+  Args:
+    workdir: the run's.
+    contents: of the task, as `tasks.OrthusTask.contents` tells them.
+  """
+  if why := other_data(_trained_on(workdir), contents):
+    raise BadRequest(
+        f"{workdir} was trained on other data ({why}): bring it back, or go on with what is there now:"
+        f" --workdir=NEW --resume_from={workdir}"
+    )
+
+
+def made_with(workdir: Path, contents: dict[str, Any]) -> dict[str, Any]:
+  """What a checkpoint is to say about itself: the data that it saw, and the tokenizer that its rows are of."""
+  digest = tokenizer_difference.saved_digest(workdir)
+  return {"data": contents} | ({"tokenizer": digest} if digest else {})
+
+
+def other_data(there: dict[str, Any] | None, here: dict[str, Any]) -> str:
+  """How the data differs from what a checkpoint saw, of which its manifest tells; empty where it doesn't."""
+  if there is None or there.get("digest") == here["digest"]:
+    return ""
+  if there.get("documents") == here["documents"]:
+    return f"{here['documents']} documents as before, and not the same"
+  return f"{there.get('documents')} documents there, {here['documents']} here"
+
+
+def _trained_on(workdir: Path) -> dict[str, Any] | None:
+  """What data a run's checkpoints saw; those of earlier versions don't say."""
+  known = (data_of(workdir / "checkpoints" / str(step)) for step in reversed(steps(workdir)))
+  return next((d for d in known if d is not None), None)
+
+
+def data_of(folder: Path) -> dict[str, Any] | None:
+  """What data one checkpoint saw; see `made_with`."""
+  data = manifest.facts(folder).get("data")
+  return data if isinstance(data, dict) else None
+
+
+def _way_on(workdir: Path) -> str:
+  if steps(workdir):
+    return f"to go on from it: --workdir=NEW --resume_from={workdir}"
+  return "it has no checkpoint: choose another --workdir or remove it"
+
+
+def open_workdir(workdir: Path, config: Config, tokenizer: TextTokenizer | None = None) -> None:
+  """Makes a run's directory, or finds the one that is there; raises as `check_workdir` does.
+
+  A tokenizer is kept beside the config; one that is there already, and means the same, stays as it is.
+  """
+  if check_workdir(workdir, config):
+    if differing := agreement.differences(load_config(workdir), config):
+      _log.info("other than when the run was last started: %s", agreement.listed(differing))
+  else:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write_text(workdir / "versions.json", json.dumps(versions(), indent=2) + "\n")
+  if tokenizer is not None:
+    check_tokenizer(workdir, tokenizer)
+    if not (workdir / tokenizer_difference.FILE_NAME).is_file():
+      tokenizer.save(workdir)
   files.write_text(workdir / "config.json", json.dumps(to_dict(config), indent=2) + "\n")  # last: it marks a run
-
-
-def _differences(a: Any, b: Any, where: str = "") -> list[str]:
-  """Fields that two configs don't agree on, dotted."""
-  if isinstance(a, dict) and isinstance(b, dict):
-    return [
-        field for k in sorted({*a, *b}) if a.get(k) != b.get(k)
-        for field in _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)
-    ]  # fmt: skip
-  return [where or "config"]
