@@ -1,9 +1,9 @@
 """Image-text pairs from uncompressed tar files, as WebDataset lays them out.
 
-Files that follow each other and share a name make a sample: a picture (`a.jpg`), and a text: the first of `a.txt`, `a.caption`
-and a JSON object with a "caption" or "text" (`a.json`) that holds one. As in WebDataset a name ends at its first dot, so that
-`a.seg.png` is a part of `a`; where there is no whole `a`, it ends at the last one, and `2.1.jpg` goes with `2.1.txt`. Of several
-pictures the first kind in `PICTURES` is taken. What is passed over is counted and named.
+Files that follow each other and share a name make a sample: a picture (`a.jpg`), and a text: the first of `a.txt`,
+`a.caption` and a JSON object with a "caption" or "text" (`a.json`) that holds one. As in WebDataset a name ends at its first
+dot, so that `a.seg.png` is a part of `a`; where there is no whole `a`, it ends at the last one, and `2.1.jpg` goes with
+`2.1.txt`. Of several pictures the first kind in `PICTURES` is taken. What is passed over is counted and named.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from orthus_jax.errors import BadRequest
 # Photographs ahead of what may lie beside them: masks, depths, thumbnails.
 PICTURES = (
     "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "avifs", "png", "apng", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "mpo",
-    "tif", "tiff", "bmp", "dib", "ppm", "pnm", "pgm", "pbm", "gif", "qoi", "tga", "sgi", "rgb", "rgba", "bw", "ras", "pcx", "psd",
-    "dds", "icns", "ico",
+    "tif", "tiff", "bmp", "dib", "ppm", "pnm", "pgm", "pbm", "gif", "qoi", "tga", "icb", "vda", "vst", "sgi", "rgb", "rgba",
+    "bw", "ras", "pcx", "dcx", "psd", "pcd", "dds", "blp", "icns", "ico", "cur", "xbm", "xpm",
 )  # fmt: skip
 _TEXTS = ("txt", "caption", "json")
 _MAX_TEXT, _MAX_PICTURE = 1 << 20, 1 << 28  # bytes
