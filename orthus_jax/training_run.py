@@ -98,6 +98,13 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
         len(pipeline.too_long), config.data.sequence_length, config.data.images_per_row,
         config.data.learnt_images_per_row, ", ".join(pipeline.too_long[:3]), " …" if len(pipeline.too_long) > 3 else "",
     )  # fmt: skip
+  if pipeline.bad:
+    _log.warning("%d of %d documents are bad, and are left out", pipeline.bad, len(source))
+  if pipeline.idle:
+    _log.warning(
+        "%d of %d documents have nothing to learn, and are shown for nothing: %s%s",
+        len(pipeline.idle), len(pipeline), ", ".join(pipeline.idle[:3]), " …" if len(pipeline.idle) > 3 else "",
+    )  # fmt: skip
   pictures = len(pipeline.table.pixels)
   _log.info("%d documents%s", len(pipeline), f", {pictures} pictures" if pictures else "")
   return tasks.OrthusTask(config, pipeline)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from orthus_jax.config import PixelsConfig
+from orthus_jax.data import picture_metadata
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
 
@@ -24,6 +25,10 @@ WHITE = (255, 255, 255)
 _STRIP = 8
 # Pillow's convert() clips these to 8 bits where it should scale.
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 _BYTES = (bytes, bytearray, memoryview)
 
 
@@ -43,26 +48,36 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
   """
   name = f"the picture of {len(source)} bytes" if isinstance(source, _BYTES) else f"the picture {os.fspath(source)!r}"
   try:
-    with Image.open(io.BytesIO(source) if isinstance(source, _BYTES) else source) as image:
-      width, height = image.size
-      if width * height > max_pixels:
-        raise BadRequest(f"{name} has {width}x{height} pixels, more than the {max_pixels:,} allowed; make it smaller")
-      if width < 1 or height < 1:
-        raise BadRequest(f"{name} has no pixels ({width}x{height})")
-      image.load()
-      return np.array(_to_rgb(ImageOps.exif_transpose(image)))
+    return _decode(source, name, max_pixels)
   except (BadRequest, MemoryError):
     raise
   except FileNotFoundError as e:
     raise BadRequest(f"{name} doesn't exist; check its path") from e
-  except UnidentifiedImageError as e:
-    raise BadRequest(f"{name} isn't in a format that can be read; give PNG, JPEG, WebP or the like") from e
   except Exception as e:
     if isinstance(e, OSError) and e.errno in _PASSING:
       raise
+    try:
+      if (bare := picture_metadata.without(source)) is not None:
+        return _decode(bare, name, max_pixels)
+    except (BadRequest, MemoryError):
+      raise
+    except Exception:
+      pass  # it isn't its metadata
+    if isinstance(e, UnidentifiedImageError):
+      raise BadRequest(f"{name} isn't in a format that can be read; give PNG, JPEG, WebP or the like") from e
     # Decoders fed with broken files raise whatever they stumble over: OSError, SyntaxError, struct.error, IndexError, …
-    reason = first_line(e)
-    raise BadRequest(f"{name} can't be read as a picture: {reason}") from e
+    raise BadRequest(f"{name} can't be read as a picture: {first_line(e)}") from e
+
+
+def _decode(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> np.ndarray:
+  with Image.open(io.BytesIO(source) if isinstance(source, _BYTES) else source) as image:
+    width, height = image.size
+    if width * height > max_pixels:
+      raise BadRequest(f"{name} has {width}x{height} pixels, more than the {max_pixels:,} allowed; make it smaller")
+    if width < 1 or height < 1:
+      raise BadRequest(f"{name} has no pixels ({width}x{height})")
+    image.load()
+    return np.array(_to_rgb(_upright(image)))
 
 
 def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray:
@@ -154,6 +169,18 @@ def check_pixels(pixels: np.ndarray) -> None:
         f"a picture needs uint8 pixels [height, width, 3], got {getattr(pixels, 'dtype', type(pixels).__name__)}"
         f" {getattr(pixels, 'shape', '')}"
     )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+  """Turned as its metadata say. ImageOps.exif_transpose writes them anew too, which fails where any value in them is broken."""
+  orientation = picture_metadata.orientation(image.info.get("exif") or b"")
+  if not orientation:
+    try:
+      orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # nothing in them can be read
+      return image
+  turn = _TURNS.get(orientation)
+  return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

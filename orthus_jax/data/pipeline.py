@@ -16,7 +16,7 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, packing
-from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
+from orthus_jax.data.batch import Batch, FeatureTable, IdleSteps, batch_learns, empty_batch, fill_row, learns
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
 from orthus_jax.errors import BadRequest
@@ -58,8 +58,13 @@ class Pipeline:
     config: the experiment.
     progress: called with (documents done, documents in all).
 
+  Attributes:
+    bad: how many documents of the source can't be read.
+    too_long: names of those that fit no row, which are left out.
+    idle: names of those that have nothing to learn.
+
   Raises:
-    BadRequest: if no document fits a row.
+    BadRequest: if no document fits a row, or none has anything to learn.
   """
 
   def __init__(
@@ -72,7 +77,8 @@ class Pipeline:
   ):
     self.config = config
     self.table = FeatureTable()
-    self.too_long: list[str] = []
+    self.bad, self.too_long = 0, list[str]()
+    self._idle_steps = IdleSteps()
     self.tokenizer = tokenizer
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
@@ -88,6 +94,8 @@ class Pipeline:
         seen.add(document.kind)
         if everything or document.kind in wanted:
           self._add(document, capacity)
+      else:
+        self.bad += 1
       if progress and (i + 1) % 512 == 0:
         progress(i + 1, len(source))
     strange = sorted(named - seen)
@@ -98,6 +106,9 @@ class Pipeline:
           f"none of the {len(source)} documents fits a row of {data.sequence_length} positions, {data.images_per_row}"
           f" images and {data.learnt_images_per_row} learnt images: raise data.sequence_length or the images per row"
       )
+    first = [d.variants[0] for d in self._documents]
+    self._learns_D = np.asarray([learns(config, s.learn_T.sum(), s.learn_I.sum()) for s in first])
+    self.idle = [d.id for d, learnt in zip(self._documents, self._learns_D) if not learnt]
     # Asked for at every step, and the same throughout an epoch.
     self._variants = functools.lru_cache(maxsize=2)(self._draw_variants)
     self._epoch_sizes = functools.lru_cache(maxsize=2)(self._draw_sizes)
@@ -124,6 +135,7 @@ class Pipeline:
     weights = np.asarray([kinds.get(d.kind, 0.0) if kinds else 1.0 for d in self._documents], np.float64)
     if not weights.any():
       raise BadRequest("data.kinds gives no document that fits a row a weight above 0: raise data.sequence_length")
+    check_learnt(self._learns_D[weights > 0])
     return weights / weights.max()
 
   def _draw_variants(self, epoch: int) -> np.ndarray:
@@ -171,12 +183,14 @@ class Pipeline:
     R = vision.resolution
     shape, dtype = ((R, R, 3), np.dtype(np.uint8)) if features is None else (features.shape[1:], np.dtype(np.float32))
     plan = self.plan.batch(step)
-    plan = plan if rows is None else [plan[r] for r in rows]
+    whole, plan = plan, plan if rows is None else [plan[r] for r in rows]
     out = empty_batch(config, len(plan), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
     for b, (epoch, row) in enumerate(plan):
       laid = [(self._documents[d], self._variants(epoch)[d]) for d in row]
       entries = ((d.variants[v], [table[i] for i in d.images[v]]) for d, v in laid)
       fill_row(out, b, entries, patches=vision.patches, power=config.data.text_length_power)
+    if not batch_learns(config, out) and not any(self._learns_D[row].any() for _, row in whole):
+      self._idle_steps.add(step)
     return out
 
   def iterate(
@@ -184,6 +198,15 @@ class Pipeline:
   ) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start` to `stop`, made ahead in the background."""
     return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
+
+
+def check_learnt(learns_D: np.ndarray) -> None:
+  """Raises BadRequest unless something is to be learnt in one of the documents that are drawn."""
+  if not learns_D.any():
+    raise BadRequest(
+        f'none of the {len(learns_D)} documents has anything to learn: mark what is to be learnt with "learn": true'
+        " (or leave the key out), and give its loss a weight (model.transformer.text_loss_weight, model.diffusion.loss_weight)"
+    )
 
 
 def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:

@@ -133,14 +133,14 @@ class TextTokenizer:
     if not file.is_file():
       raise BadRequest(f"there is no tokenizer at {file}; give a {FILE_NAME} or a directory that holds one")
     try:
-      spec = json.loads(file.read_text(encoding="utf-8"))
+      spec = json.loads(file.read_text(encoding="utf-8-sig"))
       tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_with_added(spec)))
     except Exception as e:
       # The library raises bare Exception for a file that it can't read.
       raise BadRequest(f"{file} is no tokenizer that the tokenizers library can read: {first_line(e)}") from e
     if names is None and (names_file := file.with_name(NAMES_FILE)).is_file():
       try:
-        names = TokenNames(**json.loads(names_file.read_text(encoding="utf-8")))
+        names = TokenNames(**json.loads(names_file.read_text(encoding="utf-8-sig")))
       except (ValueError, TypeError) as e:
         raise BadRequest(f"{names_file} doesn't hold token names: {first_line(e)}; mend or remove it") from e
     try:

@@ -16,6 +16,7 @@ from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.batch import Batch, FeatureTable
 from orthus_jax.data.pipeline import Source, prefetch
+from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
@@ -91,6 +92,8 @@ class TokenizerTask:
       document = source[i]
       for image in document.images if document is not None else ():
         self._table.add(images_lib.fit(image.pixels, vision.resolution, vision.pixels))
+    if not self._table.pixels:
+      raise BadRequest(f"none of the {len(source)} documents holds a picture: the vision tokenizer learns from pictures")
     self._pixels = np.stack(self._table.pixels)
     self._revive: Any = None
 

@@ -34,7 +34,7 @@ def to_record(name: str, laid: tuple[Sequence, ...], pictures: list[list[int]]) 
   for s, numbers in zip(laid, pictures):
     parts += [[len(s), len(numbers)], s.tokens_T, s.learnt_length_T, s.starts_I, s.learn_I, numbers]
   body = np.concatenate([np.asarray(p, np.int32) for p in parts])
-  return np.int32(len(body)).tobytes() + body.tobytes() + name.encode()
+  return np.int32(len(body)).tobytes() + body.tobytes() + name.encode(errors="backslashreplace")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

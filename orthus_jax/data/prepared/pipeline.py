@@ -20,8 +20,8 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import packing
-from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
-from orthus_jax.data.pipeline import prefetch
+from orthus_jax.data.batch import Batch, FeatureTable, IdleSteps, batch_learns, empty_batch, fill_row, learns
+from orthus_jax.data.pipeline import check_learnt, prefetch
 from orthus_jax.data.prepared import format as record_format
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer
@@ -38,7 +38,7 @@ class _Folder:
   def __init__(self, path: Path, config: Config, tokenizer: Tokenizer, *, keep_plan: bool):
     self.path, self._config = path, config
     try:
-      self.facts: dict[str, Any] = json.loads((path / "prepared.json").read_text(encoding="utf-8"))
+      self.facts: dict[str, Any] = json.loads((path / "prepared.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} holds no complete prepared data: make it with `orthus prepare --out={path}`") from e
     for name, value in record_format.facts(config, tokenizer).items():
@@ -47,11 +47,15 @@ class _Folder:
     try:
       with np.load(path / "index.npz") as index:
         self._sizes_DV3, self._kind_D = index["sizes_DV3"], index["kind_D"]
+        # An earlier version didn't write how many text positions are to be learnt: some, it is taken to be.
+        text_D = index["learnt_text_D"] if "learnt_text_D" in index else np.ones(len(self._kind_D), np.int32)
     except Exception as e:  # zipfile, zlib and numpy each have their own
       raise BadRequest(f"{path / 'index.npz'} is damaged or missing: bring it back, or prepare {path} anew") from e
     self.bad = BadRecords(max_share=config.data.max_bad_share, total=self.facts["documents"])
     self._variants_D = (self._sizes_DV3[:, :, 0] > 0).sum(axis=1)
+    self.learns_D = learns(config, text_D, self._sizes_DV3[:, 0, 2])
     self._ends, self._documents, self.left_out = self._plan(keep_plan)
+    self.drawn = np.unique(self._documents)
 
   def __len__(self) -> int:
     """Rows."""
@@ -181,7 +185,11 @@ class PreparedPipeline:
     if len({k == "features" for k in kept}) > 1:
       raise BadRequest("data.mixture mixes folders of features with folders of pixels: prepare all with the same --images")
     self.features = "features" in kept
+    self.bad = 0  # told of when they are read
     self.too_long = [f"{f.path}#{d}" for f in self._folders for d in f.left_out]
+    self.idle = [f"{f.path}#{d}" for f in self._folders for d in f.drawn[~f.learns_D[f.drawn]]]
+    self._idle_steps = IdleSteps()
+    check_learnt(np.concatenate([f.learns_D[f.drawn] for f in self._folders]))
     streams = []
     for f, folder in enumerate(self._folders):
       rows = grain.MapDataset.range(len(folder)).map(functools.partial(_pair, f))
@@ -228,13 +236,16 @@ class PreparedPipeline:
     """The global batch of a step, or some of its rows alone."""
     config, vision = self.config, self.config.model.vision_tokenizer
     P, R = vision.patches, vision.resolution
-    rows = np.arange(config.run.batch_size) if rows is None else rows
+    all_rows = range(config.run.batch_size)
+    rows = np.asarray(all_rows) if rows is None else rows
     shape, dtype = ((P, vision.latent_dim), record_format.BF16) if self.features else ((R, R, 3), np.dtype(np.uint8))
     out = empty_batch(config, len(rows), pad=self.tokenizer.pad, image_shape=shape, dtype=dtype)
     for b, row in enumerate(rows):
       folder, documents, variants = self._row(step, int(row))
       read = (folder.read(d, v) for d, v in zip(documents.tolist(), variants.tolist()))
       fill_row(out, b, (r for r in read if r is not None), patches=P, power=config.data.text_length_power)
+    if not batch_learns(config, out) and not any(f.learns_D[d].any() for f, d, _ in (self._row(step, r) for r in all_rows)):
+      self._idle_steps.add(step)
     return out
 
   def iterate(

@@ -2,7 +2,7 @@
 
     DIR/prepared.json                     what it was made with; written last, so that it marks a complete one
     DIR/tokenizer.json
-    DIR/index.npz                         sizes and kinds of all documents: all that planning needs
+    DIR/index.npz                         sizes and kinds of all documents, and what is learnt: all that planning needs
     DIR/documents-*.array_record          a document's sequences, and the numbers of its pictures
     DIR/pictures-*.array_record           each distinct picture once: bytes of pixels, a JPEG file, or features in bfloat16
     DIR/plans/*.npz                       documents packed into rows, for one length of row; made when first needed
@@ -13,11 +13,14 @@ A document has up to three sequences: with its caption, and with it dropped in t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import hashlib
 import io
 import json
+import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
 from array_record.python import array_record_module
@@ -27,12 +30,14 @@ import PIL.Image
 from orthus_jax import lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
+from orthus_jax.data.batch import learns
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.pipeline import Source, variants
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, Images, facts, to_record
 from orthus_jax.data.sequence import Tokenizer
 from orthus_jax.errors import BadRequest
 
+_log = logging.getLogger(__name__)
 _SHARD = 1 << 30  # bytes
 _SHOWN = 32
 _JPEG_QUALITY = 95
@@ -66,6 +71,24 @@ class _Shards:
       self._writer = None
 
 
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[None]:
+  """Leaves nothing of what was written where something fails; in the folder itself, as another disk may be mounted there."""
+  if folder.exists() and (not folder.is_dir() or any(p.name != lock.NAME for p in folder.iterdir())):
+    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
+  new = not folder.exists()
+  folder.mkdir(parents=True, exist_ok=True)
+  try:
+    yield
+  except BaseException:
+    for path in folder.iterdir():
+      if path.name != lock.NAME:
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if new:
+      folder.rmdir()
+    raise
+
+
 def prepare(
     source: Source,
     tokenizer: Tokenizer,
@@ -93,16 +116,28 @@ def prepare(
     What prepared.json holds.
 
   Raises:
-    BadRequest: if the folder holds something already, or no document is good.
+    BadRequest: if the folder holds something already, or no document is good; nothing is left of what was written.
   """
-  if folder.exists() and (not folder.is_dir() or any(p.name != lock.NAME for p in folder.iterdir())):
-    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
-  folder.mkdir(parents=True, exist_ok=True)
+  with _whole(folder):
+    return _prepare(source, tokenizer, config, folder, images, encode, encoded_by, progress)
+
+
+def _prepare(
+    source: Source,
+    tokenizer: Tokenizer,
+    config: Config,
+    folder: Path,
+    images: Images,
+    encode: Callable[[np.ndarray], np.ndarray] | None,
+    encoded_by: str,
+    progress: Callable[[int, int], None] | None,
+) -> dict[str, Any]:
   R = config.model.vision_tokenizer.resolution
   documents, pictures = _Shards(folder, "documents"), _Shards(folder, "pictures")
   numbers: dict[bytes, int] = {}
   waiting: list[np.ndarray] = []
   sizes: list[np.ndarray] = []
+  learnt: list[int] = []
   kinds: list[int] = []
   kind_names: dict[str, int] = {}
   shown: list[Document] = []
@@ -137,6 +172,7 @@ def prepare(
       size = np.zeros((MAX_VARIANTS, 3), np.int32)
       size[: len(laid)] = [v.size for v in laid]
       sizes.append(size)
+      learnt.append(int(laid[0].learn_T.sum()))
       kinds.append(kind_names.setdefault(document.kind, len(kind_names)))
       record = to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid])
       digest.update(record)
@@ -147,10 +183,17 @@ def prepare(
       progress(i + 1, len(source))
   if not sizes:
     raise BadRequest(f"none of the {len(source)} documents is good: there is nothing to prepare")
+  if len(sizes) < len(source):
+    _log.warning("%d of %d documents are bad, and are left out", len(source) - len(sizes), len(source))
+  if idle := np.count_nonzero(~learns(config, np.asarray(learnt), np.stack(sizes)[:, 0, 2])):
+    _log.warning("%d of %d documents have nothing to learn", idle, len(sizes))
   write_waiting()
   documents.close()
   pictures.close()
-  np.savez(folder / "index.npz", sizes_DV3=np.stack(sizes), kind_D=np.asarray(kinds, np.int16))
+  np.savez(
+      folder / "index.npz", sizes_DV3=np.stack(sizes), kind_D=np.asarray(kinds, np.int16),
+      learnt_text_D=np.asarray(learnt, np.int32),
+  )  # fmt: skip
   _save_shown(shown, folder / "shown")
   tokenizer.save(folder)
   made = facts(config, tokenizer) | {

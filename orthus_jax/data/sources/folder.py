@@ -7,6 +7,7 @@ a segment may carry `"learn": true` or `false`. Picture paths are relative to th
 from __future__ import annotations
 
 import array
+import codecs
 import json
 import operator
 import os
@@ -222,7 +223,7 @@ def _index(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   offset = 0
   with file.open("rb") as f:
     for number, line in enumerate(f, start=1):
-      if line.strip():
+      if (line.removeprefix(codecs.BOM_UTF8) if number == 1 else line).strip():
         offsets.append(offset)
         lines.append(number)
         interleaved.append(_SEGMENTS_KEY.search(line) is not None)

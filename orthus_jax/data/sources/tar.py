@@ -1,47 +1,51 @@
 """Image-text pairs from uncompressed tar files, as WebDataset lays them out.
 
-Files that follow each other and share a name up to its first dot make a sample: a picture (`a.jpg`), and a text (`a.txt`) or
-a JSON object with a "text" or "caption" (`a.json`); others are passed over.
+Files that follow each other and share a name make a sample: a picture (`a.jpg`), and a text: the first of `a.txt`,
+`a.caption` and a JSON object with a "caption" or "text" (`a.json`) that holds one. As in WebDataset a name ends at its first
+dot, so that `a.seg.png` is a part of `a`; where there is no whole `a`, it ends at the last one, and `2.1.jpg` goes with
+`2.1.txt`. Of several pictures the first kind in `PICTURES` is taken. What is passed over is counted and named.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator
 import functools
+import itertools
 import json
 import operator
 import os
 from pathlib import Path, PurePosixPath
-import tarfile
-from typing import Any, BinaryIO, NamedTuple
+import re
+from typing import Any, NamedTuple
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document
 from orthus_jax.data.images import fit, load_image
 from orthus_jax.data.retrying import retry
-from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources import tar_members
+from orthus_jax.data.sources.bad_records import BadRecords, Remarks, printable
 from orthus_jax.data.sources.folder import Pairs, check_text, pair
+from orthus_jax.data.sources.tar_members import Member
 from orthus_jax.errors import BadRequest
 
-_PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+# Photographs ahead of what may lie beside them: masks, depths, thumbnails.
+PICTURES = (
+    "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "avifs", "png", "apng", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "mpo",
+    "tif", "tiff", "bmp", "dib", "ppm", "pnm", "pgm", "pbm", "gif", "qoi", "tga", "icb", "vda", "vst", "sgi", "rgb", "rgba",
+    "bw", "ras", "pcx", "dcx", "psd", "pcd", "dds", "blp", "icns", "ico", "cur", "xbm", "xpm",
+)  # fmt: skip
 _TEXTS = ("txt", "caption", "json")
-_BLOCK = 512
-_PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _MAX_TEXT, _MAX_PICTURE = 1 << 20, 1 << 28  # bytes
-
-
-class _Part(NamedTuple):
-  """A member's bytes; `extension` in lower case."""
-
-  extension: str
-  offset: int
-  size: int
+_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 class _Sample(NamedTuple):
   file: int
   name: str
-  parts: tuple[_Part, ...]
+  picture: Member | None
+  texts: tuple[tuple[str, Member], ...]  # (extension, …) in the order of _TEXTS
+  fault: str
 
 
 class TarSource:
@@ -51,6 +55,7 @@ class TarSource:
 
   Attributes:
     bad: the count of bad records; a stretch of a file that can't be read as tar counts as one.
+    remarks: the count of what is passed over.
   """
 
   def __init__(
@@ -65,33 +70,40 @@ class TarSource:
     """Finds the samples.
 
     Args:
-      path: a tar file, or a folder of them.
+      path: a tar file, or a folder that holds some, at any depth.
       resolution, pixels, max_bad_share, pairs: as for `folder.FolderSource`.
 
     Raises:
-      BadRequest: there is no tar file or no sample, or too much of the files is broken.
+      BadRequest: there is no tar file or no sample, one is compressed, or too much of the files is broken.
     """
     self.path = Path(path)
     self.resolution, self.pixels, self.pairs = resolution, pixels, pairs
-    self.files = sorted(self.path.glob("*.tar")) if self.path.is_dir() else [self.path]
-    if not self.files or not (self.path.is_dir() or self.path.is_file()):
-      raise BadRequest(f"there is no tar file at {str(self.path)!r}; give one, or a folder that holds some")
-    self._samples: list[_Sample] = []
+    self.remarks = Remarks()
     broken: list[tuple[Path, str, str]] = []
+    self.files = _find(self.path, self.remarks, broken)
+    self._samples: list[_Sample] = []
     for number, file in enumerate(self.files):
       try:
-        members, faults = retry(str(file), functools.partial(_scan, file))
-        self._samples += _samples(number, members)
-        broken += faults
+        found = retry(str(file), functools.partial(tar_members.scan, file))
       except OSError as e:
         broken.append((file, "all of it", f"the file can't be reached: {e.strerror}"))
+        continue
+      for kind, name in found.remarks:
+        self.remarks.add(kind, f"{self._name(file)}/{name}")
+      samples = list(_samples(number, self._name(file), found.members, self.remarks))
+      if not samples and not found.faults:
+        self.remarks.add("tar files without a sample", self._name(file))
+      self._samples += samples
+      broken += [(file, where, reason) for where, reason in found.faults]
+    self.remarks.log(str(self.path))
     self.bad = BadRecords(max_share=max_bad_share, total=len(self._samples) + len(broken))
     for file, where, reason in broken:
       self.bad.saw()
       self.bad.report(str(file), where, reason)
     self.bad.check()
     if not self._samples:
-      raise BadRequest(f"{str(self.path)!r} holds no sample: files such as a.jpg and a.txt, one after the other")
+      others = f"; it holds {'; '.join(self.remarks.lines())}" if self.remarks.counts else ""
+      raise BadRequest(f"{str(self.path)!r} holds no sample: files such as a.jpg and a.txt, one after the other{others}")
 
   def __len__(self) -> int:
     return len(self._samples) * (2 if self.pairs == "both" else 1)
@@ -121,27 +133,75 @@ class TarSource:
   def __repr__(self) -> str:
     return f"TarSource({str(self.path)!r}, resolution={self.resolution}, pairs={self.pairs!r}, documents={len(self)})"
 
+  def _name(self, file: Path) -> str:
+    return (file.relative_to(self.path) if file != self.path else PurePosixPath(file.name)).as_posix()
+
   def _document(self, sample: _Sample, *, to_text: bool) -> Document:
-    picture = next((p for p in sample.parts if p.extension in _PICTURES), None)
-    text = next((p for p in sample.parts if p.extension in _TEXTS), None)
-    if picture is None or text is None:
-      raise BadRequest(f"the sample has no {'picture' if picture is None else 'text'}")
-    for part, most in ((text, _MAX_TEXT), (picture, _MAX_PICTURE)):
-      if part.size > most:
-        raise BadRequest(f"its .{part.extension} has {part.size:,} bytes, more than the {most:,} allowed")
+    if sample.fault:
+      raise BadRequest(sample.fault)
+    assert sample.picture is not None  # it would be a fault
     file = self.files[sample.file]
-    said, shown = retry(str(file), lambda: [_read(file, part) for part in (text, picture)])
-    pixels = fit(load_image(shown), self.resolution, self.pixels)
-    return pair(_text(said, text.extension), pixels, to_text=to_text, name=f"{file.name}/{sample.name}")
+    if sample.picture.size > _MAX_PICTURE:
+      raise BadRequest(f"its picture has {sample.picture.size:,} bytes, more than the {_MAX_PICTURE:,} allowed")
+    text = _first_text(file, sample.texts)
+    shown = retry(str(file), functools.partial(tar_members.read, file, sample.picture))
+    name = printable(f"{self._name(file)}/{sample.name}")
+    return pair(text, fit(load_image(shown), self.resolution, self.pixels), to_text=to_text, name=name)
 
 
-def _read(file: Path, part: _Part) -> bytes:
-  with file.open("rb") as f:
-    f.seek(part.offset)
-    data = f.read(part.size)
-  if len(data) < part.size:
-    raise BadRequest("the file is cut short there")
-  return data
+def _find(path: Path, remarks: Remarks, broken: list[tuple[Path, str, str]]) -> list[Path]:
+  """The tar files at a place, in order.
+
+  Raises:
+    BadRequest: there is none, or one that is compressed.
+  """
+  if path.is_file():
+    return [path]
+  files, packed, been = [], [], set()
+
+  def fail(e: OSError) -> None:
+    broken.append((Path(e.filename), "all of it", f"the folder can't be read: {e.strerror}"))
+
+  for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
+    if (here := os.path.realpath(folder)) in been:  # links may lead in a circle
+      folders.clear()
+      continue
+    been.add(here)
+    for name in sorted([*names, *(f for f in folders if f.startswith("."))]):
+      file = Path(folder, name)
+      inside = file.relative_to(path).as_posix()
+      if name.startswith("."):
+        remarks.add("hidden files or folders passed over", inside)
+      elif _PACKED.search(name):
+        packed.append(file)
+      elif file.suffix.lower() == ".tar":
+        files.append(file)
+      else:
+        remarks.add(f"{printable(file.suffix.lower()) or 'other'} files passed over, which are no tar files", inside)
+    folders[:] = [f for f in folders if not f.startswith(".")]
+  if packed:
+    raise tar_members.compressed(min(packed), f"and {len(packed) - 1} more" if len(packed) > 1 else "by its name")
+  if not files:
+    raise BadRequest(f"there is no tar file at {str(path)!r}; give one, or a folder that holds some")
+  return sorted(files)
+
+
+def _first_text(file: Path, texts: tuple[tuple[str, Member], ...]) -> str:
+  """The first of a sample's texts that is one.
+
+  Raises:
+    BadRequest: none is; what is wrong with the first.
+  """
+  first: BadRequest | None = None
+  for extension, member in texts:
+    try:
+      if member.size > _MAX_TEXT:
+        raise BadRequest(f"its .{extension} has {member.size:,} bytes, more than the {_MAX_TEXT:,} allowed")
+      return _text(retry(str(file), functools.partial(tar_members.read, file, member)), extension)
+    except BadRequest as e:
+      first = first or e
+  assert first is not None  # a sample without texts is a fault
+  raise first
 
 
 def _text(data: bytes, extension: str) -> str:
@@ -154,85 +214,62 @@ def _text(data: bytes, extension: str) -> str:
       fields = json.loads(text)
     except (ValueError, RecursionError) as e:
       raise BadRequest(f"its JSON can't be read: {e}") from e
-    text = next((fields[k] for k in ("text", "caption") if k in fields), None) if isinstance(fields, dict) else None
+    # "text" may be what a picture shows, beside a caption that tells of it; LAION writes TEXT.
+    said = [v for key in ("caption", "text") for k, v in fields.items() if k.lower() == key] if isinstance(fields, dict) else []
+    text = next((v for v in said if isinstance(v, str) and v.strip()), None)
     if text is None:
-      raise BadRequest('its JSON has neither "text" nor "caption"')
+      raise BadRequest('its JSON has neither "text" nor "caption" with words in it')
   check_text(text)
   return text.strip()
 
 
-def _samples(file: int, members: list[tuple[str, _Part]]) -> Iterator[_Sample]:
+def _samples(file: int, file_name: str, members: list[Member], remarks: Remarks) -> Iterator[_Sample]:
   """Members that follow each other under one name; any picture or text makes a sample."""
-  name = ""
-  parts: list[_Part] = []
-  for key, part in [*members, ("", None)]:
-    if key != name or part is None:
-      if any(p.extension in _PICTURES + _TEXTS for p in parts):
-        yield _Sample(file, name, tuple(parts))
-      name, parts = key, []
-    if part is not None:
-      parts.append(part)
+  times: collections.Counter[str] = collections.Counter()
+  for (_, whole), group in itertools.groupby(_named(members, file_name, remarks), lambda m: (m[0].archive, m[1])):
+    parts: dict[str, dict[str, list[Member]]] = {}  # by name up to the last dot, and extension
+    for member, _ in group:
+      name = str(PurePosixPath(member.name))
+      stem, _, extension = name.rpartition(".")
+      if extension.lower() in PICTURES + _TEXTS:
+        parts.setdefault(stem, {}).setdefault(extension.lower(), []).append(member)
+      else:
+        remarks.add(f".{printable(extension.lower())} members passed over", f"{file_name}/{name}")
+    is_whole = not _fault(whole, parts.get(whole, {}))
+    for stem, found in parts.items():
+      fault = _fault(stem, found)
+      pictures = [m for e in PICTURES for m in found.get(e, ())]
+      extra = pictures[1:]
+      if fault and is_whole:
+        extra = [m for ms in found.values() for m in ms]
+      else:
+        times[stem] += 1
+        if times[stem] > 1:
+          remarks.add("samples of one name in a file, numbered", f"{file_name}/{stem}")
+        name = stem if times[stem] == 1 else f"{stem}#{times[stem]}"
+        texts = tuple((e, m) for e in _TEXTS for m in found.get(e, ()))
+        yield _Sample(file, name, pictures[0] if pictures else None, texts, fault)
+      for member in () if fault and not is_whole else extra:
+        remarks.add("pictures or texts passed over beside a whole sample of their name", f"{file_name}/{member.name}")
 
 
-def _scan(file: Path) -> tuple[list[tuple[str, _Part]], list[tuple[Path, str, str]]]:
-  """What `_members` finds in a file, and what it can't read."""
-  broken: list[tuple[Path, str, str]] = []
-  return list(_members(file, broken)), broken
+def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[tuple[Member, str]]:
+  """Members that have an extension, with their names up to the first dot."""
+  for member in members:
+    path = PurePosixPath(member.name)
+    base, dot, _ = path.name.partition(".")
+    if base and dot:
+      yield member, str(path.parent / base)
+    else:
+      kind = "hidden files passed over" if dot else "members passed over that have no extension"
+      remarks.add(kind, f"{file_name}/{member.name}")
 
 
-def _members(file: Path, broken: list[tuple[Path, str, str]]) -> Iterator[tuple[str, _Part]]:
-  """(name up to the first dot, where it lies) of every regular file; appends what can't be read to `broken`."""
-  size = file.stat().st_size
-  with file.open("rb") as f:
-    head = f.read(_BLOCK)
-    packed = _PACKED.get(head[:2])
-    if packed and head[257:262] != b"ustar":  # a tar file's first bytes are a name, which may be any
-      raise BadRequest(f"{file} is compressed ({packed}), and can't be read at random: unpack it into a plain tar file")
-    at: int | None = 0
-    while at is not None and at < size:
-      end = at
-      for member in _readable(f, at):
-        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        base, _, extension = PurePosixPath(member.name).name.partition(".")
-        if member.isreg() and base:
-          if member.offset_data + member.size > size:
-            broken.append((file, member.name, "the file is cut short there"))
-          else:
-            key = str(PurePosixPath(member.name).parent / base)
-            yield key, _Part(extension.lower(), member.offset_data, member.size)
-      at = None
-      f.seek(end)
-      following = f.read(_BLOCK)
-      if not following and end == size:  # a tar file ends with blocks of zeros
-        broken.append((file, f"byte {end:,}", "the file is cut short there"))
-      if any(following):  # not a header, and no end
-        at = _next_header(f, end + _BLOCK, size)
-        until = f"up to byte {at:,}" if at is not None else "to its end"
-        broken.append((file, f"from byte {end:,} {until}", "no tar header stands there"))
-
-
-def _readable(f: BinaryIO, at: int) -> Iterator[tarfile.TarInfo]:
-  """Members from a place on, until one can't be read."""
-  f.seek(at)
-  try:
-    with tarfile.open(fileobj=f, mode="r:") as tar:
-      while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-        yield member
-  except (tarfile.TarError, ValueError, OverflowError, EOFError):
-    return
-
-
-def _next_header(f: BinaryIO, at: int, size: int) -> int | None:
-  """The next block that is a tar header."""
-  while at + _BLOCK <= size:
-    f.seek(at)
-    block = f.read(_BLOCK)
-    if block[257:262] == b"ustar":
-      try:
-        tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        return at
-      except tarfile.HeaderError:
-        pass
-    at += _BLOCK
-  return None
+def _fault(name: str, found: dict[str, list[Member]]) -> str:
+  """What keeps a sample from being one, or nothing."""
+  if twice := next((e for e, members in found.items() if len(members) > 1), ""):
+    return f"more than one .{twice} is called {name}"
+  for what, extensions in (("picture", PICTURES), ("text", _TEXTS)):
+    if not any(e in found for e in extensions):
+      return f"the sample has no {what}: one of its name must stand next to it in the file"
+  return ""
