@@ -6,9 +6,7 @@ setup(
     description="Orthus in JAX: train, fine-tune and run an autoregressive model of interleaved images and text",
     python_requires=">=3.11",
     # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
-    classifiers=[
-        "Programming Language :: Python :: 3.11", "Programming Language :: Python :: 3.12", "Programming Language :: Python :: 3.13",
-    ],
+    classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
     package_data={"orthus_jax": ["assets/*", "evaluation/templates/*"]},
     install_requires=[
