@@ -296,8 +296,8 @@ def test_every_shipped_tpu_variant_compiles_and_fits(stage, machine):
   assert plan.flops["total"] == pytest.approx(plan.flops["closed_form"], rel=0.03), plan.flops
   assert not plan.notes
   assert (plan.memory["code"] > 0) == (STOP_AT == "code")
-  # Where collectives are fused into other work, on v5e alone, much of what devices send each other goes on beside products.
+  # Fused into other work, or done by sparse cores, much of what devices send each other goes on beside products.
   sent, hidden = (sum(t[k] for t in plan.traffic) for k in ("link_seconds", "hidden_seconds"))
-  assert (stage, machine) != ("post", "v5e-256") or hidden > 0.4 * sent, (hidden, sent)
+  assert hidden > 0.4 * sent, (hidden, sent)
   # What goes between slices is seen: it isn't a collective of the program, but handed to a runtime.
   assert (sum(t["network_seconds"] for t in plan.traffic) > 0) == (machine == "2xv5p-128")
