@@ -54,7 +54,9 @@ class Stack:
         "--config.run.report=False", "--config.run.sample_every=0",
     )  # fmt: skip
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    seconds = [1 / r["steps_per_second"] for r in rows if r["step"] > _WARM and r.get("steps_per_second")]
+    config = json.loads((run / "config.json").read_text())
+    positions = config["run"]["batch_size"] * config["data"]["sequence_length"]
+    seconds = [positions / r["tokens_per_second"] for r in rows if r["step"] > _WARM and r.get("tokens_per_second")]
     drawn = json.loads(self._orthus(
         "generate", str(run), "--prompt=a red circle", "--respond=image", "--count=8", f"--out={run / 'drawn'}", "--json"
     ))  # fmt: skip
