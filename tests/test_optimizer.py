@@ -66,7 +66,7 @@ def of_matrix(name):
   return bool(re.search(r"layers/(attention/(q|k|v|out)|mlp/\w+)$|image_head/(blocks|cond|final|time_out).*kernel$", name))
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("name", ["muon", pytest.param("adamw", marks=pytest.mark.slow)])
 def test_what_decays_shrinks_by_the_decay_and_nothing_else_moves(name):
   params = parameters()
   zeros = jax.tree.map(jnp.zeros_like, params)
@@ -99,12 +99,13 @@ def a_few(values):
 
 def test_under_muon_what_is_no_matrix_of_a_layer_is_adamws():
   c = settings("muon", weight_decay=0.3, clip_norm=0.0)
-  rest = {n: v for n, v in parameters().items() if not of_matrix(n)}
+  params = {n: v for n, v in parameters().items() if not n.startswith("transformer/layers/mlp")}
+  rest = {n: v for n, v in params.items() if not of_matrix(n)}
   rate = optimizer_lib.schedule(c, STEPS, peak=c.adamw_learning_rate)
   rule = optax.adamw(
       rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=0.3, mask={n: optimizer_lib.decays(n) for n in rest}
   )
-  found = updated(c, parameters(), gradients())
+  found = updated(c, params, [{n: g[n] for n in params} for g in gradients()])
   expected = updated(c, rest, [{n: g[n] for n in rest} for g in gradients()], rule)
   for n in rest:
     np.testing.assert_array_equal(found[n], expected[n], err_msg=n)
@@ -129,6 +130,7 @@ def muon_by_hand(c, name, value, grads):
   return flat.reshape(value.shape)
 
 
+@pytest.mark.slow
 def test_matrices_of_layers_are_muons():
   c = settings("muon", weight_decay=0.3, clip_norm=0.0, newton_schulz_steps=4)
   params = parameters()
