@@ -37,7 +37,7 @@ class Scan(NamedTuple):
   """What a tar file holds.
 
   Attributes:
-    members: regular files that are whole.
+    members: regular files that are whole; a hard link to one of them stands for it.
     faults: (where, what is wrong there) of what can't be read.
     remarks: (kind, name) of what else is in it; see `bad_records.Remarks`.
   """
@@ -63,10 +63,11 @@ def scan(file: Path) -> Scan:
       raise compressed(file, packed)
     at: int | None = 0
     archive = 0
+    places: dict[str, Member] = {}
     while at is not None and at < size:
       end = at
       for member, end in _readable(f, at, size):
-        _note(member, archive, end, size, found)
+        _note(member, archive, end, size, found, places)
       at = _skip_zeros(f, end) if end <= size else None
       if at is None:
         if end == size:  # a tar file ends with blocks of zeros
@@ -104,8 +105,8 @@ def read(file: Path, member: Member) -> bytes:
   return bytes(data)
 
 
-def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Scan) -> None:
-  """Puts a member where it belongs; a folder holds nothing."""
+def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Scan, places: dict[str, Member]) -> None:
+  """Puts a member where it belongs; a folder holds nothing. `places` has those to which hard links may lead."""
   if member.isreg():
     sparse = getattr(member, "sparse", None)
     stretches = None if sparse is None else tuple((at, n) for at, n in sparse if n)
@@ -120,7 +121,11 @@ def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Sca
     ):
       found.faults.append((member.name, "it is sparse, and its map of holes can't be read"))
     else:
-      found.members.append(Member(archive, member.name, member.offset_data, member.size, stretches))
+      places[member.name] = Member(archive, member.name, member.offset_data, member.size, stretches)
+      found.members.append(places[member.name])
+  elif member.islnk() and member.linkname in places:
+    places[member.name] = places[member.linkname]._replace(archive=archive, name=member.name)
+    found.members.append(places[member.name])
   elif member.islnk() or member.issym():
     found.remarks.append(("links passed over", member.name))
   elif not member.isdir():
