@@ -12,6 +12,7 @@ from orthus_jax.errors import BadRequest
 _BLOCK = 512
 _CHUNK = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
+_CUT = "the file is cut short there"
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -70,8 +71,8 @@ def scan(file: Path) -> Scan:
         _note(member, archive, end, size, found, places)
       at = _skip_zeros(f, end) if end <= size else None
       if at is None:
-        if end == size:  # a tar file ends with blocks of zeros
-          found.faults.append((f"byte {end:,}", "the file is cut short there"))
+        if end >= size and (not found.faults or found.faults[-1][1] != _CUT):  # a tar file ends with blocks of zeros
+          found.faults.append((f"byte {size:,}", _CUT))
       elif at > end and _is_header(_block(f, at)):
         archive += 1
         found.remarks.append(("archives behind another in their file, read too", f"byte {at:,}"))
@@ -100,7 +101,7 @@ def read(file: Path, member: Member) -> bytes:
     for at, n in ((0, member.size),) if member.stored is None else member.stored:
       piece = f.read(n)
       if len(piece) < n:
-        raise BadRequest("the file is cut short there")
+        raise BadRequest(_CUT)
       data[at : at + n] = piece
   return bytes(data)
 
@@ -113,7 +114,7 @@ def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Sca
     bounds = [(0, 0), *stretches, (member.size, 0)] if stretches is not None else []
     stored = member.size if stretches is None else sum(n for _, n in stretches)
     if member.offset_data + stored > size:
-      found.faults.append((member.name, "the file is cut short there"))
+      found.faults.append((member.name, _CUT))
     elif (
         any(n < 0 or at + n > following for (at, n), (following, _) in zip(bounds, bounds[1:]))
         or member.offset_data + stored > end
