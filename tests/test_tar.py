@@ -192,7 +192,7 @@ def test_what_is_passed_over_is_counted_and_named(tmp_path, caplog):
     kinds = {"l.png": tarfile.SYMTYPE, "h.png": tarfile.LNKTYPE, "f.png": tarfile.FIFOTYPE, "d": tarfile.DIRTYPE}
     for name, kind in kinds.items():
       info = tarfile.TarInfo(name)
-      info.type, info.linkname = kind, "a.png"
+      info.type, info.linkname = kind, "a.png" if name != "h.png" else "gone.png"
       t.addfile(info)
   found, source = read(write(tmp_path, data.getvalue()))
   assert list(found) == ["a"] and not source.bad.count
@@ -215,6 +215,17 @@ def test_pictures_of_every_kind_are_found(tmp_path, kind, extension):
     pytest.skip(f"Pillow is built without {kind}")
   found, _ = read(write(tmp_path, archive([(f"a.{extension}", data), ("a.txt", b"cap")])))
   assert abs(found["a"] - 100) < 9
+
+
+def test_hard_links_stand_for_what_they_link_to(tmp_path):
+  data = io.BytesIO(archive(pairs("a", "b")))
+  with tarfile.open(fileobj=data, mode="a") as t:
+    for name, target in (("c.png", "b.png"), ("c.txt", "a.txt")):  # as a tool that looks for duplicates leaves them
+      info = tarfile.TarInfo(name)
+      info.type, info.linkname = tarfile.LNKTYPE, target
+      t.addfile(info)
+  found, source = read(write(tmp_path, data.getvalue()))
+  assert found == {"a": 0, "b": 1, "c": 1} and source[2].texts[0].text == "box 0" and not source.remarks.counts
 
 
 def test_archives_behind_each_other_are_read(tmp_path, caplog):

@@ -12,6 +12,7 @@ from orthus_jax.errors import BadRequest
 _BLOCK = 512
 _CHUNK = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
+_CUT = "the file is cut short there"
 _PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 
 
@@ -37,7 +38,7 @@ class Scan(NamedTuple):
   """What a tar file holds.
 
   Attributes:
-    members: regular files that are whole.
+    members: regular files that are whole; a hard link to one of them stands for it.
     faults: (where, what is wrong there) of what can't be read.
     remarks: (kind, name) of what else is in it; see `bad_records.Remarks`.
   """
@@ -63,14 +64,15 @@ def scan(file: Path) -> Scan:
       raise compressed(file, packed)
     at: int | None = 0
     archive = 0
+    places: dict[str, Member] = {}
     while at is not None and at < size:
       end = at
       for member, end in _readable(f, at, size):
-        _note(member, archive, end, size, found)
+        _note(member, archive, end, size, found, places)
       at = _skip_zeros(f, end) if end <= size else None
       if at is None:
-        if end == size:  # a tar file ends with blocks of zeros
-          found.faults.append((f"byte {end:,}", "the file is cut short there"))
+        if end >= size and (not found.faults or found.faults[-1][1] != _CUT):  # a tar file ends with blocks of zeros
+          found.faults.append((f"byte {size:,}", _CUT))
       elif at > end and _is_header(_block(f, at)):
         archive += 1
         found.remarks.append(("archives behind another in their file, read too", f"byte {at:,}"))
@@ -99,20 +101,20 @@ def read(file: Path, member: Member) -> bytes:
     for at, n in ((0, member.size),) if member.stored is None else member.stored:
       piece = f.read(n)
       if len(piece) < n:
-        raise BadRequest("the file is cut short there")
+        raise BadRequest(_CUT)
       data[at : at + n] = piece
   return bytes(data)
 
 
-def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Scan) -> None:
-  """Puts a member where it belongs; a folder holds nothing."""
+def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Scan, places: dict[str, Member]) -> None:
+  """Puts a member where it belongs; a folder holds nothing. `places` has those to which hard links may lead."""
   if member.isreg():
     sparse = getattr(member, "sparse", None)
     stretches = None if sparse is None else tuple((at, n) for at, n in sparse if n)
     bounds = [(0, 0), *stretches, (member.size, 0)] if stretches is not None else []
     stored = member.size if stretches is None else sum(n for _, n in stretches)
     if member.offset_data + stored > size:
-      found.faults.append((member.name, "the file is cut short there"))
+      found.faults.append((member.name, _CUT))
     elif (
         any(n < 0 or at + n > following for (at, n), (following, _) in zip(bounds, bounds[1:]))
         or member.offset_data + stored > end
@@ -120,7 +122,11 @@ def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Sca
     ):
       found.faults.append((member.name, "it is sparse, and its map of holes can't be read"))
     else:
-      found.members.append(Member(archive, member.name, member.offset_data, member.size, stretches))
+      places[member.name] = Member(archive, member.name, member.offset_data, member.size, stretches)
+      found.members.append(places[member.name])
+  elif member.islnk() and member.linkname in places:
+    places[member.name] = places[member.linkname]._replace(archive=archive, name=member.name)
+    found.members.append(places[member.name])
   elif member.islnk() or member.issym():
     found.remarks.append(("links passed over", member.name))
   elif not member.isdir():

@@ -1,0 +1,170 @@
+"""Tar files of every layout, made by hypothesis: each member is in a document, or counted and named; bytes are tarfile's."""
+
+import io
+import os
+from pathlib import PurePosixPath
+import tarfile
+
+from hypothesis import HealthCheck, given, settings, strategies as st
+import PIL.Image
+
+from orthus_jax.data.sources import tar, tar_members
+from orthus_jax.data.sources.bad_records import Remarks, printable
+from orthus_jax.data.sources.tar import TarSource
+from orthus_jax.errors import BadRequest
+
+EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", "100"))
+FORMATS = (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT)
+run_many = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize=EXAMPLES < 1000, database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+
+NAMES = st.builds(
+    "".join,
+    st.tuples(
+        st.sampled_from(["", "", "", "./", "d/", "d.1/", "__MACOSX/", "/", "../", "d//"]),
+        st.sampled_from(["a", "a", "b", "22", "22.1", "22.01", "a.b.c", "caf\u00e9", "caf\udce9", "._a", ".h", "n" * 120, "a\n",
+                         ""]),
+        st.sampled_from([".png", ".png", ".txt", ".txt", ".json", ".caption", ".PNG", ".jfif", ".cls", "", ".", ".seg.png",
+                         "..txt"]),
+    ),
+)  # fmt: skip
+TYPES = st.sampled_from([
+    *[tarfile.REGTYPE] * 12, tarfile.AREGTYPE, tarfile.CONTTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE,
+    tarfile.FIFOTYPE, tarfile.BLKTYPE, b"Z",
+])  # fmt: skip
+MEMBERS = st.lists(st.tuples(NAMES, TYPES, st.sampled_from(["good"] * 6 + ["empty", "garbage"])), max_size=8)
+# Whole samples, so that not all is odd; their parts may stand apart.
+SAMPLES = st.lists(st.sampled_from(["a", "b", "22.1", "d/22.2", "x.y.z"]), max_size=3).map(
+    lambda names: [(f"{n}.{e}", tarfile.REGTYPE, "good") for n in names for e in ("png", "txt")]
+)
+LAYOUT = st.lists(
+    st.tuples(
+        st.builds(lambda a, b, c, apart: (a + b + c)[::2] + (a + b + c)[1::2] if apart else a + b + c,
+                  SAMPLES, MEMBERS, SAMPLES, st.booleans()),
+        st.sampled_from(FORMATS), st.sampled_from([10240, 1024, 512, 0]),
+    ),
+    min_size=1, max_size=3,
+)  # fmt: skip
+
+
+class Everything(Remarks):
+  """Remarks that keep each name."""
+
+  def __init__(self):
+    super().__init__()
+    self.names: list[str] = []
+
+  def add(self, kind, name):
+    super().add(kind, name)
+    self.names.append(name)
+
+
+def body(name: str, how: str, number: int) -> bytes:
+  if how == "empty":
+    return b""
+  if how == "garbage":
+    return b"\xff\xfe" * 300
+  if name.lower().endswith((".png", ".jfif")):
+    buffer = io.BytesIO()
+    PIL.Image.new("L", (1, 1), number).save(buffer, "PNG")
+    return buffer.getvalue()
+  return b'{"caption": "%d"}' % number if name.endswith(".json") else b"%d" % number
+
+
+def build(layout) -> tuple[bytes, list[tuple[str, bytes, int]]]:
+  """A tar file, and (name, bytes, end) of its regular members as tarfile reads them."""
+  file, expected, number = b"", [], 0
+  for members, form, zeros in layout:
+    buffer = io.BytesIO()
+    t = tarfile.open(fileobj=buffer, mode="w", format=form, encoding="utf-8", errors="surrogateescape")
+    for name, kind, how in members:
+      info = tarfile.TarInfo(name)
+      info.type, info.linkname = kind, "a.png"
+      data = body(name, how, number) if info.isreg() else b""
+      info.size, number = len(data), (number + 1) % 200
+      try:
+        t.addfile(info, io.BytesIO(data))
+      except ValueError:
+        continue  # ustar: the name is too long
+    data = buffer.getvalue()[: t.offset]
+    with tarfile.open(fileobj=io.BytesIO(data + bytes(1024)), encoding="utf-8", errors="surrogateescape") as oracle:
+      for m in oracle:
+        if m.isreg():
+          expected.append((m.name, oracle.extractfile(m).read(), len(file) + m.offset_data + m.size))
+    file += data + bytes(zeros)
+  return file, expected
+
+
+def stem(name: str) -> str:
+  return str(PurePosixPath(name)).rpartition(".")[0]
+
+
+def check(path, file: bytes, expected, monkeypatch) -> None:
+  """Every member is in a document, or counted and named."""
+  path.write_bytes(file)
+  monkeypatch.setattr(tar, "Remarks", Everything)
+  found = {(m.name, tar_members.read(path, m)) for m in tar_members.scan(path).members}
+  assert {(name, data) for name, data in expected} <= found
+  try:
+    source = TarSource(path, resolution=1, max_bad_share=1.0, pairs="to_text")
+  except BadRequest as e:
+    assert "holds no sample" in str(e) or "is bad so far" in str(e) or "are bad so far" in str(e)
+    assert not any(stem(n) and stem(n)[-1] not in "/." and n.endswith((".png", ".txt", ".json")) and "/." not in n
+                   for n, _ in expected if not PurePosixPath(n).name.startswith("."))  # fmt: skip
+    return
+  documents = [source[i] for i in range(len(source))]
+  assert source.bad.count >= sum(d is None for d in documents)
+  samples = [s for s, d in zip(source._samples, documents) if d is not None]
+  used = {m.name for s in samples for m in (s.picture, *(t for _, t in s.texts))}
+  bad = {record.partition("#")[0] for _, record in source.bad._named}
+  for name, _ in expected:
+    named = any(f"{path.name}/{n}" in source.remarks.names for n in (name, PurePosixPath(name)))
+    assert name in used or stem(name) in bad or named, name
+  for sample, document in zip(source._samples, documents):
+    if document is not None:
+      assert document.id == printable(f"{path.name}/{sample.name}:to_text")
+      color, text = int(document.images[0].pixels[0, 0, 0]), int(document.texts[0].text)
+      for value in (color, text):  # numbers are told apart but for those two hundred members away
+        assert any(data == body(name, "good", value) and stem(name) == sample.name.partition("#")[0] for name, data in expected)
+
+
+def test_every_member_is_read_or_named(tmp_path, monkeypatch):
+  @run_many
+  @given(LAYOUT)
+  def whole(layout):
+    file, expected = build(layout)
+    check(tmp_path / "a.tar", file, [(name, data) for name, data, _ in expected], monkeypatch)
+
+  whole()
+
+
+def test_what_lies_before_a_cut_is_read_or_named(tmp_path, monkeypatch):
+  @run_many
+  @given(LAYOUT, st.floats(0, 1))
+  def cut(layout, share):
+    file, expected = build(layout)
+    at = int(share * len(file))
+    check(tmp_path / "a.tar", file[:at], [(name, data) for name, data, end in expected if end <= at], monkeypatch)
+
+  cut()
+
+
+def test_harmed_files_give_what_they_can(tmp_path):
+  @run_many
+  @given(LAYOUT, st.lists(st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=600)), min_size=1, max_size=4))
+  def harmed(layout, harms):
+    data = bytearray(build(layout)[0])
+    for share, harm in harms:
+      grain = 512 if len(harm) > 100 else 1
+      at = int(share * len(data)) // grain * grain
+      data[at : at + len(harm)] = harm
+    (tmp_path / "a.tar").write_bytes(data)
+    try:
+      source = TarSource(tmp_path / "a.tar", resolution=1, max_bad_share=1.0)
+    except BadRequest:
+      return
+    assert sum(source[i] is None for i in range(len(source))) <= source.bad.count
+
+  harmed()
