@@ -3,7 +3,7 @@
     python benchmarks/fit_plan.py
 
 Compiles each run once, tries every set of shares of a grid, in some five minutes together, and prints the set whose largest
-error is the smallest; then, for each run, its error where the shares are fitted to the other runs alone. What the planner uses is
+error is the smallest; then, for each run, its error where the shares are fitted to the other runs alone. The planner uses
 `CALIBRATION` in `orthus_jax/planning/estimate.py`. Needs libtpu (`pip install 'orthus_jax[tpu]'`), no TPU.
 """
 
