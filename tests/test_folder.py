@@ -96,6 +96,11 @@ def test_blank_lines_byte_order_mark_and_line_numbers(folder):
   assert [d.id for d in source] == ["x.jsonl:1:to_text", "x.jsonl:4"]
 
 
+def test_a_line_of_a_byte_order_mark_alone_is_blank(folder):
+  source = FolderSource(write(folder, b"\xef\xbb\xbf\r", json.dumps(PAIR).encode()), resolution=R, pairs="to_text")
+  assert [d.id for d in source] == ["metadata.jsonl:2:to_text"] and not source.bad.count
+
+
 def test_last_line_needs_no_newline_and_text_may_be_any_unicode(folder):
   row = json.dumps({"image": "a.png", "text": "é 漢\u2028字"}, ensure_ascii=False)
   (folder / "metadata.jsonl").write_text(row, encoding="utf-8")

@@ -89,20 +89,31 @@ def test_a_bomb_of_pixels_is_refused_beside_long_texts():
     images.load_image(data)
 
 
-@pytest.mark.parametrize("orientation", range(9))
-def test_orientation_holds_beside_broken_rationals(orientation):
-  sound = exif(orientation).tobytes()
-  assert picture_metadata.orientation(sound) == orientation
-  broken = sound.replace(struct.pack(">II", 72, 1), struct.pack(">II", 2**32 - 1, 0)).replace(
-      struct.pack("<II", 72, 1), struct.pack("<II", 2**32 - 1, 0)
-  )
-  assert broken != sound
-  # An ASCII tag with the type of a rational, which can't be written anew.
-  odd = sound.replace(b"\x01\x1a\x00\x05", b"\x01\x1a\x00\x0c").replace(b"\x1a\x01\x05\x00", b"\x1a\x01\x0c\x00")
-  want = images.load_image(encoded("JPEG", exif=sound, quality=95))
-  assert want.shape == (PIXELS.shape if orientation < 5 else (28, 20, 3))
-  for data in (broken, odd):
-    np.testing.assert_array_equal(images.load_image(encoded("JPEG", exif=data, quality=95)), want)
+ODD_VALUES = {
+    "0/0": (0x011A, 5, struct.pack(">II", 0, 0)),
+    "below zero": (0x011A, 10, struct.pack(">ii", -72, 1)),
+    "-5/0": (0x011A, 10, struct.pack(">ii", -5, 0)),
+    "NaN": (0x011A, 11, struct.pack(">f", float("nan"))),
+    "text for a number": (0x011A, 2, b"72\0\0"),
+    "number for a text": (0x010F, 5, struct.pack(">II", 1, 1)),
+    "a ratio for a unit": (0x0128, 5, struct.pack(">II", 2, 1)),
+}
+
+
+@pytest.mark.parametrize("odd", ODD_VALUES)
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "PNG"])
+def test_orientation_holds_beside_odd_values(kind, odd):
+  entries = sorted([(0x0112, 3, struct.pack(">H", 6)), ODD_VALUES[odd]])
+  head, values = b"MM\0*" + struct.pack(">IH", 8, 2), b""
+  for tag, form, value in entries:
+    place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(">I", 38 + len(values))
+    values += value if len(value) > 4 else b""
+    head += struct.pack(">HHI", tag, form, len(value) if form == 2 else 1) + place
+  block = b"Exif\0\0" + head + bytes(4) + values
+  lossless = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
+  want = images.load_image(encoded(kind, exif=exif(6).tobytes(), **lossless))
+  np.testing.assert_array_equal(images.load_image(encoded(kind, exif=block, **lossless)), want)
+  assert want.shape == (28, 20, 3) and picture_metadata.orientation(block) == 6
 
 
 def test_tiff_pixels_need_no_other_tags(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 import PIL.Image
 
 from orthus_jax.data.sources import tar, tar_members
-from orthus_jax.data.sources.bad_records import Remarks, printable
+from orthus_jax.data.sources.remarks import Remarks, printable
 from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.errors import BadRequest
 

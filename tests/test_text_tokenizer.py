@@ -123,6 +123,15 @@ def test_save_and_load(trained, tmp_path):
   assert pickle.loads(pickle.dumps(trained)).encode(SPELLED) == trained.encode(SPELLED)
 
 
+def test_byte_order_marks_are_read_over(tmp_path):
+  names = TokenNames(sep="<turn>")
+  train_tokenizer(["a box"] * 9, 400, 4, names=names).save(tmp_path)
+  plain = TextTokenizer.load(tmp_path)
+  for file in tmp_path.iterdir():
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+  assert TextTokenizer.load(tmp_path).digest() == plain.digest() and plain.names == names
+
+
 def test_digest_tells_tokenizers_apart(trained):
   again = train_tokenizer(iter(TEXTS), 8 + CODES + 256 + 60, CODES)
   assert again.digest() == trained.digest()

@@ -16,7 +16,8 @@ class DataConfig:
     source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), "tar" (pictures and texts in tar
       files, as WebDataset lays them out), or "prepared" (what `orthus prepare --out` made of one of them, for data that
       doesn't fit into memory).
-    path: the data set's, the folder's or the tar files' place; empty: under the user's cache directory (shapes).
+    path: the data set's, the folder's or the tar files' place (one file, or a folder that holds some at any depth); empty:
+      under the user's cache directory (shapes).
     mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
     annotations: the JSON-lines file's name within the folder.
     pairs: which documents an image-text pair becomes.

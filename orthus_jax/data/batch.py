@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 import hashlib
-import logging
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data.sequence import Sequence, turns
-
-_log = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -64,36 +61,6 @@ class FeatureTable:
   def keys(self) -> list[bytes]:
     """A hash of each picture, by its number."""
     return list(self._index)
-
-
-class IdleSteps:
-  """Steps whose batch has nothing to learn: counted, and told of each time that there are twice as many."""
-
-  def __init__(self) -> None:
-    self.steps: set[int] = set()
-
-  def add(self, step: int) -> None:
-    if step not in self.steps:
-      self.steps.add(step)
-      if len(self.steps) & (len(self.steps) - 1) == 0:
-        _log.warning("batches so far in which nothing is to be learnt: %d, the latest of step %d", len(self.steps), step)
-
-
-def learns(config: Config, texts: Any, images: Any) -> Any:
-  """Whether there is anything to learn.
-
-  Args:
-    config: the experiment; what has a loss of weight 0 isn't learnt.
-    texts: how many text positions are to be learnt, a number or an array of them.
-    images: how many pictures are, likewise.
-  """
-  model = config.model
-  return (texts > 0) & (model.transformer.text_loss_weight > 0) | (images > 0) & (model.diffusion.loss_weight > 0)
-
-
-def batch_learns(config: Config, batch: Batch) -> bool:
-  """Whether anything in these rows is to be learnt."""
-  return bool(learns(config, np.count_nonzero(batch.text_weight_BT), np.count_nonzero(batch.learnt_image_BG >= 0)))
 
 
 def empty_batch(config: Config, rows: int, *, pad: int, image_shape: tuple[int, ...], dtype: np.dtype) -> Batch:

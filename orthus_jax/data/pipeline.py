@@ -16,8 +16,9 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, packing
-from orthus_jax.data.batch import Batch, FeatureTable, IdleSteps, batch_learns, empty_batch, fill_row, learns
+from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
 from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
 from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
 from orthus_jax.errors import BadRequest
 
@@ -198,15 +199,6 @@ class Pipeline:
   ) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start` to `stop`, made ahead in the background."""
     return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
-
-
-def check_learnt(learns_D: np.ndarray) -> None:
-  """Raises BadRequest unless something is to be learnt in one of the documents that are drawn."""
-  if not learns_D.any():
-    raise BadRequest(
-        f'none of the {len(learns_D)} documents has anything to learn: mark what is to be learnt with "learn": true'
-        " (or leave the key out), and give its loss a weight (model.transformer.text_loss_weight, model.diffusion.loss_weight)"
-    )
 
 
 def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:

@@ -20,8 +20,9 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import packing
-from orthus_jax.data.batch import Batch, FeatureTable, IdleSteps, batch_learns, empty_batch, fill_row, learns
-from orthus_jax.data.pipeline import check_learnt, prefetch
+from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
+from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
+from orthus_jax.data.pipeline import prefetch
 from orthus_jax.data.prepared import format as record_format
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer

@@ -30,8 +30,8 @@ import PIL.Image
 from orthus_jax import lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.batch import learns
 from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.learnt import learns
 from orthus_jax.data.pipeline import Source, variants
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, Images, facts, to_record
 from orthus_jax.data.sequence import Tokenizer

@@ -1,51 +1,26 @@
-"""Image-text pairs from uncompressed tar files, as WebDataset lays them out.
-
-Files that follow each other and share a name make a sample: a picture (`a.jpg`), and a text: the first of `a.txt`,
-`a.caption` and a JSON object with a "caption" or "text" (`a.json`) that holds one. As in WebDataset a name ends at its first
-dot, so that `a.seg.png` is a part of `a`; where there is no whole `a`, it ends at the last one, and `2.1.jpg` goes with
-`2.1.txt`. Of several pictures the first kind in `PICTURES` is taken. What is passed over is counted and named.
-"""
+"""Image-text pairs from uncompressed tar files, as WebDataset lays them out; `tar_samples` says what makes a sample."""
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Iterator
 import functools
-import itertools
-import json
 import operator
 import os
 from pathlib import Path, PurePosixPath
 import re
-from typing import Any, NamedTuple
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document
 from orthus_jax.data.images import fit, load_image
 from orthus_jax.data.retrying import retry
-from orthus_jax.data.sources import tar_members
-from orthus_jax.data.sources.bad_records import BadRecords, Remarks, printable
-from orthus_jax.data.sources.folder import Pairs, check_text, pair
-from orthus_jax.data.sources.tar_members import Member
+from orthus_jax.data.sources import tar_members, tar_samples
+from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.folder import Pairs, pair
+from orthus_jax.data.sources.remarks import Remarks, printable
+from orthus_jax.data.sources.tar_samples import Sample
 from orthus_jax.errors import BadRequest
 
-# Photographs ahead of what may lie beside them: masks, depths, thumbnails.
-PICTURES = (
-    "jpg", "jpeg", "jpe", "jfif", "webp", "avif", "avifs", "png", "apng", "jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "mpo",
-    "tif", "tiff", "bmp", "dib", "ppm", "pnm", "pgm", "pbm", "gif", "qoi", "tga", "icb", "vda", "vst", "sgi", "rgb", "rgba",
-    "bw", "ras", "pcx", "dcx", "psd", "pcd", "dds", "blp", "icns", "ico", "cur", "xbm", "xpm",
-)  # fmt: skip
-_TEXTS = ("txt", "caption", "json")
-_MAX_TEXT, _MAX_PICTURE = 1 << 20, 1 << 28  # bytes
+_MAX_PICTURE = 1 << 28  # bytes
 _PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-
-
-class _Sample(NamedTuple):
-  file: int
-  name: str
-  picture: Member | None
-  texts: tuple[tuple[str, Member], ...]  # (extension, …) in the order of _TEXTS
-  fault: str
 
 
 class TarSource:
@@ -81,7 +56,7 @@ class TarSource:
     self.remarks = Remarks()
     broken: list[tuple[Path, str, str]] = []
     self.files = _find(self.path, self.remarks, broken)
-    self._samples: list[_Sample] = []
+    self._samples: list[Sample] = []
     for number, file in enumerate(self.files):
       try:
         found = retry(str(file), functools.partial(tar_members.scan, file))
@@ -90,7 +65,7 @@ class TarSource:
         continue
       for kind, name in found.remarks:
         self.remarks.add(kind, f"{self._name(file)}/{name}")
-      samples = list(_samples(number, self._name(file), found.members, self.remarks))
+      samples = list(tar_samples.samples(number, self._name(file), found.members, self.remarks))
       if not samples and not found.faults:
         self.remarks.add("tar files without a sample", self._name(file))
       self._samples += samples
@@ -136,14 +111,14 @@ class TarSource:
   def _name(self, file: Path) -> str:
     return (file.relative_to(self.path) if file != self.path else PurePosixPath(file.name)).as_posix()
 
-  def _document(self, sample: _Sample, *, to_text: bool) -> Document:
+  def _document(self, sample: Sample, *, to_text: bool) -> Document:
     if sample.fault:
       raise BadRequest(sample.fault)
     assert sample.picture is not None  # it would be a fault
     file = self.files[sample.file]
     if sample.picture.size > _MAX_PICTURE:
       raise BadRequest(f"its picture has {sample.picture.size:,} bytes, more than the {_MAX_PICTURE:,} allowed")
-    text = _first_text(file, sample.texts)
+    text = tar_samples.text(file, sample.texts)
     shown = retry(str(file), functools.partial(tar_members.read, file, sample.picture))
     name = printable(f"{self._name(file)}/{sample.name}")
     return pair(text, fit(load_image(shown), self.resolution, self.pixels), to_text=to_text, name=name)
@@ -184,92 +159,3 @@ def _find(path: Path, remarks: Remarks, broken: list[tuple[Path, str, str]]) -> 
   if not files:
     raise BadRequest(f"there is no tar file at {str(path)!r}; give one, or a folder that holds some")
   return sorted(files)
-
-
-def _first_text(file: Path, texts: tuple[tuple[str, Member], ...]) -> str:
-  """The first of a sample's texts that is one.
-
-  Raises:
-    BadRequest: none is; what is wrong with the first.
-  """
-  first: BadRequest | None = None
-  for extension, member in texts:
-    try:
-      if member.size > _MAX_TEXT:
-        raise BadRequest(f"its .{extension} has {member.size:,} bytes, more than the {_MAX_TEXT:,} allowed")
-      return _text(retry(str(file), functools.partial(tar_members.read, file, member)), extension)
-    except BadRequest as e:
-      first = first or e
-  assert first is not None  # a sample without texts is a fault
-  raise first
-
-
-def _text(data: bytes, extension: str) -> str:
-  try:
-    text: Any = data.decode("utf-8-sig")
-  except UnicodeDecodeError as e:
-    raise BadRequest(f"its text isn't UTF-8 (byte {e.start + 1}); save it as UTF-8") from e
-  if extension == "json":
-    try:
-      fields = json.loads(text)
-    except (ValueError, RecursionError) as e:
-      raise BadRequest(f"its JSON can't be read: {e}") from e
-    # "text" may be what a picture shows, beside a caption that tells of it; LAION writes TEXT.
-    said = [v for key in ("caption", "text") for k, v in fields.items() if k.lower() == key] if isinstance(fields, dict) else []
-    text = next((v for v in said if isinstance(v, str) and v.strip()), None)
-    if text is None:
-      raise BadRequest('its JSON has neither "text" nor "caption" with words in it')
-  check_text(text)
-  return text.strip()
-
-
-def _samples(file: int, file_name: str, members: list[Member], remarks: Remarks) -> Iterator[_Sample]:
-  """Members that follow each other under one name; any picture or text makes a sample."""
-  times: collections.Counter[str] = collections.Counter()
-  for (_, whole), group in itertools.groupby(_named(members, file_name, remarks), lambda m: (m[0].archive, m[1])):
-    parts: dict[str, dict[str, list[Member]]] = {}  # by name up to the last dot, and extension
-    for member, _ in group:
-      name = str(PurePosixPath(member.name))
-      stem, _, extension = name.rpartition(".")
-      if extension.lower() in PICTURES + _TEXTS:
-        parts.setdefault(stem, {}).setdefault(extension.lower(), []).append(member)
-      else:
-        remarks.add(f".{printable(extension.lower())} members passed over", f"{file_name}/{name}")
-    is_whole = not _fault(whole, parts.get(whole, {}))
-    for stem, found in parts.items():
-      fault = _fault(stem, found)
-      pictures = [m for e in PICTURES for m in found.get(e, ())]
-      extra = pictures[1:]
-      if fault and is_whole:
-        extra = [m for ms in found.values() for m in ms]
-      else:
-        times[stem] += 1
-        if times[stem] > 1:
-          remarks.add("samples of one name in a file, numbered", f"{file_name}/{stem}")
-        name = stem if times[stem] == 1 else f"{stem}#{times[stem]}"
-        texts = tuple((e, m) for e in _TEXTS for m in found.get(e, ()))
-        yield _Sample(file, name, pictures[0] if pictures else None, texts, fault)
-      for member in () if fault and not is_whole else extra:
-        remarks.add("pictures or texts passed over beside a whole sample of their name", f"{file_name}/{member.name}")
-
-
-def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[tuple[Member, str]]:
-  """Members that have an extension, with their names up to the first dot."""
-  for member in members:
-    path = PurePosixPath(member.name)
-    base, dot, _ = path.name.partition(".")
-    if base and dot:
-      yield member, str(path.parent / base)
-    else:
-      kind = "hidden files passed over" if dot else "members passed over that have no extension"
-      remarks.add(kind, f"{file_name}/{member.name}")
-
-
-def _fault(name: str, found: dict[str, list[Member]]) -> str:
-  """What keeps a sample from being one, or nothing."""
-  if twice := next((e for e, members in found.items() if len(members) > 1), ""):
-    return f"more than one .{twice} is called {name}"
-  for what, extensions in (("picture", PICTURES), ("text", _TEXTS)):
-    if not any(e in found for e in extensions):
-      return f"the sample has no {what}: one of its name must stand next to it in the file"
-  return ""

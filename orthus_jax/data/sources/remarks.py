@@ -1,0 +1,48 @@
+"""What a data source leaves out by its rules, counted and named, and how names are shown."""
+
+from __future__ import annotations
+
+import collections
+import logging
+
+_log = logging.getLogger(__name__)
+_EXAMPLES = 3
+
+
+def printable(name: str) -> str:
+  """A name as logs and ids show it: what can't be printed, or was no UTF-8, is escaped."""
+
+  def escaped(c: str) -> str:
+    return f"\\x{ord(c) - 0xDC00:02x}" if "\udc80" <= c <= "\udcff" else c.encode("unicode_escape").decode()
+
+  return name if name.isprintable() else "".join(c if c.isprintable() else escaped(c) for c in name)
+
+
+class Remarks:
+  """What a source leaves out by its rules, or reads in a way that may surprise: counted by kind, the first ones named.
+
+  Unlike bad records, these are no faults, and stop nothing.
+
+  Attributes:
+    counts: how many there are of each kind.
+  """
+
+  def __init__(self) -> None:
+    self.counts: collections.Counter[str] = collections.Counter()
+    self._first: dict[str, list[str]] = {}
+
+  def add(self, kind: str, name: str) -> None:
+    """Counts one: what it is, in the plural, and its name."""
+    self.counts[kind] += 1
+    if len(first := self._first.setdefault(kind, [])) < _EXAMPLES:
+      first.append(printable(name))
+
+  def log(self, source: str) -> None:
+    """Logs a line for each kind."""
+    for line in self.lines():
+      _log.warning("%s: %s", printable(source), line)
+
+  def lines(self) -> list[str]:
+    """A line for each kind: how many, and the first names."""
+    more = {kind: ", …" if n > _EXAMPLES else "" for kind, n in self.counts.items()}
+    return [f"{kind}: {n:,} ({', '.join(self._first[kind])}{more[kind]})" for kind, n in self.counts.items()]
