@@ -10,6 +10,7 @@ import shutil
 import time
 
 from hypothesis import given, settings, strategies as st
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -23,9 +24,10 @@ from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
 from orthus_jax.data.tokenizer_difference import change, difference, saved_digest
 from orthus_jax.data.tokenizer_training import train_tokenizer
 from orthus_jax.errors import BadRequest
-from orthus_jax.training import initial_state
+from orthus_jax.training import initial_state, loop
 from orthus_jax.training.checkpoints import agreement, manifest, workdir as checkpoint
 from orthus_jax.training.checkpoints.export_huggingface import to_huggingface
+from orthus_jax.training.state import plan_run
 
 TK = tiny.tokenizer()
 TEXTS = (*tiny.WORDS, " ".join(tiny.WORDS), "unseen words, boxes!")
@@ -264,8 +266,30 @@ def test_data_is_told_apart_by_what_is_trained_on():
 # --- whole runs -----------------------------------------------------------------------------------------------------
 
 
+def _to_the_end(config, task, layout, mesh, optimizer, state, saver, *_, **__):
+  state = dataclasses.replace(state, step=jax.device_put(np.int32(config.run.steps), state.step.sharding))
+  loop._save_last(saver, state, None)
+  return state, {"compile": 0.0, "train": 0.0}
+
+
+def _zeros(*args, **options):
+  layout, _ = plan_run(*args, **options)
+  return layout, lambda: jax.tree.map(
+      lambda s, where: jax.device_put(np.zeros(s.shape, s.dtype), where), layout.shapes, layout.shardings
+  )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_compiled():
+  """What a run goes on from is settled without its steps and whatever the values: what takes long to compile is left out."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "_run_steps", _to_the_end)
+    patch.setattr(loop, "plan_run", _zeros)
+    yield
+
+
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def place(tmp_path_factory, _nothing_compiled):
   """A folder of pictures, two tokenizers and a run of two steps."""
   place = tmp_path_factory.mktemp("agreement")
   (place / "data").mkdir()
@@ -289,7 +313,6 @@ def files_of(folder):
   return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.slow
 def test_a_run_goes_on_only_with_its_own_tokenizer_and_data(place, tmp_path, caplog):
   run = shutil.copytree(place / "run", tmp_path / "run")
   before = files_of(run)
@@ -349,7 +372,6 @@ def test_a_source_is_compared_by_what_its_arrays_mean(place, tmp_path, caplog):
   assert "1 parameters start fresh, as run.init_from brings none of them: vision_embedding/position_embedding" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_model_is_loaded_with_its_own_tokenizer(place, tmp_path):
   run = shutil.copytree(place / "run", tmp_path / "run")
   assert oj.load(run).tokenizer.digest() == TK.digest()
