@@ -189,17 +189,6 @@ def test_help_is_enough(capsys):
     assert word in said
 
 
-def test_files_are_those_of_the_safetensors_library(orthus, values, tmp_path):
-  library = pytest.importorskip("safetensors")
-  for file in orthus.glob("*.safetensors"):
-    for key, read in library.deserialize(file.read_bytes()):
-      assert tuple(read["shape"]) == values[key].shape and bytes(read["data"]) == values[key].tobytes()
-      assert read["dtype"] == ("BF16" if values[key].dtype == weights.BF16 else "F32")
-  some = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.array(3, np.float16)}
-  pytest.importorskip("safetensors.numpy").save_file(some, tmp_path / "theirs.safetensors")
-  assert weights.same({k: e.read() for k, e in safetensors.read_header(tmp_path / "theirs.safetensors").items()}, some)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("kept", [True, False])
 def test_transformers_loads_what_goes_out(kept, native, values, tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 
 from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, one_line
 from orthus_jax.interop import names, processor, safetensors
 from orthus_jax.interop.published_arrays import (
   DECODER,
@@ -37,7 +37,7 @@ from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.orthus import describe
 
 CONFIG_FILE = "config.json"
-_SHOWN = 20  # problems that are told in full
+_SHOWN, _LONGEST = 20, 500  # problems that are told, and characters of each
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 Place = Callable[[str, tuple[int, ...], np.dtype], jax.sharding.Sharding | None]
 
@@ -53,10 +53,11 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def refusal(what: str, problems: list[str]) -> BadRequest:
-  """All problems in one line; of hundreds the first, and a count."""
+  """All problems in one line; of hundreds the first, and a count; of a long one its beginning."""
   more = f"; … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
   count = "" if len(problems) == 1 else f" ({len(problems)} problems)"
-  return BadRequest(f"{what}{count}: {'; '.join(problems[:_SHOWN])}{more}")
+  shown = (one_line(p if len(p) <= _LONGEST else f"{p[:_LONGEST]} …") for p in problems[:_SHOWN])
+  return BadRequest(f"{what}{count}: {'; '.join(shown)}{more}")
 
 
 @dataclasses.dataclass(frozen=True)
