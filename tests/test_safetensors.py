@@ -173,7 +173,8 @@ def files_with_flaws(draw) -> bytes:
       break
     elif flaw == "data":
       data = data[: draw(st.integers(0, len(data)))] + bytes(draw(st.integers(0, 3)))
-  text = written(tuple((n, tuple(map(tuple, f)) if isinstance(f, list) else f) for n, f in arrays)).encode()
+  pairs = [(n, tuple(map(tuple, f)) if f and isinstance(f, list) and isinstance(f[0], list) else f) for n, f in arrays]
+  text = written(tuple(pairs)).encode()
   for _ in range(draw(st.sampled_from([0, 0, 0, 1, 2]))):
     i = draw(st.integers(0, len(text)))
     put = draw(st.one_of(st.sampled_from([b" ", b"\n", b"-", b"0", b".", b"e1", b"\\", b"\\ud800", b'"', b",", b"\xc3"]),

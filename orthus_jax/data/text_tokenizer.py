@@ -133,7 +133,7 @@ class TextTokenizer:
     if not file.is_file():
       raise BadRequest(f"there is no tokenizer at {file}; give a {FILE_NAME} or a directory that holds one")
     try:
-      spec = json.loads(file.read_text(encoding="utf-8"))
+      spec = json.loads(file.read_text(encoding="utf-8-sig"))
       tokenizer = tokenizers.Tokenizer.from_str(json.dumps(_with_added(spec)))
     except Exception as e:
       # The library raises bare Exception for a file that it can't read.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from orthus_jax.data.documents import Document
 from orthus_jax.data.sequence import layout
 from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer, TokenNames
 from orthus_jax.errors import BadRequest
+from orthus_jax.interop import json_files
 
 IMAGE_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -171,13 +171,13 @@ def read_tokenizer(directory: str | os.PathLike) -> TextTokenizer:
 
 def _check_prompt(file: Path, tokenizer: TextTokenizer, *, bos_added: bool) -> None:
   """Refuses a tokenizer.json that would lay prompts out otherwise than `data.sequence.layout` does."""
-  spec = json.loads(file.read_text(encoding="utf-8"))
+  spec = json_files.load(file)
   for token in spec["added_tokens"]:
     strips = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
     if strips and token["content"] in tokenizer.names.required().values():
       raise BadRequest(f"{file} has {token['content']} with {strips[0]}, which changes the text beside it: unset it")
   if spec.get("post_processor") and not bos_added:
-    around = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids
+    around = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8-sig")).encode("a").ids
     expected = [tokenizer.bos, *tokenizer.encode("a")]
     if around != expected:
       raise BadRequest(f"{file} encodes 'a' as {around} where a prompt has {expected}: its post_processor differs")
@@ -243,7 +243,7 @@ def _pixels(said: Mapping[str, Any], file: Path, *, resolution: int) -> PixelsCo
 def _read(file: Path) -> dict[str, Any]:
   """A JSON file's fields; none where there is no such file."""
   try:
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json_files.load(file)
   except FileNotFoundError:
     return {}
   except (ValueError, OSError) as e:
