@@ -154,7 +154,7 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
     entries = {k: v for k, v in entries.items() if not (k.startswith(DECODER) and taken)} | taken
   said = {**said, "vq_config": _with_resolution(said.get("vq_config"), directory)}
   others = len(problems)
-  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems)
+  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems, notes)
   sound &= len(problems) == others
   tokenizer = None
   try:

@@ -85,8 +85,9 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
     else:
       ours |= dict.fromkeys({"dtype", "torch_dtype"} & set(said) or {"torch_dtype"}, dtype)
     if "rope_parameters" in said and ours:
-      ours["rope_parameters"] = {"rope_type": "default", "rope_theta": ours.pop("rope_theta")}
-      ours.pop("rope_scaling")
+      ours["rope_parameters"] = {"rope_type": "default", "rope_theta": ours["rope_theta"]}
+      for older in {"rope_theta", "rope_scaling"} - set(said):
+        ours.pop(older)
     ours = {**said, **ours}
   tokens = {
       "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad,
