@@ -27,7 +27,11 @@ class Stopped(Exception):
     self.status = status
 
 
+def one_line(text: str) -> str:
+  """The text with what would break a line shown escaped."""
+  return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def print_error(why: object) -> None:
   """Prints why the command ends, as one line on standard error; what would break the line is shown escaped."""
-  line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(why))
-  print(f"orthus: {line}", file=sys.stderr, flush=True)
+  print(f"orthus: {one_line(str(why))}", file=sys.stderr, flush=True)

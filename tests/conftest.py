@@ -1,6 +1,10 @@
 """All tests run on the CPU, on eight virtual devices."""
 
 import os
+from pathlib import Path
+import shutil
+
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
@@ -17,3 +21,46 @@ def pytest_terminal_summary(terminalreporter, config):
 
     for line in measured.table():
       terminalreporter.write_line(line)
+
+
+# Checkpoints laid out as the published ones, each made once for all tests; imports wait until one is asked for.
+
+
+@pytest.fixture(scope="session")
+def model():
+  """A small model's config."""
+  import published_weights
+
+  return published_weights.model_config()
+
+
+@pytest.fixture(scope="session")
+def values(model):
+  """Its arrays, by published key."""
+  import published_weights
+
+  return published_weights.arrays(model)
+
+
+@pytest.fixture(scope="session")
+def orthus(model, values, tmp_path_factory) -> Path:
+  """A Hugging Face directory that holds it."""
+  import published_weights
+
+  return published_weights.write(tmp_path_factory.mktemp("published") / "orthus", values, model)
+
+
+@pytest.fixture(scope="session")
+def native(orthus, tmp_path_factory) -> Path:
+  """What `orthus convert` makes of that."""
+  import converting
+
+  folder = tmp_path_factory.mktemp("native") / "orthus"
+  converting.convert(f"--from={orthus}", f"--to={folder}")
+  return folder
+
+
+@pytest.fixture
+def copied(orthus, tmp_path) -> Path:
+  """A directory to damage."""
+  return shutil.copytree(orthus, tmp_path / "copied")

@@ -170,6 +170,10 @@ def test_the_newer_place_of_the_image_processor(tmp_path):
         (dict(crop_size=16), "crop_size=16"),
         (dict(resample=9), "resample=9"),
         (dict(resample="lanczos"), "resample='lanczos'"),
+        (dict(resample=1.0), "resample=1.0, but it must be one of 0..5"),
+        (dict(resample=True), "resample=True"),
+        (dict(do_normalize="false"), "do_normalize='false', but it must be true or false"),
+        (dict(offset=True), "offset=True, but that can't be done here"),
         (dict(rescale_factor="x"), "scale='x'"),
         (dict(rescale_factor=0), "above 0"),
         (dict(image_mean=[1.0, 1.0]), "expected 3 items"),
@@ -188,6 +192,11 @@ def test_broken_files_are_named(tmp_path, name):
     (tmp_path / name).write_text(content)
     with pytest.raises(BadRequest, match=f"{name} {reason}"):
       Processor.load(tmp_path, published.model_config())
+
+
+def test_an_image_processor_without_fields_is_refused(tmp_path):
+  message = refusal(tmp_path, processor=dict(image_processor=[1]))
+  assert message == "DIR/processor_config.json must hold fields of an image processor, got a list"
 
 
 def test_files_of_another_model_are_refused(tmp_path):

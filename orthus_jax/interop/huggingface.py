@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 import dataclasses
-import json
+import logging
 import math
 import os
 from pathlib import Path
@@ -21,8 +21,8 @@ import numpy as np
 
 from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
-from orthus_jax.errors import BadRequest
-from orthus_jax.interop import names, processor, safetensors
+from orthus_jax.errors import BadRequest, one_line
+from orthus_jax.interop import json_files, names, processor, safetensors
 from orthus_jax.interop.published_arrays import (
   DECODER,
   INDEX_FILE,
@@ -36,8 +36,11 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.orthus import describe
 
+_log = logging.getLogger(__name__)
+
 CONFIG_FILE = "config.json"
-_SHOWN = 20  # problems that are told in full
+_SHOWN, _LONGEST = 20, 500  # problems that are told, and characters of each
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 Place = Callable[[str, tuple[int, ...], np.dtype], jax.sharding.Sharding | None]
 
@@ -53,10 +56,11 @@ def is_checkpoint(path: str | os.PathLike) -> bool:
 
 
 def refusal(what: str, problems: list[str]) -> BadRequest:
-  """All problems in one line; of hundreds the first, and a count."""
+  """All problems in one line; of hundreds the first, and a count; of a long one its beginning."""
   more = f"; … and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
   count = "" if len(problems) == 1 else f" ({len(problems)} problems)"
-  return BadRequest(f"{what}{count}: {'; '.join(problems[:_SHOWN])}{more}")
+  shown = (one_line(p if len(p) <= _LONGEST else f"{p[:_LONGEST]} …") for p in problems[:_SHOWN])
+  return BadRequest(f"{what}{count}: {'; '.join(shown)}{more}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,11 +90,11 @@ class Checkpoint:
     return self.entries[names.published_name(name)[0].format(layer)]
 
   def dtype(self, name: str) -> np.dtype:
-    """Of a parameter as it is stored; of its layers, the widest."""
+    """Of a parameter as it is stored; where its layers differ, one that holds what all of them hold."""
     if name in self.fresh:
       return self.fresh[name].dtype
     layers = self.shapes[name][0] if self.stacked(name) else 1
-    return np.result_type(*{self.entry(name, i).numpy_dtype for i in range(layers)})
+    return _widest({self.entry(name, i).numpy_dtype for i in range(layers)})
 
   def stacked(self, name: str) -> bool:
     """Whether a parameter's first axis is the layers'."""
@@ -111,12 +115,14 @@ class Checkpoint:
     return value
 
   def load(self, place: Place | None = None) -> dict[str, Any]:
-    """All parameters, one at a time.
+    """All parameters, one at a time; logs the notes.
 
     Args:
       place: (name, shape, dtype) → where the array is to lie, or None for a numpy array. A sharding's devices are given
         their blocks and nothing else is read.
     """
+    for note in self.notes:
+      _log.warning("%s: %s", self.directory, note)
     loaded = {}
     for name, shape in self.shapes.items():
       sharding = place(name, shape, self.dtype(name)) if place else None
@@ -141,14 +147,14 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   directory, problems, notes = Path(directory), [], []
   said = read_json(directory / CONFIG_FILE, problems)
   sound = not problems
-  found, absent = find_entries(directory, problems)
+  found, absent = find_entries(directory, problems, notes)
   entries = canonical_entries(found, problems)
   if decoder:
     taken = decoder_entries(Path(decoder), problems)
     entries = {k: v for k, v in entries.items() if not (k.startswith(DECODER) and taken)} | taken
   said = {**said, "vq_config": _with_resolution(said.get("vq_config"), directory)}
   others = len(problems)
-  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems)
+  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems, notes)
   sound &= len(problems) == others
   tokenizer = None
   try:
@@ -164,8 +170,7 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   shapes: dict[str, tuple[int, ...]] = {}
   if sound:
     shapes = describe(model)[1]
-    if said.get("tie_word_embeddings") and "lm_head.weight" not in entries and "model.embed_tokens.weight" in entries:
-      entries["lm_head.weight"] = entries["model.embed_tokens.weight"]
+    _tie(said, entries, notes)
     lacking = () if absent else _lacking(entries, notes)
     expected = {k: p for k, p in names.table(shapes).items() if not p.name.startswith(lacking)}
     _check_arrays(entries, expected, absent, problems, notes)
@@ -197,7 +202,7 @@ def _with_resolution(vq: Any, directory: Path) -> Any:
     return vq
   for file in (processor.IMAGE_FILE, processor.PROCESSOR_FILE):
     try:
-      said = json.loads((directory / file).read_text(encoding="utf-8"))
+      said = json_files.load(directory / file)
       crop = said.get("image_processor", said)["crop_size"]
       return {**vq, "resolution": crop["height"] if isinstance(crop, Mapping) else crop}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -217,6 +222,17 @@ def _with_tokens(model: ModelConfig, tokenizer: TextTokenizer, said: Mapping[str
   if isinstance(mapped, Mapping) and mapped.get(image_code_name(0), start) != start:
     raise BadRequest(f"config.json: vocabulary_map and tokenizer.json differ about {image_code_name(0)}")
   return dataclasses.replace(model, image_token_start=start)
+
+
+def _tie(said: Mapping[str, Any], entries: dict[str, safetensors.Entry], notes: list[str]) -> None:
+  """Where the token embedding and the LM head are one array, lends it to the one that isn't there."""
+  if not said.get("tie_word_embeddings"):
+    return
+  if _HEAD in entries and _EMBEDDING in entries:
+    notes.append(f"tie_word_embeddings is true, but {_HEAD} and {_EMBEDDING} are both there: each is read as it is")
+  for missing, lent in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
+    if missing not in entries and lent in entries:
+      entries[missing] = entries[lent]
 
 
 def _lacking(entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[str, ...]:
@@ -256,19 +272,29 @@ def _check_arrays(
   if not absent:
     problems += [f"{k} {_dims(p.shape)} is missing" for k, p in expected.items() if k not in entries]
   problems += [f"{k} {_dims(e.shape)} is unknown" for k, e in entries.items() if k not in expected]
-  dtypes: dict[str, set[str]] = {}
+  dtypes: dict[str, set[np.dtype]] = {}
   for key, place in expected.items():
     if key not in entries:
       continue
     entry = entries[key]
-    dtypes.setdefault(place.name, set()).add(entry.dtype)
     if entry.shape != place.shape:
       problems.append(f"{key} is {_dims(entry.shape)} where {_dims(place.shape)} is expected")
     if entry.numpy_dtype is None:
-      problems.append(f"{key} is of dtype {entry.dtype}, which isn't read")
-  mixed = [name for name, found in dtypes.items() if len(found) > 1]
-  if mixed:
-    notes.append(f"layers of {', '.join(mixed)} differ in dtype: they are stacked in the widest")
+      problems.append(f"{key} is of dtype {entry.dtype}: only F64, F32, F16 and BF16 are read, so save it as one of them")
+    else:
+      dtypes.setdefault(place.name, set()).add(entry.numpy_dtype)
+  mixed: dict[str, list[str]] = {}
+  for name, found in dtypes.items():
+    if len(found) > 1:
+      mixed.setdefault(_widest(found).name, []).append(name)
+  notes += [f"layers of {', '.join(n)} differ in dtype: they are stacked as {dtype}" for dtype, n in mixed.items()]
+
+
+def _widest(dtypes: set[np.dtype]) -> np.dtype:
+  """What holds every value of these floats; of float16 and bfloat16, neither holds the other."""
+  if len(dtypes) == 1:
+    return next(iter(dtypes))
+  return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
 
 
 def _dims(shape: Iterable[int]) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -22,6 +21,7 @@ from orthus_jax.data.documents import Document
 from orthus_jax.data.sequence import layout
 from orthus_jax.data.text_tokenizer import FILE_NAME, TextTokenizer, TokenNames
 from orthus_jax.errors import BadRequest
+from orthus_jax.interop import json_files
 
 IMAGE_FILE = "preprocessor_config.json"
 PROCESSOR_FILE = "processor_config.json"
@@ -36,6 +36,7 @@ _CHAMELEON = {
     "crop_size": {"height": 512, "width": 512}, "do_rescale": True, "rescale_factor": 0.0078, "do_normalize": True,
     "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0], "do_convert_rgb": True,
 }  # fmt: skip
+_SHIFTS = ("offset", "rescale_offset")  # by which other processors move values once they are scaled
 # Our names of special tokens, and theirs.
 _TOKENS = {
     "bos": "bos_token", "pad": "pad_token", "eos": "eos_token", "sep": "sep_token", "image": "image_token",
@@ -105,7 +106,7 @@ class Processor:
           f"{directory / PROCESSOR_FILE} has image_seq_length={patches!r}, but a picture of {vision.resolution} pixels"
           f" a side is {vision.patches} patches"
       )
-    side = _read(directory / TOKENIZER_FILE).get("padding_side", "left")
+    side = _read(directory / TOKENIZER_FILE).get("padding_side") or "left"
     if side not in ("left", "right"):
       raise BadRequest(f"{directory / TOKENIZER_FILE} has padding_side={side!r}: it must be left or right")
     return cls(tokenizer, dataclasses.replace(config, vision_tokenizer=vision), side)
@@ -171,13 +172,13 @@ def read_tokenizer(directory: str | os.PathLike) -> TextTokenizer:
 
 def _check_prompt(file: Path, tokenizer: TextTokenizer, *, bos_added: bool) -> None:
   """Refuses a tokenizer.json that would lay prompts out otherwise than `data.sequence.layout` does."""
-  spec = json.loads(file.read_text(encoding="utf-8"))
+  spec = json_files.load(file)
   for token in spec["added_tokens"]:
     strips = [flag for flag in ("lstrip", "rstrip", "single_word") if token.get(flag)]
     if strips and token["content"] in tokenizer.names.required().values():
       raise BadRequest(f"{file} has {token['content']} with {strips[0]}, which changes the text beside it: unset it")
   if spec.get("post_processor") and not bos_added:
-    around = tokenizers.Tokenizer.from_file(str(file)).encode("a").ids
+    around = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8-sig")).encode("a").ids
     expected = [tokenizer.bos, *tokenizer.encode("a")]
     if around != expected:
       raise BadRequest(f"{file} encodes 'a' as {around} where a prompt has {expected}: its post_processor differs")
@@ -214,24 +215,28 @@ def _pixels(said: Mapping[str, Any], file: Path, *, resolution: int) -> PixelsCo
   def refuse(key: str, why: str) -> BadRequest:
     return BadRequest(f"{file} has {key}={said.get(key)!r}, but {why}")
 
+  if not isinstance(said, Mapping):
+    raise BadRequest(f"{file} must hold fields of an image processor, got a {type(said).__name__}")
   kind = str(said.get("image_processor_type", "ChameleonImageProcessor"))
   if kind.startswith("ChameleonImageProcessor"):
     said = {**_CHAMELEON, **{k: v for k, v in said.items() if v is not None}}
   elif missing := [k for k in _CHAMELEON if said.get(k) is None]:
     raise BadRequest(f"{file} is of a {kind}, whose {missing[0]} isn't known here: write it into the file")
+  for key, value in said.items():
+    if key in _CHAMELEON and key.startswith("do_") and value not in (True, False):
+      raise refuse(key, "it must be true or false")
+    if (key.startswith("do_") and key not in _CHAMELEON or key in _SHIFTS) and value:
+      raise refuse(key, "that can't be done here")
   for key in ("do_resize", "do_center_crop"):
     if not said[key]:
       raise refuse(key, "the model needs square pictures of one size")
-  for key, value in said.items():
-    if key.startswith("do_") and key not in _CHAMELEON and value:
-      raise refuse(key, "that can't be done here")
   size, crop = said["size"], said["crop_size"]
   edge = size.get("shortest_edge") if isinstance(size, Mapping) and len(size) == 1 else size
   if edge != resolution:
     raise refuse("size", f"only a shortest_edge of the model's {resolution} pixels can be done here")
   if crop not in (resolution, {"height": resolution, "width": resolution}):
     raise refuse("crop_size", f"the model's pictures have {resolution} pixels a side")
-  if said["resample"] not in range(len(_FILTERS)):
+  if type(said["resample"]) is not int or said["resample"] not in range(len(_FILTERS)):
     raise refuse("resample", f"it must be one of 0..{len(_FILTERS) - 1} ({', '.join(_FILTERS)})")
   values = {"resample": _FILTERS[said["resample"]], "scale": said["rescale_factor"] if said["do_rescale"] else 1.0}
   for key, field, unset in (("image_mean", "mean", 0.0), ("image_std", "std", 1.0)):
@@ -243,7 +248,7 @@ def _pixels(said: Mapping[str, Any], file: Path, *, resolution: int) -> PixelsCo
 def _read(file: Path) -> dict[str, Any]:
   """A JSON file's fields; none where there is no such file."""
   try:
-    values = json.loads(file.read_text(encoding="utf-8"))
+    values = json_files.load(file)
   except FileNotFoundError:
     return {}
   except (ValueError, OSError) as e:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
+import math
 import re
 from typing import Any
 
@@ -23,6 +24,7 @@ from orthus_jax.config import (
   from_dict,
   to_dict,
 )  # fmt: skip
+from orthus_jax.interop import published_fields
 
 OURS = "orthus_jax"
 _MODEL_TYPES = ("chameleon", "orthus", "anole")
@@ -38,15 +40,10 @@ _VISION = {
     "resolution": "resolution", "base_channels": "base_channels", "channel_multipliers": "channel_multiplier",
     "res_blocks": "num_res_blocks", "latent_dim": "embed_dim", "codes": "num_embeddings",
 }  # fmt: skip
-# What a checkpoint may ask for that this model doesn't have: (field, the values that it does have, where None is
-# written for a field that is absent).
-_FIXED: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("hidden_act", (None, "silu")), ("attention_bias", (None, False)), ("mlp_bias", (None, False)),
-)  # fmt: skip
-_FIXED_VISION: tuple[tuple[str, tuple[Any, ...]], ...] = (
-    ("double_latent", (None, False)), ("in_channels", (None, 3)), ("out_channels", (None, 3)), ("attn_type", (None, "vanilla")),
-    ("attn_resolutions", (None, [])),
-)  # fmt: skip
+# Parts that are counted one by one.
+_MOST = {"num_hidden_layers": 10_000, "vq_config.num_res_blocks": 1000, "vq_config.channel_multiplier": 1000}
+# Read as well, but not by these tables.
+_ALSO = {"rope_theta", "rope_scaling", "rope_parameters", "swin_norm", "tie_word_embeddings", OURS}
 
 
 def _typed(problems: list[str], said: Mapping[str, Any], key: str, default: Any, where: str = "") -> Any:
@@ -60,7 +57,7 @@ def _typed(problems: list[str], said: Mapping[str, Any], key: str, default: Any,
     problems.append(f"config.json: {where}{key}={value!r} must be a list of whole numbers")
     return default
   if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
-    return float(value)
+    value = float(value) if abs(value) < 1e300 else math.inf
   if not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool):
     problems.append(f"config.json: {where}{key}={value!r} must be of type {type(default).__name__}")
     return default
@@ -75,20 +72,8 @@ def _part(problems: list[str], said: Mapping[str, Any], key: str, where: str = "
   return value
 
 
-def _rope_theta(problems: list[str], said: Mapping[str, Any]) -> float:
-  """From either place: transformers 5 moved it into `rope_parameters`."""
-  new = _part(problems, said, "rope_parameters")
-  for part, key in ((said, "rope_scaling"), (new, "rope_type")):
-    scaling = part.get(key)
-    kind = scaling.get("rope_type", scaling.get("type")) if isinstance(scaling, Mapping) else scaling
-    if kind not in (None, "default"):
-      problems.append(f"config.json: {key}={scaling!r} is a scaling of positions, which this model doesn't have")
-  default = TransformerConfig().rope_theta
-  return _typed(problems, new if new.get("rope_theta") is not None else said, "rope_theta", default)
-
-
 def read_config(
-    said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], problems: list[str]
+    said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], problems: list[str], notes: list[str] | None = None
 ) -> tuple[ModelConfig, SamplingConfig]:
   """What a config.json says, `pixels`, `param_dtype` and `image_token_start` apart, which other files say.
 
@@ -97,6 +82,7 @@ def read_config(
     shapes: of the arrays, by published key: they tell the size of a diffusion head that the file doesn't describe, and
       whether there is a decoder.
     problems: gets a line for each field that can't be met; its default stands in then.
+    notes: gets a line with the fields that were passed over.
   """
   before = len(problems)
   kind = said.get("model_type", "chameleon")
@@ -106,24 +92,33 @@ def read_config(
   backbone = {ours: _typed(problems, said, theirs, getattr(t, ours)) for ours, theirs in _TRANSFORMER.items()}
   if said.get("num_key_value_heads") is None:
     backbone["kv_heads"] = min(t.kv_heads, backbone["heads"])
-  swin = _typed(problems, said, "swin_norm", False)
-  computed = said.get("dtype", said.get("torch_dtype"))
+  swin, _ = (_typed(problems, said, key, False) for key in ("swin_norm", "tie_word_embeddings"))
+  computed = said.get("dtype") or said.get("torch_dtype")
   vq = _part(problems, said, "vq_config")
   vision = {ours: _typed(problems, vq, theirs, getattr(v, ours), "vq_config.") for ours, theirs in _VISION.items()}
-  for part, rules, where in ((said, _FIXED, ""), (vq, _FIXED_VISION, "vq_config.")):
-    for key, values in rules:
-      if part.get(key) not in values:
-        problems.append(f"config.json: {where}{key}={part[key]!r} isn't supported; it must be {values[-1]!r}")
+  published_fields.check(
+      said, {theirs: backbone[ours] for ours, theirs in _TRANSFORMER.items()} | dict.fromkeys(_ALSO),
+      {theirs: vision[ours] for ours, theirs in _VISION.items()} | {"latent_channels": None}, problems,
+      [] if notes is None else notes,
+  )  # fmt: skip
+  numbers = {**{_TRANSFORMER[k]: v for k, v in backbone.items()}, **{f"vq_config.{_VISION[k]}": v for k, v in vision.items()}}
+  for key, value in numbers.items():
+    largest = _MOST.get(key, 1 << 31)
+    if key != "rms_norm_eps" and not all(0 < v <= largest for v in (value if isinstance(value, tuple) else (value,))):
+      problems.append(f"config.json: {key}={value!r} must lie in 1..{largest}")
   if vq.get("latent_channels") not in (None, vision["latent_dim"]):
     problems.append("config.json: vq_config.latent_channels must equal vq_config.embed_dim")
   if backbone["norm_eps"] != _QK_NORM_EPS:
     problems.append(f"config.json: rms_norm_eps={backbone['norm_eps']} differs from the QK-norm's {_QK_NORM_EPS}")
-  if backbone["heads"] < 1 or backbone["width"] % backbone["heads"]:
+  if backbone["heads"] > 0 and backbone["width"] % backbone["heads"]:
     problems.append(
         f"config.json: hidden_size={backbone['width']} isn't a multiple of num_attention_heads={backbone['heads']}"
     )
-  theta = _rope_theta(problems, said)
+  theta = published_fields.rope_theta(said, t.rope_theta, problems)
   ours = _part(problems, said, OURS)
+  groups = _typed(problems, ours, "norm_groups", _GROUPS, f"{OURS}.")
+  if groups < 1:
+    problems.append(f"config.json: {OURS}.norm_groups={groups} must be at least 1")
   model = ModelConfig()
   if len(problems) > before:
     return model, SamplingConfig()
@@ -134,7 +129,7 @@ def read_config(
             norm_placement="swin" if swin else "pre", dtype="float32" if computed == "float32" else "bfloat16",
         ),
         vision_tokenizer=VisionTokenizerConfig(
-            **vision, norm_groups=_typed(problems, ours, "norm_groups", _GROUPS, f"{OURS}."),
+            **vision, norm_groups=groups,
             decoder=any(key.startswith("model.vqmodel.decoder.") for key in shapes),
         ),
         vision_embedding=from_dict(VisionEmbeddingConfig, ours.get("vision_embedding", {}), where="vision_embedding"),

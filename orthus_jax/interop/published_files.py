@@ -14,7 +14,7 @@ import PIL.Image
 from orthus_jax.config import Config, DiffusionConfig, ModelConfig, TransformerConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import huggingface, names, processor
+from orthus_jax.interop import huggingface, json_files, names, processor
 from orthus_jax.interop.published_config import hard_wired, read_config, write_config
 from orthus_jax.models.orthus import describe
 
@@ -24,13 +24,13 @@ _TOKENIZER = "tokenizer.json"
 
 
 def keep(source: Path, folder: Path) -> None:
-  """Copies what isn't weights, for `write` to put back."""
+  """Copies what isn't weights, for `write` to put back, without a byte order mark, which transformers refuses."""
   folder.mkdir()
   for file in sorted(source.iterdir()):
     text = file.suffix in _KEPT or file.name.upper().startswith(("LICENSE", "NOTICE"))
     weights = file.name.endswith(".index.json")
     if file.is_file() and text and not weights and file.stat().st_size <= _LARGEST:
-      shutil.copyfile(file, folder / file.name)
+      (folder / file.name).write_bytes(json_files.without_mark(file))
 
 
 def write(folder: Path, config: Config, *, run: Path, originals: Path, dtype: str, changed: bool) -> list[str]:
@@ -68,7 +68,7 @@ def write(folder: Path, config: Config, *, run: Path, originals: Path, dtype: st
 
 
 def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype: str, changed: bool) -> None:
-  said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+  said = json_files.load(file) if file.is_file() else {}
   ours = write_config(config.model, config.sampling, dtype=dtype)
   keys = {k: p.shape for k, p in names.table(describe(config.model)[1]).items()}
   if said:
@@ -85,8 +85,9 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
     else:
       ours |= dict.fromkeys({"dtype", "torch_dtype"} & set(said) or {"torch_dtype"}, dtype)
     if "rope_parameters" in said and ours:
-      ours["rope_parameters"] = {"rope_type": "default", "rope_theta": ours.pop("rope_theta")}
-      ours.pop("rope_scaling")
+      ours["rope_parameters"] = {"rope_type": "default", "rope_theta": ours["rope_theta"]}
+      for older in {"rope_theta", "rope_scaling"} - set(said):
+        ours.pop(older)
     ours = {**said, **ours}
   tokens = {
       "bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad,
@@ -112,7 +113,7 @@ def _essence(model: ModelConfig) -> ModelConfig:
 
 def _vocabulary(file: Path, tokenizer: TextTokenizer) -> dict[str, int]:
   """Every token's id; the released code looks for Chameleon's names of the special ones."""
-  spec = json.loads(file.read_text(encoding="utf-8"))
+  spec = json_files.load(file)
   vocabulary = {**spec["model"]["vocab"], **{t["content"]: t["id"] for t in spec["added_tokens"]}}
   for field, name in TokenNames().required().items():
     vocabulary.setdefault(name, vocabulary[tokenizer.names.required()[field]])

@@ -7,14 +7,13 @@ from collections.abc import Iterator
 import dataclasses
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import tensorstore as ts
 
 from orthus_jax import files
 from orthus_jax.config import to_dict
-from orthus_jax.interop import huggingface, names, published_files
+from orthus_jax.interop import huggingface, json_files, names, published_files
 from orthus_jax.training.checkpoints import workdir as checkpoint, zarr_arrays
 from orthus_jax.training.checkpoints.conversion import (
   AHEAD,
@@ -77,7 +76,7 @@ def to_native(
     files.write_text(folder / "config.json", json.dumps(to_dict(config), indent=2) + "\n")
     files.write_text(folder / "versions.json", json.dumps(checkpoint.versions(), indent=2) + "\n")
     found.tokenizer.save(folder)
-    shutil.copyfile(source / "tokenizer.json", folder / "tokenizer.json")  # byte for byte
+    (folder / "tokenizer.json").write_bytes(json_files.without_mark(source / "tokenizer.json"))  # else byte for byte
     published_files.keep(source, folder / ORIGINALS)
   return Result(len(specs), total, found.notes)
 
