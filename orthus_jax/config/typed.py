@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
+from orthus_jax.config.ranges import shown
 from orthus_jax.errors import BadRequest
 
 
@@ -43,22 +44,22 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(value, hint):
       return value
     if not isinstance(value, Mapping) and not hasattr(value, "items"):
-      raise BadRequest(f"{where}: expected fields, got {value!r}")
+      raise BadRequest(f"{where}: expected fields, got {shown(value)}")
     return from_dict(hint, value, where=where)
   if origin is Literal:
     options = typing.get_args(hint)
     if value not in options:
-      raise BadRequest(f"{where}={value!r}: choose one of {', '.join(map(str, options))}")
+      raise BadRequest(f"{where}={shown(value)}: choose one of {', '.join(map(str, options))}")
     return value
   if origin is tuple:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
-      raise BadRequest(f"{where}={value!r}: expected a list")
+      raise BadRequest(f"{where}={shown(value)}: expected a list")
     args = typing.get_args(hint)
     items = list(value)
     if len(args) == 2 and args[1] is Ellipsis:
       return tuple(_convert(args[0], v, f"{where}[{i}]") for i, v in enumerate(items))
     if len(items) != len(args):
-      raise BadRequest(f"{where}={value!r}: expected {len(args)} items")
+      raise BadRequest(f"{where}={shown(value)}: expected {len(args)} items")
     return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, items)))
   if origin in (types.UnionType, typing.Union):
     if value is None:
@@ -67,7 +68,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     value = float(value) if abs(value) < 1e300 else float("inf")
   if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-    raise BadRequest(f"{where}={value!r}: expected {hint.__name__}, got {type(value).__name__}")
+    raise BadRequest(f"{where}={shown(value)}: expected {hint.__name__}, got {type(value).__name__}")
   if hint is float and not math.isfinite(value):
     raise BadRequest(f"{where}={value} is not a finite number")
   return value
