@@ -117,7 +117,86 @@ def test_any_value_is_refused_by_name_or_builds():
       assert name.rsplit(".", 1)[-1] in said and said.isprintable() and len(said) < 600, (base, name, value, said)
       return
     assert from_dict(Config, to_dict(config)) == config
-    if base == "tiny" and name.startswith("model"):
-      describe(config.model)
+    if base == "tiny" and name.startswith("model") and config.model not in described and len(described) < EXAMPLES // 20:
+      described[config.model] = describe(config.model)  # by jax.eval_shape
 
+  described: dict = {}
   check()
+
+
+def losses(config: Config) -> list[float]:
+  """Of two steps, and of the state that they leave."""
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), tiny.tokenizer(), config))
+  mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
+  optimizer = make_optimizer(config.optimizer, config.run)
+  layout, create = state_lib.plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
+  step = jax.jit(step_lib.train_step(task, optimizer, config, layout))
+  state, found = create(), []
+  for i in range(3):
+    state, metrics = step(state, task.batch(i))
+    found += [float(metrics["loss"]), float(metrics["skipped"])]
+  return found
+
+
+ENDS = sorted(
+    (name, end)
+    for name, several in NUMERIC.items()
+    if name.startswith(("model", "optimizer", "data.text", "data.caption")) and len(several) == 1
+    for end in ("low", "high")
+    if typing.get_args(FIELDS[name])[:1] == (float,)
+)
+
+
+def at_end(name: str, end: str) -> dict:
+  """A tiny config's changes that put a number at one end of its range, and what else it then needs."""
+  (found,) = NUMERIC[name]
+  value = found.low if end == "low" else found.high
+  if value not in found or (end == "low" and found.above) or (end == "high" and found.below):
+    value = math.nextafter(np.float32(value), math.inf if end == "low" else -math.inf)
+  more = {}
+  if name == "optimizer.adamw_learning_rate":
+    more = {"optimizer.name": "muon"}
+  if name == "model.diffusion.beta_start" and end == "high":
+    value, more = 0.5, {"model.diffusion.beta_end": 0.99}
+  if name == "model.diffusion.beta_end" and end == "low":
+    value, more = 2e-6, {"model.diffusion.beta_start": 1e-6}
+  return {k.replace(".", "__"): v for k, v in {name: float(value), **more}.items()}
+
+
+@pytest.mark.parametrize("argv, message", [
+    ("generate RUN --prompt=a --seed=99999999999", "--seed: 99999999999 must be at least -2147483648"),
+    ("generate RUN --prompt=a --seed=2147483647 --count=2", "--count=2 runs beyond"),
+    ("generate RUN --requests=x --out=y --seed=-2147483649", "--seed: -2147483649"),
+    ("generate RUN --prompt=a --count=100000000000", "--count: 100000000000"),
+    ("generate RUN --prompt=a --steps=0", "--steps: 0 must be at least 1"),
+    ("generate RUN --prompt=a --temperature=nan", "--temperature: nan must be"),
+    ("generate RUN --prompt=a --guidance=inf", "--guidance: inf must be"),
+    ("generate RUN --prompt=a --guidance-interval 0.5 0.2", "(low, high)"),
+    ("generate RUN --prompt=a --max-new-tokens=" + "9" * 5000, "is no whole number"),
+    ("generate RUN --prompt=a --batch-size=0", "--batch-size: 0"),
+    ("generate RUN --prompt=a --max-images=-1", "--max-images: -1"),
+    ("evaluate RUN --seed=-1", "--seed: -1 must be at least 0"),
+    ("evaluate RUN --samples=0", "--samples: 0 must be at least 1"),
+    ("evaluate RUN --top-p=1.5", "--top-p: 1.5"),
+    ("convert --from=a --to=b --seed=-1", "--seed: -1"),
+    ("convert --from=a --to=b --shard-size=nan", "--shard-size: nan"),
+    ("plan --config=CONFIG --topology=v5e:2x2 --slices=999999999", "--slices='999999999'"),
+    ("train --config=CONFIG --workdir=RUN --config.run.seed=-1", "run.seed=-1 must be at least 0"),
+    ("train --config=CONFIG --workdir=RUN --config.run.seed=9223372036854775808", "run.seed=9223372036854775808"),
+    ("train --config=CONFIG --workdir=RUN --config.run.steps=99999999999999999999", "run.steps=99999999999999999999"),
+    ("train --config=CONFIG --workdir=RUN --config.model.transformer.kv_heads=0", "model.transformer.kv_heads=0"),
+    ("train --config=CONFIG --workdir=RUN --config.model.vision_tokenizer.channel_multipliers=(1,0)",
+     "model.vision_tokenizer.channel_multipliers=(1, 0): 0 must be at least 1"),
+    ("train --config=CONFIG --workdir=RUN --config.optimizer.eps=0", "optimizer.eps=0.0 must be at least 1e-20"),
+    ("train --config=CONFIG --workdir=RUN --config.data.kinds=(('captions',-1),)", "data.kinds"),
+])  # fmt: skip
+def test_numbers_of_a_command_line_are_refused_at_once(argv, message, capsys, tmp_path, monkeypatch):
+  def never(*args, **kwargs):
+    raise AssertionError("the work has begun")
+
+  monkeypatch.setattr(training_run, "run", never)
+  words = argv.replace("CONFIG", str(CONFIGS / "shapes.py")).replace("RUN", str(tmp_path / "run")).split(" ")
+  assert cli.main(words) == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count("\n") == 1 and len(said) < 400, said
+  assert not list(tmp_path.iterdir())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 import ctypes
 import logging
 import os
 import sys
 import warnings
 
+from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import cache_dir
 
@@ -18,6 +20,22 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     raise BadRequest(f"{message} (`{self.prog} --help` lists the options)")
+
+
+def number(kind: type[int] | type[float], within: Range) -> Callable[[str], int | float]:
+  """A number of an option, for argparse's `type`; what lies outside its range is refused as the line is parsed."""
+
+  def read(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      what = "whole number" if kind is int else "number"
+      raise argparse.ArgumentTypeError(f"{shown(text)} is no {what}") from None
+    if value not in within:
+      raise argparse.ArgumentTypeError(f"{shown(value)} must be {within}")
+    return value
+
+  return read
 
 
 class _ToStderr(logging.Handler):

@@ -14,6 +14,7 @@ import time
 import tqdm
 
 from orthus_jax.commands import common
+from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
@@ -55,8 +56,9 @@ def _parser() -> common.Parser:
       help="of every array; default keep, whatever each is stored in")
   add("--decoder", default="", metavar="FILE",
       help="a safetensors file with the VQGAN's decoder.* and post_quant_conv.*, with or without a prefix")
-  add("--seed", type=int, default=0, help="of a fresh diffusion head; default 0")
-  add("--shard-size", type=float, default=5.0, metavar="GB", help="largest file of a Hugging Face directory; default 5")
+  add("--seed", type=common.number(int, SEED), default=0, help="of a fresh diffusion head; default 0")
+  add("--shard-size", type=common.number(float, Range(1e-6, 1e6)), default=5.0, metavar="GB",
+      help="largest file of a Hugging Face directory; default 5")
   add("--json", action="store_true", help="print what was done as JSON")
   return parser
 
@@ -74,8 +76,6 @@ def main(argv: Sequence[str]) -> int:
   form = options.format or ("native" if published else "huggingface")
   if published == (form == "huggingface"):
     raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
-  if options.shard_size <= 0:
-    raise BadRequest(f"--shard-size={options.shard_size} must be above 0")
   if options.decoder and form == "huggingface":
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
   with _bar() as progress:

@@ -15,6 +15,7 @@ import tqdm
 from orthus_jax import files
 from orthus_jax.commands import common, sampling
 from orthus_jax.config import Config
+from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
 from orthus_jax.errors import BadRequest
 
@@ -35,15 +36,16 @@ def _parser() -> common.Parser:
   parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
   parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
+  some = common.number(int, Range(0, 2**31 - 1))
   limits = parser.add_argument_group("how much (default: the whole split)")
-  limits.add_argument("--captions-per-tag", type=int, metavar="N", help="captions of each GenEval tag to draw")
-  limits.add_argument("--samples", type=int, metavar="N", help="pictures a caption; default 4")
-  limits.add_argument("--questions", type=int, metavar="N", help="pictures to ask all their questions about")
-  limits.add_argument("--captions", type=int, metavar="N", help="pictures to describe")
-  limits.add_argument("--edits", type=int, metavar="N", help="pictures to edit")
-  limits.add_argument("--stories", type=int, metavar="N", help="stories to tell")
+  limits.add_argument("--captions-per-tag", type=some, metavar="N", help="captions of each GenEval tag to draw")
+  limits.add_argument("--samples", type=common.number(int, Range(1, 2**20)), metavar="N", help="pictures a caption; default 4")
+  limits.add_argument("--questions", type=some, metavar="N", help="pictures to ask all their questions about")
+  limits.add_argument("--captions", type=some, metavar="N", help="pictures to describe")
+  limits.add_argument("--edits", type=some, metavar="N", help="pictures to edit")
+  limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
   sampling.add_options(parser)
-  parser.add_argument("--seed", type=int, default=0, help="of all draws; default 0")
+  parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
   parser.add_argument("--data", metavar="DIR", help="where the prepared data set lies; default as in training")
   parser.add_argument("--out", metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
@@ -53,6 +55,7 @@ def _parser() -> common.Parser:
 def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
   options = _parser().parse_args(argv)
+  given = sampling.given(options)
   common.initialize()
 
   from orthus_jax.data.sources import registry as sources
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
     name += f"-{step}"  # one checkpoint of several
   out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
   model = model_lib.load(options.run)
-  how = with_fields(model.config.sampling, sampling.given(options))
+  how = with_fields(model.config.sampling, given)
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
   with _bar() as progress:
     result = shapes.evaluate(

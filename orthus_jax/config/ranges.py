@@ -42,7 +42,7 @@ class Range:
     low = "above" if self.above else "at least"
     high = "below" if self.below else "at most"
     also = "".join(f", or {v}" for v in self.also)
-    return f"{low} {self.low:g} and {high} {_number(self.high)}{also}" + (f"; {self.note}" if self.note else "")
+    return f"{low} {_number(self.low)} and {high} {_number(self.high)}{also}" + (f"; {self.note}" if self.note else "")
 
 
 MAX_INT = 2**31 - 1  # of int32, which jax counts in
@@ -53,7 +53,8 @@ Layers = Annotated[int, Range(1, 4096)]
 Share = Annotated[float, Range(0, 1)]
 Weight = Annotated[float, Range(0, 1e6)]
 Decay = Annotated[float, Range(0, 0.999999, note="in float32, what is nearer to 1 is 1")]
-Seed = Annotated[int, Range(0, 2**32 - 1)]  # numpy takes none below 0, and jax drops what lies beyond 32 bits
+SEED = Range(0, 2**32 - 1)  # numpy takes none below 0, and jax drops what lies beyond 32 bits
+Seed = Annotated[int, SEED]
 Sometimes = Annotated[int, Range(0, MAX_INT, note="0 turns it off")]
 Chunk = Annotated[int, Range(0, MAX_INT, note="0 means whole rows")]
 
@@ -70,6 +71,12 @@ def check(section: Any, where: str) -> None:
       if found is not None and number not in found:
         what = f"{where}.{name}={shown(value)}"
         raise BadRequest(f"{what} must be {found}" if number is value else f"{what}: {shown(number)} must be {found}")
+
+
+def of(section: type, field: str) -> tuple[type, Range]:
+  """(int or float, its range) of a field that holds one number."""
+  kind, *marks = typing.get_args(_hints(section)[field])
+  return kind, next(m for m in marks if isinstance(m, Range))
 
 
 def numbers(hint: Any, value: Any) -> typing.Iterator[tuple[Range | None, Any]]:
