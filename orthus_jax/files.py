@@ -19,7 +19,19 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 def cache_dir() -> Path:
   """Where made data sets and compiled programs are kept: $ORTHUS_CACHE, else under the user's cache directory."""
   base = os.environ.get("ORTHUS_CACHE")
-  return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "orthus_jax"
+  return Path(user_path(base or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "orthus_jax")))
+
+
+def user_path(text: str) -> str:
+  """A path as a user gave it, its ~ expanded: a shell leaves one alone behind an =, or in a file.
+
+  Raises:
+    BadRequest: if it names the home directory of nobody.
+  """
+  found = os.path.expanduser(text)
+  if found.startswith("~"):
+    raise BadRequest(f"{text}: there is no home directory {text.split('/')[0]}; write ./{text} for a file of that name")
+  return found
 
 
 def write_text(path: Path, text: str) -> None:

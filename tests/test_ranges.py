@@ -19,8 +19,9 @@ from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import state as state_lib, step as step_lib
 from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import plan_run
+from orthus_jax.training.step import train_step
 from orthus_jax.training.tasks import OrthusTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -129,38 +130,41 @@ def losses(config: Config) -> list[float]:
   task = OrthusTask(config, Pipeline(tiny.TinySource(), tiny.tokenizer(), config))
   mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
   optimizer = make_optimizer(config.optimizer, config.run)
-  layout, create = state_lib.plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
-  step = jax.jit(step_lib.train_step(task, optimizer, config, layout))
+  layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
+  step = jax.jit(train_step(task, optimizer, config, layout))
   state, found = create(), []
   for i in range(3):
     state, metrics = step(state, task.batch(i))
-    found += [float(metrics["loss"]), float(metrics["skipped"])]
+    found.append(float("nan") if metrics["skipped"] else float(metrics["loss"]))
   return found
 
 
-ENDS = sorted(
-    (name, end)
-    for name, several in NUMERIC.items()
-    if name.startswith(("model", "optimizer", "data.text", "data.caption")) and len(several) == 1
-    for end in ("low", "high")
-    if typing.get_args(FIELDS[name])[:1] == (float,)
-)
+PARTS = ("model.transformer", "model.vision", "model.diffusion", "optimizer", "data")
 
 
-def at_end(name: str, end: str) -> dict:
-  """A tiny config's changes that put a number at one end of its range, and what else it then needs."""
-  (found,) = NUMERIC[name]
-  value = found.low if end == "low" else found.high
-  if value not in found or (end == "low" and found.above) or (end == "high" and found.below):
-    value = math.nextafter(np.float32(value), math.inf if end == "low" else -math.inf)
-  more = {}
-  if name == "optimizer.adamw_learning_rate":
-    more = {"optimizer.name": "muon"}
-  if name == "model.diffusion.beta_start" and end == "high":
-    value, more = 0.5, {"model.diffusion.beta_end": 0.99}
-  if name == "model.diffusion.beta_end" and end == "low":
-    value, more = 2e-6, {"model.diffusion.beta_start": 1e-6}
-  return {k.replace(".", "__"): v for k, v in {name: float(value), **more}.items()}
+def at_end(part: str, end: str) -> dict:
+  """Changes that put each number of a part that isn't whole at one end of its range, or at that which float32 has there."""
+  changes = {}
+  for name in NUMERIC:
+    if not name.startswith(part) or typing.get_args(FIELDS[name])[:1] != (float,):
+      continue
+    (found,) = NUMERIC[name]
+    beside, at, away = (found.above, found.low, math.inf) if end == "low" else (found.below, found.high, -math.inf)
+    changes[name.replace(".", "__")] = float(np.nextafter(np.float32(at), np.float32(away))) if beside else at
+  if part == "model.diffusion":
+    changes["model__diffusion__beta_start"] /= 2 if end == "high" else 1
+    changes["model__diffusion__beta_end"] *= 2 if end == "low" else 1
+  if part == "optimizer":
+    changes |= {"optimizer__name": "muon", "model__transformer__layers": 2, "run__steps": 3}
+  return changes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ("low", "high"))
+@pytest.mark.parametrize("part", PARTS)
+def test_the_ends_of_ranges_train(part, end):
+  config = tiny.config(**{"model__transformer__layers": 1, "run__batch_size": 4} | at_end(part, end))
+  assert np.isfinite(losses(config)).all()
 
 
 @pytest.mark.parametrize("argv, message", [

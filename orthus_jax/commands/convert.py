@@ -16,6 +16,7 @@ import tqdm
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.
@@ -48,13 +49,13 @@ def _parser() -> common.Parser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   add = parser.add_argument
-  add("--from", dest="source", required=True, metavar="DIR",
+  add("--from", dest="source", type=user_path, required=True, metavar="DIR",
       help="a Hugging Face directory; or a run's directory or one of its checkpoints (averaged parameters where it has some)")
-  add("--to", dest="target", required=True, metavar="DIR", help="made by the conversion; it must not exist yet")
+  add("--to", dest="target", type=user_path, required=True, metavar="DIR", help="made by the conversion; it must not exist yet")
   add("--format", choices=("native", "huggingface"), help="of --to; default: the other one than that of --from")
   add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep",
       help="of every array; default keep, whatever each is stored in")
-  add("--decoder", default="", metavar="FILE",
+  add("--decoder", type=user_path, default="", metavar="FILE",
       help="a safetensors file with the VQGAN's decoder.* and post_quant_conv.*, with or without a prefix")
   add("--seed", type=common.number(int, SEED), default=0, help="of a fresh diffusion head; default 0")
   add("--shard-size", type=common.number(float, Range(1e-6, 1e6)), default=5.0, metavar="GB",

@@ -32,7 +32,7 @@ def _parser() -> common.Parser:
       description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument("run", metavar="RUN", help="a run's directory, or one of its checkpoints")
+  parser.add_argument("run", type=files.user_path, metavar="RUN", help="a run's directory, or one of its checkpoints")
   parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
   parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
@@ -46,8 +46,8 @@ def _parser() -> common.Parser:
   limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
   sampling.add_options(parser)
   parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
-  parser.add_argument("--data", metavar="DIR", help="where the prepared data set lies; default as in training")
-  parser.add_argument("--out", metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
+  parser.add_argument("--data", type=files.user_path, metavar="DIR", help="where the prepared data set lies; default as in training")
+  parser.add_argument("--out", type=files.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
   return parser
 

@@ -16,6 +16,7 @@ from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, interleaved
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
 from orthus_jax.inference import output_files
 
 _EXAMPLES = """examples:
@@ -38,18 +39,18 @@ def _parser() -> common.Parser:
       epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   add = parser.add_argument
-  add("model", help="a run's directory, one of its checkpoints, or a Hugging Face directory")
+  add("model", type=user_path, help="a run's directory, one of its checkpoints, or a Hugging Face directory")
   add("--prompt", default="", help="the text: a caption, a question, an instruction, the opening of a story")
-  add("--image", action="append", default=[], metavar="FILE", help="a picture that the prompt is about; repeatable")
+  add("--image", type=user_path, action="append", default=[], metavar="FILE", help="a picture that the prompt is about; repeatable")
   add("--respond", choices=("auto", "image", "text"), default="auto",
       help="draw one picture, answer in text alone, or let the model decide (default)")
-  add("--out", default="", metavar="PATH",
+  add("--out", type=user_path, default="", metavar="PATH",
       help="FILE.png for one picture, FILE.md or FILE.html for text with pictures, else a directory of pictures")
   add("--count", type=common.number(int, Range(1, 2**20)), default=1, help="how many responses, each with a seed of its own")
   add("--seed", type=common.number(int, _SEEDS), default=0, help="of the first response; each next one has the next seed")
   add("--max-images", type=common.number(int, Range(0, 2**20)), metavar="N", help="pictures at most where the model decides; room is kept for all of them"
       " beside --max-new-tokens of text")  # fmt: skip
-  add("--requests", default="", metavar="FILE",
+  add("--requests", type=user_path, default="", metavar="FILE",
       help="a JSON object a line, \"-\" for standard input, in the place of a prompt; results go to --out=DIR as they"
       " finish, and what is there already isn't done again")  # fmt: skip
   add("--batch-size", type=common.number(int, Range(1, 2**16)), default=32, metavar="N", help="how many are answered at once; default 32")

@@ -11,6 +11,7 @@ from orthus_jax.commands import common
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
 from orthus_jax.progress import bar
 
 _Images = Literal["pixels", "jpeg", "features"]
@@ -42,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
   common.initialize(verbose=True)
   if own.get("--out"):
-    return _lay_out(config, Path(own["--out"]), images)
+    return _lay_out(config, Path(user_path(own["--out"])), images)
   splits = ("train", "validation", "test") if config.data.source == "shapes" else (config.data.split,)
   for split in splits:
     source = sources.open_source(config, split)

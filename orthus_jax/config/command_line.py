@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
 
 _PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
 
@@ -25,7 +26,7 @@ def load_config(spec: str) -> Config:
     BadRequest: on a missing or broken file, an unknown field or a wrong type.
   """
   file, colon, argument = spec.partition(":")
-  path = Path(file)
+  path = Path(user_path(file))
   if not path.is_file():
     raise BadRequest(f"there is no config file {file!r}; configs/ has some")
   module_spec = importlib.util.spec_from_file_location(f"orthus_config_{path.stem}", path)
@@ -90,7 +91,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   except Exception as e:  # the library raises many kinds for values that it can't parse
     raise BadRequest(f"bad options: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
   joining = {"coordinator": values.coordinator, "processes": values.processes, "process_id": values.process_id}
-  options = {"workdir": values.workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
+  workdir = user_path(values.workdir) if values.workdir else values.workdir
+  options = {"workdir": workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
   return config, options
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from orthus_jax.config import ranges
 from orthus_jax.config.ranges import Range, Share, Weight, Whole
-from orthus_jax.config.typed import require
+from orthus_jax.config.typed import UserPath, require
 
 _Weights = tuple[tuple[str, Weight], ...]
 _Images = Annotated[int, Range(1, 2**16)]
@@ -47,8 +47,8 @@ class DataConfig:
   """
 
   source: Literal["shapes", "folder", "tar", "prepared"] = "shapes"
-  path: str = ""
-  mixture: tuple[tuple[str, Annotated[float, Range(1e-6, 1e6)]], ...] = ()
+  path: UserPath = ""
+  mixture: tuple[tuple[UserPath, Annotated[float, Range(1e-6, 1e6)]], ...] = ()
   annotations: str = "metadata.jsonl"
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
@@ -60,7 +60,7 @@ class DataConfig:
   learnt_images_per_row: _Images = 4
   caption_dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
   text_length_power: Share = 0.0
-  tokenizer: str = ""
+  tokenizer: UserPath = ""
   turns: Literal["sequence", "separate"] = "sequence"
   cache_features: bool = False
   max_bad_share: Share = 0.01

@@ -16,7 +16,7 @@ from orthus_jax.config.model import ModelConfig
 from orthus_jax.config.optimizer import OptimizerConfig
 from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight
 from orthus_jax.config.sampling import SamplingConfig
-from orthus_jax.config.typed import require
+from orthus_jax.config.typed import UserPath, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +104,8 @@ class RunConfig:
   steps: Count = 1000
   batch_size: Annotated[int, Range(1, 2**24)] = 16
   seed: Seed = 0
-  init_from: tuple[tuple[str, str], ...] = ()
-  resume_from: str = ""
+  init_from: tuple[tuple[str, UserPath], ...] = ()
+  resume_from: UserPath = ""
   log_every: Count = 10
   sample_every: Sometimes = 0
   checkpoint_every: Sometimes = 0

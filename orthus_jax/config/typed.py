@@ -8,10 +8,14 @@ import difflib
 import math
 import types
 import typing
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from orthus_jax.config.ranges import shown
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
+
+PATH = object()  # marks a field
+UserPath = Annotated[str, PATH]  # a path, whose ~ is expanded as it is read
 
 
 def require(condition: bool, message: str) -> None:
@@ -29,7 +33,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config")
   Raises:
     BadRequest: on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
   """
-  hints = typing.get_type_hints(cls)
+  hints = typing.get_type_hints(cls, include_extras=True)
   unknown = [k for k in values if k not in hints]
   if unknown:
     near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.0)
@@ -40,6 +44,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config")
 def _convert(hint: Any, value: Any, where: str) -> Any:
   """Checks `value` against a type hint; a whole number may stand for a float, a list for a tuple."""
   origin = typing.get_origin(hint)
+  if origin is Annotated:
+    kind, *marks = typing.get_args(hint)
+    value = _convert(kind, value, where)
+    return user_path(value) if PATH in marks else value
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if isinstance(value, hint):
       return value

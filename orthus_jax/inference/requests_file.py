@@ -29,6 +29,7 @@ from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import user_path
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, TextPiece
@@ -113,7 +114,7 @@ def _request(
     raise BadRequest(f"line {at}: nothing to go by: give a prompt, images or both")
   try:
     prompt.encode()  # JSON can spell half a character
-    pictures = [images_lib.load_image(folder / file) for file in files]
+    pictures = [images_lib.load_image(folder / user_path(file)) for file in files]
     document = interleaved(prompt if "<image>" in prompt else "<image>" * len(pictures) + prompt, pictures)
   except UnicodeEncodeError as e:
     raise BadRequest(f"line {at}: the prompt isn't a text (a lone surrogate at {e.start})") from e
