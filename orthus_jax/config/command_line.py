@@ -61,6 +61,7 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS]
   names += _flag_names(fields, "--config")
   tuples = {name for name in names if isinstance(_field(fields, name), tuple)}
+  sections = {name: node for name in names if isinstance(node := _field(fields, name), ConfigDict)}
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])
     if not a.startswith("-"):
@@ -70,6 +71,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
       raise BadRequest(f"unknown {'field' if '.' in name else 'option'} {name}; the nearest is {near}")
     if "=" not in a and name != "--json":
       raise BadRequest(f"{a} lacks a value: write {a}=VALUE")
+    if name in sections and name != "--config":  # the library would set all of a section's other fields back
+      raise BadRequest(f"{name} is a section: override its fields, such as {name}.{next(iter(sections[name]))}=VALUE")
     if name in tuples and a.partition("=")[2].lstrip().startswith("{"):
       raise BadRequest(f"{a}: expected a list")  # a set or mapping would become one in silence
 
