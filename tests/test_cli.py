@@ -106,6 +106,11 @@ def test_overrides_reach_every_field():
   assert config.model.diffusion.draws == 2 and config.optimizer.trainable == ("a", "b") and config.data.split == "test"
 
 
+def test_nothing_is_an_empty_list():
+  config, _ = read_config([SHAPES, "--config.optimizer.trainable=", "--config.run.init_from=", "--config.data.kinds="])
+  assert config.optimizer.trainable == config.run.init_from == config.data.kinds == ()
+
+
 @pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes.py:long", "shapes_tokenizer.py", "folder.py"])
 def test_shipped_configs_are_valid(name):
   config, _ = read_config([f"--config={ROOT}/configs/{name}"])

@@ -78,6 +78,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
 
   # Of a field given twice the last counts; the library would join two lists.
   argv = list({re.sub("^-+", "--", a.partition("=")[0]): a for a in argv}.values())
+  # Nothing is an empty list; the library would make it a list of one empty text.
+  argv = [f"{a}()" if re.sub("^-+", "--", a[:-1]) in tuples and a.endswith("=") else a for a in argv]
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
