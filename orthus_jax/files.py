@@ -9,6 +9,7 @@ import errno
 import os
 from pathlib import Path
 import shutil
+import stat
 import tempfile
 
 from orthus_jax.errors import BadRequest
@@ -32,6 +33,41 @@ def user_path(text: str) -> str:
   if found.startswith("~"):
     raise BadRequest(f"{text}: there is no home directory {text.split('/')[0]}; write ./{text} for a file of that name")
   return found
+
+
+def check_writable(target: Path, *, option: str, file: bool = False) -> None:
+  """Sees ahead of the work that a folder, or a file, can be made and written; leaves nothing behind.
+
+  Args:
+    target: what is to be written.
+    option: that names it, for the message.
+    file: whether it is a file.
+
+  Raises:
+    BadRequest: if it can't.
+  """
+  absolute = there = target.absolute()
+  try:
+    while (found := _lstat(there)) is None:
+      there = there.parent
+    if there == absolute and file:
+      there = there.parent
+      if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EEXIST, "something that is no file has its name")
+    with tempfile.TemporaryFile(dir=there):
+      pass
+  except (OSError, ValueError) as e:  # ValueError: a zero byte in the name
+    why = f"{there} is no directory" if isinstance(e, NotADirectoryError) else getattr(e, "strerror", None) or first_line(e)
+    why = f"{there}: {why}" if isinstance(e, (FileNotFoundError, PermissionError)) else why
+    raise BadRequest(f"{option}={target} can't be written ({why}): choose another place") from e
+
+
+def _lstat(path: Path) -> os.stat_result | None:
+  """None where there is nothing; a name that can't be one raises."""
+  try:
+    return os.lstat(path)
+  except (FileNotFoundError, NotADirectoryError):
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -69,3 +69,62 @@ def test_nobodys_home_is_refused(home, capsys):
   with pytest.raises(BadRequest, match="no home directory ~nobody-at-all"):
     tiny.config(data__path="~nobody-at-all/x")
   assert files.user_path("./~x") == "./~x" and files.user_path("a/~") == "a/~" and not list(Path().iterdir())
+
+
+def places(tmp_path) -> dict[str, str]:
+  """Places that nothing can be written to, and what is said of each."""
+  (tmp_path / "file").write_text("x")
+  (tmp_path / "loop").symlink_to(tmp_path / "nowhere" / "else")
+  return {
+      str(tmp_path / "file" / "x"): "file is no directory", "/proc/x/y": "/proc", "a" * 300: "too long",
+      str(tmp_path / "loop" / "x"): "loop",
+  }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", ["generate", "page", "requests", "evaluate", "train", "prepare", "convert", "data", "cache"])
+def test_places_that_cannot_be_written_are_told_before_the_work(verb, tmp_path, monkeypatch, capsys):
+  from orthus_jax.data.shapes import builder
+  from orthus_jax.inference import model
+  from orthus_jax.training.checkpoints import import_huggingface, workdir
+
+  def never(*args, **kwargs):
+    raise AssertionError("the work has begun")
+
+  for where, what in ((model, "load"), (training_run, "run"), (builder, "prepare"), (workdir, "find"), (import_huggingface, "to_native"),
+                      (train.processes, "initialize")):  # fmt: skip
+    monkeypatch.setattr(where, what, never)
+  (tmp_path / "config.json").write_text("{}")
+  (tmp_path / "asked").write_text('{"prompt": "a"}')
+  shapes = CONFIG.replace("folder", "shapes")
+  before = None
+  for place, why in places(tmp_path).items():
+    before = before or sorted(tmp_path.rglob("*"))
+    monkeypatch.setenv("ORTHUS_CACHE", place if verb == "cache" else str(tmp_path))
+    argv = {
+        "generate": ["generate", "RUN", "--prompt=a", f"--out={place}"],
+        "page": ["generate", "RUN", "--prompt=a", f"--out={place}/a.html"],
+        "requests": ["generate", "RUN", f"--requests={tmp_path}/asked", f"--out={place}"],
+        "evaluate": ["evaluate", "RUN", f"--out={place}"],
+        "train": ["train", CONFIG, f"--workdir={place}"],
+        "prepare": ["prepare", CONFIG, f"--out={place}"],
+        "convert": ["convert", f"--from={tmp_path}", f"--to={place}/x"],
+        "data": ["prepare", shapes, f"--config.data.path={place}"],
+        "cache": ["train", shapes, f"--workdir={tmp_path}/run"],
+    }[verb]
+    assert cli.main(argv) == 2, place
+    said = capsys.readouterr().err
+    assert "can't be written" in said and why in said and said.count("\n") == 1, said
+  assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_directory_where_a_file_is_asked_for(tmp_path, capsys):
+  for name in ("a.png", "a.md"):
+    (tmp_path / name).mkdir()
+    assert cli.main(["generate", "RUN", "--prompt=a", f"--out={tmp_path / name}"]) == 2
+    assert "something that is no file has its name" in capsys.readouterr().err
+  (tmp_path / "out" / "results.jsonl").mkdir(parents=True)
+  (tmp_path / "asked").write_text('{"prompt": "a"}')
+  assert cli.main(["generate", "RUN", f"--requests={tmp_path}/asked", f"--out={tmp_path}/out"]) == 2
+  assert "something that is no file has its name" in capsys.readouterr().err
+  assert cli.main(["generate", "RUN", "--prompt=a", f"--out={tmp_path}/a.gif"]) == 2
+  assert "must be .png, .md or .html" in capsys.readouterr().err

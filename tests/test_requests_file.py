@@ -39,7 +39,7 @@ def test_every_line_gets_its_record(model, tmp_path):
       (b'{"id": "x3", "prompt": "red", "solver": "euler"}', "choose one of ddim, dpm, ddpm"),
       (b'{"id": "x4", "prompt": "red", "steps": 0}', "must be at least 1"),
       (b'{"id": "x5", "prompt": "red", "steps": 5000}', "at most 1000"),
-      (b'{"id": "x6", "prompt": "red", "guidance": -1}', "guidance must not be negative"),
+      (b'{"id": "x6", "prompt": "red", "guidance": -1}', "guidance=-1.0 must be at least 0"),
       (b'{"id": "x7", "prompt": "red", "gidance": 1}', "the nearest is 'guidance'"),
       (b'{"id": "x8", "prompt": "red", "max_images": 40}', "don't fit"),
       (b'{"id": "x9", "prompt": " "}', "nothing to go by"),

@@ -7,12 +7,14 @@ from collections.abc import Callable
 import ctypes
 import logging
 import os
+from pathlib import Path
 import sys
 import warnings
 
+from orthus_jax.config import Config
 from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import cache_dir
+from orthus_jax.files import cache_dir, check_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,6 +38,19 @@ def number(kind: type[int] | type[float], within: Range) -> Callable[[str], int 
     return value
 
   return read
+
+
+def check_data_place(config: Config) -> None:
+  """Sees ahead that the built-in world, which is made where it isn't there, can be.
+
+  Raises:
+    BadRequest: if it can't.
+  """
+  if config.data.source == "shapes" and not os.path.isdir(config.data.path or cache_dir() / "datasets"):
+    if config.data.path:
+      check_writable(Path(config.data.path), option="data.path")
+    else:
+      check_writable(cache_dir(), option="$ORTHUS_CACHE")
 
 
 class _ToStderr(logging.Handler):

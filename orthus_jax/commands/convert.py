@@ -16,7 +16,7 @@ import tqdm
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.files import check_writable, user_path
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.
@@ -79,6 +79,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
   if options.decoder and form == "huggingface":
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
+  check_writable(target.parent, option="--to")
   with _bar() as progress:
     if form == "native":
       result = import_huggingface.to_native(

@@ -56,6 +56,8 @@ def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
   options = _parser().parse_args(argv)
   given = sampling.given(options)
+  if options.out:
+    _check(Path(options.out))
   common.initialize()
 
   from orthus_jax.data.sources import registry as sources
@@ -74,7 +76,8 @@ def main(argv: Sequence[str]) -> int:
   name = f"{options.benchmark}-{options.split}"
   if Path(options.run).absolute() != run:
     name += f"-{step}"  # one checkpoint of several
-  out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
+  out = Path(options.out) if options.out else run / "evaluations" / name
+  _check(out)
   model = model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
@@ -88,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
       "versions": checkpoint.versions(),
   }  # fmt: skip
   text = json.dumps(record, indent=2) + "\n"
+  out.mkdir(parents=True, exist_ok=True)
   files.write_text(out / "evaluation.json", text)
   report.write_worst(
       out / "worst.html", result=result, title=f"{run.name}: worst cases",
@@ -101,13 +105,11 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _make_folder(folder: Path) -> Path:
-  """Made before the work, so that a bad place is told at once."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise BadRequest(f"can't write to {folder} ({e.strerror}): choose another --out") from e
-  return folder
+def _check(folder: Path) -> None:
+  """Ahead of the work, so that a bad place is told at once."""
+  files.check_writable(folder, option="--out")
+  for name in ("evaluation.json", "worst.html"):
+    files.check_writable(folder / name, option="--out", file=True)
 
 
 def _data_config(config: Config, path: str | None) -> Config:

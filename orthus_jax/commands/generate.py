@@ -16,7 +16,7 @@ from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, interleaved
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.files import check_writable, user_path
 from orthus_jax.inference import output_files
 
 _EXAMPLES = """examples:
@@ -75,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
   out = Path(args.out) if args.out else None
   if out and out.suffix == ".png" and args.count > 1:
     raise BadRequest("--out names one picture, but --count asks for several: give a directory")
+  output_files.check(out)
   pictures, text = [images_lib.load_image(file) for file in args.image], args.prompt.strip()
   segments = interleaved(text if "<image>" in text else "<image>" * len(pictures) + text, pictures).segments
 
@@ -132,6 +133,8 @@ def _serve(args: argparse.Namespace, chosen: dict[str, Any]) -> int:
     raise BadRequest("--requests needs --out=DIR, a directory for results.jsonl and pictures")
   if args.requests != "-" and not Path(args.requests).is_file():
     raise BadRequest(f"--requests={args.requests} is no file")
+  check_writable(Path(args.out), option="--out")
+  check_writable(Path(args.out) / "results.jsonl", option="--out", file=True)
   common.initialize()
   from orthus_jax.inference import model as model_lib, requests_file
 
