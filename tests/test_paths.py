@@ -1,7 +1,5 @@
 """Paths that users give: ~ where a shell leaves it, and places that can't be written, found out before any work."""
 
-import dataclasses
-import json
 from pathlib import Path
 import typing
 
@@ -9,9 +7,8 @@ import pytest
 import test_ranges
 import tiny
 
-from orthus_jax import cli, files, training_run
+from orthus_jax import cli, paths as paths_lib, training_run
 from orthus_jax.commands import train
-from orthus_jax.config import to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.config.typed import PATH
 from orthus_jax.errors import BadRequest
@@ -49,7 +46,8 @@ def test_a_tilde_is_expanded_wherever_a_path_is_given(home, monkeypatch, capsys)
   assert config.data.tokenizer == f"{home}/tok" and config.run.init_from == (("", f"{home}/first"),)
   assert config.run.resume_from == f"{home}/second"
   mixed, _ = read_config([
-      CONFIG, "--config.data.source=prepared", "--config.data.cache_features=False", "--config.data.path=", "--config.data.mixture=(('~/a',1.0),('b',2.0))",
+      CONFIG, "--config.data.source=prepared", "--config.data.cache_features=False", "--config.data.path=",
+      "--config.data.mixture=(('~/a',1.0),('b',2.0))",
   ])  # fmt: skip
   assert mixed.data.mixture == ((f"{home}/a", 1.0), ("b", 2.0))
   (home / "config.py").write_text(Path(CONFIG.removeprefix("--config=")).read_text())
@@ -68,7 +66,7 @@ def test_nobodys_home_is_refused(home, capsys):
   assert "write ./~no-such-user/x" in capsys.readouterr().err
   with pytest.raises(BadRequest, match="no home directory ~nobody-at-all"):
     tiny.config(data__path="~nobody-at-all/x")
-  assert files.user_path("./~x") == "./~x" and files.user_path("a/~") == "a/~" and not list(Path().iterdir())
+  assert paths_lib.user_path("./~x") == "./~x" and paths_lib.user_path("a/~") == "a/~" and not list(Path().iterdir())
 
 
 def places(tmp_path) -> dict[str, str]:
@@ -90,8 +88,8 @@ def test_places_that_cannot_be_written_are_told_before_the_work(verb, tmp_path, 
   def never(*args, **kwargs):
     raise AssertionError("the work has begun")
 
-  for where, what in ((model, "load"), (training_run, "run"), (builder, "prepare"), (workdir, "find"), (import_huggingface, "to_native"),
-                      (train.processes, "initialize")):  # fmt: skip
+  for where, what in ((model, "load"), (training_run, "run"), (builder, "prepare"), (workdir, "find"),
+                      (import_huggingface, "to_native"), (train.processes, "initialize")):  # fmt: skip
     monkeypatch.setattr(where, what, never)
   (tmp_path / "config.json").write_text("{}")
   (tmp_path / "asked").write_text('{"prompt": "a"}')

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 import typing
 
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import given, settings, strategies as st
 import jax
 import numpy as np
 import pytest
@@ -97,7 +97,8 @@ def test_each_section_checks_its_numbers(name):
 
 
 WILD = st.one_of(
-    st.integers(-3, 20), st.integers(-(10**25), 10**25), st.sampled_from([2**k + d for k in (7, 31, 32, 63, 64) for d in (-1, 0, 1)]),
+    st.integers(-3, 20), st.integers(-(10**25), 10**25),
+    st.sampled_from([2**k + d for k in (7, 31, 32, 63, 64) for d in (-1, 0, 1)]),
     st.floats(), st.floats(0, 2), st.sampled_from([0.0, -0.0, 1.0, 1e-300, 1e-40, 1e-9, 1 - 1e-9, 1e38, 1e39]),
     st.none(), st.booleans(), st.text(max_size=4), st.lists(st.integers(-2, 9), max_size=4),
     st.lists(st.floats(), min_size=2, max_size=3),

@@ -14,7 +14,8 @@ import warnings
 from orthus_jax.config import Config
 from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import cache_dir, check_writable
+from orthus_jax.files import cache_dir
+from orthus_jax.paths import check_writable
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,7 +16,7 @@ import tqdm
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import check_writable, user_path
+from orthus_jax.paths import check_writable, user_path
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.

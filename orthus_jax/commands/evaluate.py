@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
-import sys
 
-import tqdm
-
-from orthus_jax import files
+from orthus_jax import files, paths
 from orthus_jax.commands import common, sampling
 from orthus_jax.config import Config
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
-from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
 
 _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption
@@ -32,7 +28,7 @@ def _parser() -> common.Parser:
       description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument("run", type=files.user_path, metavar="RUN", help="a run's directory, or one of its checkpoints")
+  parser.add_argument("run", type=paths.user_path, metavar="RUN", help="a run's directory, or one of its checkpoints")
   parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
   parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
@@ -46,8 +42,9 @@ def _parser() -> common.Parser:
   limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
   sampling.add_options(parser)
   parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
-  parser.add_argument("--data", type=files.user_path, metavar="DIR", help="where the prepared data set lies; default as in training")
-  parser.add_argument("--out", type=files.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
+  parser.add_argument("--data", type=paths.user_path, metavar="DIR",
+                      help="where the prepared data set lies; default as in training")  # fmt: skip
+  parser.add_argument("--out", type=paths.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
   return parser
 
@@ -81,10 +78,9 @@ def main(argv: Sequence[str]) -> int:
   model = model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
-  with _bar() as progress:
-    result = shapes.evaluate(
-        model, documents, limits=limits, sampling=how, seed=options.seed, progress=progress
-    )
+  result = shapes.evaluate(
+      model, documents, limits=limits, sampling=how, seed=options.seed, progress=bar("evaluating")
+  )
   record = {
       "benchmark": options.benchmark, "split": options.split, "step": step, "seed": options.seed,
       "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(how), **result.to_json(),
@@ -107,9 +103,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _check(folder: Path) -> None:
   """Ahead of the work, so that a bad place is told at once."""
-  files.check_writable(folder, option="--out")
+  paths.check_writable(folder, option="--out")
   for name in ("evaluation.json", "worst.html"):
-    files.check_writable(folder / name, option="--out", file=True)
+    paths.check_writable(folder / name, option="--out", file=True)
 
 
 def _data_config(config: Config, path: str | None) -> Config:
@@ -118,15 +114,3 @@ def _data_config(config: Config, path: str | None) -> Config:
   return dataclasses.replace(
       config, data=dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
   )
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-  """A progress bar that is told (done, in all)."""
-  with tqdm.tqdm(desc="evaluating", unit=" responses", file=sys.stderr, dynamic_ncols=True) as bar:
-
-    def progress(done: int, in_all: int) -> None:
-      bar.total = in_all
-      bar.update(done - bar.n)
-
-    yield progress

@@ -13,11 +13,12 @@ from typing import Any
 from orthus_jax.commands import common, sampling
 from orthus_jax.config.ranges import Range
 from orthus_jax.config.sampling import with_fields
+from orthus_jax.config.typed import is_text
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, interleaved
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import check_writable, user_path
 from orthus_jax.inference import output_files
+from orthus_jax.paths import check_writable, user_path
 
 _EXAMPLES = """examples:
   orthus generate runs/shapes --prompt="draw a red circle" --respond=image --out=red.png
@@ -41,19 +42,21 @@ def _parser() -> common.Parser:
   add = parser.add_argument
   add("model", type=user_path, help="a run's directory, one of its checkpoints, or a Hugging Face directory")
   add("--prompt", default="", help="the text: a caption, a question, an instruction, the opening of a story")
-  add("--image", type=user_path, action="append", default=[], metavar="FILE", help="a picture that the prompt is about; repeatable")
+  add("--image", type=user_path, action="append", default=[], metavar="FILE",
+      help="a picture that the prompt is about; repeatable")
   add("--respond", choices=("auto", "image", "text"), default="auto",
       help="draw one picture, answer in text alone, or let the model decide (default)")
   add("--out", type=user_path, default="", metavar="PATH",
       help="FILE.png for one picture, FILE.md or FILE.html for text with pictures, else a directory of pictures")
   add("--count", type=common.number(int, Range(1, 2**20)), default=1, help="how many responses, each with a seed of its own")
   add("--seed", type=common.number(int, _SEEDS), default=0, help="of the first response; each next one has the next seed")
-  add("--max-images", type=common.number(int, Range(0, 2**20)), metavar="N", help="pictures at most where the model decides; room is kept for all of them"
-      " beside --max-new-tokens of text")  # fmt: skip
+  add("--max-images", type=common.number(int, Range(0, 2**20)), metavar="N",
+      help="pictures at most where the model decides; room is kept for them beside --max-new-tokens of text")  # fmt: skip
   add("--requests", type=user_path, default="", metavar="FILE",
       help="a JSON object a line, \"-\" for standard input, in the place of a prompt; results go to --out=DIR as they"
       " finish, and what is there already isn't done again")  # fmt: skip
-  add("--batch-size", type=common.number(int, Range(1, 2**16)), default=32, metavar="N", help="how many are answered at once; default 32")
+  add("--batch-size", type=common.number(int, Range(1, 2**16)), default=32, metavar="N",
+      help="how many are answered at once; default 32")
   add("--preview", type=common.number(int, Range(0, 2**20)), default=0, metavar="ROWS",
       help="show each picture on its way, as NAME.preview.png, every so many rows of patches")  # fmt: skip
   add("--json", action="store_true", help="print what was made as JSON")
@@ -75,6 +78,8 @@ def main(argv: Sequence[str]) -> int:
   out = Path(args.out) if args.out else None
   if out and out.suffix == ".png" and args.count > 1:
     raise BadRequest("--out names one picture, but --count asks for several: give a directory")
+  if not is_text(args.prompt):
+    raise BadRequest(f"--prompt={args.prompt!r} isn't a text in UTF-8")
   output_files.check(out)
   pictures, text = [images_lib.load_image(file) for file in args.image], args.prompt.strip()
   segments = interleaved(text if "<image>" in text else "<image>" * len(pictures) + text, pictures).segments

@@ -14,7 +14,7 @@ from orthus_jax.commands import common
 from orthus_jax.config.command_line import read_config
 from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.paths import user_path
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
                    [--search | --generate=ROWS] [--whole] [--against=FILE] [--json] [--debug]
@@ -156,7 +156,7 @@ def _say(line: str) -> None:
 
 def _read(path: str) -> dict:
   try:
-    return json.loads(Path(user_path(path)).read_text(encoding="utf-8"))
+    return json.loads(Path(user_path(path)).read_text(encoding="utf-8-sig"))
   except OSError as e:
     raise BadRequest(f"--against={path} can't be read: {e.strerror}") from e
   except ValueError as e:

@@ -11,7 +11,7 @@ from orthus_jax.commands import common
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import check_writable, user_path
+from orthus_jax.paths import check_writable, user_path
 from orthus_jax.progress import bar
 
 _Images = Literal["pixels", "jpeg", "features"]

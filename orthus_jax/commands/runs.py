@@ -10,7 +10,7 @@ from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.paths import user_path
 
 _EXAMPLES = """examples:
   orthus runs                     those under runs/

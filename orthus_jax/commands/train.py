@@ -14,8 +14,8 @@ from orthus_jax import errors
 from orthus_jax.commands import common
 from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.files import check_writable
 from orthus_jax.parallel import processes
+from orthus_jax.paths import check_writable
 
 _log = logging.getLogger("orthus_jax.train")
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.paths import user_path
 
 _PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
 

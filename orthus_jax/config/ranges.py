@@ -6,7 +6,6 @@ Bounds keep arithmetic finite in float32 and sizes within int32; they are wider 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import typing
 from typing import Annotated, Any
 
@@ -45,6 +44,7 @@ class Range:
     return f"{low} {_number(self.low)} and {high} {_number(self.high)}{also}" + (f"; {self.note}" if self.note else "")
 
 
+_HINTS: dict[type, dict[str, Any]] = {}  # reading them takes a while
 MAX_INT = 2**31 - 1  # of int32, which jax counts in
 Count = Annotated[int, Range(1, MAX_INT)]
 Whole = Annotated[int, Range(0, MAX_INT)]
@@ -65,7 +65,7 @@ def check(section: Any, where: str) -> None:
   Raises:
     BadRequest: on one out of its field's range.
   """
-  for name, hint in _hints(type(section)).items():
+  for name, hint in hints(type(section)).items():
     value = getattr(section, name)
     for found, number in numbers(hint, value):
       if found is not None and number not in found:
@@ -75,7 +75,7 @@ def check(section: Any, where: str) -> None:
 
 def of(section: type, field: str) -> tuple[type, Range]:
   """(int or float, its range) of a field that holds one number."""
-  kind, *marks = typing.get_args(_hints(section)[field])
+  kind, *marks = typing.get_args(hints(section)[field])
   return kind, next(m for m in marks if isinstance(m, Range))
 
 
@@ -94,9 +94,11 @@ def numbers(hint: Any, value: Any) -> typing.Iterator[tuple[Range | None, Any]]:
       yield from numbers(kind, item)
 
 
-@functools.cache
-def _hints(section: type) -> dict[str, Any]:
-  return typing.get_type_hints(section, include_extras=True)
+def hints(section: type) -> dict[str, Any]:
+  """A config class's fields with their types and what these declare."""
+  if section not in _HINTS:
+    _HINTS[section] = typing.get_type_hints(section, include_extras=True)
+  return _HINTS[section]
 
 
 def shown(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from orthus_jax.config import ranges
 from orthus_jax.config.ranges import Count, Range, Share
-from orthus_jax.config.typed import from_dict, require, to_dict
+from orthus_jax.config.typed import from_dict, is_text, require, to_dict
 
 _Scale = Annotated[float, Range(0, 1e4, note="1 turns guidance off")]
 
@@ -53,6 +53,7 @@ class SamplingConfig:
 
   def __post_init__(self):
     ranges.check(self, "sampling")
+    require(is_text(self.unconditional_prompt), "sampling.unconditional_prompt isn't a text (a lone surrogate)")
     low, high = self.guidance_interval
     require(low <= high, f"sampling.guidance_interval={self.guidance_interval} must be (low, high)")
 

@@ -10,9 +10,10 @@ import types
 import typing
 from typing import Annotated, Any, Literal, TypeVar
 
+from orthus_jax.config import ranges
 from orthus_jax.config.ranges import shown
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import user_path
+from orthus_jax.paths import user_path
 
 PATH = object()  # marks a field
 UserPath = Annotated[str, PATH]  # a path, whose ~ is expanded as it is read
@@ -24,6 +25,15 @@ def require(condition: bool, message: str) -> None:
     raise BadRequest(message)
 
 
+def is_text(text: str) -> bool:
+  """Whether it can be written as UTF-8: JSON and command lines can bring half a character, or bytes that are none."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 T = TypeVar("T")
 
 
@@ -33,7 +43,7 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config")
   Raises:
     BadRequest: on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
   """
-  hints = typing.get_type_hints(cls, include_extras=True)
+  hints = ranges.hints(cls)
   unknown = [k for k in values if k not in hints]
   if unknown:
     near = difflib.get_close_matches(unknown[0], hints, n=1, cutoff=0.0)

@@ -10,7 +10,7 @@ from pathlib import Path
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import check_writable
+from orthus_jax.paths import check_writable
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
