@@ -12,6 +12,7 @@ import shutil
 import tempfile
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import user_path
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 
@@ -19,7 +20,7 @@ ASSETS = Path(__file__).resolve().parent / "assets"
 def cache_dir() -> Path:
   """Where made data sets and compiled programs are kept: $ORTHUS_CACHE, else under the user's cache directory."""
   base = os.environ.get("ORTHUS_CACHE")
-  return Path(base) if base else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "orthus_jax"
+  return Path(user_path(base or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "orthus_jax")))
 
 
 def write_text(path: Path, text: str) -> None:

@@ -47,6 +47,10 @@ def refused(argv, capsys, tmp_path=None) -> str:
         (["--config.run.init_from=(('', 'no.npz'),)"], "no.npz can't be read as named arrays"),
         (["--config.run.init_from=(('', 'nowhere'),)"], "nowhere"),
         (["--config.run.steps"], "lacks a value"),
+        (["--config.run={'steps': 2}"], "is a section: override its fields, such as --config.run.batch_size=VALUE"),
+        (["--config.model.vision_tokenizer.pixels=None"], "such as --config.model.vision_tokenizer.pixels.mean=VALUE"),
+        (["--config.model="], "--config.model is a section"),
+        (["-config.sampling=()"], "--config.sampling is a section"),
         (["--wrkdir=x"], "the nearest is --workdir"),
         (["stray"], "unexpected argument 'stray'"),
     ],
@@ -100,6 +104,11 @@ def test_overrides_reach_every_field():
       [SHAPES, "--config.model.diffusion.draws=2", "--config.optimizer.trainable=('a','b')", "--config.data.split=test"]
   )
   assert config.model.diffusion.draws == 2 and config.optimizer.trainable == ("a", "b") and config.data.split == "test"
+
+
+def test_nothing_is_an_empty_list():
+  config, _ = read_config([SHAPES, "--config.optimizer.trainable=", "--config.run.init_from=", "--config.data.kinds="])
+  assert config.optimizer.trainable == config.run.init_from == config.data.kinds == ()
 
 
 @pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes.py:long", "shapes_tokenizer.py", "folder.py"])

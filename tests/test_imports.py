@@ -10,9 +10,9 @@ import orthus_jax
 
 ROOT = Path(orthus_jax.__file__).parent
 LEVEL = {
-    "errors": 0, "files": 1, "lock": 2, "lock_record": 1, "progress": 1, "config": 2, "diffusion": 3, "parallel": 3,
-    "models": 4, "data": 4, "interop": 5, "training": 6, "inference": 7, "evaluation": 8, "planning": 8, "serving": 9,
-    "launching": 9, "training_run": 9, "commands": 10, "cli": 11, "__init__": 12,
+    "errors": 0, "paths": 1, "files": 2, "lock": 3, "lock_record": 2, "progress": 2, "config": 3, "diffusion": 4,
+    "parallel": 4, "models": 5, "data": 5, "interop": 6, "training": 7, "inference": 8, "evaluation": 9, "planning": 9,
+    "serving": 10, "launching": 10, "training_run": 10, "commands": 11, "cli": 12, "__init__": 13,
 }  # fmt: skip
 APART = {("models", "data"), ("data", "models"), ("evaluation", "planning"), ("planning", "evaluation")}
 

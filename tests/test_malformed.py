@@ -83,7 +83,11 @@ def means(given: str, value, default) -> bool:
     return float(given) == value and math.isfinite(value)
   if isinstance(default, str):
     return value == given
-  wanted, found = ast.literal_eval(given), json.loads(json.dumps(value))
+  try:
+    wanted = ast.literal_eval(given)
+  except (ValueError, SyntaxError):  # a word, or nothing
+    wanted = [given] if given else []
+  found = json.loads(json.dumps(value))
   wanted = json.loads(json.dumps(wanted if isinstance(wanted, (tuple, list)) else [wanted]))
   return wanted == found or repr(wanted) == repr(found)
 
@@ -103,6 +107,8 @@ def test_options_are_taken_as_given_or_refused(tmp_path, monkeypatch, capsys):
   @run_many(OVERRIDES)
   @given(st.lists(options(), min_size=1, max_size=2))
   @example(["--\n"])
+  @example(["--config.optimizer.trainable="])
+  @example(["--config.run.init_from="])
   def check(argv):
     taken.clear()
     status = cli.main(["train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", *argv])

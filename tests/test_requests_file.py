@@ -39,7 +39,7 @@ def test_every_line_gets_its_record(model, tmp_path):
       (b'{"id": "x3", "prompt": "red", "solver": "euler"}', "choose one of ddim, dpm, ddpm"),
       (b'{"id": "x4", "prompt": "red", "steps": 0}', "must be at least 1"),
       (b'{"id": "x5", "prompt": "red", "steps": 5000}', "at most 1000"),
-      (b'{"id": "x6", "prompt": "red", "guidance": -1}', "guidance must not be negative"),
+      (b'{"id": "x6", "prompt": "red", "guidance": -1}', "guidance=-1.0 must be at least 0"),
       (b'{"id": "x7", "prompt": "red", "gidance": 1}', "the nearest is 'guidance'"),
       (b'{"id": "x8", "prompt": "red", "max_images": 40}', "don't fit"),
       (b'{"id": "x9", "prompt": " "}', "nothing to go by"),
@@ -50,10 +50,17 @@ def test_every_line_gets_its_record(model, tmp_path):
       (b'{"id": "xe", "prompt": "' + b"red " * 300 + b'"}', "shorten the prompt"),
       (b'{"id": "xf", "prompt": "red", "images": [3]}', "must be a list of files"),
       (b'{"id": true, "prompt": "red"}', "id=True must be"),
+      (b'{"id": "half \\udc41", "prompt": "red"}', "line 23: 'id' isn't a text"),
+      (b'{"id": "xg", "prompt": "red", "images": ["\\ud800.png"]}', "'images' isn't a text"),
+      (b'{"id": "xh", "prompt": "red", "unconditional_prompt": "\\ud800"}', "'unconditional_prompt' isn't a text"),
+      (b'{"id": "xi", "prompt": "red", "\\ud800": 1}', "isn't a text"),
+      (b'{"id": "xj", "prompt": "red", "temperature": 1e999}', "is not a finite number"),
+      (b'{"id": "xk", "prompt": "red", "steps": 99999999999999999999}', "sampling.steps=99999999999999999999 must be"),
+      (b'{"id": "xl", "prompt": "red", "max_images": 99999999999999999999}', "don't fit"),
       (b'{"prompt": "blue", "respond": "image"}', ""),
   ]  # fmt: skip
   file = tmp_path / "requests.jsonl"
-  file.write_bytes(b"\n".join(row for row, _ in rows) + b"\n\n")
+  file.write_bytes(b"\xef\xbb\xbf" + b"\n".join(row for row, _ in rows) + b"\n\n")  # a mark, as Windows' editors write
   counts = serve(model, file, tmp_path / "out")
   assert counts["requests"] == len(rows) and counts["finished"] == 3 and counts["failed"] == len(rows) - 3
   found = (tmp_path / "out" / "results.jsonl").read_text().splitlines()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 import ctypes
 import logging
 import os
+from pathlib import Path
 import sys
 import warnings
 
+from orthus_jax.config import Config
+from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import cache_dir
+from orthus_jax.paths import check_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,6 +23,35 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str):
     raise BadRequest(f"{message} (`{self.prog} --help` lists the options)")
+
+
+def number(kind: type[int] | type[float], within: Range) -> Callable[[str], int | float]:
+  """A number of an option, for argparse's `type`; what lies outside its range is refused as the line is parsed."""
+
+  def read(text: str) -> int | float:
+    try:
+      value = kind(text)
+    except ValueError:
+      what = "whole number" if kind is int else "number"
+      raise argparse.ArgumentTypeError(f"{shown(text)} is no {what}") from None
+    if value not in within:
+      raise argparse.ArgumentTypeError(f"{shown(value)} must be {within}")
+    return value
+
+  return read
+
+
+def check_data_place(config: Config) -> None:
+  """Sees ahead that the built-in world, which is made where it isn't there, can be.
+
+  Raises:
+    BadRequest: if it can't.
+  """
+  if config.data.source == "shapes" and not os.path.isdir(config.data.path or cache_dir() / "datasets"):
+    if config.data.path:
+      check_writable(Path(config.data.path), option="data.path")
+    else:
+      check_writable(cache_dir(), option="$ORTHUS_CACHE")
 
 
 class _ToStderr(logging.Handler):

@@ -14,7 +14,9 @@ import time
 import tqdm
 
 from orthus_jax.commands import common
+from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import check_writable, user_path
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.
@@ -47,16 +49,17 @@ def _parser() -> common.Parser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   add = parser.add_argument
-  add("--from", dest="source", required=True, metavar="DIR",
+  add("--from", dest="source", type=user_path, required=True, metavar="DIR",
       help="a Hugging Face directory; or a run's directory or one of its checkpoints (averaged parameters where it has some)")
-  add("--to", dest="target", required=True, metavar="DIR", help="made by the conversion; it must not exist yet")
+  add("--to", dest="target", type=user_path, required=True, metavar="DIR", help="made by the conversion; it must not exist yet")
   add("--format", choices=("native", "huggingface"), help="of --to; default: the other one than that of --from")
   add("--dtype", choices=("keep", "float32", "bfloat16"), default="keep",
       help="of every array; default keep, whatever each is stored in")
-  add("--decoder", default="", metavar="FILE",
+  add("--decoder", type=user_path, default="", metavar="FILE",
       help="a safetensors file with the VQGAN's decoder.* and post_quant_conv.*, with or without a prefix")
-  add("--seed", type=int, default=0, help="of a fresh diffusion head; default 0")
-  add("--shard-size", type=float, default=5.0, metavar="GB", help="largest file of a Hugging Face directory; default 5")
+  add("--seed", type=common.number(int, SEED), default=0, help="of a fresh diffusion head; default 0")
+  add("--shard-size", type=common.number(float, Range(1e-6, 1e6)), default=5.0, metavar="GB",
+      help="largest file of a Hugging Face directory; default 5")
   add("--json", action="store_true", help="print what was done as JSON")
   return parser
 
@@ -74,10 +77,9 @@ def main(argv: Sequence[str]) -> int:
   form = options.format or ("native" if published else "huggingface")
   if published == (form == "huggingface"):
     raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
-  if options.shard_size <= 0:
-    raise BadRequest(f"--shard-size={options.shard_size} must be above 0")
   if options.decoder and form == "huggingface":
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
+  check_writable(target.parent, option="--to")
   with _bar() as progress:
     if form == "native":
       result = import_huggingface.to_native(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-import contextlib
+from collections.abc import Sequence
 import dataclasses
 import json
 from pathlib import Path
-import sys
 
-import tqdm
-
-from orthus_jax import files
+from orthus_jax import files, paths
 from orthus_jax.commands import common, sampling
 from orthus_jax.config import Config
+from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
-from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
 
 _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption
@@ -31,21 +28,23 @@ def _parser() -> common.Parser:
       description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
-  parser.add_argument("run", metavar="RUN", help="a run's directory, or one of its checkpoints")
+  parser.add_argument("run", type=paths.user_path, metavar="RUN", help="a run's directory, or one of its checkpoints")
   parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
   parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
+  some = common.number(int, Range(0, 2**31 - 1))
   limits = parser.add_argument_group("how much (default: the whole split)")
-  limits.add_argument("--captions-per-tag", type=int, metavar="N", help="captions of each GenEval tag to draw")
-  limits.add_argument("--samples", type=int, metavar="N", help="pictures a caption; default 4")
-  limits.add_argument("--questions", type=int, metavar="N", help="pictures to ask all their questions about")
-  limits.add_argument("--captions", type=int, metavar="N", help="pictures to describe")
-  limits.add_argument("--edits", type=int, metavar="N", help="pictures to edit")
-  limits.add_argument("--stories", type=int, metavar="N", help="stories to tell")
+  limits.add_argument("--captions-per-tag", type=some, metavar="N", help="captions of each GenEval tag to draw")
+  limits.add_argument("--samples", type=common.number(int, Range(1, 2**20)), metavar="N", help="pictures a caption; default 4")
+  limits.add_argument("--questions", type=some, metavar="N", help="pictures to ask all their questions about")
+  limits.add_argument("--captions", type=some, metavar="N", help="pictures to describe")
+  limits.add_argument("--edits", type=some, metavar="N", help="pictures to edit")
+  limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
   sampling.add_options(parser)
-  parser.add_argument("--seed", type=int, default=0, help="of all draws; default 0")
-  parser.add_argument("--data", metavar="DIR", help="where the prepared data set lies; default as in training")
-  parser.add_argument("--out", metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
+  parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
+  parser.add_argument("--data", type=paths.user_path, metavar="DIR",
+                      help="where the prepared data set lies; default as in training")  # fmt: skip
+  parser.add_argument("--out", type=paths.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
   return parser
 
@@ -53,6 +52,9 @@ def _parser() -> common.Parser:
 def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
   options = _parser().parse_args(argv)
+  given = sampling.given(options)
+  if options.out:
+    _check(Path(options.out))
   common.initialize()
 
   from orthus_jax.data.sources import registry as sources
@@ -71,20 +73,21 @@ def main(argv: Sequence[str]) -> int:
   name = f"{options.benchmark}-{options.split}"
   if Path(options.run).absolute() != run:
     name += f"-{step}"  # one checkpoint of several
-  out = _make_folder(Path(options.out) if options.out else run / "evaluations" / name)
+  out = Path(options.out) if options.out else run / "evaluations" / name
+  _check(out)
   model = model_lib.load(options.run)
-  how = with_fields(model.config.sampling, sampling.given(options))
+  how = with_fields(model.config.sampling, given)
   documents = sources.open_source(_data_config(model.config, options.data), options.split)
-  with _bar() as progress:
-    result = shapes.evaluate(
-        model, documents, limits=limits, sampling=how, seed=options.seed, progress=progress
-    )
+  result = shapes.evaluate(
+      model, documents, limits=limits, sampling=how, seed=options.seed, progress=bar("evaluating")
+  )
   record = {
       "benchmark": options.benchmark, "split": options.split, "step": step, "seed": options.seed,
       "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(how), **result.to_json(),
       "versions": checkpoint.versions(),
   }  # fmt: skip
   text = json.dumps(record, indent=2) + "\n"
+  out.mkdir(parents=True, exist_ok=True)
   files.write_text(out / "evaluation.json", text)
   report.write_worst(
       out / "worst.html", result=result, title=f"{run.name}: worst cases",
@@ -98,13 +101,11 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _make_folder(folder: Path) -> Path:
-  """Made before the work, so that a bad place is told at once."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as e:
-    raise BadRequest(f"can't write to {folder} ({e.strerror}): choose another --out") from e
-  return folder
+def _check(folder: Path) -> None:
+  """Ahead of the work, so that a bad place is told at once."""
+  paths.check_writable(folder, option="--out")
+  for name in ("evaluation.json", "worst.html"):
+    paths.check_writable(folder / name, option="--out", file=True)
 
 
 def _data_config(config: Config, path: str | None) -> Config:
@@ -113,15 +114,3 @@ def _data_config(config: Config, path: str | None) -> Config:
   return dataclasses.replace(
       config, data=dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
   )
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-  """A progress bar that is told (done, in all)."""
-  with tqdm.tqdm(desc="evaluating", unit=" responses", file=sys.stderr, dynamic_ncols=True) as bar:
-
-    def progress(done: int, in_all: int) -> None:
-      bar.total = in_all
-      bar.update(done - bar.n)
-
-    yield progress

@@ -8,13 +8,17 @@ import json
 from pathlib import Path
 import sys
 import time
+from typing import Any
 
 from orthus_jax.commands import common, sampling
+from orthus_jax.config.ranges import Range
 from orthus_jax.config.sampling import with_fields
+from orthus_jax.config.typed import is_text
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, interleaved
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import output_files
+from orthus_jax.paths import check_writable, user_path
 
 _EXAMPLES = """examples:
   orthus generate runs/shapes --prompt="draw a red circle" --respond=image --out=red.png
@@ -25,6 +29,8 @@ a request is a line such as
   {"prompt": "<image> What colour is it?", "images": ["red.png"]}
 """
 
+_SEEDS = Range(-(2**31), 2**31 - 1)  # a row's is an int32
+
 
 def _parser() -> common.Parser:
   parser = common.Parser(
@@ -34,22 +40,24 @@ def _parser() -> common.Parser:
       epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   add = parser.add_argument
-  add("model", help="a run's directory, one of its checkpoints, or a Hugging Face directory")
+  add("model", type=user_path, help="a run's directory, one of its checkpoints, or a Hugging Face directory")
   add("--prompt", default="", help="the text: a caption, a question, an instruction, the opening of a story")
-  add("--image", action="append", default=[], metavar="FILE", help="a picture that the prompt is about; repeatable")
+  add("--image", type=user_path, action="append", default=[], metavar="FILE",
+      help="a picture that the prompt is about; repeatable")
   add("--respond", choices=("auto", "image", "text"), default="auto",
       help="draw one picture, answer in text alone, or let the model decide (default)")
-  add("--out", default="", metavar="PATH",
+  add("--out", type=user_path, default="", metavar="PATH",
       help="FILE.png for one picture, FILE.md or FILE.html for text with pictures, else a directory of pictures")
-  add("--count", type=int, default=1, help="how many responses, each with a seed of its own")
-  add("--seed", type=int, default=0)
-  add("--max-images", type=int, metavar="N", help="pictures at most where the model decides; room is kept for all of them"
-      " beside --max-new-tokens of text")  # fmt: skip
-  add("--requests", default="", metavar="FILE",
+  add("--count", type=common.number(int, Range(1, 2**20)), default=1, help="how many responses, each with a seed of its own")
+  add("--seed", type=common.number(int, _SEEDS), default=0, help="of the first response; each next one has the next seed")
+  add("--max-images", type=common.number(int, Range(0, 2**20)), metavar="N",
+      help="pictures at most where the model decides; room is kept for them beside --max-new-tokens of text")  # fmt: skip
+  add("--requests", type=user_path, default="", metavar="FILE",
       help="a JSON object a line, \"-\" for standard input, in the place of a prompt; results go to --out=DIR as they"
       " finish, and what is there already isn't done again")  # fmt: skip
-  add("--batch-size", type=int, default=32, metavar="N", help="how many are answered at once; default 32")
-  add("--preview", type=int, default=0, metavar="ROWS",
+  add("--batch-size", type=common.number(int, Range(1, 2**16)), default=32, metavar="N",
+      help="how many are answered at once; default 32")
+  add("--preview", type=common.number(int, Range(0, 2**20)), default=0, metavar="ROWS",
       help="show each picture on its way, as NAME.preview.png, every so many rows of patches")  # fmt: skip
   add("--json", action="store_true", help="print what was made as JSON")
   sampling.add_options(parser)
@@ -60,17 +68,19 @@ def main(argv: Sequence[str]) -> int:
   """Generates responses to one prompt."""
   args = _parser().parse_args(argv)
   begin = time.monotonic()
-  if args.batch_size < 1 or args.preview < 0:
-    raise BadRequest(f"--batch-size={args.batch_size} must be at least 1, and --preview={args.preview} at least 0")
+  chosen = sampling.given(args)
   if args.requests:
-    return _serve(args)
+    return _serve(args, chosen)
   if not args.prompt.strip() and not args.image:
     raise BadRequest("nothing to go by: give --prompt, --image or both, or --requests")
-  if args.count < 1:
-    raise BadRequest(f"--count={args.count} must be at least 1")
+  if args.seed + args.count - 1 not in _SEEDS:
+    raise BadRequest(f"--seed={args.seed} with --count={args.count} runs beyond seeds of {_SEEDS}")
   out = Path(args.out) if args.out else None
   if out and out.suffix == ".png" and args.count > 1:
     raise BadRequest("--out names one picture, but --count asks for several: give a directory")
+  if not is_text(args.prompt):
+    raise BadRequest(f"--prompt={args.prompt!r} isn't a text in UTF-8")
+  output_files.check(out)
   pictures, text = [images_lib.load_image(file) for file in args.image], args.prompt.strip()
   segments = interleaved(text if "<image>" in text else "<image>" * len(pictures) + text, pictures).segments
 
@@ -80,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
   from orthus_jax.inference.responses import Finished, Preview, TextPiece
 
   model = model_lib.load(args.model)
-  how = with_fields(model.config.sampling, sampling.given(args))
+  how = with_fields(model.config.sampling, chosen)
   requests = [
       Request(Document(tuple(segments)), respond=args.respond, seed=seed, sampling=how, max_images=args.max_images)
       for seed in range(args.seed, args.seed + args.count)
@@ -120,7 +130,7 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _serve(args: argparse.Namespace) -> int:
+def _serve(args: argparse.Namespace, chosen: dict[str, Any]) -> int:
   """Answers a file of requests."""
   if args.prompt or args.image or args.count != 1 or args.max_images is not None:
     raise BadRequest("--requests says what is asked: leave --prompt, --image, --count and --max-images out")
@@ -128,11 +138,13 @@ def _serve(args: argparse.Namespace) -> int:
     raise BadRequest("--requests needs --out=DIR, a directory for results.jsonl and pictures")
   if args.requests != "-" and not Path(args.requests).is_file():
     raise BadRequest(f"--requests={args.requests} is no file")
+  check_writable(Path(args.out), option="--out")
+  check_writable(Path(args.out) / "results.jsonl", option="--out", file=True)
   common.initialize()
   from orthus_jax.inference import model as model_lib, requests_file
 
   model = model_lib.load(args.model)
-  base = with_fields(model.config.sampling, sampling.given(args))
+  base = with_fields(model.config.sampling, chosen)
   counts = requests_file.serve(
       model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
       preview_rows=args.preview, quiet=args.json,

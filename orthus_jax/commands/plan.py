@@ -12,7 +12,9 @@ from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.config.command_line import read_config
+from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import user_path
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
                    [--search | --generate=ROWS] [--whole] [--against=FILE] [--json] [--debug]
@@ -63,10 +65,10 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
   return own, rest
 
 
-def _number(own: dict[str, str], name: str, default: int) -> int:
+def _number(own: dict[str, str], name: str, default: int, *, most: int = 2**20) -> int:
   value = own.get(name, str(default))
-  if not re.fullmatch(r"\d+", value) or int(value) < 1:
-    raise BadRequest(f"--{name}={value} must be a whole number of at least 1")
+  if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) not in Range(1, most):
+    raise BadRequest(f"--{name}={shown(value)} must be a whole number of {Range(1, most)}")
   return int(value)
 
 
@@ -115,7 +117,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("a plan writes nothing: leave out --workdir")
   if "topology" not in own:
     raise BadRequest("no --topology: say for which devices, such as --topology=v5e:16x16")
-  topology = hardware.parse(own["topology"], _number(own, "slices", 1))
+  topology = hardware.parse(own["topology"], _number(own, "slices", 1, most=4096))
   other = _read(own["against"]) if "against" in own else None
   from orthus_jax.planning import generator, report, report_text, search
 
@@ -154,7 +156,7 @@ def _say(line: str) -> None:
 
 def _read(path: str) -> dict:
   try:
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    return json.loads(Path(user_path(path)).read_text(encoding="utf-8-sig"))
   except OSError as e:
     raise BadRequest(f"--against={path} can't be read: {e.strerror}") from e
   except ValueError as e:

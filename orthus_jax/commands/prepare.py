@@ -12,6 +12,7 @@ from orthus_jax.commands import common
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import check_writable, user_path
 from orthus_jax.progress import bar
 
 _Images = Literal["pixels", "jpeg", "features"]
@@ -41,9 +42,13 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest(f"--images={images}: choose one of {', '.join(_IMAGES)}")
   if "--images" in own and not own.get("--out"):
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
+  folder = Path(user_path(own["--out"])) if own.get("--out") else None
+  if folder is not None:
+    check_writable(folder, option="--out")
+  common.check_data_place(config)
   common.initialize(verbose=True)
-  if own.get("--out"):
-    return _lay_out(config, Path(own["--out"]), images)
+  if folder is not None:
+    return _lay_out(config, folder, images)
   splits = ("train", "validation", "test") if config.data.source == "shapes" else (config.data.split,)
   for split in splits:
     source = sources.open_source(config, split)

@@ -10,6 +10,7 @@ from typing import Any
 
 from orthus_jax.commands import common
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import user_path
 
 _EXAMPLES = """examples:
   orthus runs                     those under runs/
@@ -30,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   nargs: dict[str, Any] = {} if verify else {"nargs": "?", "default": "runs"}
-  parser.add_argument("directory", metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
+  parser.add_argument("directory", type=user_path, metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
   parser.add_argument("--json", action="store_true", help="print JSON")
   options = parser.parse_args(argv[1:] if verify else argv)
   place = Path(options.directory)

@@ -15,6 +15,7 @@ from orthus_jax.commands import common
 from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.parallel import processes
+from orthus_jax.paths import check_writable
 
 _log = logging.getLogger("orthus_jax.train")
 
@@ -57,6 +58,8 @@ def main(argv: Sequence[str]) -> int:
   if not options["workdir"]:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
   workdir = Path(options["workdir"])
+  check_writable(workdir, option="--workdir")
+  common.check_data_place(config)
   processes.initialize(**options["joining"])
   common.initialize(verbose=True)
   common.keep_memory()

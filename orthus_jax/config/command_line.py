@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import user_path
 
 _PROCESS_FLAGS = ("--coordinator", "--processes", "--process_id", "--join_timeout")
 
@@ -25,7 +26,7 @@ def load_config(spec: str) -> Config:
     BadRequest: on a missing or broken file, an unknown field or a wrong type.
   """
   file, colon, argument = spec.partition(":")
-  path = Path(file)
+  path = Path(user_path(file))
   if not path.is_file():
     raise BadRequest(f"there is no config file {file!r}; configs/ has some")
   module_spec = importlib.util.spec_from_file_location(f"orthus_config_{path.stem}", path)
@@ -60,6 +61,7 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS]
   names += _flag_names(fields, "--config")
   tuples = {name for name in names if isinstance(_field(fields, name), tuple)}
+  sections = {name: node for name in names if isinstance(node := _field(fields, name), ConfigDict)}
   for a in argv:
     name = re.sub("^-+", "--", a.partition("=")[0])
     if not a.startswith("-"):
@@ -69,11 +71,15 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
       raise BadRequest(f"unknown {'field' if '.' in name else 'option'} {name}; the nearest is {near}")
     if "=" not in a and name != "--json":
       raise BadRequest(f"{a} lacks a value: write {a}=VALUE")
+    if name in sections and name != "--config":  # the library would set all of a section's other fields back
+      raise BadRequest(f"{name} is a section: override its fields, such as {name}.{next(iter(sections[name]))}=VALUE")
     if name in tuples and a.partition("=")[2].lstrip().startswith("{"):
       raise BadRequest(f"{a}: expected a list")  # a set or mapping would become one in silence
 
   # Of a field given twice the last counts; the library would join two lists.
   argv = list({re.sub("^-+", "--", a.partition("=")[0]): a for a in argv}.values())
+  # Nothing is an empty list; the library would make it a list of one empty text.
+  argv = [f"{a}()" if re.sub("^-+", "--", a[:-1]) in tuples and a.endswith("=") else a for a in argv]
   values = flags.FlagValues()
   try:
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["orthus", *argv])
@@ -90,7 +96,8 @@ def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
   except Exception as e:  # the library raises many kinds for values that it can't parse
     raise BadRequest(f"bad options: {str(e).splitlines()[0] if str(e) else type(e).__name__}") from e
   joining = {"coordinator": values.coordinator, "processes": values.processes, "process_id": values.process_id}
-  options = {"workdir": values.workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
+  workdir = user_path(values.workdir) if values.workdir else values.workdir
+  options = {"workdir": workdir, "json": values.json, "joining": joining | {"timeout": values.join_timeout}}
   return config, options
 
 

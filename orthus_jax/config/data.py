@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
-from orthus_jax.config.typed import require
+from orthus_jax.config import ranges
+from orthus_jax.config.ranges import Range, Share, Weight, Whole
+from orthus_jax.config.typed import UserPath, require
+
+_Weights = tuple[tuple[str, Weight], ...]
+_Images = Annotated[int, Range(1, 2**16)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,32 +48,28 @@ class DataConfig:
   """
 
   source: Literal["shapes", "folder", "tar", "prepared"] = "shapes"
-  path: str = ""
-  mixture: tuple[tuple[str, float], ...] = ()
+  path: UserPath = ""
+  mixture: tuple[tuple[UserPath, Annotated[float, Range(1e-6, 1e6)]], ...] = ()
   annotations: str = "metadata.jsonl"
   pairs: Literal["both", "to_image", "to_text"] = "both"
   split: str = "train"
-  documents: tuple[tuple[str, int], ...] = ()
-  kinds: tuple[tuple[str, float], ...] = ()
-  later_kinds: tuple[tuple[int, tuple[tuple[str, float], ...]], ...] = ()
-  sequence_length: int = 4096
-  images_per_row: int = 4
-  learnt_images_per_row: int = 4
-  caption_dropout: float = 0.1
-  text_length_power: float = 0.0
-  tokenizer: str = ""
+  documents: tuple[tuple[str, Whole], ...] = ()
+  kinds: _Weights = ()
+  later_kinds: tuple[tuple[Whole, _Weights], ...] = ()
+  sequence_length: Annotated[int, Range(1, 2**24)] = 4096
+  images_per_row: _Images = 4
+  learnt_images_per_row: _Images = 4
+  caption_dropout: Annotated[float, Range(0, 1, below=True)] = 0.1
+  text_length_power: Share = 0.0
+  tokenizer: UserPath = ""
   turns: Literal["sequence", "separate"] = "sequence"
   cache_features: bool = False
-  max_bad_share: float = 0.01
+  max_bad_share: Share = 0.01
 
   def __post_init__(self):
-    require(0 <= self.caption_dropout < 1, f"data.caption_dropout={self.caption_dropout} must lie in [0, 1)")
+    ranges.check(self, "data")
     require(
-        0 <= self.text_length_power <= 1, f"data.text_length_power={self.text_length_power} must lie in [0, 1]"
-    )
-    require(0 <= self.max_bad_share <= 1, f"data.max_bad_share={self.max_bad_share} must lie in [0, 1]")
-    require(
-        1 <= self.learnt_images_per_row <= self.images_per_row,
+        self.learnt_images_per_row <= self.images_per_row,
         f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",
     )
     steps = [0, *(step for step, _ in self.later_kinds)]
@@ -76,13 +77,11 @@ class DataConfig:
         all(a < b for a, b in zip(steps, steps[1:])), "data.later_kinds: steps must be above 0 and rise from pair to pair"
     )
     mixes = (self.kinds, *(kinds for _, kinds in self.later_kinds))
-    require(all(w >= 0 for kinds in mixes for _, w in kinds), "data.kinds: weights must not be negative")
-    require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds gives no document a weight above 0")
+    require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds or later_kinds gives no document a weight above 0")
     require(
         not self.mixture or (self.source == "prepared" and not self.path),
         "data.mixture is for data.source=prepared, in the place of data.path",
     )
-    require(all(w > 0 for _, w in self.mixture), "data.mixture: weights must be above 0")
     require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
     if self.source == "prepared":
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")

@@ -8,13 +8,15 @@ Defaults are the published 7B model's, as its released code runs it.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from orthus_jax.config import ranges
 from orthus_jax.config.data import DataConfig
 from orthus_jax.config.model import ModelConfig
 from orthus_jax.config.optimizer import OptimizerConfig
+from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight
 from orthus_jax.config.sampling import SamplingConfig
-from orthus_jax.config.typed import require
+from orthus_jax.config.typed import UserPath, require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +36,19 @@ class TokenizerLossConfig:
     revive_every: steps between replacements of codes that nobody used by fresh features.
   """
 
-  commitment: float = 0.25
-  codebook: float = 1.0
-  quantised_share: float = 0.5
-  noise: float = 0.0
-  whiten: float = 0.0
-  l1: float = 0.5
-  revive_every: int = 50
+  commitment: Weight = 0.25
+  codebook: Weight = 1.0
+  quantised_share: Share = 0.5
+  noise: Annotated[float, Range(0, 1e3)] = 0.0
+  whiten: Share = 0.0
+  l1: Share = 0.5
+  revive_every: Sometimes = 50
 
   def __post_init__(self):
-    require(0 <= self.whiten <= 1, f"tokenizer_loss.whiten={self.whiten} must lie in [0, 1]")
+    ranges.check(self, "tokenizer_loss")
+
+
+_Axis = Annotated[int, Range(1, 2**20, also=(-1,), note="-1 takes the rest")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +62,15 @@ class MeshConfig:
     context: positions are split.
   """
 
-  data: int = 1
-  fsdp: int = -1
-  tensor: int = 1
-  context: int = 1
+  data: _Axis = 1
+  fsdp: _Axis = -1
+  tensor: _Axis = 1
+  context: _Axis = 1
 
   def __post_init__(self):
-    sizes = dataclasses.astuple(self)
-    require(all(s == -1 or s >= 1 for s in sizes), f"mesh sizes {sizes} must be at least 1, or -1 for the rest")
-    require(sizes.count(-1) <= 1, f"mesh sizes {sizes}: only one axis can take the rest (-1)")
+    ranges.check(self, "mesh")
+    rest = [f"mesh.{name}" for name, size in dataclasses.asdict(self).items() if size == -1]
+    require(len(rest) <= 1, f"{' and '.join(rest)} are -1, but only one axis can take the rest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,39 +101,32 @@ class RunConfig:
     peak_tflops: a device's peak in 1e12 FLOP/s, which MFU is a share of; 0: the published one where it is known.
   """
 
-  steps: int = 1000
-  batch_size: int = 16
-  seed: int = 0
-  init_from: tuple[tuple[str, str], ...] = ()
-  resume_from: str = ""
-  log_every: int = 10
-  sample_every: int = 0
-  checkpoint_every: int = 0
-  keep_checkpoints: int = 2
-  keep_every: int = 0
-  keep_best: int = 0
-  max_skipped: int = 10
-  spike_deviations: float = 6.0
-  hang_timeout: float = 1800.0
+  steps: Count = 1000
+  batch_size: Annotated[int, Range(1, 2**24)] = 16
+  seed: Seed = 0
+  init_from: tuple[tuple[str, UserPath], ...] = ()
+  resume_from: UserPath = ""
+  log_every: Count = 10
+  sample_every: Sometimes = 0
+  checkpoint_every: Sometimes = 0
+  keep_checkpoints: Count = 2
+  keep_every: Sometimes = 0
+  keep_best: Sometimes = 0
+  max_skipped: Count = 10
+  spike_deviations: Annotated[float, Range(0, 1e6, note="0 turns it off")] = 6.0
+  hang_timeout: Annotated[float, Range(0, 1e9, note="0 turns it off")] = 1800.0
   report: bool = False
-  profile_steps: tuple[int, ...] = ()
+  profile_steps: tuple[Count, ...] = ()
   compiler_options: tuple[tuple[str, str], ...] = ()
-  peak_tflops: float = 0.0
+  peak_tflops: Annotated[float, Range(0, 1e9, note="0 means the published one")] = 0.0
 
   def __post_init__(self):
+    ranges.check(self, "run")
     first_last = self.profile_steps
     require(
-        not first_last or (len(first_last) == 2 and 1 <= first_last[0] <= first_last[1]),
+        not first_last or (len(first_last) == 2 and first_last[0] <= first_last[1]),
         f"run.profile_steps={first_last} must be (first, last) step, from 1, or empty",
     )
-    require(self.peak_tflops >= 0, f"run.peak_tflops={self.peak_tflops} must not be negative; 0 means the published one")
-    require(self.steps >= 1, f"run.steps={self.steps} must be at least 1")
-    require(self.batch_size >= 1, f"run.batch_size={self.batch_size} must be at least 1")
-    require(self.log_every >= 1, f"run.log_every={self.log_every} must be at least 1")
-    require(self.keep_checkpoints >= 1, f"run.keep_checkpoints={self.keep_checkpoints} must be at least 1")
-    require(self.max_skipped >= 1, f"run.max_skipped={self.max_skipped} must be at least 1")
-    for field in ("sample_every", "checkpoint_every", "keep_every", "keep_best", "spike_deviations", "hang_timeout"):
-      require(getattr(self, field) >= 0, f"run.{field}={getattr(self, field)} must not be negative; 0 turns it off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,14 +165,15 @@ class Config:
     )
     require(
         self.task == "orthus" or self.data.source != "prepared",
-        "task=vision_tokenizer reads pictures: set data.source to shapes or folder",
+        "task=vision_tokenizer reads pictures: set data.source to shapes, folder or tar",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
       require(
           self.data.sequence_length >= need,
           f"data.sequence_length={self.data.sequence_length} is too short for one image of"
-          f" {self.model.vision_tokenizer.patches} patches: set it to at least {need}",
+          f" {self.model.vision_tokenizer.patches} patches: set it to at least {need}"
+          " (model.vision_tokenizer's resolution and channel_multipliers say how many)",
       )
       require(
           self.data.sequence_length <= self.model.transformer.max_positions,

@@ -6,8 +6,10 @@ Defaults are the published 7B model's, as its released code runs it.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from orthus_jax.config import ranges
+from orthus_jax.config.ranges import Chunk, Layers, Range, Weight, Width
 from orthus_jax.config.typed import require
 from orthus_jax.config.vision import VisionEmbeddingConfig, VisionTokenizerConfig
 
@@ -50,40 +52,40 @@ class TransformerConfig:
     loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
   """
 
-  vocab_size: int = 65536
-  width: int = 4096
-  mlp_width: int = 11008
-  layers: int = 32
-  heads: int = 32
-  kv_heads: int = 32
-  head_dim: int = 128
-  max_positions: int = 4096
-  rope_theta: float = 10000.0
-  norm_eps: float = 1e-5
-  embedding_std: float = 0.02
+  vocab_size: Annotated[int, Range(1, 2**24)] = 65536
+  width: Width = 4096
+  mlp_width: Width = 11008
+  layers: Layers = 32
+  heads: Width = 32
+  kv_heads: Width = 32
+  head_dim: Annotated[int, Range(2, 2**16)] = 128
+  max_positions: Annotated[int, Range(1, 2**24)] = 4096
+  rope_theta: Annotated[float, Range(1, 1e12)] = 10000.0
+  norm_eps: Annotated[float, Range(1e-12, 1, note="norms of zeros divide by it")] = 1e-5
+  embedding_std: Annotated[float, Range(0, 1e3, above=True)] = 0.02
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
   remat: Literal["none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"] = "full"
-  scan_unroll: int = 1
+  scan_unroll: Layers = 1
   merge_positions: bool = False
   attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
-  attention_block: int = 512
+  attention_block: Annotated[int, Range(128, 2**16)] = 512
   attention_backward: Literal["fused", "split"] = "fused"
-  text_loss_weight: float = 1.0
-  loss_chunk: int = 512
+  text_loss_weight: Weight = 1.0
+  loss_chunk: Chunk = 512
 
   def __post_init__(self):
-    require(self.heads % self.kv_heads == 0, f"heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
-    require(self.head_dim % 2 == 0, f"head_dim={self.head_dim} must be even, for rotary positions")
-    require(self.layers >= 1, f"layers={self.layers} must be at least 1")
-    require(1 <= self.scan_unroll <= self.layers, f"scan_unroll={self.scan_unroll} must lie in 1..layers={self.layers}")
+    where = "model.transformer"
+    ranges.check(self, where)
+    require(self.heads % self.kv_heads == 0, f"{where}.heads={self.heads} must be a multiple of kv_heads={self.kv_heads}")
+    require(self.head_dim % 2 == 0, f"{where}.head_dim={self.head_dim} must be even, for rotary positions")
     require(
-        self.attention_block >= 128 and self.attention_block % 128 == 0,
-        f"attention_block={self.attention_block} must be a multiple of 128",
+        self.scan_unroll <= self.layers, f"{where}.scan_unroll={self.scan_unroll} must be at most layers={self.layers}"
     )
-    require(self.text_loss_weight >= 0, f"text_loss_weight={self.text_loss_weight} must not be negative; 0 turns it off")
-    require(self.loss_chunk >= 0, f"loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
+    require(
+        self.attention_block % 128 == 0, f"{where}.attention_block={self.attention_block} must be a multiple of 128"
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,28 +107,30 @@ class DiffusionConfig:
       With `merge_positions`, all are.
   """
 
-  width: int = 1536
-  blocks: int = 3
+  width: Width = 1536
+  blocks: Annotated[int, Range(1, 256)] = 3
   target: Literal["velocity", "noise"] = "velocity"
   schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-  beta_start: float = 0.00085
-  beta_end: float = 0.012
-  timesteps: int = 1000
+  beta_start: Annotated[float, Range(1e-6, 1, below=True)] = 0.00085
+  beta_end: Annotated[float, Range(1e-6, 1, below=True)] = 0.012
+  timesteps: Annotated[int, Range(2, 100_000)] = 1000
   zero_terminal_snr: bool = True
-  latent_scale: float = 0.1
-  draws: int = 8
-  loss_weight: float = 100.0
-  loss_chunk: int = 512
+  latent_scale: Annotated[float, Range(1e-6, 1e6)] = 0.1
+  draws: Annotated[int, Range(1, 4096)] = 8
+  loss_weight: Weight = 100.0
+  loss_chunk: Chunk = 512
 
   def __post_init__(self):
+    where = "model.diffusion"
+    ranges.check(self, where)
     require(
         not (self.zero_terminal_snr and self.target == "noise"),
-        "diffusion.target=noise can't start from pure noise: set diffusion.zero_terminal_snr=False",
+        f"{where}.target=noise can't start from pure noise: set {where}.zero_terminal_snr=False",
     )
-    require(0 < self.beta_start < self.beta_end < 1, f"betas {self.beta_start}..{self.beta_end} must rise within (0, 1)")
-    require(self.timesteps >= 2 and self.draws >= 1, "diffusion.timesteps must be at least 2 and draws at least 1")
-    require(self.loss_weight >= 0, f"diffusion.loss_weight={self.loss_weight} must not be negative; 0 turns it off")
-    require(self.loss_chunk >= 0, f"diffusion.loss_chunk={self.loss_chunk} must not be negative; 0 means whole rows")
+    require(
+        self.beta_start < self.beta_end,
+        f"{where}.beta_start={self.beta_start} must be below {where}.beta_end={self.beta_end}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,11 +146,13 @@ class ModelConfig:
   vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
   vision_embedding: VisionEmbeddingConfig = VisionEmbeddingConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
-  image_token_start: int = 4
+  image_token_start: Annotated[int, Range(0, 2**24)] = 4
 
   def __post_init__(self):
+    ranges.check(self, "model")
     end = self.image_token_start + self.vision_tokenizer.codes
     require(
         end <= self.transformer.vocab_size,
-        f"the vocabulary of {self.transformer.vocab_size} has no room for image codes {self.image_token_start}..{end - 1}",
+        f"model.transformer.vocab_size={self.transformer.vocab_size} has no room for image codes"
+        f" {self.image_token_start}..{end - 1} (model.image_token_start, model.vision_tokenizer.codes)",
     )

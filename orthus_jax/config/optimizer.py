@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from orthus_jax.config import ranges
+from orthus_jax.config.ranges import Decay, Range, Share, Whole
 from orthus_jax.config.typed import require
 
 
@@ -34,30 +36,27 @@ class OptimizerConfig:
   """
 
   name: Literal["adamw", "muon"] = "adamw"
-  learning_rate: float = 1e-4
-  adamw_learning_rate: float = 0.0
-  warmup_steps: int = 100
+  learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-4
+  adamw_learning_rate: Annotated[float, Range(0, 100)] = 0.0
+  warmup_steps: Whole = 100
   schedule: Literal["constant", "cosine", "linear"] = "constant"
-  final_fraction: float = 0.0
-  b1: float = 0.9
-  b2: float = 0.99
-  eps: float = 1e-8
-  newton_schulz_steps: int = 5
-  weight_decay: float = 0.0
-  clip_norm: float = 1.0
-  accumulation: int = 1
+  final_fraction: Share = 0.0
+  b1: Decay = 0.9
+  b2: Decay = 0.99
+  eps: Annotated[float, Range(1e-20, 1, note="AdamW divides by it where a gradient is 0")] = 1e-8
+  newton_schulz_steps: Annotated[int, Range(1, 100)] = 5
+  weight_decay: Annotated[float, Range(0, 100)] = 0.0
+  clip_norm: Annotated[float, Range(0, 1e9, note="0 turns it off")] = 1.0
+  accumulation: Annotated[int, Range(1, 2**20)] = 1
   moment_dtype: Literal["float32", "bfloat16"] = "float32"
   rounding: Literal["stochastic", "nearest"] = "stochastic"
   frozen_dtype: Literal["param", "compute"] = "param"
-  ema_decay: float = 0.0
+  ema_decay: Decay = 0.0
   trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
 
   def __post_init__(self):
-    require(self.newton_schulz_steps >= 1, f"optimizer.newton_schulz_steps={self.newton_schulz_steps} must be at least 1")
-    require(self.learning_rate > 0, f"optimizer.learning_rate={self.learning_rate} must be above 0")
+    ranges.check(self, "optimizer")
     require(
-        self.adamw_learning_rate == 0 or (self.name == "muon" and self.adamw_learning_rate > 0),
+        self.adamw_learning_rate == 0 or self.name == "muon",
         "optimizer.adamw_learning_rate is for optimizer.name=muon; with adamw, set optimizer.learning_rate",
     )
-    require(self.accumulation >= 1, f"optimizer.accumulation={self.accumulation} must be at least 1")
-    require(0 <= self.ema_decay < 1, f"optimizer.ema_decay={self.ema_decay} must lie in [0, 1)")

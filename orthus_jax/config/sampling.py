@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from orthus_jax.config.typed import from_dict, require, to_dict
+from orthus_jax.config import ranges
+from orthus_jax.config.ranges import Count, Range, Share
+from orthus_jax.config.typed import from_dict, is_text, require, to_dict
+
+_Scale = Annotated[float, Range(0, 1e4, note="1 turns guidance off")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,34 +35,27 @@ class SamplingConfig:
     cache: keys and values in the "compute" dtype, or "int8"; likewise.
   """
 
-  steps: int = 100
-  guidance: float = 5.0
-  image_guidance: float = 1.5
+  steps: Count = 100
+  guidance: _Scale = 5.0
+  image_guidance: _Scale = 1.5
   unconditional_prompt: str = "Generate an image."
-  temperature: float = 0.0
-  top_k: int = 0
-  top_p: float = 1.0
-  max_new_tokens: int = 2048
+  temperature: Annotated[float, Range(1e-4, 1e4, also=(0,), note="0 is greedy")] = 0.0
+  top_k: Annotated[int, Range(0, ranges.MAX_INT, note="0 means all")] = 0
+  top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
+  max_new_tokens: Count = 2048
   solver: Literal["ddim", "dpm", "ddpm"] = "ddim"
-  late_steps: int = 0
-  late_from: float = 0.5
-  guidance_interval: tuple[float, float] = (0.0, 1.0)
-  repetition_penalty: float = 1.0
+  late_steps: Annotated[int, Range(0, ranges.MAX_INT, note="0 means sampling.steps")] = 0
+  late_from: Share = 0.5
+  guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+  repetition_penalty: Annotated[float, Range(1e-4, 1e4, note="1 turns it off")] = 1.0
   weights: Literal["stored", "int8"] = "stored"
   cache: Literal["compute", "int8"] = "compute"
 
   def __post_init__(self):
-    require(self.steps >= 1, f"sampling.steps={self.steps} must be at least 1")
-    require(self.late_steps >= 0, f"late_steps={self.late_steps} must not be negative; 0 means sampling.steps")
-    require(0 <= self.late_from <= 1, f"late_from={self.late_from} must lie in 0..1")
+    ranges.check(self, "sampling")
+    require(is_text(self.unconditional_prompt), "sampling.unconditional_prompt isn't a text (a lone surrogate)")
     low, high = self.guidance_interval
-    require(0 <= low <= high <= 1, f"guidance_interval={self.guidance_interval} must be (low, high) in 0..1")
-    require(self.repetition_penalty > 0, f"repetition_penalty={self.repetition_penalty} must be positive; 1 turns it off")
-    require(self.guidance >= 0 and self.image_guidance >= 0, "guidance must not be negative; 1 turns it off")
-    require(self.temperature >= 0, f"temperature={self.temperature} must not be negative; 0 is greedy")
-    require(self.top_k >= 0, f"top_k={self.top_k} must not be negative; 0 means all")
-    require(0 < self.top_p <= 1, f"top_p={self.top_p} must lie in (0, 1]")
-    require(self.max_new_tokens >= 1, f"max_new_tokens={self.max_new_tokens} must be at least 1")
+    require(low <= high, f"sampling.guidance_interval={self.guidance_interval} must be (low, high)")
 
 
 def with_fields(base: SamplingConfig, fields: Mapping[str, Any], *, where: str = "sampling") -> SamplingConfig:

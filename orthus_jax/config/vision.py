@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
 
+from orthus_jax.config import ranges
+from orthus_jax.config.ranges import Range, Width
 from orthus_jax.config.typed import require
+
+_Mean = Annotated[float, Range(-1e6, 1e6)]
+_Scale = Annotated[float, Range(1e-6, 1e6)]
+_Blocks = Annotated[int, Range(1, 64)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +27,12 @@ class PixelsConfig:
   """
 
   resample: Literal["lanczos", "nearest", "bilinear", "bicubic", "box", "hamming"] = "lanczos"
-  scale: float = 0.0078
-  mean: tuple[float, float, float] = (1.0, 1.0, 1.0)
-  std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+  scale: _Scale = 0.0078
+  mean: tuple[_Mean, _Mean, _Mean] = (1.0, 1.0, 1.0)
+  std: tuple[_Scale, _Scale, _Scale] = (1.0, 1.0, 1.0)
 
   def __post_init__(self):
-    require(self.scale > 0 and min(self.std) > 0, f"pixels.scale={self.scale} and std={self.std} must be above 0")
+    ranges.check(self, "model.vision_tokenizer.pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,27 +53,31 @@ class VisionTokenizerConfig:
   """
 
   pixels: PixelsConfig = PixelsConfig()
-  resolution: int = 512
-  base_channels: int = 128
-  channel_multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
-  res_blocks: int = 2
-  latent_dim: int = 256
-  codes: int = 8192
-  norm_groups: int = 32
+  resolution: Annotated[int, Range(1, 2**14)] = 512
+  base_channels: Annotated[int, Range(1, 2**14)] = 128
+  channel_multipliers: tuple[Annotated[int, Range(1, 1024)], ...] = (1, 1, 2, 2, 4)
+  res_blocks: _Blocks = 2
+  latent_dim: Width = 256
+  codes: Annotated[int, Range(1, 2**24)] = 8192
+  norm_groups: Width = 32
   decoder: bool = True
   dtype: Literal["float32", "bfloat16"] = "float32"
 
   def __post_init__(self):
-    factor = 2 ** (len(self.channel_multipliers) - 1)
-    require(len(self.channel_multipliers) >= 1, "channel_multipliers needs at least one level")
+    where = "model.vision_tokenizer"
+    ranges.check(self, where)
+    levels = len(self.channel_multipliers)
+    require(1 <= levels <= 15, f"{where}.channel_multipliers has {levels} levels: give it from 1 to 15")
+    factor = 2 ** (levels - 1)
     require(
-        self.resolution % factor == 0 and self.resolution >= factor,
-        f"resolution={self.resolution} must be a multiple of {factor}, as there are {len(self.channel_multipliers)} levels",
+        self.resolution % factor == 0,
+        f"{where}.resolution={self.resolution} must be a multiple of {factor}, as channel_multipliers has {levels} levels",
     )
-    for m in self.channel_multipliers:
+    for channels in (self.base_channels, *(self.base_channels * m for m in self.channel_multipliers)):
       require(
-          self.base_channels * m % self.norm_groups == 0,
-          f"base_channels={self.base_channels} x {m} must be a multiple of norm_groups={self.norm_groups}",
+          channels % self.norm_groups == 0,
+          f"{where}: {channels} channels (base_channels x one of 1 and channel_multipliers) must be a multiple of"
+          f" norm_groups={self.norm_groups}",
       )
 
   @property
@@ -93,9 +103,9 @@ class VisionEmbeddingConfig:
       a patch must first find out where in its picture it stands. Orthus and Chameleon have none.
   """
 
-  temperature: float = 1.0
+  temperature: _Scale = 1.0
   fresh_rows: Literal["random", "projected"] = "random"
   patch_positions: bool = False
 
   def __post_init__(self):
-    require(self.temperature > 0, f"vision_embedding.temperature={self.temperature} must be above 0")
+    ranges.check(self, "model.vision_embedding")

@@ -10,6 +10,7 @@ from pathlib import Path
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import check_writable
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -24,13 +25,26 @@ img {{ display: block; width: 16rem; max-width: 100%; margin: 1rem 0; border-rad
 """
 
 
+_DEFAULT = Path("generated")
+
+
+def check(out: Path | None) -> None:
+  """Sees ahead of the work that `write` can do its own.
+
+  Raises:
+    BadRequest: if it can't.
+  """
+  out = out or _DEFAULT
+  if out.suffix and out.suffix not in (".md", ".html", ".png") and not out.is_dir():
+    raise BadRequest(f"--out={out}: its ending must be .png, .md or .html, or it must be a directory")
+  check_writable(out, option="--out", file=out.suffix in (".md", ".html", ".png"))
+
+
 def write(out: Path | None, prompt: Sequence, responses: Sequence[Sequence]) -> list[list[str]]:
   """Writes pictures and pages; returns each response's picture files."""
-  if out is None:
-    out = Path("generated")
+  check(out)
+  out = out or _DEFAULT
   page, single = out.suffix in (".md", ".html"), out.suffix == ".png"
-  if out.suffix and not page and not single:
-    raise BadRequest(f"--out={out}: its ending must be .png, .md or .html, or it must be a directory")
   stem = out.stem if page else "picture"
   folder = out.parent if page else out
   files: list[list[str]] = []

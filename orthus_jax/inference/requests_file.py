@@ -9,9 +9,9 @@ DIR/results.jsonl gets a line a request: `id` and either `response`, a list of {
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Mapping
 import dataclasses
-import io
 import itertools
 import json
 import os
@@ -32,6 +32,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, TextPiece
+from orthus_jax.paths import user_path
 
 _BLOCK = 512  # requests whose pictures are held at once
 _OWN = ("id", "prompt", "images", "respond", "seed", "max_images")
@@ -64,6 +65,7 @@ def read(lines: Iterator[bytes], *, folder: Path, base: SamplingConfig, respond:
     identity = f"line-{at}"
     try:
       record = _record(line, at)
+      _check_texts(record, at)
       identity = record.get("id", identity)
       if not isinstance(identity, str | int) or isinstance(identity, bool) or identity == "":
         identity, wrong = f"line-{at}", identity
@@ -93,6 +95,15 @@ def _record(line: bytes, at: int) -> dict[str, Any]:
   return record
 
 
+def _check_texts(record: Mapping[str, Any], at: int) -> None:
+  """JSON can spell half a character, which is no text, no file's name and no id."""
+  for name, value in record.items():
+    try:
+      json.dumps([name, value], ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+      raise BadRequest(f"line {at}: {name!r} isn't a text (a lone surrogate)") from e
+
+
 def _request(
     record: Mapping[str, Any], at: int, folder: Path, base: SamplingConfig, respond: Any, seed: int
 ) -> Request:
@@ -112,11 +123,8 @@ def _request(
   if not prompt and not files:
     raise BadRequest(f"line {at}: nothing to go by: give a prompt, images or both")
   try:
-    prompt.encode()  # JSON can spell half a character
-    pictures = [images_lib.load_image(folder / file) for file in files]
+    pictures = [images_lib.load_image(folder / user_path(file)) for file in files]
     document = interleaved(prompt if "<image>" in prompt else "<image>" * len(pictures) + prompt, pictures)
-  except UnicodeEncodeError as e:
-    raise BadRequest(f"line {at}: the prompt isn't a text (a lone surrogate at {e.start})") from e
   except TypeError as e:
     raise BadRequest(f"line {at}: images must be a list of files") from e
   except BadRequest as e:
@@ -133,7 +141,8 @@ class Results:
     self.done: set[str] = set()
     if self._file.exists():
       self._reopen()
-    self._out = self._file.open("a", encoding="utf-8")
+    # Half a character, which an error's text may hold, becomes JSON's own escape for it.
+    self._out = self._file.open("a", encoding="utf-8", errors="backslashreplace")
 
   def _reopen(self) -> None:
     """Finds what is answered; a last line that was cut off, and earlier failures, are dropped."""
@@ -213,14 +222,15 @@ def serve(
     raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
   except OSError as e:
     raise BadRequest(f"{file} can't be read: {e.strerror}") from e
-  total = sum(1 for line in raw.splitlines() if line.strip())
+  lines = raw.removeprefix(codecs.BOM_UTF8).splitlines()
+  total = sum(1 for line in lines if line.strip())
   if not total:
     raise BadRequest(f"{'standard input' if file == '-' else file} holds no request: give a JSON object a line")
   folder = Path() if file == "-" else Path(file).parent
   results = Results(out)
   counts = {"requests": total, "before": 0, "finished": 0, "failed": 0, "pictures": 0, "tokens": 0}
   begin = time.monotonic()
-  asked = read(iter(io.BytesIO(raw)), folder=folder, base=base, respond=respond, seed=seed)
+  asked = read(iter(lines), folder=folder, base=base, respond=respond, seed=seed)
   with tqdm.tqdm(total=total, unit="request", disable=quiet or None, file=sys.stderr) as bar:
 
     def told(n: int = 1) -> None:
