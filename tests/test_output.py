@@ -1,6 +1,7 @@
 """What is printed where standard output is ASCII, closed early, full or not there; and environments that jax can't serve."""
 
 import os
+from pathlib import Path
 import subprocess
 import sys
 
@@ -25,8 +26,10 @@ def run(tmp_path, lines, stdout=subprocess.PIPE, **environment):
   return subprocess.Popen(command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment, close_fds=True)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
-                                         {"PYTHONIOENCODING": "latin-1"}])  # fmt: skip
+@pytest.mark.parametrize("environment", [
+    {"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    {"PYTHONIOENCODING": "latin-1"},
+])  # fmt: skip
 def test_letters_that_an_encoding_lacks_are_escaped(environment, tmp_path):
   out, err = (done := run(tmp_path, 1, **environment)).communicate()
   assert done.returncode == 0 and not err, err
@@ -58,3 +61,27 @@ def test_no_standard_output_at_all(tmp_path):
   command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", PROGRAM, "runs", "3", str(tmp_path / "kept")]
   done = subprocess.run(command, capture_output=True)
   assert done.returncode == 0 and not done.stderr and (tmp_path / "kept").read_text() == "done"
+
+
+@pytest.mark.parametrize("verb, environment, message", [
+    ("train", {"JAX_PLATFORMS": "cuda"}, "JAX_PLATFORMS=cuda: there is no such device here"),
+    ("generate", {"JAX_PLATFORMS": "nonsense"}, "unset it, or set it to cpu"),
+    ("evaluate", {"XLA_FLAGS": "--xla_nonsense=3"}, "Unknown flag in XLA_FLAGS: --xla_nonsense=3"),
+    ("convert", {"XLA_FLAGS": "nowhere"}, 'Could not open file "nowhere"'),
+    ("plan", {"XLA_FLAGS": "--xla_cpu_enable_fast_math=maybe"}, "Couldn't interpret value maybe"),
+    ("prepare", {"XLA_FLAGS": "--xla_nonsense"}, "Unknown flag in XLA_FLAGS: --xla_nonsense"),
+])  # fmt: skip
+def test_an_environment_that_jax_cannot_serve_is_one_line(verb, environment, message, tmp_path):
+  # One process a case: jax reads its environment once.
+  (tmp_path / "config.json").write_text("{}")
+  shapes = f"--config={Path(__file__).parent.parent}/configs/shapes.py"
+  argv = {
+      "train": [shapes, f"--workdir={tmp_path}/run"], "generate": ["RUN", "--prompt=a"], "evaluate": ["RUN"],
+      "convert": [f"--from={tmp_path}", f"--to={tmp_path}/to"], "prepare": [shapes], "plan": [shapes, "--topology=cpu:1"],
+  }[verb]  # fmt: skip
+  kept = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "ORTHUS_CACHE": str(tmp_path / "cache")} | environment
+  done = subprocess.run(
+      [sys.executable, "-m", "orthus_jax.cli", verb, *argv], capture_output=True, text=True, env=os.environ | kept, cwd=tmp_path
+  )
+  assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+  assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
