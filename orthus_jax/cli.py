@@ -6,11 +6,13 @@ A bad request ends with one line on standard error and exit status 2; `--debug` 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+import contextlib
 import importlib
 import os
 import sys
 
 from orthus_jax.errors import BAD_REQUEST, INTERRUPTED, BadRequest, Stopped, print_error
+from orthus_jax.output import Output
 from orthus_jax.parallel import platforms
 
 _VERBS = {
@@ -31,6 +33,12 @@ def _usage() -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command; returns the exit status."""
+  out = Output(sys.stdout)
+  with contextlib.redirect_stdout(out):  # type: ignore[type-var]
+    return out.status(_run(argv))
+
+
+def _run(argv: Sequence[str] | None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   debug = "--debug" in argv
   argv = [a for a in argv if a != "--debug"]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import ctypes
+import functools
 import logging
 import os
 from pathlib import Path
+import re
+import subprocess
 import sys
 import warnings
 
 from orthus_jax.config import Config
 from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import cache_dir
+from orthus_jax.files import cache_dir, first_line
 from orthus_jax.paths import check_writable
 
 
@@ -77,8 +80,28 @@ def keep_memory() -> None:
   mallopt(trim_threshold, -1)
 
 
-def initialize(*, verbose: bool = False) -> None:
-  """Quiet logs, and compiled programs kept from one command to the next."""
+@functools.cache
+def _check_xla_flags(given: str) -> None:
+  """XLA aborts the process that has flags which it doesn't know: another tries them first."""
+  if not given:
+    return
+  program = "from jaxlib import xla_client; xla_client.CompileOptions()"
+  tried = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace")
+  said = [line.partition("] ")[2] for line in tried.stderr.splitlines() if re.match(r"[EF]\d{4} ", line)]
+  if tried.returncode and said:
+    raise BadRequest(f"XLA_FLAGS={given}: {said[0]}: unset it, or correct it")
+
+
+def initialize(*, verbose: bool = False, devices: bool = True) -> None:
+  """Quiet logs, and compiled programs kept from one command to the next.
+
+  Args:
+    verbose: tell of more than warnings.
+    devices: the command computes: see that jax has what the environment names.
+
+  Raises:
+    BadRequest: if JAX_PLATFORMS names devices that aren't here, or XLA_FLAGS what XLA doesn't know.
+  """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log: errors alone
   ours = logging.getLogger("orthus_jax")
   if not ours.handlers:
@@ -89,8 +112,17 @@ def initialize(*, verbose: bool = False) -> None:
     logging.getLogger(noisy).setLevel(logging.ERROR)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a save that failed, it would tell of every array
   warnings.filterwarnings("ignore", category=DeprecationWarning)
+  _check_xla_flags(os.environ.get("XLA_FLAGS", "").strip())
   import jax
 
+  if devices and (platforms := jax.config.jax_platforms):
+    try:
+      jax.devices()
+    except Exception as e:  # RuntimeError; AssertionError of a plugin that isn't installed
+      raise BadRequest(
+          f"JAX_PLATFORMS={platforms}: there is no such device here{f' ({first_line(e)})' if str(e) else ''}: unset it,"
+          " or set it to cpu"
+      ) from e
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

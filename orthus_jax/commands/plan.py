@@ -74,7 +74,7 @@ def _number(own: dict[str, str], name: str, default: int, *, most: int = 2**20) 
 
 def _prepare(chips: int) -> None:
   """Settings of a machine without accelerators, ahead of jax's start."""
-  common.initialize()
+  common.initialize(devices=False)  # the settings that follow decide which
   import jax
 
   jax.config.update("jax_platforms", "cpu")

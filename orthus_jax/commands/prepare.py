@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
   if folder is not None:
     check_writable(folder, option="--out")
   common.check_data_place(config)
-  common.initialize(verbose=True)
+  common.initialize(verbose=True, devices=images == "features")
   if folder is not None:
     return _lay_out(config, folder, images)
   splits = ("train", "validation", "test") if config.data.source == "shapes" else (config.data.split,)

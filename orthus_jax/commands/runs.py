@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> int:
   place = Path(options.directory)
   if not place.is_dir():
     raise BadRequest(f"there is no directory {place}: give a run's, or one that holds runs")
-  common.initialize()
+  common.initialize(devices=False)
   return _verify(place, options.json) if verify else _list(place, options.json)
 
 

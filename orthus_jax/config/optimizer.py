@@ -36,8 +36,8 @@ class OptimizerConfig:
   """
 
   name: Literal["adamw", "muon"] = "adamw"
-  learning_rate: Annotated[float, Range(0, 100, above=True)] = 1e-4
-  adamw_learning_rate: Annotated[float, Range(0, 100)] = 0.0
+  learning_rate: Annotated[float, Range(0, 10, above=True)] = 1e-4
+  adamw_learning_rate: Annotated[float, Range(0, 10)] = 0.0
   warmup_steps: Whole = 100
   schedule: Literal["constant", "cosine", "linear"] = "constant"
   final_fraction: Share = 0.0
