@@ -59,6 +59,7 @@ def test_a_decoder_from_another_file(prefix, model, values, tmp_path, capsys):
   assert found.notes == ("config.json: passed over, as nothing here reads it: a_field_of_later",)
   assert not huggingface.open_checkpoint(folder).config.model.vision_tokenizer.decoder
   weights.write_safetensors(tmp_path / "none.safetensors", {"encoder.x": np.zeros(1, np.float32)})
+  capsys.readouterr()  # the note
   error = refused(capsys, f"--from={folder}", f"--to={tmp_path / 'x'}", f"--decoder={tmp_path / 'none.safetensors'}")
   assert "none.safetensors holds no array called decoder.*" in error
 

@@ -165,6 +165,7 @@ def test_what_changes_nothing_is_taken(said):
   assert notes == ["config.json: passed over, as nothing here reads it: num_experts, a_field_of_later, vq_config.beta"]
 
 
+@pytest.mark.slow
 def test_what_transformers_writes_is_taken_whole(said, model):
   transformers = reference("transformers")
   fields = weights.config_json(model)

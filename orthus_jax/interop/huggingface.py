@@ -15,14 +15,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flax import nnx
 import jax
 import numpy as np
 
 from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
 from orthus_jax.errors import BadRequest, one_line
-from orthus_jax.interop import json_files, names, processor, safetensors
+from orthus_jax.interop import json_files, names, needed_arrays, processor, safetensors
 from orthus_jax.interop.published_arrays import (
   DECODER,
   INDEX_FILE,
@@ -32,16 +31,12 @@ from orthus_jax.interop.published_arrays import (
   read_json,
 )
 from orthus_jax.interop.published_config import read_config
-from orthus_jax.models import params as params_lib
-from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.orthus import describe
 
 _log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 _SHOWN, _LONGEST = 20, 500  # problems that are told, and characters of each
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
-_CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 Place = Callable[[str, tuple[int, ...], np.dtype], jax.sharding.Sharding | None]
 
 
@@ -94,7 +89,7 @@ class Checkpoint:
     if name in self.fresh:
       return self.fresh[name].dtype
     layers = self.shapes[name][0] if self.stacked(name) else 1
-    return _widest({self.entry(name, i).numpy_dtype for i in range(layers)})
+    return needed_arrays.widest({self.entry(name, i).numpy_dtype for i in range(layers)})
 
   def stacked(self, name: str) -> bool:
     """Whether a parameter's first axis is the layers'."""
@@ -159,8 +154,9 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   tokenizer = None
   try:
     tokenizer = processor.read_tokenizer(directory)
-    model = _with_tokens(model, tokenizer, said)
-    if any((directory / f).is_file() for f in (processor.IMAGE_FILE, processor.PROCESSOR_FILE)):
+    if sound:
+      model = _with_tokens(model, tokenizer, said)
+    if sound and any((directory / f).is_file() for f in (processor.IMAGE_FILE, processor.PROCESSOR_FILE)):
       pixels = processor.read_pixels(directory, resolution=model.vision_tokenizer.resolution)
       vision = dataclasses.replace(model.vision_tokenizer, pixels=pixels)
       model = dataclasses.replace(model, vision_tokenizer=vision)
@@ -170,12 +166,12 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   shapes: dict[str, tuple[int, ...]] = {}
   if sound:
     shapes = describe(model)[1]
-    _tie(said, entries, notes)
-    lacking = () if absent else _lacking(entries, notes)
+    needed_arrays.tie(said, entries, notes)
+    lacking = () if absent else needed_arrays.lacking(entries, notes)
     expected = {k: p for k, p in names.table(shapes).items() if not p.name.startswith(lacking)}
-    _check_arrays(entries, expected, absent, problems, notes)
+    needed_arrays.check_arrays(entries, expected, absent, problems, notes)
     if not problems:
-      fresh = _fresh(model, {n: s for n, s in shapes.items() if n.startswith(lacking)}, seed)
+      fresh = needed_arrays.fresh(model, {n: s for n, s in shapes.items() if n.startswith(lacking)}, seed)
   if problems:
     raise refusal(f"{directory} can't be read as a checkpoint", problems)
   language = entries["model.norm.weight"].numpy_dtype
@@ -222,83 +218,6 @@ def _with_tokens(model: ModelConfig, tokenizer: TextTokenizer, said: Mapping[str
   if isinstance(mapped, Mapping) and mapped.get(image_code_name(0), start) != start:
     raise BadRequest(f"config.json: vocabulary_map and tokenizer.json differ about {image_code_name(0)}")
   return dataclasses.replace(model, image_token_start=start)
-
-
-def _tie(said: Mapping[str, Any], entries: dict[str, safetensors.Entry], notes: list[str]) -> None:
-  """Where the token embedding and the LM head are one array, lends it to the one that isn't there."""
-  if not said.get("tie_word_embeddings"):
-    return
-  if _HEAD in entries and _EMBEDDING in entries:
-    notes.append(f"tie_word_embeddings is true, but {_HEAD} and {_EMBEDDING} are both there: each is read as it is")
-  for missing, lent in ((_HEAD, _EMBEDDING), (_EMBEDDING, _HEAD)):
-    if missing not in entries and lent in entries:
-      entries[missing] = entries[lent]
-
-
-def _lacking(entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[str, ...]:
-  """Beginnings of the names of what this kind of checkpoint never holds; `codebook_in` is lent the VQGAN's codebook."""
-  lacking: list[str] = []
-  if _CODEBOOK_IN not in entries and not any(k.startswith("mlp_head.") for k in entries):
-    notes.append("this is no Orthus yet: codebook_in starts as the VQGAN's codebook, and the diffusion head fresh")
-    lacking.append("image_head/")
-    if _CODEBOOK in entries:
-      entries[_CODEBOOK_IN] = entries[_CODEBOOK]
-  if not any(k.startswith((DECODER, "model.vqmodel.post_quant_conv.")) for k in entries):
-    lacking.append("vision_tokenizer/post_quant_conv/")
-  return tuple(lacking)
-
-
-def _fresh(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.ndarray]:
-  """New values of parameters that a checkpoint lacks: the diffusion head's, and zeros of a convolution never used."""
-  values = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
-  if any(n.startswith("image_head/") for n in shapes):
-    t = model.transformer
-    head = DiffusionHead(
-        model.diffusion, latent_dim=model.vision_tokenizer.latent_dim, width=t.width, dtype=t.dtype,
-        rngs=nnx.Rngs(params=seed),
-    )  # fmt: skip
-    values |= {f"image_head/{n}": np.asarray(v) for n, v in params_lib.split(head)[1].items()}
-  return values
-
-
-def _check_arrays(
-    entries: Mapping[str, safetensors.Entry],
-    expected: Mapping[str, names.Place],
-    absent: bool,
-    problems: list[str],
-    notes: list[str],
-) -> None:
-  """Notes every array that is missing, left over, of another shape, or of a dtype that isn't read."""
-  if not absent:
-    problems += [f"{k} {_dims(p.shape)} is missing" for k, p in expected.items() if k not in entries]
-  problems += [f"{k} {_dims(e.shape)} is unknown" for k, e in entries.items() if k not in expected]
-  dtypes: dict[str, set[np.dtype]] = {}
-  for key, place in expected.items():
-    if key not in entries:
-      continue
-    entry = entries[key]
-    if entry.shape != place.shape:
-      problems.append(f"{key} is {_dims(entry.shape)} where {_dims(place.shape)} is expected")
-    if entry.numpy_dtype is None:
-      problems.append(f"{key} is of dtype {entry.dtype}: only F64, F32, F16 and BF16 are read, so save it as one of them")
-    else:
-      dtypes.setdefault(place.name, set()).add(entry.numpy_dtype)
-  mixed: dict[str, list[str]] = {}
-  for name, found in dtypes.items():
-    if len(found) > 1:
-      mixed.setdefault(_widest(found).name, []).append(name)
-  notes += [f"layers of {', '.join(n)} differ in dtype: they are stacked as {dtype}" for dtype, n in mixed.items()]
-
-
-def _widest(dtypes: set[np.dtype]) -> np.dtype:
-  """What holds every value of these floats; of float16 and bfloat16, neither holds the other."""
-  if len(dtypes) == 1:
-    return next(iter(dtypes))
-  return np.dtype(np.float64 if np.dtype(np.float64) in dtypes else np.float32)
-
-
-def _dims(shape: Iterable[int]) -> str:
-  return "x".join(map(str, shape)) or "scalar"
 
 
 def size_bytes(arrays: Iterable[tuple[np.dtype, tuple[int, ...]]]) -> int:

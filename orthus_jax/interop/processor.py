@@ -106,7 +106,7 @@ class Processor:
           f"{directory / PROCESSOR_FILE} has image_seq_length={patches!r}, but a picture of {vision.resolution} pixels"
           f" a side is {vision.patches} patches"
       )
-    side = _read(directory / TOKENIZER_FILE).get("padding_side") or "left"
+    side = _read(directory / TOKENIZER_FILE).get("padding_side", "left")
     if side not in ("left", "right"):
       raise BadRequest(f"{directory / TOKENIZER_FILE} has padding_side={side!r}: it must be left or right")
     return cls(tokenizer, dataclasses.replace(config, vision_tokenizer=vision), side)

@@ -24,7 +24,7 @@ from orthus_jax.config import (
   from_dict,
   to_dict,
 )  # fmt: skip
-from orthus_jax.interop import published_fields
+from orthus_jax.interop import published_fields, published_positions
 
 OURS = "orthus_jax"
 _MODEL_TYPES = ("chameleon", "orthus", "anole")
@@ -114,7 +114,7 @@ def read_config(
     problems.append(
         f"config.json: hidden_size={backbone['width']} isn't a multiple of num_attention_heads={backbone['heads']}"
     )
-  theta = published_fields.rope_theta(said, t.rope_theta, problems)
+  theta = published_positions.rope_theta(said, t.rope_theta, problems)
   ours = _part(problems, said, OURS)
   groups = _typed(problems, ours, "norm_groups", _GROUPS, f"{OURS}.")
   if groups < 1:
