@@ -271,6 +271,13 @@ def test_compressed_files_are_refused_not_passed_over(tmp_path, name):
     TarSource(tmp_path, resolution=8)
 
 
+def test_compressed_files_are_passed_over_once_unpacked(tmp_path, caplog):
+  write(tmp_path, archive(pairs("a")))
+  write(tmp_path, b"\x1f\x8b" + bytes(100), "a.tar.gz")
+  assert list(read(tmp_path)[0]) == ["a"]
+  assert "compressed files passed over beside what they were unpacked to: 1 (a.tar.gz)" in caplog.text
+
+
 # --- texts ----------------------------------------------------------------------------------------------------------
 
 

@@ -147,15 +147,18 @@ def _find(path: Path, remarks: Remarks, broken: list[tuple[Path, str, str]]) -> 
       inside = file.relative_to(path).as_posix()
       if name.startswith("."):
         remarks.add("hidden files or folders passed over", inside)
-      elif _PACKED.search(name):
-        packed.append(file)
+      elif match := _PACKED.search(name):
+        if f"{name[: match.start()]}.tar" in names:
+          remarks.add("compressed files passed over beside what they were unpacked to", inside)
+        else:
+          packed.append(file)
       elif file.suffix.lower() == ".tar":
         files.append(file)
       else:
         remarks.add(f"{printable(file.suffix.lower()) or 'other'} files passed over, which are no tar files", inside)
     folders[:] = [f for f in folders if not f.startswith(".")]
   if packed:
-    raise tar_members.compressed(min(packed), f"and {len(packed) - 1} more" if len(packed) > 1 else "by its name")
+    raise tar_members.compressed(min(packed), f"so are {len(packed) - 1} more" if len(packed) > 1 else "by its name")
   if not files:
     raise BadRequest(f"there is no tar file at {str(path)!r}; give one, or a folder that holds some")
   return sorted(files)
