@@ -48,7 +48,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check(mesh, config)
-    tokenizer = sources.open_tokenizer(config) if config.task == "orthus" else None
+    tokenizer = _open_tokenizer(config, workdir) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
     if tokenizer is not None:
       checkpoint.check_tokenizer(workdir, tokenizer)
@@ -83,6 +83,15 @@ def _run(
   files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
   _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
   return figures
+
+
+def _open_tokenizer(config: Config, workdir: Path) -> TextTokenizer:
+  """The config's text tokenizer; of a run that has begun, its own where the config's isn't there any more."""
+  named = config.data.tokenizer
+  if named and not Path(named).exists() and (workdir / "tokenizer.json").is_file():
+    _log.info("data.tokenizer=%s isn't there: going on with the workdir's own", named)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(workdir)))
+  return sources.open_tokenizer(config)
 
 
 def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> tasks.OrthusTask:

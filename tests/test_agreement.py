@@ -172,8 +172,8 @@ def test_what_may_change_when_a_run_is_started_again(tmp_path):
 
 
 @pytest.mark.parametrize("changes, steps, on", [
-    (dict(optimizer__schedule="constant"), 100, True), (dict(optimizer__schedule="constant"), 3, True),
-    (dict(optimizer__schedule="cosine"), 100, False), (dict(optimizer__schedule="linear"), 3, False),
+    (dict(optimizer__schedule="constant"), 100, True), (dict(optimizer__schedule="constant"), 5, True),
+    (dict(optimizer__schedule="cosine"), 100, False), (dict(optimizer__schedule="linear"), 5, False),
     (dict(optimizer__schedule="cosine", optimizer__warmup_steps=4), 100, True),  # it is still warming up
     (dict(optimizer__warmup_steps=9), 100, False),  # cut short by the end of the run
     (dict(optimizer__warmup_steps=9), 9, False),
@@ -329,7 +329,15 @@ def test_a_run_goes_on_only_with_its_own_tokenizer_and_data(place, tmp_path, cap
   refused(f"24 documents there, 26 here.*--workdir=NEW --resume_from={run}", data__path=str(grown), run__steps=3)
   (grown / "metadata.jsonl").write_text(rows.replace("red", "blue", 1))
   refused("24 documents as before, and not the same", data__path=str(grown), run__steps=3)
+  refused("step 2, past run.steps=1: raise it", run__steps=1)
   # What lies elsewhere, is called otherwise or isn't needed any more keeps nobody from going on.
+  with caplog.at_level("INFO"):
+    train(place, run, data__tokenizer=str(tmp_path / "gone"))
+  assert "gone isn't there: going on with the workdir's own" in caplog.text
+  shutil.copy(place / "other" / "tokenizer.json", run)
+  for which in ("tk", "other"):
+    with pytest.raises(BadRequest, match="tokenizer.json isn't the tokenizer that the checkpoint of step 2 was trained with"):
+      train(place, run, data__tokenizer=str(place / which))
   (run / "tokenizer.json").unlink()
   with pytest.raises(BadRequest, match="has lost its tokenizer"):
     train(place, run, data__tokenizer=str(place / "other"), run__steps=3)

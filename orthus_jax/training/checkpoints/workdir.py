@@ -160,6 +160,8 @@ def check_workdir(workdir: Path, config: Config) -> bool:
     there, own = load_config(workdir), steps(workdir)
   except BadRequest as e:
     raise BadRequest(f"{e}; bring back the one that the run was started with; {_way_on(workdir)}") from e
+  if own and own[-1] > config.run.steps:
+    raise BadRequest(f"{workdir} has a checkpoint of step {own[-1]}, past run.steps={config.run.steps}: raise it")
   refused = agreement.another_run(there, config, done=max(own, default=None), data_known=_trained_on(workdir) is not None)
   if refused:
     first, more = refused[0], [d.field for d in refused[1:]]
@@ -179,7 +181,8 @@ def check_tokenizer(workdir: Path, tokenizer: TextTokenizer) -> None:
   """
   own = steps(workdir)
   if (workdir / tokenizer_difference.FILE_NAME).is_file():
-    if why := tokenizer_difference.change(TextTokenizer.load(workdir), tokenizer):
+    its = load_tokenizer(workdir, own[-1]) if own else TextTokenizer.load(workdir)
+    if why := tokenizer_difference.change(its, tokenizer):
       raise BadRequest(
           f"{workdir} holds a run with another tokenizer ({why}): set data.tokenizer={workdir}, which has its own, or"
           " choose another --workdir"
