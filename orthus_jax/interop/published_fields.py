@@ -58,7 +58,7 @@ def check(
   head_dim = read["hidden_size"] // heads if heads else 0
   met = _MET | {
       "head_dim": (head_dim,), "rotary_dim": (head_dim,), "query_pre_attn_scalar": (head_dim,),
-      "attention_multiplier": (head_dim**-0.5 if head_dim > 0 else 0,), "original_max_position_embeddings": (window,),
+      "attention_multiplier": (head_dim**-0.5 if 0 < head_dim < 1 << 31 else 0,), "original_max_position_embeddings": (window,),
   }  # fmt: skip
   said = {k: v for k, v in said.items() if k not in read}
   layers = said.pop("layer_types", None)
