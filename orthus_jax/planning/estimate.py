@@ -50,7 +50,7 @@ class Calibration:
   network: float
 
 
-CALIBRATION = Calibration(products=0.68, attention=0.45, bandwidth=0.75, links=0.30, network=0.50)
+CALIBRATION = Calibration(products=0.68, attention=0.35, bandwidth=0.60, links=0.40, network=0.50)
 
 
 @dataclasses.dataclass(frozen=True)
