@@ -49,7 +49,10 @@ def test_a_signal_to_the_script_reaches_training_and_ends_both(tmp_path, number,
   saves += "; trap '' HUP USR2"
   stand_in(folder, "orthus", f"{saves}; touch {folder}/up; while true; do sleep 0.05; done")
   env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"}
-  process = subprocess.Popen([LAUNCH / "local.sh", "c.py", str(folder / "run")], env=env, start_new_session=True)
+  process = subprocess.Popen(
+      [LAUNCH / "local.sh", "c.py", str(folder / "run")], env=env, start_new_session=True,
+      preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup
+  )  # fmt: skip
   while not (folder / "up").exists():
     time.sleep(0.02)
   if group:  # as a terminal that is lost, or a service manager, sends it

@@ -78,7 +78,7 @@ def test_data_prepared_by_an_earlier_version_is_read(tmp_path):
 def test_a_run_and_prepare_count_what_they_leave_out(tmp_path, caplog):
   caplog.set_level(logging.INFO)
   source = [None, answers(0), given(1), None]
-  training_run._orthus_task(tiny.config(), tmp_path, source, TK)
+  training_run._orthus_task(tiny.config(), source, TK)
   prepared.prepare(source, TK, tiny.config(), tmp_path / "p", images="pixels")
   assert "2 of 4 documents are bad, and are left out" in caplog.text and caplog.text.count("2 of 4 documents") == 2
   assert "1 of 2 documents have nothing to learn, and are shown for nothing: given-1" in caplog.text

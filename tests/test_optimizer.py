@@ -227,7 +227,7 @@ def test_a_state_of_another_optimizer_is_refused_in_one_line(tmp_path):
   other = tiny.config(mesh__fsdp=1, optimizer__name="muon", run__resume_from=str(tmp_path / "a"))
   layout, create = layout_of(other)
   with pytest.raises(BadRequest, match="isn't a state of this model and optimizer") as e:
-    initial_state.first_state(other, layout, create, Checkpointer(tmp_path / "b", c.run))
+    initial_state.first_state(other, layout, create, Checkpointer(tmp_path / "b", c.run), {})
   assert "\n" not in str(e.value)
 
 

@@ -75,8 +75,8 @@ def test_pixels_are_scaled_as_the_config_says(model, features):
 
 def test_impossible_settings_are_refused():
   for pixels, reason in (
-      (dict(scale=0.0), "above 0"),
-      (dict(std=[1.0, 0.0, 1.0]), "above 0"),
+      (dict(scale=0.0), "scale=0.0 must be at least"),
+      (dict(std=[1.0, 0.0, 1.0]), "std.*must be at least"),
       (dict(resample="sinc"), "choose one of lanczos"),
   ):
     with pytest.raises(BadRequest, match=reason):

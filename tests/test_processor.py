@@ -175,7 +175,7 @@ def test_the_newer_place_of_the_image_processor(tmp_path):
         (dict(do_normalize="false"), "do_normalize='false', but it must be true or false"),
         (dict(offset=True), "offset=True, but that can't be done here"),
         (dict(rescale_factor="x"), "scale='x'"),
-        (dict(rescale_factor=0), "above 0"),
+        (dict(rescale_factor=0), "scale=0.0 must be at least"),
         (dict(image_mean=[1.0, 1.0]), "expected 3 items"),
         (dict(image_processor_type="CLIPImageProcessor", rescale_factor=None), "whose rescale_factor isn't known"),
     ],

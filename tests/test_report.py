@@ -220,7 +220,7 @@ def test_evaluate_prints_json_and_obeys_limits(run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("arguments, said", [
-    (["--samples=0"], "samples=0"), (["--split=tset"], "tset"), (["--steps=0"], "steps=0"),
+    (["--samples=0"], "--samples: 0 must be"), (["--split=tset"], "tset"), (["--steps=0"], "--steps: 0 must be"),
     (["--benchmark=mme"], "mme"), (["--out={file}"], "--out"), (["--unknown"], "--unknown")])
 def test_evaluate_refuses_bad_requests_in_one_line(run, tmp_path, capsys, arguments, said):
   (tmp_path / "file").write_text("x")

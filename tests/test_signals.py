@@ -20,6 +20,14 @@ from orthus_jax.training.metric_writer import read_metrics
 NOTICES = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 
+@pytest.fixture(autouse=True)
+def default_hangup():
+  """As of a process that nobody started under nohup."""
+  before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+  yield
+  signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def left(monkeypatch):
   """The exit statuses that this process would have ended with."""

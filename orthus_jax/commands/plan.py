@@ -68,7 +68,8 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 def _number(own: dict[str, str], name: str, default: int, *, most: int = 2**20) -> int:
   value = own.get(name, str(default))
   if not re.fullmatch(r"[0-9]{1,9}", value) or int(value) not in Range(1, most):
-    raise BadRequest(f"--{name}={shown(value)} must be a whole number of {Range(1, most)}")
+    told = value if re.fullmatch(r"[+-]?[0-9.]{1,40}", value) else shown(value)
+    raise BadRequest(f"--{name}={told} must be a whole number of {Range(1, most)}")
   return int(value)
 
 
