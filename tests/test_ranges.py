@@ -190,7 +190,7 @@ def test_the_ends_of_ranges_train(part, end):
     ("evaluate RUN --top-p=1.5", "--top-p: 1.5"),
     ("convert --from=a --to=b --seed=-1", "--seed: -1"),
     ("convert --from=a --to=b --shard-size=nan", "--shard-size: nan"),
-    ("plan --config=CONFIG --topology=v5e:2x2 --slices=999999999", "--slices='999999999'"),
+    ("plan --config=CONFIG --topology=v5e:2x2 --slices=999999999", "--slices=999999999"),
     ("train --config=CONFIG --workdir=RUN --config.run.seed=-1", "run.seed=-1 must be at least 0"),
     ("train --config=CONFIG --workdir=RUN --config.run.seed=9223372036854775808", "run.seed=9223372036854775808"),
     ("train --config=CONFIG --workdir=RUN --config.run.steps=99999999999999999999", "run.steps=99999999999999999999"),

@@ -24,6 +24,7 @@ class _Launcher:
     return ", ".join(f"{n}={environment[n]}" for n in (self.count, self.number) if n in environment)
 
 
+_ORTE = "OMPI_MCA_orte_hnp_uri"  # of Open MPI up to 4
 _OPEN_MPI = _Launcher("Open MPI", *(f"OMPI_COMM_WORLD_{n}" for n in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")))
 _SLURM = _Launcher("SLURM", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _TORCHRUN = _Launcher("torchrun", "WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -57,7 +58,6 @@ def in_cluster(environment: Mapping[str, str]) -> bool:
   """Whether the environment speaks of several processes, or of a TPU pod's several machines."""
   pod = (_number(environment, "MEGASCALE_NUM_SLICES") or 1) > 1 or "," in environment.get("TPU_WORKER_HOSTNAMES", "")
   return pod or any(_several(launcher, environment) for launcher in _LAUNCHERS)
-
 
 def find(environment: Mapping[str, str]) -> Place | None:
   """This process's place as its launcher says; None where none says that there are several.
@@ -111,7 +111,7 @@ def _place(launcher: _Launcher, environment: Mapping[str, str]) -> Place | None:
     coordinator = _coordinator(launcher, environment)
   except (RuntimeError, ValueError) as e:  # jax reads variables of a form of their own
     raise BadRequest(f"{launcher.name} ({seen}): where process 0 is can't be read ({e}): give --coordinator=HOST:PORT") from e
-  five = launcher is _OPEN_MPI and "OMPI_MCA_orte_hnp_uri" not in environment
+  five = launcher is _OPEN_MPI and _ORTE not in environment
   return Place(count, number, _local(launcher, environment), coordinator, f"{launcher.name}{' 5' if five else ''} ({seen})")
 
 
@@ -119,6 +119,8 @@ def _coordinator(launcher: _Launcher, environment: Mapping[str, str]) -> str | N
   from jax._src import clusters  # jax has no public name for them; they read os.environ
 
   ask = {_OPEN_MPI: clusters.OmpiCluster, _SLURM: clusters.SlurmCluster}.get(launcher)
+  if launcher is _OPEN_MPI and _ORTE not in environment:
+    ask = None  # Open MPI 5 doesn't say: jax 0.10 finds no cluster there, jax 0.12 asks mpi4py and raises without it
   if ask is not None and ask.is_env_present():
     return ask.get_coordinator_address(None, environment.get("JAX_COORDINATOR_PORT"))
   if not environment.get("MASTER_ADDR") or not _number(environment, "MASTER_PORT"):
