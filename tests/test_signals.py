@@ -49,6 +49,19 @@ def send(*numbers: int) -> None:
     time.sleep(0.05)  # two of one kind that wait would be one
 
 
+def test_a_signal_to_a_process_and_its_group_is_one_request(left):
+  with preemption.Signals() as signals:
+    signals.saving(True)
+    for _ in range(2):  # as timeout(1) does; a pause keeps the kernel from joining them
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(0.002)
+    assert until(lambda: signals.reached(1) == signal.SIGTERM)
+    time.sleep(0.1)
+    assert not left
+    send(signal.SIGTERM)
+    assert until(lambda: left == [errors.AT_ONCE])
+
+
 @pytest.mark.parametrize("number", (*NOTICES, signal.SIGTERM, signal.SIGINT))
 def test_a_signal_asks_for_a_checkpoint(left, number, caplog):
   with preemption.Signals() as signals:

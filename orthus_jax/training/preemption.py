@@ -15,6 +15,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from types import TracebackType
 
 from jax.experimental import multihost_utils
@@ -28,6 +29,9 @@ _log = logging.getLogger(__name__)
 _NOTICES = tuple(
     s for n in ("SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU") if (s := getattr(signal, n, None)) is not None
 )
+
+# timeout(1) sends its signal to the command and to its process group, which the command is of: twice in a moment is once.
+_ONE_REQUEST = 0.03  # seconds
 
 
 class Signals:
@@ -66,9 +70,12 @@ class Signals:
       terminal.give_back(self._stderr)
 
   def _listen(self) -> None:
+    latest: dict[int, float] = {}
     while number := self._near.recv(1):
-      if number[0] not in self._watched:
+      now = time.monotonic()
+      if number[0] not in self._watched or now - latest.get(number[0], -1.0) < _ONE_REQUEST:
         continue
+      latest[number[0]] = now
       first, self._received = self._received is None, self._received or number[0]
       self._asked += number[0] not in _NOTICES
       if self._asked > 1:
