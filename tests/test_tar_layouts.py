@@ -134,7 +134,8 @@ def check(path, file: bytes, expected, monkeypatch) -> None:
     if document is not None:
       assert document.id == printable(f"{path.name}/{sample.name}:to_text")
       color, text = int(document.images[0].pixels[0, 0, 0]), int(document.texts[0].text)
-      ours = [(name, data.rstrip(b"\0")) for name, data in expected if stem(name) == sample.name.partition("#")[0]]
+      stems = (sample.name.partition("#")[0], "a")  # a hard link has the bytes of a.png, which all of them name
+      ours = [(name, data.rstrip(b"\0")) for name, data in expected if stem(name) in stems]
       for value in (color, text):  # numbers are told apart but for those two hundred members away
         assert any(data == body(name, "good", value).rstrip(b"\0") for name, data in ours)
 
