@@ -3,38 +3,18 @@
 from __future__ import annotations
 
 import errno
-import os
 import sys
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
+
+from orthus_jax.output import Surviving
 
 
-class _Stderr:
+class _Stderr(Surviving):
   """Standard error as it was, but that nobody reading it any more is no error."""
 
-  def __init__(self, stream: TextIO):
-    self._stream = stream
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._stream, name)
-
-  def write(self, text: str) -> int:
-    try:
-      return self._stream.write(text)
-    except OSError as e:
-      self._lost(e)
-      return len(text)
-
-  def flush(self) -> None:
-    try:
-      self._stream.flush()
-    except OSError as e:
-      self._lost(e)
-
-  def _lost(self, error: OSError) -> None:
-    if error.errno in (errno.EPIPE, errno.EIO):  # what is left in buffers must go somewhere, or Python makes it the status
-      null = os.open(os.devnull, os.O_WRONLY)
-      os.dup2(null, self._stream.fileno())
-      os.close(null)
+  def _failed(self, error: OSError) -> None:
+    if error.errno in (errno.EPIPE, errno.EIO):
+      super()._failed(error)
 
 
 def may_be_lost() -> TextIO:
