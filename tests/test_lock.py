@@ -80,7 +80,8 @@ def test_a_place_that_cannot_be_written_to_is_a_bad_request(tmp_path):
 def test_whatever_a_lock_file_holds_it_does_not_block(quick, tmp_path, left):
   (tmp_path / lock.NAME).write_bytes(left)
   with lock.hold(tmp_path):
-    pass
+    assert lock_record.read(tmp_path / lock.NAME)["pid"] == os.getpid()
+  assert not (tmp_path / lock.NAME).exists()
 
 
 def test_another_machines_holder_blocks_while_it_lives(quick, tmp_path):

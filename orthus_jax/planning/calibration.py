@@ -29,8 +29,7 @@ def show(*, make: Callable[..., Plan], as_json: bool) -> int:
   plans = []
   for run in published.RUNS:
     topology = hardware.parse(run.topology, run.slices)
-    plan = make(run.config, topology, title=run.name, build=published.text)
-    plans.append((run, plan))
+    plans.append((run, make(run.config, topology, title=run.name, build=published.text)))
   rows = errors(plans)
   if as_json:
     print(json.dumps({"runs": rows, "plans": [dataclasses.asdict(p) for _, p in plans]}, indent=2))
