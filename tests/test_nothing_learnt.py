@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from orthus_jax import training_run
+from orthus_jax import lock, training_run
 from orthus_jax.data.documents import Document, Image, Text, document
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared import writer as prepared
@@ -104,6 +104,8 @@ def test_a_prepare_that_fails_leaves_nothing(tmp_path, there):
         raise BadRequest("too many are bad")
       return answers(i)
 
-  with pytest.raises(BadRequest, match="too many are bad"):
-    prepared.prepare(Breaks(), TK, tiny.config(), tmp_path / "p", images="pixels")
+  with lock.hold(tmp_path / "p"):  # as the command does
+    with pytest.raises(BadRequest, match="too many are bad"):
+      prepared.prepare(Breaks(), TK, tiny.config(), tmp_path / "p", images="pixels")
+    assert (tmp_path / "p" / lock.NAME).exists()
   assert [*tmp_path.rglob("*")] == ([tmp_path / "p"] if there else [])
