@@ -86,10 +86,10 @@ def main() -> None:
       for stack in stacks if number % 2 == 0 else stacks[::-1]:
         stack.round(number)
       print(f"round {number + 1} of {args.rounds} done", flush=True)
-  print(f"{'':<36}" + "".join(f"{s.name:>40}" for s in stacks) + f"{'ratio':>8}")
+  print(f"{'':<36}" + "".join(f"{s.name:>45}" for s in stacks) + f"{'ratio':>8}")
   for name in stacks[0].figures:
     medians = [statistics.median(s.figures[name]) for s in stacks]
-    print(f"{name:<36}" + "".join(f"{m:>40.3f}" for m in medians) + f"{medians[-1] / medians[0]:>8.2f}")
+    print(f"{name:<36}" + "".join(f"{m:>45.3f}" for m in medians) + f"{medians[-1] / medians[0]:>8.2f}")
 
 
 if __name__ == "__main__":
