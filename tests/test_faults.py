@@ -18,7 +18,7 @@ from orthus_jax import errors
 from orthus_jax.config import RunConfig, to_dict
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import Stopped
-from orthus_jax.training import loop
+from orthus_jax.training import loop, preemption
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.tasks import OrthusTask
@@ -184,6 +184,7 @@ def test_signals_before_the_first_step_and_second_ones_stop_at_once(tmp_path):
   wait_for_step(tmp_path / "b", late)
   late.send_signal(signal.SIGTERM)
   assert late.stdout.readline() == "here\n"
+  time.sleep(3 * preemption._ONE_REQUEST)  # two at once are one request
   late.send_signal(signal.SIGTERM)
   _, said = late.communicate(timeout=30)
   assert late.returncode == errors.AT_ONCE and "a second signal: stopping at once" in said
