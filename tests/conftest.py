@@ -1,5 +1,6 @@
 """All tests run on the CPU, on eight virtual devices."""
 
+import logging
 import os
 from pathlib import Path
 import shutil
@@ -9,6 +10,14 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+
+@pytest.fixture(autouse=True)
+def _audible_log():
+  """The command line keeps the log to itself; what one test ran must not silence the next."""
+  log = logging.getLogger("orthus_jax")
+  log.propagate = True
+  log.setLevel(logging.NOTSET)
 
 
 def pytest_addoption(parser):

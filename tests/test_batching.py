@@ -65,6 +65,7 @@ def test_a_request_gets_what_it_would_get_alone(model):
   assert len({str(x) for x in together}) == len(together)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_guidance_is_read_once(model, monkeypatch):
   read = []
 
@@ -92,6 +93,7 @@ def test_a_lane_that_holds_another_prompt_is_read_anew(model):
   assert all(alike(together[i], answers(model, [requests[i]])[0]) for i in (1, 2))
 
 
+@pytest.mark.slow
 def test_reading_in_chunks_changes_nothing(model, monkeypatch):
   pixels = tiny.TinySource()[0].images[0].pixels
   requests = [

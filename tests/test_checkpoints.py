@@ -32,14 +32,6 @@ FAST = dict(run__steps=6, run__checkpoint_every=2, run__keep_checkpoints=3, opti
             model__transformer__layers=1)  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _audible_log():
-  """The command line keeps the log to itself; what one test ran must not silence the next."""
-  log = logging.getLogger("orthus_jax")
-  log.propagate = True
-  log.setLevel(logging.NOTSET)
-
-
 def state(step: int, size: int = 300) -> TrainState:
   values = {"a": jnp.arange(size, dtype=jnp.float32) + step, "b": jnp.full((4, 8), step, jnp.bfloat16)}
   return TrainState(

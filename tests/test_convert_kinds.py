@@ -64,6 +64,7 @@ def test_a_decoder_from_another_file(prefix, model, values, tmp_path, capsys):
   assert "none.safetensors holds no array called decoder.*" in error
 
 
+@pytest.mark.slow
 def test_models_that_cannot_draw_refuse_to(model, values, tmp_path, monkeypatch):
   ran = []
 

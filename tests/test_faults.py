@@ -1,7 +1,6 @@
 """Signals, hangs, numbers that aren't finite: how a run ends, and what it says."""
 
 import json
-import logging
 import os
 from pathlib import Path
 import signal
@@ -24,13 +23,6 @@ from orthus_jax.training.guard import Guard
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
-
-
-@pytest.fixture(autouse=True)
-def _audible_log():
-  log = logging.getLogger("orthus_jax")
-  log.propagate = True
-  log.setLevel(logging.NOTSET)
 
 
 # --- numbers --------------------------------------------------------------------------------------------------------

@@ -59,6 +59,7 @@ def test_pictures_are_fitted_as_the_config_says(model, tmp_path):
     np.testing.assert_array_equal(fitted, FITTED)
 
 
+@pytest.mark.slow
 def test_pixels_are_scaled_as_the_config_says(model, features):
   np.testing.assert_allclose(model.encode([FITTED])[0], features, atol=1e-5)
   net = params_lib.merge(model.graphdef, model.params)

@@ -34,6 +34,7 @@ def run(model, x_BTD, position_BT, segment_ids_BT):
   return model(x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT)
 
 
+@pytest.mark.slow
 def test_no_position_sees_a_later_one():
   x, position, segments = inputs()
   model = build()

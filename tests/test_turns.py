@@ -52,6 +52,7 @@ def test_turns_are_counted_after_what_they_share():
     assert not turns(one, patches=P).any()
 
 
+@pytest.mark.slow
 def test_each_turn_is_answered_as_if_it_stood_alone():
   model = Orthus(CONFIG.model, rngs=nnx.Rngs(params=1))
 
