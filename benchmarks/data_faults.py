@@ -16,12 +16,12 @@ import zlib
 from array_record.python import array_record_module
 from fault_bench import PATIENCE, Bench, Row
 import numpy as np
+from orthus_jax.data.sources.folder import FolderSource
+from orthus_jax.data.sources.tar import TarSource
 
 from orthus_jax.data import images, retrying
 from orthus_jax.data.prepared import shards
 from orthus_jax.data.sources.bad_records import BadRecords
-from orthus_jax.data.sources.folder import FolderSource
-from orthus_jax.data.sources.tar import TarSource
 
 
 def data(bench: Bench) -> Iterator[Row]:

@@ -30,7 +30,7 @@ def get_config(arg: str = "runlocal") -> ConfigDict:
       diffusion=dict(width=256, blocks=3, latent_scale=1.0, draws=4, loss_weight=2.0),
   )  # fmt: skip
   config.data = dict(
-      source="folder", path="", sequence_length=512, images_per_row=6, learnt_images_per_row=4, cache_features=True,
+      source="jsonl", path="", sequence_length=512, images_per_row=6, learnt_images_per_row=4, cache_features=True,
       caption_dropout=0.1,
   )  # fmt: skip
   config.sampling = dict(steps=50, guidance=3.0, unconditional_prompt="generate an image", max_new_tokens=256)

@@ -13,6 +13,7 @@ from array_record.python import array_record_module
 import numpy as np
 import PIL.Image
 import pytest
+from sources import folder_source, tar_source
 import tiny
 
 from orthus_jax.data import images, retrying
@@ -20,8 +21,6 @@ from orthus_jax.data.prepared import shards, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.shapes import builder
 from orthus_jax.data.sources.bad_records import BadRecords
-from orthus_jax.data.sources.folder import FolderSource
-from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.errors import BadRequest
 
 TK = tiny.tokenizer()
@@ -74,7 +73,7 @@ def test_bad_rows_of_a_folder_are_named(tmp_path, caplog):
   rows = [json.dumps({"image": n, "text": "a box"}).encode() for n in ("a.png", "cut.png", "empty.png", "bomb.png", "no.png")]
   rows += [b'{"image": "a.png", "text": "\xff\xfe"}', b'{"image": "a.png", "te']  # not UTF-8; a file cut short
   (tmp_path / "metadata.jsonl").write_bytes(b"\n".join(rows))
-  source = FolderSource(tmp_path, resolution=8, max_bad_share=1.0, pairs="to_image")
+  source = folder_source(tmp_path, resolution=8, max_bad_share=1.0, pairs="to_image")
   good = [i for i in range(len(source)) if source[i] is not None]
   assert good == [0] and (source.bad.count, source.bad.distinct) == (6, 6)
   for line in range(2, 8):
@@ -82,7 +81,7 @@ def test_bad_rows_of_a_folder_are_named(tmp_path, caplog):
   for reason in ("has 12000x12000 pixels", "isn't UTF-8 (byte 29", "isn't JSON", "no.png' doesn't exist"):
     assert reason in caplog.text
   with pytest.raises(BadRequest, match="of 7 records are bad so far"):
-    strict = FolderSource(tmp_path, resolution=8, max_bad_share=0.1)
+    strict = folder_source(tmp_path, resolution=8, max_bad_share=0.1)
     [strict[i] for i in range(len(strict))]
 
 
@@ -99,7 +98,7 @@ def test_a_file_system_that_comes_back_is_waited_for(tmp_path, monkeypatch, capl
 
   monkeypatch.setattr(images.Image, "open", flaky)
   monkeypatch.setattr(retrying.time, "sleep", slept.append)
-  source = FolderSource(tmp_path, resolution=8)
+  source = folder_source(tmp_path, resolution=8)
   assert source[0] is not None and slept == [0.5, 2.0] and source.bad.count == 0
   assert "can't be reached (Input/output error); trying again in 2 s" in caplog.text
   left[0] = 99
@@ -129,7 +128,7 @@ def test_pairs_of_tar_files_are_read(tmp_path):
   long = "d/" + "x" * 150 + ".png"  # a name longer than a header holds
   write_tar(tmp_path / "0.tar", many(3) | {long: png(9), long.replace(".png", ".json"): b'{"caption": "nine"}'})
   write_tar(tmp_path / "1.tar", {"b.jpg": png(7), "b.seg.png": png(8), "b.txt": b"seven\n", "readme.md": b"hello"})
-  source = TarSource(tmp_path, resolution=8)
+  source = tar_source(tmp_path, resolution=8)
   assert len(source) == 10
   texts = [source[i].texts[0].text for i in range(0, 10, 2)]
   assert texts == ["box 0", "box 1", "box 2", "nine", "seven"]
@@ -137,7 +136,7 @@ def test_pairs_of_tar_files_are_read(tmp_path):
   assert source[2].images[0].pixels[0, 0].tolist() == [1, 1, 1] and source[2].id == "0.tar/d/001:to_image"
   assert source.bad.distinct == 0
   write_tar(tmp_path / "2.tar", {"BZ1.png": png(3), "BZ1.txt": b"three"})  # begins as a bzip2 file does
-  assert len(TarSource(tmp_path / "2.tar", resolution=8)) == 2
+  assert len(tar_source(tmp_path / "2.tar", resolution=8)) == 2
 
 
 def test_broken_tar_files_give_what_is_whole(tmp_path, caplog):
@@ -145,14 +144,14 @@ def test_broken_tar_files_give_what_is_whole(tmp_path, caplog):
   write_tar(tmp_path / "1.tar", many(20))
   flip(tmp_path / "0.tar", places["d/020.png"], 300)  # its header
   cut(tmp_path / "1.tar")
-  source = TarSource(tmp_path, resolution=8, max_bad_share=0.5, pairs="to_text")
+  source = tar_source(tmp_path, resolution=8, max_bad_share=0.5, pairs="to_text")
   texts = [d.texts[0].text for d in (source[i] for i in range(len(source))) if d is not None]
   assert texts[:39] == [f"box {i}" for i in range(40) if i != 20]
   assert texts[39:] == [f"box {i}" for i in range(len(texts) - 39)] and 8 <= len(texts) - 39 <= 12
   assert "no tar header stands there" in caplog.text and "cut short" in caplog.text
   assert source.bad.distinct >= 3  # the stretch, the text that lost its picture, the cut
   with pytest.raises(BadRequest, match="more than the share of 0 put up with"):
-    strict = TarSource(tmp_path, resolution=8, max_bad_share=0)
+    strict = tar_source(tmp_path, resolution=8, max_bad_share=0)
     [strict[i] for i in range(len(strict))]
 
 
@@ -168,19 +167,19 @@ def test_broken_tar_files_give_what_is_whole(tmp_path, caplog):
 ])  # fmt: skip
 def test_bad_samples_are_named(tmp_path, caplog, members, reason):
   write_tar(tmp_path / "0.tar", members)
-  source = TarSource(tmp_path, resolution=8, max_bad_share=1.0)
+  source = tar_source(tmp_path, resolution=8, max_bad_share=1.0)
   assert source[0] is None and reason in caplog.text and "0.tar, a" in caplog.text
 
 
 def test_what_is_no_tar_file_is_refused(tmp_path):
   (tmp_path / "a.tar").write_bytes(b"\x1f\x8b" + bytes(600))
   with pytest.raises(BadRequest, match="compressed .gzip."):
-    TarSource(tmp_path, resolution=8)
+    tar_source(tmp_path, resolution=8)
   (tmp_path / "a.tar").write_bytes(b"hello" * 1000)
   with pytest.raises(BadRequest, match="1 of 1 records are bad|holds no sample"):
-    TarSource(tmp_path, resolution=8)
+    tar_source(tmp_path, resolution=8)
   with pytest.raises(BadRequest, match="there is no tar file"):
-    TarSource(tmp_path / "b", resolution=8)
+    tar_source(tmp_path / "b", resolution=8)
 
 
 # --- ArrayRecord files ----------------------------------------------------------------------------------------------

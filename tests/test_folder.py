@@ -8,11 +8,12 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
+from sources import folder_source
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data.images import fit, load_image, save_png
 from orthus_jax.data.sources.bad_records import BadRecords
-from orthus_jax.data.sources.folder import FolderSource, parse_row
+from orthus_jax.data.sources.jsonl import parse_row
 from orthus_jax.errors import BadRequest
 
 R = 16
@@ -36,7 +37,7 @@ def write(folder, *rows, name="metadata.jsonl"):
 
 
 def test_pair_yields_both_directions(folder):
-  source = FolderSource(write(folder, PAIR), resolution=R)
+  source = folder_source(write(folder, PAIR), resolution=R)
   to_image, to_text = list(source)
   pixels = load_image(folder / "in" / "b.png")
   assert (to_image.kind, to_text.kind) == ("caption_to_image", "image_to_caption")
@@ -58,7 +59,7 @@ def test_pair_yields_both_directions(folder):
 )
 def test_pairs_option(folder, pairs, kinds):
   tricky = {"text": "segments", "image": "a.png"}
-  source = FolderSource(write(folder, PAIR, MIXED, tricky), resolution=R, pairs=pairs)
+  source = folder_source(write(folder, PAIR, MIXED, tricky), resolution=R, pairs=pairs)
   assert len(source) == len(kinds)
   assert [source[i].kind for i in range(len(source))] == kinds
   assert [source[i].kind for i in reversed(range(len(source)))] == kinds[::-1], "any order"
@@ -66,7 +67,7 @@ def test_pairs_option(folder, pairs, kinds):
 
 
 def test_interleaved(folder):
-  (document,) = FolderSource(write(folder, MIXED), resolution=R)
+  (document,) = folder_source(write(folder, MIXED), resolution=R)
   assert [s.learn for s in document.segments] == [False, True, True]
   assert document.texts[1].text == "segments: red"
   assert np.array_equal(document.images[0].pixels, fit(load_image(folder / "a.png"), R, PixelsConfig()))
@@ -78,7 +79,7 @@ def test_real_photographs(tmp_path):
   for name, read in photographs.items():
     PIL.Image.fromarray(read()).save(tmp_path / f"{name}.jpg", quality=95)
   rows = [{"image": f"{name}.jpg", "text": f"a photograph: {name}"} for name in photographs]
-  source = FolderSource(write(tmp_path, *rows), resolution=64, pairs="to_image")
+  source = folder_source(write(tmp_path, *rows), resolution=64, pairs="to_image")
   for document, read in zip(source, photographs.values(), strict=True):
     pixels, original = document.images[0].pixels, read()
     assert pixels.shape == (64, 64, 3)
@@ -92,23 +93,23 @@ def test_real_photographs(tmp_path):
 
 def test_blank_lines_byte_order_mark_and_line_numbers(folder):
   rows = [b"\xef\xbb\xbf" + json.dumps(PAIR).encode(), b"", b"  \r", json.dumps(MIXED, indent=None).encode() + b"\r"]
-  source = FolderSource(write(folder, *rows, name="x.jsonl"), "x.jsonl", resolution=R, pairs="to_text")
+  source = folder_source(write(folder, *rows, name="x.jsonl"), "x.jsonl", resolution=R, pairs="to_text")
   assert [d.id for d in source] == ["x.jsonl:1:to_text", "x.jsonl:4"]
 
 
 def test_a_line_of_a_byte_order_mark_alone_is_blank(folder):
-  source = FolderSource(write(folder, b"\xef\xbb\xbf\r", json.dumps(PAIR).encode()), resolution=R, pairs="to_text")
+  source = folder_source(write(folder, b"\xef\xbb\xbf\r", json.dumps(PAIR).encode()), resolution=R, pairs="to_text")
   assert [d.id for d in source] == ["metadata.jsonl:2:to_text"] and not source.bad.count
 
 
 def test_last_line_needs_no_newline_and_text_may_be_any_unicode(folder):
   row = json.dumps({"image": "a.png", "text": "é 漢\u2028字"}, ensure_ascii=False)
   (folder / "metadata.jsonl").write_text(row, encoding="utf-8")
-  assert FolderSource(folder, resolution=R)[0].texts[0].text == "é 漢\u2028字"
+  assert folder_source(folder, resolution=R)[0].texts[0].text == "é 漢\u2028字"
 
 
 def test_indices(folder):
-  source = FolderSource(write(folder, PAIR), resolution=R)
+  source = folder_source(write(folder, PAIR), resolution=R)
   assert source[np.int64(1)].kind == "image_to_caption"
   for index in (2, -1):
     with pytest.raises(IndexError):
@@ -116,11 +117,11 @@ def test_indices(folder):
 
 
 def test_pickles_and_names_itself(folder):
-  source = FolderSource(write(folder, PAIR), resolution=R)
+  source = folder_source(write(folder, PAIR), resolution=R)
   again = pickle.loads(pickle.dumps(source))
   assert repr(again) == repr(source) and again[0] == source[0]
   kinds = ("both", "to_image", "to_text")
-  assert len({repr(FolderSource(folder, resolution=r, pairs=p)) for r in (R, 2 * R) for p in kinds}) == 6
+  assert len({repr(folder_source(folder, resolution=r, pairs=p)) for r in (R, 2 * R) for p in kinds}) == 6
 
 
 BAD_ROWS = [
@@ -142,7 +143,7 @@ BAD_ROWS = [
     ({"image": "in/../../a.png", "text": "x"}, "outside the folder"),
     ({"image": "gone.png", "text": "x"}, "gone.png.*doesn't exist"),
     ({"image": "in", "text": "x"}, "can't be read"),
-    ({"image": "a\0.png", "text": "x"}, "can't be read"),
+    ({"image": "a\0.png", "text": "x"}, "must be a path"),
     ({"image": "torn.png", "text": "x"}, "torn.png.*truncated"),
     ({"segments": []}, "at least one"),
     ({"segments": "x"}, "at least one"),
@@ -159,7 +160,7 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize("row, reason", BAD_ROWS)
 def test_bad_rows_are_skipped_counted_and_named(folder, caplog, row, reason):
-  source = FolderSource(write(folder, PAIR, row, PAIR), resolution=R, pairs="to_text")
+  source = folder_source(write(folder, PAIR, row, PAIR), resolution=R, pairs="to_text")
   documents = list(source)
   assert len(documents) == 3 and [d is None for d in documents] == [False, True, False]
   assert (source.bad.count, source.bad.seen) == (1, 3)
@@ -169,7 +170,7 @@ def test_bad_rows_are_skipped_counted_and_named(folder, caplog, row, reason):
 
 
 def test_too_many_bad_rows_stop(folder):
-  source = FolderSource(write(folder, *[{}] * 10, *[PAIR] * 90), resolution=R, max_bad_share=0.05, pairs="to_text")
+  source = folder_source(write(folder, *[{}] * 10, *[PAIR] * 90), resolution=R, max_bad_share=0.05, pairs="to_text")
   assert [source[i] for i in range(5)] == [None] * 5, "as many as are put up with"
   with pytest.raises(BadRequest, match="6 of 100.*line 6.*neither"):
     source[5]
@@ -177,7 +178,7 @@ def test_too_many_bad_rows_stop(folder):
 
 def test_a_handful_never_stops_unless_it_is_everything(folder):
   for bad, good, stops in [(4, 6, False), (5, 5, True), (2, 1, False), (3, 0, True)]:
-    source = FolderSource(write(folder, *[{}] * bad, *[PAIR] * good), resolution=R, pairs="to_text")
+    source = folder_source(write(folder, *[{}] * bad, *[PAIR] * good), resolution=R, pairs="to_text")
     if stops:
       with pytest.raises(BadRequest):
         list(source)
@@ -189,13 +190,13 @@ def test_few_bad_rows_do_not(folder):
   rows = [PAIR] * 200
   for i in range(0, 60, 10):
     rows[i] = {}
-  source = FolderSource(write(folder, *rows), resolution=R, max_bad_share=0.03, pairs="to_text")
+  source = folder_source(write(folder, *rows), resolution=R, max_bad_share=0.03, pairs="to_text")
   for _ in range(2):
     assert sum(d is None for d in source) == 6
   with pytest.raises(BadRequest):
-    list(FolderSource(folder, resolution=R, max_bad_share=0.029, pairs="to_text"))
+    list(folder_source(folder, resolution=R, max_bad_share=0.029, pairs="to_text"))
   with pytest.raises(BadRequest):
-    FolderSource(folder, resolution=R, max_bad_share=0, pairs="to_text")[0]
+    folder_source(folder, resolution=R, max_bad_share=0, pairs="to_text")[0]
 
 
 @pytest.mark.parametrize(
@@ -215,7 +216,7 @@ def test_bad_requests(folder, arguments, reason):
   arguments = dict(path=".", resolution=R) | arguments
   path = folder / arguments.pop("path")
   with pytest.raises(BadRequest, match=reason):
-    FolderSource(path, **arguments)
+    folder_source(path, **arguments)
 
 
 def test_parse_row_keeps_what_is_good():

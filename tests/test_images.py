@@ -267,5 +267,5 @@ def test_grid_refuses(arguments):
 
 
 def test_imports_without_jax():
-  code = "import sys, orthus_jax.data.images, orthus_jax.data.sources.folder; sys.exit('jax' in sys.modules)"
+  code = "import sys, orthus_jax.data.images, orthus_jax.data.sources.jsonl; sys.exit('jax' in sys.modules)"
   subprocess.run([sys.executable, "-c", code], check=True)

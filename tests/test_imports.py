@@ -89,7 +89,7 @@ def test_no_other_framework_is_imported_anywhere():
 def test_data_runs_without_jax_or_tensorflow():
   code = (
       "import sys; import orthus_jax; from orthus_jax.data import images, sequence, packing;"
-      "from orthus_jax.data.sources import folder;"
+      "from orthus_jax.data.sources import jsonl;"
       "from orthus_jax.interop import processor;"
       "from orthus_jax.data.shapes import world, builder;"
       "assert not {'jax', 'tensorflow', 'torch'} & set(sys.modules), sys.modules.keys() & {'jax', 'tensorflow', 'torch'}"

@@ -10,14 +10,13 @@ import tarfile
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 import numpy as np
 import pytest
+from sources import folder_source, tar_source
 
 from orthus_jax import cli, training_run
 from orthus_jax.commands import train
 from orthus_jax.config import command_line, to_dict
 from orthus_jax.data import images
 from orthus_jax.data.documents import Document
-from orthus_jax.data.sources.folder import FolderSource
-from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.errors import BadRequest
 
 CONFIG = Path(__file__).parent.parent / "configs" / "shapes.py"
@@ -210,7 +209,7 @@ def test_documents_are_whole_or_skipped_and_counted(tmp_path):
   def check(rows, picture):
     (tmp_path / "bad.png").write_bytes(picture)
     (tmp_path / "metadata.jsonl").write_bytes(b"\n".join([GOOD_ROW, *rows, GOOD_ROW]))
-    source = FolderSource(tmp_path, resolution=8, max_bad_share=1.0, pairs="to_image")
+    source = folder_source(tmp_path, resolution=8, max_bad_share=1.0, pairs="to_image")
     found = [source[i] for i in range(len(source))]
     assert found[0] is not None and found[-1] is not None
     assert source.bad.count == sum(d is None for d in found)
@@ -240,7 +239,7 @@ def test_tar_files_are_read_as_far_as_they_are_whole(tmp_path):
   def check(data):
     (tmp_path / "a.tar").write_bytes(data)
     try:
-      source = TarSource(tmp_path, resolution=8, max_bad_share=1.0)
+      source = tar_source(tmp_path, resolution=8, max_bad_share=1.0)
     except BadRequest as e:
       assert "\n" not in str(e)
       return

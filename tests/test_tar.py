@@ -8,11 +8,12 @@ import tarfile
 import numpy as np
 import PIL.Image
 import pytest
+from sources import tar_source
 import tiny
 
 from orthus_jax.data.prepared import writer as prepared
 from orthus_jax.data.sources import tar_members
-from orthus_jax.data.sources.tar import TarSource
+from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.errors import BadRequest
 
 
@@ -37,9 +38,9 @@ def pairs(*names: str) -> list[tuple[str, bytes]]:
   return [m for i, n in enumerate(names) for m in ((f"{n}.png", picture(i)), (f"{n}.txt", b"box %d" % i))]
 
 
-def read(path) -> tuple[dict[str, int], TarSource]:
+def read(path) -> tuple[dict[str, int], LayoutSource]:
   """Names without their file's, with the picture's colour, of all that can be read."""
-  source = TarSource(path, resolution=8, max_bad_share=1.0, pairs="to_text")
+  source = tar_source(path, resolution=8, max_bad_share=1.0, pairs="to_text")
   found = [source[i] for i in range(len(source))]
   return {d.id.removesuffix(":to_text").split("/", 1)[1]: int(d.images[0].pixels[0, 0, 0]) for d in found if d}, source
 
@@ -112,7 +113,7 @@ def test_sparse_members_are_read_as_tarfile_reads_them(tmp_path, form, holes):
   assert tar_members.read(file, members[0]) == data
   found, source = read(file)
   assert set(found) == {"s", "t"} and not source.bad.count
-  with_hole = TarSource(file, resolution=64, pairs="to_text")[0].images[0].pixels
+  with_hole = tar_source(file, resolution=64, pairs="to_text")[0].images[0].pixels
   np.testing.assert_array_equal(with_hole, np.asarray(PIL.Image.open(io.BytesIO(data))))
 
 
@@ -177,7 +178,7 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path, caplog):
   found, _ = read(file)
   assert list(found) == ["caf\\xe9", "a\\nb"]
   assert "a.tar, odd\\xe0: the sample has no picture" in caplog.text and "a.tar/caf\\xff.cls" in caplog.text
-  source = TarSource(file, resolution=8, max_bad_share=1.0)
+  source = tar_source(file, resolution=8, max_bad_share=1.0)
   made = prepared.prepare(source, tiny.tokenizer(), tiny.config(), tmp_path / "out", images="pixels")
   assert made["documents"] == 4
 
@@ -243,12 +244,12 @@ def test_empty_files_are_named_beside_others(tmp_path, caplog):
   write(tmp_path, archive(pairs("a")))
   for name, data in {"0.tar": b"", "1.tar": bytes(10240), "2.tar": archive([("x.cls", b"1")])}.items():
     write(tmp_path, data, name)
-  source = TarSource(tmp_path, resolution=8, max_bad_share=0)
+  source = tar_source(tmp_path, resolution=8, max_bad_share=0)
   assert len(source) == 2 and all(source[i] for i in range(2))
   assert "tar files without a sample: 3 (0.tar, 1.tar, 2.tar)" in caplog.text
   (tmp_path / "a.tar").unlink()
   with pytest.raises(BadRequest, match="holds no sample.*without a sample: 3"):
-    TarSource(tmp_path, resolution=8)
+    tar_source(tmp_path, resolution=8)
 
 
 def test_folders_are_searched(tmp_path, caplog):
@@ -268,7 +269,7 @@ def test_compressed_files_are_refused_not_passed_over(tmp_path, name):
   write(tmp_path, archive(pairs("a")))
   file = write(tmp_path, b"\x1f\x8b" + bytes(100), name)
   with pytest.raises(BadRequest, match=rf"{file.name} is compressed .*unpack it"):
-    TarSource(tmp_path, resolution=8)
+    tar_source(tmp_path, resolution=8)
 
 
 def test_compressed_files_are_passed_over_once_unpacked(tmp_path, caplog):
@@ -300,6 +301,6 @@ def test_compressed_files_are_passed_over_once_unpacked(tmp_path, caplog):
 ])  # fmt: skip
 def test_the_first_text_that_is_one_is_taken(tmp_path, texts, said):
   write(tmp_path, archive([("a.png", picture(1)), *((f"a.{e}", t) for e, t in texts.items())]))
-  source = TarSource(tmp_path, resolution=8, max_bad_share=1.0)
+  source = tar_source(tmp_path, resolution=8, max_bad_share=1.0)
   document = source[0]
   assert (document and document.texts[0].text) == said and source.bad.distinct == (said is None)

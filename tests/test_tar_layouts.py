@@ -7,11 +7,11 @@ import tarfile
 
 from hypothesis import HealthCheck, given, settings, strategies as st
 import PIL.Image
+from sources import tar_source
 from test_tar import sparse
 
-from orthus_jax.data.sources import tar, tar_members
+from orthus_jax.data.sources import layout as layout_module, tar_members
 from orthus_jax.data.sources.remarks import Remarks, printable
-from orthus_jax.data.sources.tar import TarSource
 from orthus_jax.errors import BadRequest
 
 EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", "100"))
@@ -112,11 +112,11 @@ def stem(name: str) -> str:
 def check(path, file: bytes, expected, monkeypatch) -> None:
   """Every member is in a document, or counted and named."""
   path.write_bytes(file)
-  monkeypatch.setattr(tar, "Remarks", Everything)
+  monkeypatch.setattr(layout_module, "Remarks", Everything)
   found = {(m.name, tar_members.read(path, m)) for m in tar_members.scan(path).members}
   assert {(name, data) for name, data in expected} <= found
   try:
-    source = TarSource(path, resolution=1, max_bad_share=1.0, pairs="to_text")
+    source = tar_source(path, resolution=1, max_bad_share=1.0, pairs="to_text")
   except BadRequest as e:
     assert "holds no sample" in str(e) or "is bad so far" in str(e) or "are bad so far" in str(e)
     assert not any(stem(n) and stem(n)[-1] not in "/." and n.endswith((".png", ".txt", ".json")) and "/." not in n
@@ -124,13 +124,13 @@ def check(path, file: bytes, expected, monkeypatch) -> None:
     return
   documents = [source[i] for i in range(len(source))]
   assert source.bad.count >= sum(d is None for d in documents)
-  samples = [s for s, d in zip(source._samples, documents) if d is not None]
+  samples = [s for s, d in zip(source.layout._samples, documents) if d is not None]
   used = {m.name for s in samples for m in (s.picture, *(t for _, t in s.texts))}
   bad = {record.partition("#")[0] for _, record in source.bad._named}
   for name, _ in expected:
     named = any(f"{path.name}/{n}" in source.remarks.names for n in (name, PurePosixPath(name)))
     assert name in used or stem(name) in bad or named, name
-  for sample, document in zip(source._samples, documents):
+  for sample, document in zip(source.layout._samples, documents):
     if document is not None:
       assert document.id == printable(f"{path.name}/{sample.name}:to_text")
       color, text = int(document.images[0].pixels[0, 0, 0]), int(document.texts[0].text)
@@ -172,7 +172,7 @@ def test_harmed_files_give_what_they_can(tmp_path):
       data[at : at + len(harm)] = harm
     (tmp_path / "a.tar").write_bytes(data)
     try:
-      source = TarSource(tmp_path / "a.tar", resolution=1, max_bad_share=1.0)
+      source = tar_source(tmp_path / "a.tar", resolution=1, max_bad_share=1.0)
     except BadRequest:
       return
     assert sum(source[i] is None for i in range(len(source))) <= source.bad.count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from typing import Annotated, Literal
 
 from orthus_jax.config import ranges
@@ -12,20 +13,31 @@ from orthus_jax.config.typed import UserPath, require
 _Weights = tuple[tuple[str, Weight], ...]
 _Images = Annotated[int, Range(1, 2**16)]
 
+# What `data.source` can be; `data.sources.registry` has a layout for each but the first two, and for the earlier names.
+LAYOUTS = (
+    "jsonl", "imagefolder", "webdataset", "img2dataset", "blip3o", "llava", "parquet", "obelics", "mmc4", "comm",
+    "instructpix2pix", "storystream", "journeydb", "coco", "tfds",
+)  # fmt: skip
+EARLIER_NAMES = {"folder": "jsonl", "tar": "webdataset"}
+SOURCES = ("shapes", "prepared", *LAYOUTS, *EARLIER_NAMES)
+
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """What is read, and how it is laid into batches.
 
   Attributes:
-    source: "shapes" (the built-in world), "folder" (pictures beside a JSON-lines file), "tar" (pictures and texts in tar
-      files, as WebDataset lays them out), or "prepared" (what `orthus prepare --out` made of one of them, for data that
-      doesn't fit into memory).
-    path: the data set's, the folder's or the tar files' place (one file, or a folder that holds some at any depth); empty:
-      under the user's cache directory (shapes).
+    source: "shapes" (the built-in world), "prepared" (what `orthus prepare --out` made, for data that doesn't fit into
+      memory), or the layout of what lies at `path`: `orthus prepare --help` lists them. "folder" and "tar" are earlier
+      names of "jsonl" and "webdataset".
+    path: the data set's place; empty: under the user's cache directory (shapes).
     mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
-    annotations: the JSON-lines file's name within the folder.
-    pairs: which documents an image-text pair becomes.
+    annotations: the file that holds the rows, within the layout's folder; empty: the layout's own.
+    text: columns, fields or parts that hold the text, in order of preference; empty: the layout's own.
+    pictures: the folder that paths of pictures start from; empty: the one beside the rows.
+    pairs: which documents a picture and its caption become.
+    learn: what of a document is to be learnt: "layout", as its layout has it (answers, captions, pictures asked for); its
+      text or its images alone; or everything.
     split: what training reads.
     documents: (kind, number) pairs, for "shapes": how many documents of a kind its training split has, in the place of the
       quickstart's few. A run of more steps needs more of them, or it learns them by heart.
@@ -47,11 +59,14 @@ class DataConfig:
     max_bad_share: more bad records than this share stop the run.
   """
 
-  source: Literal["shapes", "folder", "tar", "prepared"] = "shapes"
+  source: str = "shapes"
   path: UserPath = ""
   mixture: tuple[tuple[UserPath, Annotated[float, Range(1e-6, 1e6)]], ...] = ()
-  annotations: str = "metadata.jsonl"
+  annotations: str = ""
+  text: tuple[str, ...] = ()
+  pictures: UserPath = ""
   pairs: Literal["both", "to_image", "to_text"] = "both"
+  learn: Literal["layout", "text", "images", "everything"] = "layout"
   split: str = "train"
   documents: tuple[tuple[str, Whole], ...] = ()
   kinds: _Weights = ()
@@ -68,6 +83,10 @@ class DataConfig:
 
   def __post_init__(self):
     ranges.check(self, "data")
+    kind = self.source.partition(":")[0]
+    near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.0)[0]
+    require(kind in SOURCES, f"data.source={self.source}: there is no such source; the nearest is {near}")
+    require(kind == "tfds" or ":" not in self.source, f"data.source={self.source}: only tfds takes a name after a colon")
     require(
         self.learnt_images_per_row <= self.images_per_row,
         f"data.learnt_images_per_row={self.learnt_images_per_row} must lie in 1..images_per_row={self.images_per_row}",

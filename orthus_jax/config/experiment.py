@@ -165,7 +165,7 @@ class Config:
     )
     require(
         self.task == "orthus" or self.data.source != "prepared",
-        "task=vision_tokenizer reads pictures: set data.source to shapes, folder or tar",
+        "task=vision_tokenizer reads pictures: set data.source to shapes, or to the layout of a folder",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4

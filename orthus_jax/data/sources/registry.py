@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from orthus_jax.config import Config
+from orthus_jax.config.data import EARLIER_NAMES
 from orthus_jax.data.pipeline import Source
-from orthus_jax.data.sources.folder import FolderSource
-from orthus_jax.data.sources.tar import TarSource
+from orthus_jax.data.sources.jsonl import Jsonl
+from orthus_jax.data.sources.layout import Layout, Options
+from orthus_jax.data.sources.source import LayoutSource
+from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
+
+# All layouts by name; where a place could be several, the first that recognises it is meant.
+LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (Jsonl, WebDataset)}
 
 
 def open_source(config: Config, split: str) -> Source:
@@ -35,18 +41,28 @@ def open_source(config: Config, split: str) -> Source:
       raise BadRequest(
           f"{folder.parent} holds no complete prepared data: make it with `orthus prepare --out={folder.parent}`"
       )
-    return FolderSource(folder, resolution=vision.resolution, pixels=vision.pixels)
+    return LayoutSource(Jsonl(folder), resolution=vision.resolution, pixels=vision.pixels)
   if not data.path:
-    what = "the tar files" if data.source == "tar" else "the folder of pictures"
-    raise BadRequest(f"data.path is empty: set it to {what} (--config.data.path=DIR)")
-  if data.source == "tar":
-    return TarSource(
-        data.path, resolution=vision.resolution, pixels=vision.pixels, pairs=data.pairs, max_bad_share=data.max_bad_share
-    )
-  return FolderSource(
-      data.path, annotations=data.annotations, resolution=vision.resolution, pixels=vision.pixels, pairs=data.pairs,
-      max_bad_share=data.max_bad_share,
+    raise BadRequest(f"data.path is empty: set it to where the {data.source} data lies (--config.data.path=DIR)")
+  return open_layout(config, data.path)
+
+
+def open_layout(config: Config, path: str) -> LayoutSource:
+  """The documents of what lies at a path, in the layout that the config names.
+
+  Raises:
+    BadRequest: it isn't that layout.
+  """
+  data, vision = config.data, config.model.vision_tokenizer
+  kind, _, argument = data.source.partition(":")
+  options = Options(
+      text=tuple(data.text), pictures=Path(data.pictures) if data.pictures else None, annotations=data.annotations,
+      pairs=data.pairs, split=data.split, argument=argument,
   )  # fmt: skip
+  layout = LAYOUTS[EARLIER_NAMES.get(kind, kind)](Path(path), options)
+  return LayoutSource(
+      layout, resolution=vision.resolution, pixels=vision.pixels, max_bad_share=data.max_bad_share, learn=data.learn
+  )
 
 
 def open_tokenizer(config: Config) -> TextTokenizer:

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources import tar_members
-from orthus_jax.data.sources.folder import check_text
 from orthus_jax.data.sources.remarks import Remarks, printable
 from orthus_jax.data.sources.tar_members import Member
+from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
 
 # Photographs ahead of what may lie beside them: masks, depths, thumbnails.

@@ -1,0 +1,133 @@
+"""Documents of whatever lies in a layout: pictures read and fitted, what is to be learnt chosen, bad rows counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import operator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from orthus_jax.config import PixelsConfig
+from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.images import fit, load_image
+from orthus_jax.data.retrying import retry
+from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.layout import Draft, Layout, Picture
+from orthus_jax.errors import BadRequest
+
+Learn = Literal["layout", "text", "images", "everything"]
+_MAX_PICTURE = 1 << 28  # bytes
+
+
+class LayoutSource:
+  """A random-access source of Documents; a bad row's are None.
+
+  Attributes:
+    layout: the rows.
+    remarks: the count of what is passed over by the layout's rules.
+    bad: the count of bad records; what of a file can't be read at all counts as one.
+  """
+
+  def __init__(
+      self,
+      layout: Layout,
+      *,
+      resolution: int,
+      pixels: PixelsConfig = PixelsConfig(),
+      max_bad_share: float = 0.01,
+      learn: Learn = "layout",
+  ):
+    """Reads nothing yet.
+
+    Args:
+      layout: the rows.
+      resolution: pictures are fitted to this many pixels square.
+      pixels: how they are.
+      max_bad_share: the share of bad rows that is put up with, in [0, 1].
+      learn: what of a document is to be learnt: "layout", as its layout has it; its text or its images alone; everything.
+
+    Raises:
+      BadRequest: an option is out of range, or too much of the files can't be read.
+    """
+    if resolution < 1:
+      raise BadRequest(f"resolution must be 1 or more, got {resolution}")
+    self.layout, self.resolution, self.pixels, self.learn = layout, resolution, pixels, learn
+    self.remarks = layout.remarks
+    per_row = layout.drafts_per_row
+    self._per_row = per_row if isinstance(per_row, int) else None
+    self._ends = np.cumsum(per_row) if self._per_row is None else np.zeros(0, np.int64)
+    self.bad = BadRecords(max_share=max_bad_share, total=len(layout) + len(layout.broken))
+    layout.remarks.log(str(layout.path))
+    for file, where, reason in layout.broken:
+      self.bad.saw()
+      self.bad.report(file, where, reason)
+    self.bad.check()
+
+  def __len__(self) -> int:
+    return len(self.layout) * self._per_row if self._per_row is not None else int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> Document | None:
+    """The document at a place, or None where its row is bad.
+
+    Raises:
+      BadRequest: too many rows are bad.
+      IndexError: there is no such place.
+    """
+    index = operator.index(index)
+    if not 0 <= index < len(self):
+      raise IndexError(f"document {index} of {len(self)}")
+    if self._per_row is not None:
+      row, nth = divmod(index, self._per_row)
+    else:
+      row = int(np.searchsorted(self._ends, index, side="right"))
+      nth = index - (int(self._ends[row - 1]) if row else 0)
+    return self._document(row, lambda drafts: drafts[nth], self._picture)
+
+  def row(self, row: int) -> list[Document | None]:
+    """All documents of a row; a picture that several of them show is read once.
+
+    Raises:
+      BadRequest: too many rows are bad.
+    """
+    count = self._per_row if self._per_row is not None else int(np.diff(self._ends, prepend=0)[row])
+    picture = functools.cache(self._picture)
+    return [self._document(row, operator.itemgetter(nth), picture) for nth in range(count)]
+
+  def _document(
+      self, row: int, choose: Callable, picture: Callable[[Path | bytes], np.ndarray]
+  ) -> Document | None:
+    self.bad.saw()
+    try:
+      return self._read(choose(self.layout.drafts(row)), picture)
+    except BadRequest as e:
+      self.bad.report(*self.layout.place(row), str(e))
+    except OSError as e:
+      self.bad.report(*self.layout.place(row), f"it can't be read: {e.strerror or e}")
+    self.bad.check()
+    return None
+
+  def _read(self, draft: Draft, picture: Callable[[Path | bytes], np.ndarray]) -> Document:
+    segments: list[Text | Image] = []
+    for s in draft.segments:
+      learn = s.learn
+      if self.learn != "layout":
+        learn = self.learn in ("everything", "images" if isinstance(s, Picture) else "text")
+      segments.append(Image(picture(s.file), learn) if isinstance(s, Picture) else dataclasses.replace(s, learn=learn))
+    return Document(tuple(segments), draft.id, draft.kind, draft.meta)
+
+  def _picture(self, file: Path | bytes) -> np.ndarray:
+    if isinstance(file, bytes):
+      if len(file) > _MAX_PICTURE:
+        raise BadRequest(f"its picture has {len(file):,} bytes, more than the {_MAX_PICTURE:,} allowed")
+      return fit(load_image(file), self.resolution, self.pixels)
+    return fit(retry(str(file), lambda: load_image(file)), self.resolution, self.pixels)
+
+  def __repr__(self) -> str:
+    # Data pipelines compare it to tell whether they resume on the same source.
+    layout = self.layout
+    fitted = f"resolution={self.resolution}, resample={self.pixels.resample!r}, learn={self.learn!r}"
+    return f"{type(layout).__name__}({str(layout.path)!r}, {layout.options}, {fitted}, documents={len(self)})"
