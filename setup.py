@@ -8,7 +8,7 @@ setup(
     # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
-    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*"]},
+    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",

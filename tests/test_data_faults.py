@@ -217,14 +217,13 @@ def test_broken_array_records_are_passed_over(tmp_path, monkeypatch, caplog):
 
 def _prepared(folder, monkeypatch, **changes):
   config = tiny.config(data__source="folder", data__path="unused")
-  prepared.prepare(tiny.TinySource(80), TK, config, folder, images="pixels")
+  prepared.prepare(tiny.TinySource(80), TK, config, folder, images="pixels", part_bytes=4000)  # several files
   monkeypatch.setattr(retrying.time, "sleep", lambda s: None)
   config = tiny.config(data__source="prepared", data__path=str(folder), **changes)
   return lambda: PreparedPipeline(TK, config)
 
 
 def test_training_goes_on_without_what_is_broken(tmp_path, monkeypatch, caplog):
-  monkeypatch.setattr(prepared, "_SHARD", 4000)  # several files
   open_it = _prepared(tmp_path / "p", monkeypatch, data__max_bad_share=0.6)
   whole = open_it()
   ids = [whole.document_ids(s) for s in range(6)]

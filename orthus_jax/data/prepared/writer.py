@@ -5,6 +5,8 @@
     DIR/index.npz                         sizes and kinds of all documents, and what is learnt: all that planning needs
     DIR/documents-*.array_record          a document's sequences, and the numbers of its pictures
     DIR/pictures-*.array_record           each distinct picture once: bytes of pixels, a JPEG file, or features in bfloat16
+    DIR/rejected.jsonl                    bad records, each with its reason; prepared.json counts them by reason
+    DIR/samples.html                      some documents drawn at random, to look at
     DIR/plans/*.npz                       documents packed into rows, for one length of row; made when first needed
     DIR/shown/                            the first documents as a folder of pictures, for samples on the way
 
@@ -13,80 +15,33 @@ A document has up to three sequences: with its caption, and with it dropped in t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-import contextlib
-import hashlib
-import io
+import collections
+from collections.abc import Callable
 import json
 import logging
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 
-from array_record.python import array_record_module
 import numpy as np
-import PIL.Image
 
 from orthus_jax import lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
+from orthus_jax.data.contamination import Prompts
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.learnt import learns
-from orthus_jax.data.pipeline import Source, variants
-from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, Images, facts, to_record
+from orthus_jax.data.pipeline import Source
+from orthus_jax.data.prepared import laying, parts as parts_lib, samples_page
+from orthus_jax.data.prepared.format import Images, facts
 from orthus_jax.data.sequence import Tokenizer
+from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
+from orthus_jax.files import write_text
 
 _log = logging.getLogger(__name__)
-_SHARD = 1 << 30  # bytes
 _SHOWN = 32
-_JPEG_QUALITY = 95
-_ENCODED_AT_ONCE = 32
-
-
-class _Shards:
-  """Writes records one after the other into files of about a GiB."""
-
-  def __init__(self, folder: Path, name: str):
-    self._folder, self._name = folder, name
-    self._writer: Any = None
-    self._bytes = 0
-    self.counts: list[int] = []  # records of each file
-
-  def write(self, record: bytes) -> None:
-    if self._writer is None or self._bytes + len(record) > _SHARD:
-      self.close()
-      path = self._folder / f"{self._name}-{len(self.counts):05d}.array_record"
-      # A group of one and no compression: any record is read alone, as fast as the disk.
-      self._writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1,uncompressed")
-      self._bytes = 0
-      self.counts.append(0)
-    self._writer.write(record)
-    self._bytes += len(record)
-    self.counts[-1] += 1
-
-  def close(self) -> None:
-    if self._writer is not None:
-      self._writer.close()
-      self._writer = None
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Iterator[None]:
-  """Leaves nothing of what was written where something fails; in the folder itself, as another disk may be mounted there."""
-  if folder.exists() and (not folder.is_dir() or any(p.name != lock.NAME for p in folder.iterdir())):
-    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
-  new = not folder.exists()
-  folder.mkdir(parents=True, exist_ok=True)
-  try:
-    yield
-  except BaseException:
-    for path in folder.iterdir():
-      if path.name != lock.NAME:
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
-    if new:
-      folder.rmdir()
-    raise
 
 
 def prepare(
@@ -98,9 +53,12 @@ def prepare(
     images: Images,
     encode: Callable[[np.ndarray], np.ndarray] | None = None,
     encoded_by: str = "",
-    progress: Callable[[int, int], None] | None = None,
+    processes: int = 1,
+    prompts: Prompts | None = None,
+    part_bytes: int = parts_lib.PART_BYTES,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, Any]:
-  """Lays out a source's documents and writes them, in little memory.
+  """Lays out a source's documents and writes them, in little memory; goes on where the same call was stopped.
 
   Args:
     source: of Documents; bad ones are left out.
@@ -110,107 +68,124 @@ def prepare(
     images: what is kept of a picture.
     encode: for "features": uint8 [n, R, R, 3] → [n, P, C].
     encoded_by: a digest of the weights that `encode` uses.
-    progress: called with (documents done, documents in all).
+    processes: how many read and encode pictures beside this one; 1: this one alone.
+    prompts: benchmarks' prompts that are looked for in the texts.
+    part_bytes: bytes after which a part is complete: what a stopped command does again, at most.
+    progress: called with (rows done, rows in all, pictures done).
 
   Returns:
     What prepared.json holds.
 
   Raises:
-    BadRequest: if the folder holds something already, or no document is good; nothing is left of what was written.
+    BadRequest: if the folder holds something else, too much is bad, or no document is good; nothing is left of what was
+      written.
   """
-  with _whole(folder):
-    return _prepare(source, tokenizer, config, folder, images, encode, encoded_by, progress)
-
-
-def _prepare(
-    source: Source,
-    tokenizer: Tokenizer,
-    config: Config,
-    folder: Path,
-    images: Images,
-    encode: Callable[[np.ndarray], np.ndarray] | None,
-    encoded_by: str,
-    progress: Callable[[int, int], None] | None,
-) -> dict[str, Any]:
-  R = config.model.vision_tokenizer.resolution
-  documents, pictures = _Shards(folder, "documents"), _Shards(folder, "pictures")
-  numbers: dict[bytes, int] = {}
-  waiting: list[np.ndarray] = []
-  sizes: list[np.ndarray] = []
-  learnt: list[int] = []
-  kinds: list[int] = []
-  kind_names: dict[str, int] = {}
-  shown: list[Document] = []
-  digest = hashlib.sha256()
-
-  def write_waiting() -> None:
-    if waiting:
-      assert encode is not None  # pictures wait for nothing else
-      padded = np.zeros((_ENCODED_AT_ONCE, R, R, 3), np.uint8)
-      padded[: len(waiting)] = waiting
-      for feature in np.asarray(encode(padded))[: len(waiting)]:
-        pictures.write(feature.astype(BF16).tobytes())
-      waiting.clear()
-
-  def number(pixels: np.ndarray) -> int:
-    key = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
-    if key not in numbers:
-      numbers[key] = len(numbers)
-      digest.update(key)
-      if images == "features":
-        waiting.append(pixels)
-        if len(waiting) == _ENCODED_AT_ONCE:
-          write_waiting()
-      else:
-        pictures.write(_jpeg(pixels) if images == "jpeg" else pixels.tobytes())
-    return numbers[key]
-
-  for i in range(len(source)):
-    document = source[i]
-    if document is not None:
-      laid = variants(document, tokenizer, config, dropped=True)
-      size = np.zeros((MAX_VARIANTS, 3), np.int32)
-      size[: len(laid)] = [v.size for v in laid]
-      sizes.append(size)
-      learnt.append(int(laid[0].learn_T.sum()))
-      kinds.append(kind_names.setdefault(document.kind, len(kind_names)))
-      record = to_record(document.id, laid, [[number(p.pixels) for p in v.images] for v in laid])
-      digest.update(record)
-      documents.write(record)
-      if len(shown) < _SHOWN:
-        shown.append(document)
-    if progress and ((i + 1) % 64 == 0 or i + 1 == len(source)):
-      progress(i + 1, len(source))
-  if not sizes:
-    raise BadRequest(f"none of the {len(source)} documents is good: there is nothing to prepare")
-  if len(sizes) < len(source):
-    _log.warning("%d of %d documents are bad, and are left out", len(source) - len(sizes), len(source))
-  if idle := np.count_nonzero(~learns(config, np.asarray(learnt), np.stack(sizes)[:, 0, 2])):
-    _log.warning("%d of %d documents have nothing to learn", idle, len(sizes))
-  write_waiting()
-  documents.close()
-  pictures.close()
-  np.savez(
-      folder / "index.npz", sizes_DV3=np.stack(sizes), kind_D=np.asarray(kinds, np.int16),
-      learnt_text_D=np.asarray(learnt, np.int32),
-  )  # fmt: skip
-  _save_shown(shown, folder / "shown")
-  tokenizer.save(folder)
-  made = facts(config, tokenizer) | {
-      "images": images, "encoded_by": encoded_by, "documents": len(sizes), "pictures": len(numbers),
-      "kinds": list(kind_names), "shards": {"documents": documents.counts, "pictures": pictures.counts},
-      "digest": digest.hexdigest(),
+  if folder.exists() and not folder.is_dir():
+    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
+  new = not folder.exists()
+  there = {p.name for p in folder.iterdir()} - {lock.NAME} if not new else set()
+  if there and (parts_lib.UNFINISHED not in there or "prepared.json" in there):
+    raise BadRequest(f"{folder} is there already: choose another --out or remove it")
+  folder.mkdir(parents=True, exist_ok=True)
+  request = facts(config, tokenizer) | {
+      "images": images, "encoded_by": encoded_by, "source": _name(source), "prompts": prompts.digest() if prompts else "",
   }  # fmt: skip
-  half = folder / ".prepared.json"
-  half.write_text(json.dumps(made, indent=2) + "\n", encoding="utf-8")
-  half.replace(folder / "prepared.json")
+  work = laying.Work(source, tokenizer, config, images, prompts)
+  try:
+    parts = parts_lib.Parts(
+        folder, request, encode=encode if images == "features" else None,
+        resolution=config.model.vision_tokenizer.resolution, part_bytes=part_bytes,
+    )  # fmt: skip
+    try:
+      _write(work, parts, processes, progress)
+    except BaseException:
+      parts.abandon()
+      raise
+    return _finish(work, parts, request)
+  except BaseException as e:
+    if not (folder / parts_lib.UNFINISHED).exists() or (isinstance(e, BadRequest) and not there):
+      _clear(folder, itself=new)
+    raise
+
+
+def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: Callable[[int, int, int], None] | None) -> None:
+  max_share = getattr(getattr(work.source, "bad", None), "max_share", 1.0)
+  bad = BadRecords(max_share=max_share, total=getattr(getattr(work.source, "bad", None), "total", None))
+  totals = parts.totals
+  if totals.rows:
+    _log.info("going on behind row %d of %d, which were prepared before", totals.rows, work.rows)
+  bad.saw(totals.read)
+  for where in totals.rejected:
+    bad.report(*where)
+  pictures = sum(totals.pictures)
+  for chunk in laying.chunks(work, totals.rows, processes):
+    bad.saw(chunk.read)
+    for where in chunk.rejected:
+      bad.report(*where)
+    bad.check()
+    parts.add(chunk)
+    pictures += len(chunk.pictures)
+    if progress:
+      progress(chunk.rows[1], work.rows, pictures)
+
+
+def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any]) -> dict[str, Any]:
+  folder, totals = parts.folder, parts.totals
+  kinds = parts.finish()
+  with np.load(folder / "index.npz") as index:
+    sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
+  documents = len(learnt_D)
+  if documents < totals.read:
+    _log.warning("%d of %d documents are bad, and are left out", totals.read - documents, totals.read)
+  if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
+    _log.warning("%d of %d documents have nothing to learn", idle, documents)
+  _save_shown(_first(work.source), folder / "shown")
+  work.tokenizer.save(folder)
+  made = request | {
+      "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
+      "shards": {"documents": totals.documents, "pictures": totals.pictures},
+      "digest": parts_lib.digest(totals), "files": totals.files,
+      "rejected": {"documents": totals.read - documents, "reasons": _reasons(totals)},
+      "passed_over": _passed_over(work.source), "contamination": dict(totals.held.most_common()),
+  }  # fmt: skip
+  samples_page.write(folder, made, work.tokenizer, work.config)
+  write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
+  parts.tidy()
   return made
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
-  buffer = io.BytesIO()
-  PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-  return buffer.getvalue()
+def _name(source: Source) -> str:
+  """What a source is, the same in each process."""
+  return repr(source) if hasattr(source, "layout") else f"{type(source).__name__} of {len(source)} documents"
+
+
+def _reasons(totals: parts_lib.Totals) -> dict[str, int]:
+  """How many were rejected for each reason: names and numbers in it are left out."""
+  general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in totals.rejected)
+  return dict(collections.Counter(re.sub(r"\d[\d,.]*", "N", reason) for reason in general).most_common())
+
+
+def _passed_over(source: Source) -> dict[str, int]:
+  remarks = getattr(source, "remarks", None)
+  return dict(remarks.counts) if remarks is not None else {}
+
+
+def _first(source: Source) -> list[Document]:
+  """The first good documents."""
+  first: list[Document] = []
+  for i in range(min(len(source), 4 * _SHOWN)):
+    if len(first) < _SHOWN and (document := source[i]) is not None:
+      first.append(document)
+  return first
+
+
+def _clear(folder: Path, *, itself: bool) -> None:
+  """Leaves nothing of what was written but the lock; in the folder itself, as another disk may be mounted there."""
+  for path in folder.iterdir():
+    if path.name != lock.NAME:
+      shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+  if itself:
+    folder.rmdir()
 
 
 def _save_shown(documents: list[Document], folder: Path) -> None:
@@ -225,4 +200,4 @@ def _save_shown(documents: list[Document], folder: Path) -> None:
         segments.append({"text": segment.text, "learn": segment.learn})
     rows.append(json.dumps({"segments": segments}))
   folder.mkdir(exist_ok=True)
-  (folder / "metadata.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+  write_text(folder / "metadata.jsonl", "\n".join(rows) + "\n")

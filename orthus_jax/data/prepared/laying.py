@@ -1,0 +1,204 @@
+"""What is done to rows of a source before they are written, in this process or in many: read, laid out, pictures encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import concurrent.futures
+import concurrent.futures.process
+import dataclasses
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any
+
+import numpy as np
+import PIL.Image
+
+from orthus_jax.config import Config
+from orthus_jax.data.contamination import Prompts
+from orthus_jax.data.documents import Document
+from orthus_jax.data.pipeline import Source, variants
+from orthus_jax.data.prepared.format import Images
+from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.errors import BadRequest
+
+_JPEG_QUALITY = 95
+_AT_ONCE = 16  # rows
+_WORTH = 256  # rows: fewer are done before other processes have started
+
+
+@dataclasses.dataclass(frozen=True)
+class Laid:
+  """A document laid out; its pictures are known by their keys.
+
+  Attributes:
+    name, kind: the document's.
+    sequences: its variants; without pictures.
+    pictures: for each variant the keys of its pictures.
+    held: names of the benchmarks' prompts that its texts hold.
+  """
+
+  name: str
+  kind: str
+  sequences: tuple[Sequence, ...]
+  pictures: tuple[tuple[bytes, ...], ...]
+  held: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Chunk:
+  """Some rows.
+
+  Attributes:
+    rows: the first row, and the one behind the last.
+    documents: the good ones, in order.
+    pictures: what is kept of each, by key.
+    read: how many documents there were, good or bad.
+    rejected: (file, record, reason) of the bad ones.
+  """
+
+  rows: tuple[int, int]
+  documents: list[Laid] = dataclasses.field(default_factory=list)
+  pictures: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
+  read: int = 0
+  rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """All that laying out depends on; it goes to each process.
+
+  Attributes:
+    source: of Documents.
+    tokenizer, config, images: as of `writer.prepare`.
+    prompts: benchmarks' prompts to look for.
+  """
+
+  source: Source
+  tokenizer: Tokenizer
+  config: Config
+  images: Images
+  prompts: Prompts | None = None
+
+  @property
+  def rows(self) -> int:
+    return len(self.source.layout) if hasattr(self.source, "layout") else len(self.source)
+
+  def lay(self, first: int, end: int) -> Chunk:
+    """Rows first..end - 1."""
+    chunk = Chunk((first, end))
+    counts = getattr(self.source, "bad", None)
+    if counts is not None:
+      self.source.bad = _Noted(chunk)  # type: ignore[attr-defined]
+    try:
+      for row in range(first, end):
+        encoded: dict[int, bytes] = {}  # keys by the pixels' identity: a row's documents and their variants share pictures
+        documents = self._row(row)
+        for document in documents:
+          chunk.read += 1
+          if document is not None:
+            self._add(document, chunk, encoded)
+          elif counts is None:
+            chunk.rejected.append(("the source", f"document {row}", "it is bad"))
+    finally:
+      if counts is not None:
+        self.source.bad = counts  # type: ignore[attr-defined]
+    return chunk
+
+  def _row(self, row: int) -> list[Document | None]:
+    return self.source.row(row) if hasattr(self.source, "row") else [self.source[row]]
+
+  def _add(self, document: Document, chunk: Chunk, encoded: dict[int, bytes]) -> None:
+    try:
+      laid = variants(document, self.tokenizer, self.config, dropped=True)
+    except BadRequest as e:
+      chunk.rejected.append(("the source", document.id, str(e)))
+      return
+    keys = []
+    for sequence in laid:
+      for image in sequence.images:
+        if id(image.pixels) not in encoded:
+          kept = _jpeg(image.pixels) if self.images == "jpeg" else image.pixels.tobytes()
+          encoded[id(image.pixels)] = key = hashlib.blake2b(kept, digest_size=16).digest()
+          chunk.pictures.setdefault(key, kept)
+      keys.append(tuple(encoded[id(i.pixels)] for i in sequence.images))
+    held = [n for t in document.texts for n in self.prompts.find(t.text)] if self.prompts else []
+    bare = tuple(dataclasses.replace(s, images=()) for s in laid)
+    chunk.documents.append(Laid(document.id, document.kind, bare, tuple(keys), tuple(dict.fromkeys(held))))
+
+
+def chunks(work: Work, first: int, processes: int) -> Iterator[Chunk]:
+  """All rows from `first` on, in order, whoever laid them out.
+
+  Args:
+    work: what is done.
+    first: the first row.
+    processes: how many do it beside this one, if it is worth their start; 1: this one alone.
+
+  Raises:
+    BadRequest: one of them was killed.
+  """
+  rows = range(first, work.rows, _AT_ONCE)
+  spans = ((r, min(r + _AT_ONCE, work.rows)) for r in rows)
+  if processes <= 1 or work.rows - first < _WORTH:
+    yield from (work.lay(*span) for span in spans)
+    return
+  context = multiprocessing.get_context("spawn")  # a fork would take JAX's threads' locks along
+  with concurrent.futures.ProcessPoolExecutor(
+      processes, mp_context=context, initializer=_begin, initargs=(work,)
+  ) as pool:  # fmt: skip
+    try:
+      waiting = [pool.submit(_lay, *span) for span in itertools.islice(spans, 2 * processes + 2)]
+      while waiting:
+        chunk = waiting.pop(0).result()
+        waiting += [pool.submit(_lay, *span) for span in itertools.islice(spans, 1)]
+        yield chunk
+    except concurrent.futures.process.BrokenProcessPool as e:
+      raise BadRequest(
+          "a process that prepares data was killed, for want of memory perhaps: the same command goes on; give it fewer"
+          f" with --processes (now {processes})"
+      ) from e
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)
+
+
+_work: Work
+
+
+def _begin(work: Work) -> None:
+  """In a process of its own: an interrupt is its parent's business, and it doesn't outlive it."""
+  global _work
+  _work = work
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  parent: Any = multiprocessing.parent_process()
+  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _lay(first: int, end: int) -> Chunk:
+  return _work.lay(first, end)
+
+
+class _Noted:
+  """Takes the place of a source's count of bad records, and hands them on."""
+
+  def __init__(self, chunk: Chunk):
+    self._chunk = chunk
+
+  def saw(self, n: int = 1) -> None:
+    pass
+
+  def report(self, source: str, record: Any, reason: str) -> None:
+    self._chunk.rejected.append((source, str(record), reason))
+
+  def check(self) -> None:
+    pass
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+  buffer = io.BytesIO()
+  PIL.Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY)
+  return buffer.getvalue()

@@ -1,0 +1,293 @@
+"""Laid documents written in parts, each complete on its own, so that a command that was killed goes on behind the last one.
+
+What a part holds depends on its rows and on the parts before it, never on when a command stopped: a resumed folder has the
+same bytes. While it is unfinished a folder has
+
+    DIR/unfinished.json       what is prepared, and the parts that are complete
+    DIR/parts/00000.npz       sizes, kinds and pictures' keys of a part
+    DIR/parts/00000.json      what it rejected, and which benchmarks' prompts it holds
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+import shutil
+import sqlite3
+from typing import Any
+
+from array_record.python import array_record_module
+import numpy as np
+
+from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, to_record
+from orthus_jax.data.prepared.laying import Chunk, Laid
+from orthus_jax.errors import BadRequest
+from orthus_jax.files import write_text
+
+UNFINISHED = "unfinished.json"
+PARTS = "parts"
+PART_BYTES = 1 << 28
+_ENCODED_AT_ONCE = 32
+# A group of one and no compression: any record is read alone, as fast as the disk.
+_OPTIONS = "group_size:1,uncompressed"
+
+
+@dataclasses.dataclass
+class Totals:
+  """Of all complete parts.
+
+  Attributes:
+    rows: how many rows are done.
+    documents, pictures: records of each part's file.
+    rejected: (file, record, reason) of all bad records.
+    held: how many documents hold each of the benchmarks' prompts.
+    files: SHA-256 of each file.
+    digests: of what each part holds.
+    read: documents read, good or bad.
+  """
+
+  rows: int = 0
+  documents: list[int] = dataclasses.field(default_factory=list)
+  pictures: list[int] = dataclasses.field(default_factory=list)
+  rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  held: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  files: dict[str, str] = dataclasses.field(default_factory=dict)
+  digests: list[str] = dataclasses.field(default_factory=list)
+  read: int = 0
+
+
+class _Numbers:
+  """The number of each picture by its key, in a file that goes when this does; millions of them take little memory."""
+
+  def __init__(self) -> None:
+    self._db = sqlite3.connect("", isolation_level=None)
+    self._db.execute("CREATE TABLE pictures (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
+    self._db.execute("BEGIN")
+    self._count = 0
+
+  def __len__(self) -> int:
+    return self._count
+
+  def get(self, key: bytes) -> int | None:
+    row = self._db.execute("SELECT number FROM pictures WHERE key = ?", (key,)).fetchone()
+    return row[0] if row else None
+
+  def add(self, key: bytes) -> int:
+    self._db.execute("INSERT INTO pictures VALUES (?, ?)", (key, self._count))
+    self._count += 1
+    return self._count - 1
+
+
+class Parts:
+  """Writes chunks of laid documents into a folder, and goes on where it was left.
+
+  Attributes:
+    folder: where they lie.
+    totals: of the complete parts.
+  """
+
+  def __init__(
+      self,
+      folder: Path,
+      request: dict[str, Any],
+      *,
+      encode: Callable[[np.ndarray], np.ndarray] | None = None,
+      resolution: int,
+      part_bytes: int = PART_BYTES,
+  ):
+    """Opens the folder.
+
+    Args:
+      folder: is there; empty, or holds what a command like this one left.
+      request: what all depends on; must be the same to go on.
+      encode: where pictures are kept as features: uint8 [n, R, R, 3] → [n, P, C].
+      resolution: R.
+      part_bytes: a part ends behind the chunk with which its files reach so much.
+
+    Raises:
+      BadRequest: another request's parts lie there.
+    """
+    self.folder, self._request, self._encode, self._R, self._part_bytes = folder, request, encode, resolution, part_bytes
+    self._numbers = _Numbers()
+    self.totals = Totals()
+    (folder / PARTS).mkdir(exist_ok=True)
+    self._resume()
+    self._begin()
+
+  def _resume(self) -> None:
+    file = self.folder / UNFINISHED
+    parts = []
+    if file.exists():
+      try:
+        state = json.loads(file.read_text(encoding="utf-8"))
+        there, parts = state["request"], state["parts"]
+      except (ValueError, KeyError, TypeError) as e:
+        raise BadRequest(f"{file} can't be read: remove {self.folder} and prepare it anew") from e
+      wanted = json.loads(json.dumps(self._request))
+      if there != wanted:
+        other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
+        raise BadRequest(
+            f"{self.folder} holds unfinished data of another {other} ({there.get(other)}, not {wanted.get(other)}):"
+            " go on with the command that began it, or choose another --out or remove it"
+        )
+    for part in parts:
+      self._count(part)
+      with np.load(self._part("npz")) as index:
+        for key in index["keys"]:
+          self._numbers.add(key.tobytes())
+      noted = json.loads(self._part("json").read_text(encoding="utf-8"))
+      self.totals.rejected += map(tuple, noted["rejected"])
+      self.totals.held.update(noted["held"])
+      self.totals.documents.append(part["documents"])
+      self.totals.pictures.append(part["pictures"])
+    kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
+    for stray in self.folder.iterdir():
+      if stray.name not in kept:
+        stray.unlink()  # of the part that a killed command was at
+
+  def _count(self, part: dict[str, Any]) -> None:
+    self.totals.rows, self.totals.read = part["rows"], self.totals.read + part["read"]
+    self.totals.files |= part["files"]
+    self.totals.digests.append(part["digest"])
+
+  def _part(self, suffix: str) -> Path:
+    return self.folder / PARTS / f"{len(self.totals.documents):05d}.{suffix}"
+
+  def _begin(self) -> None:
+    self._chunk_rows = self.totals.rows
+    self._writers: dict[str, Any] = {}
+    self._counts = {"documents": 0, "pictures": 0}
+    self._bytes, self._read = 0, 0
+    self._waiting: list[bytes] = []
+    self._keys: list[bytes] = []
+    self._sizes: list[np.ndarray] = []
+    self._learnt: list[int] = []
+    self._kinds: list[str] = []
+    self._rejected: list[tuple[str, str, str]] = []
+    self._held: collections.Counter[str] = collections.Counter()
+    self._digest = hashlib.sha256()
+
+  def add(self, chunk: Chunk) -> None:
+    """Writes the rows that follow those that are there."""
+    assert chunk.rows[0] == self._chunk_rows
+    for laid in chunk.documents:
+      self._add(laid, chunk.pictures)
+    self._rejected += chunk.rejected
+    self._read += chunk.read
+    self._chunk_rows = chunk.rows[1]
+    if self._bytes >= self._part_bytes:
+      self.close()
+
+  def _add(self, laid: Laid, pictures: dict[bytes, bytes]) -> None:
+    size_V3 = np.zeros((MAX_VARIANTS, 3), np.int32)
+    size_V3[: len(laid.sequences)] = [s.size for s in laid.sequences]
+    self._sizes.append(size_V3)
+    self._learnt.append(int(laid.sequences[0].learn_T.sum()))
+    self._kinds.append(laid.kind)
+    self._held.update(laid.held)
+    numbers = [[self._number(key, pictures) for key in keys] for keys in laid.pictures]
+    record = to_record(laid.name, laid.sequences, numbers)
+    self._digest.update(record)
+    self._write("documents", record)
+
+  def _number(self, key: bytes, pictures: dict[bytes, bytes]) -> int:
+    number = self._numbers.get(key)
+    if number is None:
+      number = self._numbers.add(key)
+      self._keys.append(key)
+      self._digest.update(key)
+      if self._encode is None:
+        self._write("pictures", pictures[key])
+      else:
+        self._waiting.append(pictures[key])
+        if len(self._waiting) == _ENCODED_AT_ONCE:
+          self._write_features()
+    return number
+
+  def _write_features(self) -> None:
+    if self._waiting:
+      assert self._encode is not None
+      padded = np.zeros((_ENCODED_AT_ONCE, self._R, self._R, 3), np.uint8)
+      for row, pixels in zip(padded, self._waiting):
+        row[:] = np.frombuffer(pixels, np.uint8).reshape(row.shape)
+      for feature in np.asarray(self._encode(padded))[: len(self._waiting)]:
+        self._write("pictures", feature.astype(BF16).tobytes())
+      self._waiting.clear()
+
+  def _write(self, what: str, record: bytes) -> None:
+    if what not in self._writers:
+      path = self.folder / f"{what}-{len(self.totals.documents):05d}.array_record"
+      self._writers[what] = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+    self._writers[what].write(record)
+    self._counts[what] += 1
+    self._bytes += len(record)
+
+  def close(self) -> None:
+    """Ends the part that is being written, if there is anything in it."""
+    if self._chunk_rows == self.totals.rows:
+      return
+    self._write_features()
+    files = {}
+    for what, writer in self._writers.items():
+      writer.close()
+      name = f"{what}-{len(self.totals.documents):05d}.array_record"
+      with (self.folder / name).open("rb") as f:
+        files[name] = hashlib.file_digest(f, "sha256").hexdigest()
+    np.savez(
+        self._part("npz"), sizes_DV3=np.array(self._sizes, np.int32).reshape(-1, MAX_VARIANTS, 3),
+        learnt_text_D=np.array(self._learnt, np.int32), kinds=np.array(self._kinds, str),
+        keys=np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 16),
+    )  # fmt: skip
+    write_text(self._part("json"), json.dumps({"rejected": self._rejected, "held": self._held}))
+    part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, "digest": self._digest.hexdigest(), **self._counts}
+    file = self.folder / UNFINISHED
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.exists() else []
+    write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))
+    self._count(part)
+    self.totals.rejected += self._rejected
+    self.totals.held.update(self._held)
+    self.totals.documents.append(part["documents"])
+    self.totals.pictures.append(part["pictures"])
+    self._begin()
+
+  def abandon(self) -> None:
+    """Closes the files of the part that is being written; what is complete stays."""
+    for writer in self._writers.values():
+      writer.close()
+
+  def finish(self) -> list[str]:
+    """Writes the index of all documents, and what was rejected; returns the kinds that the index numbers.
+
+    Raises:
+      BadRequest: no document is good.
+    """
+    self.close()
+    kinds: dict[str, int] = {}
+    sizes, learnt, kind = [], [], []
+    for file in sorted((self.folder / PARTS).glob("*.npz")):
+      with np.load(file) as index:
+        sizes.append(index["sizes_DV3"])
+        learnt.append(index["learnt_text_D"])
+        kind.append(np.array([kinds.setdefault(k, len(kinds)) for k in index["kinds"].tolist()], np.int16))
+    if not sum(self.totals.documents):
+      raise BadRequest(f"none of the {self.totals.read} documents is good: there is nothing to prepare")
+    index = dict(sizes_DV3=np.concatenate(sizes), kind_D=np.concatenate(kind), learnt_text_D=np.concatenate(learnt))
+    np.savez(self.folder / "index.npz", **index)
+    with (self.folder / "rejected.jsonl").open("w", encoding="utf-8") as f:
+      for source, record, reason in self.totals.rejected:
+        f.write(json.dumps({"file": source, "record": record, "reason": reason}) + "\n")
+    return list(kinds)
+
+  def tidy(self) -> None:
+    """Removes what only an unfinished folder needs."""
+    (self.folder / UNFINISHED).unlink(missing_ok=True)
+    shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+
+def digest(totals: Totals) -> str:
+  """Of all that the parts hold."""
+  return hashlib.sha256("".join(totals.digests).encode()).hexdigest()
