@@ -51,7 +51,7 @@ def test_a_tilde_is_expanded_wherever_a_path_is_given(home, monkeypatch, capsys)
   ])  # fmt: skip
   assert mixed.data.mixture == ((f"{home}/a", 1.0), ("b", 2.0))
   (home / "config.py").write_text(Path(CONFIG.removeprefix("--config=")).read_text())
-  assert read_config(["--config=~/config.py"])[0].data.source == "folder"
+  assert read_config(["--config=~/config.py"])[0].data.source == "jsonl"
   for argv in (["generate", "~/run", "--prompt=a"], ["evaluate", "~/run"], ["runs", "~/run"],
                ["convert", "--from=~/run", "--to=~/to"], ["generate", "r", "--requests=~/run", "--out=o"],
                ["generate", "r", "--image=~/run"], ["plan", CONFIG, "--topology=cpu:1", "--against=~/run"]):  # fmt: skip

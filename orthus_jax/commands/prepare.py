@@ -1,57 +1,136 @@
-"""`orthus prepare`: makes the data set that a config reads, ahead of training, or lays it out on disk."""
+"""`orthus prepare`: lays data out on disk for training, whatever layout it comes in."""
 
 from __future__ import annotations
 
+import argparse
 import collections
 from collections.abc import Sequence
+import os
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from orthus_jax import lock
 from orthus_jax.commands import common
 from orthus_jax.config import Config
+from orthus_jax.config.data import DataConfig
+from orthus_jax.config.ranges import Range
+from orthus_jax.data.prepared.format import Images
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import check_writable, user_path
 from orthus_jax.progress import bar
 
-_Images = Literal["pixels", "jpeg", "features"]
-_IMAGES: tuple[_Images, ...] = get_args(_Images)
-_HELP = """usage: orthus prepare --config=FILE[:ARGUMENT] [--out=DIR [--images=WHAT]] [--config.some.field=value ...]
+_EXAMPLES = """examples:
+  orthus prepare --look pictures                        what layout it is, what is in it, what would be skipped
+  orthus prepare --source=imagefolder pictures --out=prepared --tokenizer=TOKENIZER --images=jpeg
+  orthus prepare --source=llava llava.json --pictures=images --out=prepared --config=configs/orthus_7b.py:post-h100-8
+  orthus prepare --source=llava --help                  how its files lie
+  orthus prepare --config=configs/shapes.py             makes the built-in world
 
-Makes the data set that the config reads, unless it is there, and counts its documents.
+Training reads it by --config.data.source=prepared --config.data.path=DIR, or several with shares by data.mixture.
+A command that was stopped goes on where it was, to the same bytes. Any field of the config is set by
+--config.some.field=value.
 
-  --out=DIR            lays the documents of data.split out into DIR, which training then reads piece by piece, however
-                       large: --config.data.source=prepared --config.data.path=DIR
-  --images=pixels      keeps pixels as they are (786 kB a picture at 512 x 512); jpeg: as JPEG files, about a tenth;
-                       features: computed by the vision tokenizer of run.init_from, in bfloat16 (512 KiB)
+sources:
 """
+# Options that are fields of `data` by another way of writing.
+_FIELDS = ("source", "text", "pictures", "annotations", "split", "pairs", "learn", "max_bad_share", "tokenizer")
+
+
+def _parser() -> common.Parser:
+  listed = "".join(f"  {name:<16} {layout.usage.splitlines()[0]}\n" for name, layout in sources.LAYOUTS.items())
+  parser = common.Parser(
+      prog="orthus prepare", epilog=_EXAMPLES + listed, allow_abbrev=False,
+      usage="orthus prepare [--source=NAME PATH ...] [--config=FILE] [--out=DIR] [options]",
+      description="Reads data in any of the layouts below, and lays it out in DIR for training, which then reads it piece"
+      " by piece, however large.",
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )  # fmt: skip
+  parser.add_argument("paths", nargs="*", type=user_path, metavar="PATH", help="where the data lies")
+  parser.add_argument("--source", metavar="NAME", help="its layout")
+  parser.add_argument("--look", action="store_true", help="say what lies at PATH, and write nothing")
+  parser.add_argument("--out", type=user_path, metavar="DIR", help="where it is laid out")
+  parser.add_argument("--config", metavar="FILE[:ARGUMENT]",
+                      help="the experiment it is for; default the 7B model's, with --tokenizer")  # fmt: skip
+  parser.add_argument("--tokenizer", type=user_path, metavar="FILE", help="a tokenizer.json, or the directory of one")
+  parser.add_argument("--images", choices=get_args(Images), default="pixels",
+                      help="pixels: as they are (786 kB a picture at 512 x 512); jpeg: about a tenth of it; features:"
+                      " computed by the vision tokenizer of run.init_from, in bfloat16 (512 KiB)")  # fmt: skip
+  parser.add_argument("--text", metavar="NAME,…", help="columns or fields that hold the text, in order of preference")
+  parser.add_argument("--pictures", type=user_path, metavar="DIR", help="the folder that paths of pictures start from")
+  parser.add_argument("--annotations", metavar="FILE", help="the file that holds the rows, within PATH")
+  parser.add_argument("--split", metavar="NAME", help="of the data; default train, where it has one")
+  parser.add_argument("--pairs", choices=("both", "to_image", "to_text"),
+                      help="what a picture and its caption become; default both")  # fmt: skip
+  parser.add_argument("--learn", choices=("layout", "text", "images", "everything"),
+                      help="what is to be learnt; default as the layout has it")  # fmt: skip
+  parser.add_argument("--max-bad-share", dest="max_bad_share", metavar="SHARE", help="of rows that may be bad; default 0.01")
+  parser.add_argument("--contamination", metavar="FILE,…",
+                      help="prompts of benchmarks: the texts that hold them are counted and named")  # fmt: skip
+  parser.add_argument("--processes", type=common.number(int, Range(1, 4096)), metavar="N", help="default one a core")
+  return parser
 
 
 def main(argv: Sequence[str]) -> int:
-  """Makes it, and counts its documents."""
+  """Looks at data, makes it, or lays it out."""
+  named = next((a.partition("=")[2] for a in argv if a.startswith("--source=")), "").partition(":")[0]
+  if named in sources.LAYOUTS and ("--help" in argv or "-h" in argv):
+    layout = sources.LAYOUTS[named]
+    takes = sorted(layout.takes - {"argument"})
+    print(f"{layout.usage.rstrip()}\n\n  options of it: {', '.join(f'--{t}' for t in takes) or 'none'}")
+    return 0
+  parser = _parser()
+  if not argv:
+    parser.print_help()
+    return 0
+  options, rest = parser.parse_known_args(argv)
+  if strange := next((a for a in rest if not a.startswith("--config.")), None):
+    parser.error(f"unknown option {strange}; `orthus prepare --help` lists them")
+  if options.look:
+    return _look(options)
+  config = _config(options, rest)
+  if options.images != "pixels" and not options.out:
+    raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
+  if options.out:
+    check_writable(Path(options.out), option="--out")
+  common.check_data_place(config)
+  common.initialize(verbose=True, devices=options.images == "features")
+  return _lay_out(config, options) if options.out else _count(config, options.paths)
+
+
+def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:
+  """The config that the options ask for."""
   from orthus_jax.config.command_line import read_config
 
-  if "--help" in argv or "-h" in argv or not argv:
-    print(_HELP, end="")
-    return 0
-  own = {k: a.partition("=")[2] for k in ("--out", "--images") for a in argv if a.startswith(f"{k}=")}
-  config, _ = read_config([a for a in argv if not a.startswith(("--out=", "--images="))])
-  images = own.get("--images", "pixels")
-  if images not in _IMAGES:
-    raise BadRequest(f"--images={images}: choose one of {', '.join(_IMAGES)}")
-  if "--images" in own and not own.get("--out"):
-    raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
-  folder = Path(user_path(own["--out"])) if own.get("--out") else None
-  if folder is not None:
-    check_writable(folder, option="--out")
-  common.check_data_place(config)
-  common.initialize(verbose=True, devices=images == "features")
-  if folder is not None:
-    return _lay_out(config, folder, images)
+  given = {name: value for name in _FIELDS if (value := getattr(options, name)) is not None}
+  if "text" in given:
+    given["text"] = repr(tuple(t.strip() for t in given["text"].split(",")))
+  if options.paths:
+    if not options.source and not options.config:
+      raise BadRequest(f"say which layout {options.paths[0]} has: --source=NAME, or have it looked at by --look")
+    given["path"] = options.paths[0]
+  if not options.config and not options.tokenizer:
+    raise BadRequest("say which model the data is for: --config=FILE, or --tokenizer=FILE for the 7B model")
+  own = [f"--config={options.config}"] if options.config else []
+  return read_config([*own, *(f"--config.data.{k}={v}" for k, v in given.items()), *rest], default=Config())[0]
+
+
+def _look(options: argparse.Namespace) -> int:
+  from orthus_jax.data import look
+
+  if len(options.paths) != 1:
+    raise BadRequest("--look takes one path: orthus prepare --look PATH")
+  common.initialize(devices=False)
+  names = {f: getattr(options, f) for f in ("pictures", "annotations", "split", "pairs") if getattr(options, f)}
+  chosen = sources.options(DataConfig(**names, text=tuple((options.text or "").split(",")) if options.text else ()))
+  print(look.describe(look.look(Path(options.paths[0]), options.source or "", chosen)))
+  return 0
+
+
+def _count(config: Config, paths: Sequence[str]) -> int:
   splits = ("train", "validation", "test") if config.data.source == "shapes" else (config.data.split,)
   for split in splits:
-    source = sources.open_source(config, split)
+    source = sources.open_source(config, split, paths)
     documents = (source[i] for i in range(len(source)))
     kinds = collections.Counter(d.kind if d is not None else "bad" for d in documents)
     print(f"{split}: {len(source)} documents (" + ", ".join(f"{n} {k}" for k, n in sorted(kinds.items())) + ")")
@@ -60,18 +139,34 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _lay_out(config: Config, folder: Path, images: _Images) -> int:
+def _lay_out(config: Config, options: argparse.Namespace) -> int:
+  from orthus_jax.data.contamination import Prompts
   from orthus_jax.data.prepared import writer as prepared
   from orthus_jax.training import feature_encoder
 
   if config.data.source == "prepared":
-    raise BadRequest("data.source=prepared is laid out already: set it to shapes or folder")
+    raise BadRequest("data.source=prepared is laid out already: set it to the layout of what it was made of")
+  prompts = Prompts.read([Path(user_path(p)) for p in options.contamination.split(",")]) if options.contamination else None
   tokenizer = sources.open_tokenizer(config)
-  encode, digest = feature_encoder.encoder_of(config) if images == "features" else (None, "")
-  source = sources.open_source(config, config.data.split)
+  encode, digest = feature_encoder.encoder_of(config) if options.images == "features" else (None, "")
+  source = sources.open_source(config, config.data.split, options.paths)
+  folder = Path(options.out)
   with lock.hold(folder):
     made = prepared.prepare(
-        source, tokenizer, config, folder, images=images, encode=encode, encoded_by=digest, progress=bar("preparing")
-    )
-  print(f"{folder}: {made['documents']} documents, {made['pictures']} pictures as {images}")
+        source, tokenizer, config, folder, images=options.images, encode=encode, encoded_by=digest, prompts=prompts,
+        processes=options.processes or _cores(), progress=bar("preparing", "pictures"),
+    )  # fmt: skip
+  rejected = made["rejected"]["documents"]
+  print(
+      f"{folder}: {made['documents']} documents, {made['pictures']} pictures as {options.images}"
+      + (f"; {rejected} rejected (rejected.jsonl)" if rejected else "")
+      + f"; some of them: {folder / 'samples.html'}"
+  )
+  if held := made["contamination"]:
+    most = ", ".join(f"{name} ({n})" for name, n in list(held.items())[:3])
+    print(f"{sum(held.values())} texts hold {len(held)} prompts of benchmarks: {most}{', …' if len(held) > 3 else ''}")
   return 0
+
+
+def _cores() -> int:
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -45,19 +45,21 @@ def load_config(spec: str) -> Config:
   return from_dict(Config, values.to_dict())
 
 
-def read_config(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+def read_config(argv: Sequence[str], default: Config | None = None) -> tuple[Config, dict[str, Any]]:
   """Reads --config with its overrides, and the other flags.
 
-  Overrides are ml_collections' own (config_flags), over every field, whether or not the file sets it.
+  `default` is what they override where there is no --config. They are ml_collections' own (config_flags), over every field,
+  whether or not the file sets it.
 
   Raises:
     BadRequest: on a missing or broken file, an unknown field or flag, or a wrong type.
   """
   given = [a.partition("=")[2] if "=" in a else None for a in argv if re.match(r"--?config($|=)", a)]
-  if not given or not given[-1]:
+  if (not given and default is None) or (given and not given[-1]):
     raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
   argv = [_long_form(a) for a in argv if not re.match(r"--?config($|=)", a)]
-  fields = ConfigDict(_tuples(to_dict(load_config(given[-1]))), convert_dict=True)
+  base = load_config(given[-1]) if given and given[-1] else default
+  fields = ConfigDict(_tuples(to_dict(base)), convert_dict=True)
   names = ["--config", "--workdir", "--json", "--debug", "--resume_from", "--init_from", *_PROCESS_FLAGS]
   names += _flag_names(fields, "--config")
   tuples = {name for name in names if isinstance(_field(fields, name), tuple)}

@@ -86,7 +86,7 @@ class Work:
 
   @property
   def rows(self) -> int:
-    return len(self.source.layout) if hasattr(self.source, "layout") else len(self.source)
+    return getattr(self.source, "rows", len(self.source))
 
   def lay(self, first: int, end: int) -> Chunk:
     """Rows first..end - 1."""

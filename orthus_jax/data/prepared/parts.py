@@ -243,7 +243,8 @@ class Parts:
         keys=np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 16),
     )  # fmt: skip
     write_text(self._part("json"), json.dumps({"rejected": self._rejected, "held": self._held}))
-    part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, "digest": self._digest.hexdigest(), **self._counts}
+    part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, **self._counts}
+    part["digest"] = self._digest.hexdigest()
     file = self.folder / UNFINISHED
     parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.exists() else []
     write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))

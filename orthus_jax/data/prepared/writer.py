@@ -156,7 +156,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any]) 
 
 def _name(source: Source) -> str:
   """What a source is, the same in each process."""
-  return repr(source) if hasattr(source, "layout") else f"{type(source).__name__} of {len(source)} documents"
+  return source.identity if hasattr(source, "identity") else f"{type(source).__name__} of {len(source)} documents"
 
 
 def _reasons(totals: parts_lib.Totals) -> dict[str, int]:

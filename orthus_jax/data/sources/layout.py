@@ -9,6 +9,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping, Sequence
 import dataclasses
+import hashlib
+import os
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -125,6 +127,14 @@ class Layout(abc.ABC):
       BadRequest: what is wrong with the row; it is skipped, counted and named.
       OSError: its file can't be read now.
     """
+
+  def fingerprint(self) -> str:
+    """Tells whether the data is still what it was, by names, sizes and times of the files at its place; not of those below."""
+    files = [self.path] if self.path.is_file() else [e for e in os.scandir(self.path) if e.is_file()]
+    digest = hashlib.blake2b(digest_size=8)
+    for name, size, time in sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files):
+      digest.update(f"{name}\0{size}\0{time}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
   def fields(self) -> Mapping[str, str]:
     """Names of what a row holds, each with a word on it or an example; for `orthus prepare --look`."""

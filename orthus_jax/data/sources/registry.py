@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orthus_jax.config import Config
-from orthus_jax.config.data import EARLIER_NAMES
+from orthus_jax.config.data import EARLIER_NAMES, DataConfig
 from orthus_jax.data.pipeline import Source
+from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
 from orthus_jax.data.sources.source import LayoutSource
@@ -19,8 +21,13 @@ from orthus_jax.files import ASSETS, cache_dir
 LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (Jsonl, WebDataset)}
 
 
-def open_source(config: Config, split: str) -> Source:
+def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source:
   """The documents of a split; the built-in world is made first if it isn't there.
+
+  Args:
+    config: the experiment.
+    split: of the built-in world; of a layout the config says it.
+    paths: of a layout, in the place of the config's own.
 
   Raises:
     BadRequest: if the source isn't there or has no such split.
@@ -42,9 +49,18 @@ def open_source(config: Config, split: str) -> Source:
           f"{folder.parent} holds no complete prepared data: make it with `orthus prepare --out={folder.parent}`"
       )
     return LayoutSource(Jsonl(folder), resolution=vision.resolution, pixels=vision.pixels)
-  if not data.path:
+  if not (paths or data.path):
     raise BadRequest(f"data.path is empty: set it to where the {data.source} data lies (--config.data.path=DIR)")
-  return open_layout(config, data.path)
+  sources = [open_layout(config, path) for path in paths or (data.path,)]
+  return sources[0] if len(sources) == 1 else Joined(sources, max_bad_share=data.max_bad_share)
+
+
+def options(data: DataConfig) -> Options:
+  """What a config says of a layout."""
+  return Options(
+      text=tuple(data.text), pictures=Path(data.pictures) if data.pictures else None, annotations=data.annotations,
+      pairs=data.pairs, split=data.split, argument=data.source.partition(":")[2],
+  )  # fmt: skip
 
 
 def open_layout(config: Config, path: str) -> LayoutSource:
@@ -54,12 +70,8 @@ def open_layout(config: Config, path: str) -> LayoutSource:
     BadRequest: it isn't that layout.
   """
   data, vision = config.data, config.model.vision_tokenizer
-  kind, _, argument = data.source.partition(":")
-  options = Options(
-      text=tuple(data.text), pictures=Path(data.pictures) if data.pictures else None, annotations=data.annotations,
-      pairs=data.pairs, split=data.split, argument=argument,
-  )  # fmt: skip
-  layout = LAYOUTS[EARLIER_NAMES.get(kind, kind)](Path(path), options)
+  kind = data.source.partition(":")[0]
+  layout = LAYOUTS[EARLIER_NAMES.get(kind, kind)](Path(path), options(data))
   return LayoutSource(
       layout, resolution=vision.resolution, pixels=vision.pixels, max_bad_share=data.max_bad_share, learn=data.learn
   )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable
 import logging
 
 _log = logging.getLogger(__name__)
@@ -36,6 +37,16 @@ class Remarks:
     self.counts[kind] += 1
     if len(first := self._first.setdefault(kind, [])) < _EXAMPLES:
       first.append(printable(name))
+
+  @classmethod
+  def sum(cls, all: Iterable[Remarks]) -> Remarks:
+    """All of several sources."""
+    out = cls()
+    for remarks in all:
+      out.counts.update(remarks.counts)
+      for kind, first in remarks._first.items():
+        out._first[kind] = (out._first.get(kind, []) + first)[:_EXAMPLES]
+    return out
 
   def log(self, source: str) -> None:
     """Logs a line for each kind."""

@@ -67,6 +67,16 @@ class LayoutSource:
       self.bad.report(file, where, reason)
     self.bad.check()
 
+  @property
+  def rows(self) -> int:
+    """Rows of the layout."""
+    return len(self.layout)
+
+  @property
+  def identity(self) -> str:
+    """What is read and how, and whether it is still what it was."""
+    return f"{self!r} {self.layout.fingerprint()}"
+
   def __len__(self) -> int:
     return len(self.layout) * self._per_row if self._per_row is not None else int(self._ends[-1])
 
