@@ -1,0 +1,166 @@
+"""Data is prepared by many processes, and again after any stop, to the same bytes."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import PIL.Image
+import pytest
+from sources import folder_source
+import tiny
+
+from orthus_jax.data.prepared import laying, parts, writer
+from orthus_jax.errors import BadRequest
+
+TK = tiny.tokenizer()
+CONFIG = tiny.config()
+
+
+def write_pictures(folder: Path, n: int) -> Path:
+  """Pairs, of which every tenth lacks its picture, every seventh shows the one before."""
+  folder.mkdir()
+  rows = []
+  for i in range(n):
+    shown = i - (i % 7 == 6)
+    if i % 10:
+      pixels = np.random.default_rng(i).integers(0, 255, (12, 9, 3), np.uint8)
+      PIL.Image.fromarray(pixels).save(folder / f"{i}.png")
+    rows.append(json.dumps({"image": f"{shown}.png", "text": ("red box", "blue", "draw a red box")[i % 3]}))
+  (folder / "metadata.jsonl").write_text("\n".join(rows))
+  return folder
+
+
+def prepare(pictures: Path, out: Path, **options) -> dict:
+  source = folder_source(pictures, resolution=8, max_bad_share=0.5)
+  return writer.prepare(source, TK, CONFIG, out, **{"images": "pixels", "part_bytes": 4000} | options)
+
+
+def contents(folder: Path) -> dict[str, str]:
+  return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+  return write_pictures(tmp_path_factory.mktemp("pictures") / "data", 60)
+
+
+@pytest.fixture(scope="module")
+def whole(pictures, tmp_path_factory) -> Path:
+  folder = tmp_path_factory.mktemp("whole") / "out"
+  prepare(pictures, folder)
+  return folder
+
+
+class Stops(Exception):
+  pass
+
+
+@pytest.mark.parametrize("images", ["pixels", "features"])
+def test_a_stopped_command_goes_on_to_the_same_bytes(images, pictures, whole, tmp_path, monkeypatch):
+  options = {"images": images, "encode": lambda x: x[:, ::2, ::2].reshape(len(x), 16, 3).repeat(2, -1)[..., :4] / 255}
+  if images == "features":
+    whole = tmp_path / "whole" / "out"
+    prepare(pictures, whole, **options)
+  add, calls, starts = parts.Parts.add, [], []
+
+  def stopping(self, chunk):
+    calls.append(chunk.rows)
+    if len(calls) in (2, 3, 5):
+      raise Stops  # between two parts, and twice at the same place
+    add(self, chunk)
+
+  monkeypatch.setattr(parts.Parts, "add", stopping)
+  out = tmp_path / "out"
+  for _ in range(4):
+    starts.append(len(calls))
+    try:
+      prepare(pictures, out, **options)
+    except Stops:
+      continue
+  monkeypatch.undo()
+  assert calls[starts[1]][0] > 0 and (out / "prepared.json").exists()  # what was complete wasn't done again
+  assert contents(out) == contents(whole)
+
+
+def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(laying, "_WORTH", 1)
+  made = prepare(pictures, tmp_path / "out", processes=2)
+  assert contents(tmp_path / "out") == contents(whole)
+  assert made["rejected"]["documents"] == 2 * 6 and made["pictures"] == 60 - 6 - 7
+  (reason,) = made["rejected"]["reasons"]
+  assert "doesn't exist" in reason and "png" not in reason
+  rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
+  assert len(rejected) == 12 and rejected[0]["record"] == "line 1" and "0.png" in rejected[0]["reason"]
+
+
+def test_what_is_written_is_what_the_manifest_says(whole):
+  made = json.loads((whole / "prepared.json").read_text())
+  for name, digest in made["files"].items():
+    assert hashlib.sha256((whole / name).read_bytes()).hexdigest() == digest
+  assert len(made["files"]) > 4 and not (whole / parts.UNFINISHED).exists() and not (whole / parts.PARTS).exists()
+  page = (whole / "samples.html").read_text()
+  assert page.count("<section") == 24 and "draw a red box" in page and page.count("data:image") == 24
+
+
+def test_only_the_same_request_goes_on(pictures, tmp_path, monkeypatch):
+  def broken(self, chunk, add=parts.Parts.add):
+    if self.totals.rows:
+      raise Stops
+    add(self, chunk)
+
+  monkeypatch.setattr(parts.Parts, "add", broken)
+  with pytest.raises(Stops):
+    prepare(pictures, tmp_path / "out")
+  monkeypatch.undo()
+  before = contents(tmp_path / "out")
+  with pytest.raises(BadRequest, match="unfinished data of another images"):
+    prepare(pictures, tmp_path / "out", images="jpeg")
+  os.utime(pictures / "metadata.jsonl", (0, 0))
+  with pytest.raises(BadRequest, match="unfinished data of another source"):
+    prepare(pictures, tmp_path / "out")
+  assert contents(tmp_path / "out") == before
+  with pytest.raises(BadRequest, match="is there already"):
+    prepare(pictures, pictures)
+
+
+@pytest.mark.slow
+def test_killed_at_random_times_it_comes_to_the_same_bytes(tmp_path):
+  pictures = write_pictures(tmp_path / "data", 400)
+  tree = Path(__file__).parent
+  program = (
+      f"import sys; sys.path.insert(0, {str(tree)!r})\n"
+      "if __name__ == '__main__':\n"
+      "  from pathlib import Path\n  import test_prepare_resumed as t\n"
+      f"  t.prepare(Path({str(pictures)!r}), Path(sys.argv[1]), processes=2, part_bytes=10_000)\n"
+  )
+  (tmp_path / "program.py").write_text(program)
+
+  def start(out: Path) -> subprocess.Popen:
+    with (tmp_path / "log").open("w") as log:
+      return subprocess.Popen([sys.executable, tmp_path / "program.py", out], stderr=log)
+
+  def done(out: Path) -> int:
+    try:
+      return len(json.loads((out / parts.UNFINISHED).read_text())["parts"])
+    except FileNotFoundError:
+      return 0
+
+  whole = tmp_path / "whole" / "out"
+  assert start(whole).wait(120) == 0
+  rng, out = random.Random(0), tmp_path / "out"
+  for _ in range(5):
+    process, enough = start(out), done(out) + rng.randint(1, 3)
+    while done(out) < enough and process.poll() is None:
+      time.sleep(rng.uniform(0.001, 0.02))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+  last = start(out)
+  assert last.wait(120) == 0, (tmp_path / "log").read_text()
+  assert contents(out) == contents(whole)
