@@ -15,8 +15,8 @@ import numpy as np
 from orthus_jax import files, lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, picture_sheet
-from orthus_jax.data.documents import Document, Text
-from orthus_jax.data.pipeline import Pipeline, Source
+from orthus_jax.data.documents import Document, Source, Text
+from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer

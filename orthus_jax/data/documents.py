@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -34,10 +34,12 @@ class Image:
   Attributes:
     pixels: uint8 [height, width, 3], RGB.
     learn: False where the picture is given, True where a model is to produce it.
+    jpeg: a JPEG file that holds exactly these pixels, where one is at hand.
   """
 
   pixels: np.ndarray
   learn: bool = False
+  jpeg: bytes | None = None
 
   def __post_init__(self):
     shape = getattr(self.pixels, "shape", None)
@@ -91,6 +93,14 @@ class Document:
   def response(self) -> Document:
     """What follows the prompt."""
     return dataclasses.replace(self, segments=self.segments[len(self.prompt().segments):])
+
+
+class Source(Protocol):
+  """Random access to Documents; a bad record is None."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> Document | None: ...
 
 
 def interleaved(text: str, pictures: Iterable[np.ndarray] = (), *, image: str = "<image>") -> Document:

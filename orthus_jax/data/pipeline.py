@@ -9,26 +9,19 @@ from collections.abc import Callable, Iterator
 import functools
 import hashlib
 import json
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
 from orthus_jax.config import Config
-from orthus_jax.data import images as images_lib, packing
+from orthus_jax.data import packing
 from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
-from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.documents import Document, Source
 from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
-from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
+from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.variants import variants
 from orthus_jax.errors import BadRequest
-
-
-class Source(Protocol):
-  """Random access to Documents; a bad record is None."""
-
-  def __len__(self) -> int: ...
-
-  def __getitem__(self, index: int) -> Document | None: ...
 
 
 def prefetch(
@@ -199,28 +192,3 @@ class Pipeline:
   ) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from `start` to `stop`, made ahead in the background."""
     return prefetch(lambda step: self.batch(step, rows), start, stop, threads=threads, buffer=buffer)
-
-
-def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:
-  """A document laid out: with its caption and, where `dropped`, without it in each way that guidance needs."""
-  vision = config.model.vision_tokenizer
-  fitted = Document(
-      tuple(
-          Image(images_lib.fit(s.pixels, vision.resolution, vision.pixels), s.learn) if isinstance(s, Image) else s
-          for s in document.segments
-      ),
-      id=document.id, kind=document.kind,
-  )  # fmt: skip
-  documents = [fitted]
-  if dropped and _asks_for_image(fitted):
-    prompt = config.sampling.unconditional_prompt
-    documents.append(unconditional(fitted, prompt))
-    if any(isinstance(s, Image) for s in fitted.prompt().segments):
-      documents.append(unconditional(fitted, prompt, keep_images=True))
-  return tuple(layout(d, tokenizer, patches=vision.patches) for d in documents)
-
-
-def _asks_for_image(document: Document) -> bool:
-  """Whether the response opens with an image and a prompt stands before it: the documents that guidance is for."""
-  prompt, response = document.prompt(), document.response()
-  return bool(prompt.texts) and bool(response.segments) and isinstance(response.segments[0], Image)

@@ -89,16 +89,20 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
   """
   if not document.segments:
     raise BadRequest(f"document {document.id!r} is empty: it needs at least one text or image")
-  tokens, learn, image, owner = [tokenizer.bos], [False], [-1], [-1]
+  runs: list[np.ndarray] = []  # ids, each with what follows: whether they are learnt, their image or -1, their segment or -1
+  facts: list[tuple[bool, int, int]] = []
   starts: list[int] = []
   images: list[Image] = []
+  length = 0
 
-  def put(ids: list[int], learnt: bool, number: int, index: int = -1) -> None:
-    tokens.extend(ids)
-    learn.extend([learnt] * len(ids))
-    image.extend([index] * len(ids))
-    owner.extend([number] * len(ids))
+  def put(ids: list[int] | np.ndarray, learnt: bool, number: int, index: int = -1) -> None:
+    nonlocal length
+    runs.append(np.asarray(ids, np.int32))
+    facts.append((learnt, index, number))
+    length += len(ids)
 
+  put([tokenizer.bos], False, -1)
+  patches_P = np.full(patches, tokenizer.image, np.int32)
   previous: Text | Image | None = None
   for n, segment in enumerate(document.segments):
     if previous is not None and previous.learn != segment.learn:
@@ -112,20 +116,22 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
         raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
       put(ids, segment.learn, n)
     else:
-      starts.append(len(tokens))
+      starts.append(length)
       put([tokenizer.boi], segment.learn, n)
-      put([tokenizer.image] * patches, False, n, len(images))
+      put(patches_P, False, n, len(images))
       put([tokenizer.eoi], segment.learn, n)
       images.append(segment)
     previous = segment
   learnt = previous is not None and previous.learn
   if respond or learnt:
     put([tokenizer.sep], learnt, n)
-  positions_N = np.bincount(np.asarray(owner) + 1)
+  lengths = [len(r) for r in runs]
+  learn_T, image_T, owner_T = (np.repeat(np.asarray(f, np.int32), lengths) for f in zip(*facts))
+  positions_N = np.bincount(owner_T + 1)
   return Sequence(
-      tokens_T=np.asarray(tokens, np.int32),
-      learnt_length_T=np.where(learn, positions_N[np.asarray(owner) + 1], 0).astype(np.int32),
-      image_T=np.asarray(image, np.int32),
+      tokens_T=np.concatenate(runs),
+      learnt_length_T=np.where(learn_T, positions_N[owner_T + 1], 0).astype(np.int32),
+      image_T=image_T,
       starts_I=np.asarray(starts, np.int32),
       learn_I=np.asarray([i.learn for i in images], bool),
       images=tuple(images),

@@ -12,8 +12,7 @@ from typing import Any
 import zlib
 
 from orthus_jax.config import SamplingConfig
-from orthus_jax.data.documents import Document, Text
-from orthus_jax.data.pipeline import Source
+from orthus_jax.data.documents import Document, Source, Text
 from orthus_jax.data.shapes import records
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest

@@ -15,7 +15,8 @@ import numpy as np
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.batch import Batch, FeatureTable
-from orthus_jax.data.pipeline import Source, prefetch
+from orthus_jax.data.documents import Source
+from orthus_jax.data.pipeline import prefetch
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus

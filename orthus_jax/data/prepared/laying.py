@@ -20,10 +20,10 @@ import PIL.Image
 
 from orthus_jax.config import Config
 from orthus_jax.data.contamination import Prompts
-from orthus_jax.data.documents import Document
-from orthus_jax.data.pipeline import Source, variants
+from orthus_jax.data.documents import Document, Source
 from orthus_jax.data.prepared.format import Images
 from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.variants import variants
 from orthus_jax.errors import BadRequest
 
 _JPEG_QUALITY = 95
@@ -122,7 +122,7 @@ class Work:
     for sequence in laid:
       for image in sequence.images:
         if id(image.pixels) not in encoded:
-          kept = _jpeg(image.pixels) if self.images == "jpeg" else image.pixels.tobytes()
+          kept = image.pixels.tobytes() if self.images != "jpeg" else image.jpeg or _jpeg(image.pixels)
           encoded[id(image.pixels)] = key = hashlib.blake2b(kept, digest_size=16).digest()
           chunk.pictures.setdefault(key, kept)
       keys.append(tuple(encoded[id(i.pixels)] for i in sequence.images))

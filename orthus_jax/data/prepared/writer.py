@@ -30,9 +30,8 @@ from orthus_jax import lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.contamination import Prompts
-from orthus_jax.data.documents import Document, Image
+from orthus_jax.data.documents import Document, Image, Source
 from orthus_jax.data.learnt import learns
-from orthus_jax.data.pipeline import Source
 from orthus_jax.data.prepared import laying, parts as parts_lib, samples_page
 from orthus_jax.data.prepared.format import Images, facts
 from orthus_jax.data.sequence import Tokenizer
@@ -194,7 +193,7 @@ def _save_shown(documents: list[Document], folder: Path) -> None:
     segments = []
     for s, segment in enumerate(document.segments):
       if isinstance(segment, Image):
-        images_lib.save_png(folder / f"{d}-{s}.png", segment.pixels)
+        images_lib.save_png(folder / f"{d}-{s}.png", segment.pixels, level=1)
         segments.append({"image": f"{d}-{s}.png", "learn": segment.learn})
       else:
         segments.append({"text": segment.text, "learn": segment.learn})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from orthus_jax.config import Config
 from orthus_jax.config.data import EARLIER_NAMES, DataConfig
-from orthus_jax.data.pipeline import Source
+from orthus_jax.data.documents import Source
 from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options

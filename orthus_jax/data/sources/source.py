@@ -13,7 +13,7 @@ import numpy as np
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.images import fit, load_image
+from orthus_jax.data.images import fit, jpeg_of, load_image
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.layout import Draft, Layout, Picture
@@ -108,7 +108,7 @@ class LayoutSource:
     return [self._document(row, operator.itemgetter(nth), picture) for nth in range(count)]
 
   def _document(
-      self, row: int, choose: Callable, picture: Callable[[Path | bytes], np.ndarray]
+      self, row: int, choose: Callable, picture: Callable[[Path | bytes], Image]
   ) -> Document | None:
     self.bad.saw()
     try:
@@ -120,21 +120,26 @@ class LayoutSource:
     self.bad.check()
     return None
 
-  def _read(self, draft: Draft, picture: Callable[[Path | bytes], np.ndarray]) -> Document:
+  def _read(self, draft: Draft, picture: Callable[[Path | bytes], Image]) -> Document:
     segments: list[Text | Image] = []
     for s in draft.segments:
       learn = s.learn
       if self.learn != "layout":
         learn = self.learn in ("everything", "images" if isinstance(s, Picture) else "text")
-      segments.append(Image(picture(s.file), learn) if isinstance(s, Picture) else dataclasses.replace(s, learn=learn))
+      segment = picture(s.file) if isinstance(s, Picture) else s
+      segments.append(dataclasses.replace(segment, learn=learn))
     return Document(tuple(segments), draft.id, draft.kind, draft.meta)
 
-  def _picture(self, file: Path | bytes) -> np.ndarray:
-    if isinstance(file, bytes):
-      if len(file) > _MAX_PICTURE:
-        raise BadRequest(f"its picture has {len(file):,} bytes, more than the {_MAX_PICTURE:,} allowed")
-      return fit(load_image(file), self.resolution, self.pixels)
-    return fit(retry(str(file), lambda: load_image(file)), self.resolution, self.pixels)
+  def _picture(self, file: Path | bytes) -> Image:
+    if isinstance(file, bytes) and len(file) > _MAX_PICTURE:
+      raise BadRequest(f"its picture has {len(file):,} bytes, more than the {_MAX_PICTURE:,} allowed")
+
+    def read() -> Image:
+      pixels = load_image(file)
+      fitted = fit(pixels, self.resolution, self.pixels)
+      return Image(fitted, jpeg=jpeg_of(file, pixels) if fitted is pixels else None)
+
+    return read() if isinstance(file, bytes) else retry(str(file), read)
 
   def __repr__(self) -> str:
     # Data pipelines compare it to tell whether they resume on the same source.
