@@ -95,6 +95,24 @@ def test_mixtures_keep_their_shares(folders):
   assert drawn == {"a": 150, "b": 50}
 
 
+def test_each_source_of_a_mixture_drops_captions_at_its_own_rate_and_says_what_it_gave(folders):
+  both = ((str(folders["a"]), 1.0), (str(folders["b"]), 1.0))
+  p = PreparedPipeline(TK, config(*both, data__mixture_caption_dropout=[0.9, 0.0]))
+  shown = [(f.path.name, kind, v) for step in range(20) for b in range(8) for f, d, vs in [p._row(step, b)]
+           for kind, v in zip(d % 4, vs)]  # fmt: skip
+  assert np.mean([v > 0 for name, kind, v in shown if name == "a" and kind in (1, 2)]) > 0.75
+  assert not any(v for name, _, v in shown if name == "b")
+  batch, shares = p.batch(3), p.shares(3)
+  given = {"a": 0, "b": 0}
+  for b in range(8):
+    given[p._row(3, b)[0].path.name] += int((batch.segment_ids_BT[b] > 0).sum())
+  assert shares == {name: n / sum(given.values()) for name, n in given.items()}
+  assert PreparedPipeline(TK, config(folders["a"])).shares(0) == {}
+  assert set(PreparedPipeline(TK, config(both[0], both[0])).shares(0)) == {"a#1", "a#2"}
+  with pytest.raises(BadRequest, match="has 1 shares for 2 folders"):
+    config(*both, data__mixture_caption_dropout=[0.5])
+
+
 def test_captions_are_dropped_at_their_rate(folders):
   p = PreparedPipeline(TK, config(folders["a"], data__caption_dropout=0.5))
   shown = [

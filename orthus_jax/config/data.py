@@ -32,6 +32,7 @@ class DataConfig:
       names of "jsonl" and "webdataset".
     path: the data set's place; empty: under the user's cache directory (shapes).
     mixture: for "prepared", (path, weight) pairs in the place of `path`: weights are shares of the rows.
+    mixture_caption_dropout: `caption_dropout` of each of the mixture's folders, in its order; empty: the same for all.
     annotations: the file that holds the rows, within the layout's folder; empty: the layout's own.
     text: columns, fields or parts that hold the text, in order of preference; empty: the layout's own.
     pictures: the folder that paths of pictures start from; empty: the one beside the rows.
@@ -62,6 +63,7 @@ class DataConfig:
   source: str = "shapes"
   path: UserPath = ""
   mixture: tuple[tuple[UserPath, Annotated[float, Range(1e-6, 1e6)]], ...] = ()
+  mixture_caption_dropout: tuple[Annotated[float, Range(0, 1, below=True)], ...] = ()
   annotations: str = ""
   text: tuple[str, ...] = ()
   pictures: UserPath = ""
@@ -83,6 +85,10 @@ class DataConfig:
 
   def __post_init__(self):
     ranges.check(self, "data")
+    # As runs of before have it: they are the same data.
+    object.__setattr__(self, "source", EARLIER_NAMES.get(self.source, self.source))
+    if self.source == "jsonl" and self.annotations == "metadata.jsonl":
+      object.__setattr__(self, "annotations", "")
     kind = self.source.partition(":")[0]
     near = difflib.get_close_matches(kind, SOURCES, n=1, cutoff=0.0)[0]
     require(kind in SOURCES, f"data.source={self.source}: there is no such source; the nearest is {near}")
@@ -100,6 +106,11 @@ class DataConfig:
     require(
         not self.mixture or (self.source == "prepared" and not self.path),
         "data.mixture is for data.source=prepared, in the place of data.path",
+    )
+    require(
+        len(self.mixture_caption_dropout) in (0, len(self.mixture)),
+        f"data.mixture_caption_dropout has {len(self.mixture_caption_dropout)} shares for {len(self.mixture)} folders of"
+        " data.mixture: give one for each, or none",
     )
     require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
     if self.source == "prepared":

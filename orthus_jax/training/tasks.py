@@ -66,7 +66,11 @@ class OrthusTask:
 
   def describe(self, step: int) -> dict[str, float]:
     positions = self.config.run.batch_size * self.config.data.sequence_length
-    return {"padding": 1.0 - self.pipeline.tokens(step) / positions, "batch_digest": batch_digest(self.document_ids(step))}
+    shares = self.pipeline.shares(step) if hasattr(self.pipeline, "shares") else {}
+    return {
+        "padding": 1.0 - self.pipeline.tokens(step) / positions, "batch_digest": batch_digest(self.document_ids(step)),
+        **{f"source/{name}": share for name, share in shares.items()},
+    }  # fmt: skip
 
   def document_ids(self, step: int) -> list[str]:
     """The documents of the global batch, row by row."""

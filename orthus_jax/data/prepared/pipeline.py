@@ -8,6 +8,7 @@ time it has been gone through; both are closed forms of i (grain's `mix` and `sh
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dataclasses
 import functools
 import hashlib
 import json
@@ -181,7 +182,11 @@ class PreparedPipeline:
     self.table = FeatureTable()  # nothing is kept
     data = config.data
     mixture = data.mixture or ((data.path, 1.0),)
-    self._folders = [_Folder(Path(p), config, tokenizer, keep_plan=keep_plans) for p, _ in mixture]
+    dropouts = data.mixture_caption_dropout or (data.caption_dropout,) * len(mixture)
+    configs = [dataclasses.replace(config, data=dataclasses.replace(data, caption_dropout=d)) for d in dropouts]
+    self._folders = [_Folder(Path(p), c, tokenizer, keep_plan=keep_plans) for (p, _), c in zip(mixture, configs)]
+    names = [f.path.name for f in self._folders]
+    self._names = [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names, 1)]
     kept = {f.facts["images"] for f in self._folders}
     if len({k == "features" for k in kept}) > 1:
       raise BadRequest("data.mixture mixes folders of features with folders of pixels: prepare all with the same --images")
@@ -221,6 +226,16 @@ class PreparedPipeline:
   def tokens(self, step: int) -> int:
     """Positions of a step's global batch that hold something; from the plan alone."""
     return sum(f.positions(d, v) for f, d, v in (self._row(step, b) for b in range(self.config.run.batch_size)))
+
+  def shares(self, step: int) -> dict[str, float]:
+    """What each folder of a mixture gave of the positions of a step's batch, by its name; nothing of a single one."""
+    if len(self._folders) == 1:
+      return {}
+    given = dict.fromkeys(self._names, 0)
+    for b in range(self.config.run.batch_size):
+      folder, documents, variants = self._row(step, b)
+      given[self._names[self._folders.index(folder)]] += folder.positions(documents, variants)
+    return {name: n / max(sum(given.values()), 1) for name, n in given.items()}
 
   def document_ids(self, step: int) -> list[str]:
     """The documents of a step's batch, row by row."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from orthus_jax.config import Config
-from orthus_jax.config.data import EARLIER_NAMES, DataConfig
+from orthus_jax.config.data import DataConfig
 from orthus_jax.data.documents import Source
 from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.jsonl import Jsonl
@@ -71,7 +71,7 @@ def open_layout(config: Config, path: str) -> LayoutSource:
   """
   data, vision = config.data, config.model.vision_tokenizer
   kind = data.source.partition(":")[0]
-  layout = LAYOUTS[EARLIER_NAMES.get(kind, kind)](Path(path), options(data))
+  layout = LAYOUTS[kind](Path(path), options(data))
   return LayoutSource(
       layout, resolution=vision.resolution, pixels=vision.pixels, max_bad_share=data.max_bad_share, learn=data.learn
   )
