@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
+import types
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -141,7 +142,9 @@ class Layout(abc.ABC):
     return {}
 
 
-def pair(text: str, picture: Path | bytes, pairs: Pairs, *, name: str, **meta: Any) -> tuple[Draft, ...]:
+def pair(
+    text: str, picture: Path | bytes, pairs: Pairs, *, name: str, meta: Mapping[str, Any] = types.MappingProxyType({})
+) -> tuple[Draft, ...]:
   """The drafts that a picture and its caption become: the text, or else the picture, is to be learnt; or each in turn."""
   to_image = Draft((Text(text), Picture(picture, learn=True)), f"{name}:to_image", "caption_to_image", meta)
   to_text = Draft((Picture(picture), Text(text, learn=True)), f"{name}:to_text", "image_to_caption", meta)

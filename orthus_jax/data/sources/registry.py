@@ -8,9 +8,14 @@ from pathlib import Path
 from orthus_jax.config import Config
 from orthus_jax.config.data import DataConfig
 from orthus_jax.data.documents import Source
+from orthus_jax.data.sources.coco import Coco
+from orthus_jax.data.sources.imagefolder import ImageFolder
+from orthus_jax.data.sources.img2dataset import Img2dataset
 from orthus_jax.data.sources.joined import Joined
+from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
+from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
@@ -18,7 +23,8 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
-LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (Jsonl, WebDataset)}
+_ALL: tuple[type[Layout], ...] = (Jsonl, ImageFolder, WebDataset, Img2dataset, ParquetTable, JourneyDB, Coco)
+LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
 def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source:

@@ -34,7 +34,11 @@ class Remarks:
 
   def add(self, kind: str, name: str) -> None:
     """Counts one: what it is, in the plural, and its name."""
-    self.counts[kind] += 1
+    self.add_many(kind, 1, name)
+
+  def add_many(self, kind: str, count: int, name: str) -> None:
+    """Counts some, of which one is named."""
+    self.counts[kind] += count
     if len(first := self._first.setdefault(kind, [])) < _EXAMPLES:
       first.append(printable(name))
 

@@ -1,0 +1,189 @@
+"""Parquet tables, img2dataset's, JourneyDB's and COCO's, in their published layouts."""
+
+import io
+import json
+from pathlib import Path
+import pickle
+
+import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from orthus_jax.data.documents import Image, Text
+from orthus_jax.data.sources.coco import Coco
+from orthus_jax.data.sources.imagefolder import ImageFolder
+from orthus_jax.data.sources.img2dataset import Img2dataset
+from orthus_jax.data.sources.journeydb import JourneyDB
+from orthus_jax.data.sources.layout import Options
+from orthus_jax.data.sources.parquet import ParquetTable
+from orthus_jax.data.sources.source import LayoutSource
+from orthus_jax.errors import BadRequest
+
+ALL = (ImageFolder, ParquetTable, Img2dataset, JourneyDB, Coco)
+
+
+def png(color: int = 0) -> bytes:
+  buffer = io.BytesIO()
+  PIL.Image.new("RGB", (8, 8), (color,) * 3).save(buffer, "PNG")
+  return buffer.getvalue()
+
+
+def picture(file: Path, color: int = 0) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_bytes(png(color))
+
+
+def table(file: Path, rows: list[dict], **options) -> Path:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  pyarrow.parquet.write_table(pa.Table.from_pylist(rows), file, **options)
+  return file.parent
+
+
+def source(layout, path, **options) -> LayoutSource:
+  s = LayoutSource(layout(path, Options(**options)), resolution=8, max_bad_share=1.0)
+  assert [d.id for d in s if d] == [d.id for d in pickle.loads(pickle.dumps(s)) if d]
+  assert [c.name for c in ALL if c.recognise(path)] == [layout.name]
+  return s
+
+
+def shape(d) -> list:
+  return [(s.text if isinstance(s, Text) else int(s.pixels[0, 0, 0]), s.learn) for s in d.segments]
+
+
+def reasons(s: LayoutSource) -> list[str]:
+  out = []
+  for row in range(s.rows):
+    try:
+      s.layout.drafts(row)
+    except BadRequest as e:
+      out.append(str(e))
+  return out
+
+
+@pytest.mark.parametrize("form", ["bytes", "struct", "path"])
+def test_a_picture_and_a_text_a_row(form, tmp_path):
+  pictures = [png(1), png(2), None]
+  for i, data in enumerate(pictures[:2]):
+    (tmp_path / f"{i}.png").write_bytes(data)
+  images = {
+      "bytes": pictures, "struct": [{"bytes": b, "path": f"{i}.png"} for i, b in enumerate(pictures)],
+      "path": ["0.png", "1.png", None],
+  }[form]  # fmt: skip
+  rows = [{"image": p, "caption": f"text {i}", "score": i / 2} for i, p in enumerate(images)]
+  s = source(ParquetTable, table(tmp_path / "x" / "a.parquet", rows), pairs="to_text", pictures=tmp_path)
+  assert [d and shape(d) for d in s][:2] == [[(1, False), ("text 0", True)], [(2, False), ("text 1", True)]]
+  assert s[0].meta == {"score": 0.0} and s.bad.distinct == 1 and s.layout.fields()["caption"] == "string (the text)"
+  assert ("its image is empty" in reasons(s)[0]) if form != "struct" else s[2] is None
+
+
+def test_bagels_layouts(tmp_path):
+  captions = json.dumps({"short": " ", "long": "a cat"})
+  rows = [{"image": png(3), "captions": captions}, {"image": png(3), "captions": "{"}, {"image": b"x", "captions": captions}]
+  s = source(ParquetTable, table(tmp_path / "t2i" / "a.parquet", rows), pairs="to_image")
+  assert shape(s[0]) == [("a cat", False), (3, True)] and s[1] is None and s[2] is None and "isn't JSON" in reasons(s)[0]
+  rows = [
+      {"image_list": [png(1), png(2), png(3)], "instruction_list": [["be 2", "or two"], ["be 3"]]},
+      {"image_list": [png(1)], "instruction_list": [["be 2"]]}, {"image_list": [png(1), png(2)], "instruction_list": [[" "]]},
+  ]  # fmt: skip
+  s = source(ParquetTable, table(tmp_path / "edit" / "a.parquet", rows))
+  assert shape(s[0]) == [(1, False), ("be 2", False), (2, True), ("be 3", False), (3, True)] and s[0].kind == "edit"
+  assert "1 pictures and 1 instructions" in reasons(s)[0] and len(reasons(s)) == 2
+  rows = [
+      {"images": [None, png(1), None], "texts": ["first", None, "last"]}, {"images": [png(1)], "texts": ["both"]},
+      {"images": [png(1), None], "texts": [None]}, {"images": [None, None], "texts": ["no", "picture"]},
+  ]  # fmt: skip
+  s = source(ParquetTable, table(tmp_path / "mixed" / "a.parquet", rows))
+  assert shape(s[0]) == [("first", False), (1, True), ("last", True)] and len(reasons(s)) == 3
+  with pytest.raises(BadRequest, match="leave out --text and --pairs"):
+    ParquetTable(tmp_path / "mixed", Options(pairs="to_text"))
+
+
+def test_tables_that_do_not_fit_are_refused(tmp_path):
+  with pytest.raises(BadRequest, match=r"no column for a picture.*its columns are a \(int64\), text \(string\)"):
+    ParquetTable(table(tmp_path / "a" / "a.parquet", [{"a": 1, "text": "x"}]))
+  with pytest.raises(BadRequest, match="no column for the text.*choose among a, b by --text"):
+    ParquetTable(table(tmp_path / "b" / "a.parquet", [{"image": b"x", "a": "1", "b": "x"}]))
+  with pytest.raises(BadRequest, match="no Parquet file"):
+    ParquetTable(tmp_path / "none")
+  (tmp_path / "b" / "b.parquet").write_bytes(b"PAR1 cut")
+  table(tmp_path / "b" / "c.parquet", [{"other": 1}])
+  s = LayoutSource(ParquetTable(tmp_path / "b", Options(text=("a",))), resolution=8, max_bad_share=1.0)
+  assert len(s) == 2 and s.bad.distinct == 2 and {Path(f).name for f, _, _ in s.layout.broken} == {"b.parquet", "c.parquet"}
+
+
+def test_img2datasets_parquet(tmp_path):
+  row = dict(url="u", width=8, height=8, original_width=8, original_height=8, exif="{}", sha256="0")
+  rows = [
+      row | dict(key="000000000", status="success", error_message=None, caption="a cat", jpg=png(1)),
+      row | dict(key="000000002", status="failed_to_download", error_message="404", caption="gone", jpg=None),
+      row | dict(key="000000001", status="success", error_message=None, caption=None, jpg=png(2)),
+  ]
+  folder = table(tmp_path / "d" / "00000.parquet", rows)
+  (folder / "00000_stats.json").write_text("{}")
+  s = source(Img2dataset, folder, pairs="to_text")
+  assert len(s) == 2 and shape(s[0]) == [(1, False), ("a cat", True)] and s[0].id == "000000000:to_text"
+  assert s[1] is None and "no text in caption" in reasons(s)[0]
+  assert s.remarks.counts == {"rows that img2dataset couldn't fetch (failed_to_download)": 1}
+  side = table(tmp_path / "side" / "00000.parquet", [{k: v for k, v in r.items() if k != "jpg"} for r in rows])
+  (side / "00000.tar").write_bytes(b"")
+  with pytest.raises(BadRequest, match="use --source=webdataset"):
+    Img2dataset(side)
+
+
+def write_journey(folder: Path, *rows) -> Path:
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "train_anno.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+  return folder
+
+
+def test_journeydb(tmp_path):
+  for n in "ab":
+    picture(tmp_path / "imgs" / "000" / f"{n}.png", ord(n))
+  key = "Style Relevant Questions and Answers"
+  questions = {key: [{"Question": "Which?", "Options": {"A": "oil", "B": "ink"}, "Answer": "B"}]}
+  write_journey(
+      tmp_path, {"img_path": "./000/a.png", "prompt": "a prompt --v 5", "Task2": {"Caption": "a caption"}},
+      {"img_path": "000/./imgs/b.png", "prompt": "b prompt", "Task2": None}, {"img_path": "./000/a.png", "Task3": questions},
+      {"img_path": "./000/a.png"}, {"img_path": "../a.png", "prompt": "x"}, "{", {"img_path": "./000/c.png", "prompt": "x"},
+      {"img_path": "./000/a.png", "Task3": {key: [{"Question": "?", "Answer": "Z", "Options": {}}]}},
+  )  # fmt: skip
+  s = source(JourneyDB, tmp_path)
+  good = [d for d in s if d]
+  assert [shape(d) for d in good[:2]] == [[("a caption", False), (97, True)], [(97, False), ("a caption", True)]]
+  assert shape(good[2]) == [("b prompt", False), (98, True)] and good[4].kind == "question"
+  assert shape(good[4]) == [(97, False), ("Which?", False), ("ink", True)] and len(good) == 5 and s.bad.distinct == 5
+  assert shape(next(iter(source(JourneyDB, tmp_path, text=("prompt", "caption")))))[0] == ("a prompt --v 5", False)
+  with pytest.raises(BadRequest, match="no text called title"):
+    JourneyDB(tmp_path, Options(text=("title",)))
+  with pytest.raises(BadRequest, match="no field img_path; its fields are image"):
+    JourneyDB(write_journey(tmp_path / "x", {"image": 1}))
+
+
+def test_coco(tmp_path):
+  for n in range(2):
+    picture(tmp_path / "train2017" / f"{n}.jpg", n + 1)
+  content = {
+      "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)] + [{"id": 7, "file_name": "/x.jpg"}],
+      "annotations": [
+          {"id": 10, "image_id": 1, "caption": "one "}, {"id": 11, "image_id": 0, "caption": "zero"},
+          {"id": 12, "image_id": 1, "caption": "two"}, {"id": 13, "image_id": 9, "caption": "lost"},
+          {"id": 14, "image_id": 0, "caption": ""}, {"id": 15, "image_id": 7, "caption": "out"}, 3,
+      ],
+  }  # fmt: skip
+  (tmp_path / "annotations").mkdir()
+  for name in ("captions_train2017.json", "captions_val2017.json"):
+    (tmp_path / "annotations" / name).write_text(json.dumps(content))
+  s = source(Coco, tmp_path, pairs="to_text")
+  said = [[(2, False), ("one", True)], [(1, False), ("zero", True)], [(2, False), ("two", True)]]
+  assert [d and shape(d) for d in s][:3] == said
+  assert s[0].id == "captions_train2017.json:10:to_text" and len(reasons(s)) == 4
+  assert s.remarks.counts == {"pictures without a caption": 1}
+  one = LayoutSource(Coco(tmp_path / "annotations" / "captions_train2017.json"), resolution=8)
+  assert isinstance(one[0].segments[1], Image)
+  (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [{"bbox": 1}]}))
+  with pytest.raises(BadRequest, match="have no captions but bbox"):
+    Coco(tmp_path / "instances.json")
+  (tmp_path / "list.json").write_text("[1]")
+  with pytest.raises(BadRequest, match="it holds a list"):
+    Coco(tmp_path / "list.json")
