@@ -87,7 +87,7 @@ def build(layout) -> tuple[bytes, list[tuple[str, bytes, int]]]:
     for name, kind, how in members:
       info = tarfile.TarInfo(name)
       info.type, info.linkname = kind, "a.png"
-      data = body(name, how, number) if info.isreg() else b""
+      data = body(name, how, number) if info.isreg() and not name.endswith("/") else b""  # that is a folder to tarfile
       if how in SPARSE and info.isreg() and name.endswith(".png") and len(name) < 90:
         raw = sparse(how, name, data + bytes(3000), [(0, 20), (20, len(data) - 20), (len(data) + 1000, 1)])
         t.fileobj.write(raw)

@@ -30,11 +30,13 @@ class Remarks:
 
   def __init__(self) -> None:
     self.counts: collections.Counter[str] = collections.Counter()
+    self._named: collections.Counter[str] = collections.Counter()
     self._first: dict[str, list[str]] = {}
 
-  def add(self, kind: str, name: str) -> None:
-    """Counts one: what it is, in the plural, and its name."""
-    self.counts[kind] += 1
+  def add(self, kind: str, name: str, count: int = 1) -> None:
+    """Counts one, or some that lie together: what it is, in the plural, and its name."""
+    self.counts[kind] += count
+    self._named[kind] += 1
     if len(first := self._first.setdefault(kind, [])) < _EXAMPLES:
       first.append(printable(name))
 
@@ -55,5 +57,5 @@ class Remarks:
 
   def lines(self) -> list[str]:
     """A line for each kind: how many, and the first names."""
-    more = {kind: ", …" if n > _EXAMPLES else "" for kind, n in self.counts.items()}
+    more = {kind: ", …" if n > _EXAMPLES else "" for kind, n in self._named.items()}
     return [f"{kind}: {n:,} ({', '.join(self._first[kind])}{more[kind]})" for kind, n in self.counts.items()]

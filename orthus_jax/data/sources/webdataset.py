@@ -1,29 +1,30 @@
-"""Image-text pairs from uncompressed tar files, as WebDataset lays them out; `tar_samples` says what makes a sample."""
+"""Image-text pairs and edits from tar files, as WebDataset lays them out; `tar_samples` says what makes a sample."""
 
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
+import contextlib
 import functools
-import os
+import itertools
 from pathlib import Path, PurePosixPath
-import re
+import tarfile
 
 import numpy as np
 
 from orthus_jax.data.documents import Text
 from orthus_jax.data.retrying import retry
-from orthus_jax.data.sources import tar_members, tar_samples, tar_texts
+from orthus_jax.data.sources import tar_files, tar_members, tar_samples, tar_texts, unpacked
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
-from orthus_jax.data.sources.remarks import Remarks, printable
+from orthus_jax.data.sources.remarks import printable
 from orthus_jax.data.sources.tar_samples import Sample
 from orthus_jax.data.sources.tar_texts import text_parts
 from orthus_jax.errors import BadRequest
 
 _MAX_PICTURE = 1 << 28  # bytes
-_LOOKED_AT = 64  # samples whose JSON tells whether a field is there
+_LOOKED_AT = 64  # samples that tell whether a field is there, or members whether these are samples
 _SHOWN = 12  # parts that are told of
 _MAX_PARTS = 1000  # that are counted; names with dots in them make as many as there are samples
-_PACKED = re.compile(r"\.(tar\.(gz|bz2|xz|zst|lz4|lzma|z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 
 
 class WebDataset(Layout):
@@ -47,12 +48,15 @@ class WebDataset(Layout):
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
     wanted = text_parts(options.text, tar_samples.PICTURES)
-    self.files = _find(self.path, self.remarks, self.broken)
+    self.files = tar_files.find(self.path, self.remarks, self.broken)
     self._samples: list[Sample] = []
     self._parts: collections.Counter[str] = collections.Counter()  # what stands behind samples' names
+    self._plain = list(self.files)  # where their bytes lie
+    packed = {file for file in self.files if _is_packed(file)}
+    unpacked.check_space(packed)
     for number, file in enumerate(self.files):
       try:
-        found = retry(str(file), functools.partial(tar_members.scan, file))
+        found = self._scan(number, file in packed)
       except OSError as e:
         self.broken.append((str(file), "all of it", f"the file can't be reached: {e.strerror}"))
         continue
@@ -75,10 +79,15 @@ class WebDataset(Layout):
 
   @classmethod
   def recognise(cls, path: Path) -> str:
-    if path.is_file():
-      return "a tar file" if path.suffix.lower() == ".tar" else ""
-    n = sum(p.suffix.lower() == ".tar" for p in path.iterdir())
-    return f"{n} tar files" if n else ""
+    files = [path] if path.is_file() else itertools.islice(_some(path, 2), 1)
+    if not (first := next((file for file in files if tar_files.stem(file.name)), None)):
+      return ""
+    names = _first_names(first)
+    extensions = {name.rpartition(".")[2].lower() for name in names}
+    texts = extensions & {"txt", "caption", "json"}
+    if not texts or not extensions.intersection(tar_samples.PICTURES):
+      return ""
+    return f"{first.name} holds pictures beside .{' and .'.join(sorted(texts))}"
 
   def __len__(self) -> int:
     return len(self._samples)
@@ -99,16 +108,28 @@ class WebDataset(Layout):
     sample = self._samples[row]
     if sample.fault:
       raise BadRequest(sample.fault)
-    file = self.files[sample.file]
+    file, plain = self.files[sample.file], self._plain[sample.file]
     if (largest := max(p.size for p in sample.pictures)) > _MAX_PICTURE:
       raise BadRequest(f"its picture has {largest:,} bytes, more than the {_MAX_PICTURE:,} allowed")
-    text = tar_texts.text(file, sample.texts)
+    text = tar_texts.text(plain, sample.texts)
     name = printable(f"{self._name(file)}/{sample.name}")
-    shown = [retry(str(file), functools.partial(tar_members.read, file, picture)) for picture in sample.pictures]
+    shown = [retry(str(file), functools.partial(tar_members.read, plain, picture)) for picture in sample.pictures]
     if len(shown) == 1:
       return pair(text, shown[0], self.options.pairs, name=name)
     before, after = shown
     return (Draft((Picture(before), Text(text), Picture(after, learn=True)), f"{name}:edit", "edit"),)
+
+  def _scan(self, number: int, packed: bool) -> tar_members.Scan:
+    """What a file holds; one that is compressed is unpacked first."""
+    file, fault = self.files[number], ""
+    if packed:
+      plain, fault = retry(str(file), functools.partial(unpacked.unpacked, file))
+      self._plain[number] = plain
+      self.remarks.add("compressed tar files read from where they were unpacked to", f"{self._name(file)}: {plain}")
+    found = retry(str(file), functools.partial(tar_members.scan, self._plain[number]))
+    if fault and not any(reason == tar_members.CUT for _, reason in found.faults):
+      found.faults.append((f"behind byte {self._plain[number].stat().st_size:,} of what it holds", fault))
+    return found
 
   def _check_texts(self) -> None:
     """Raises BadRequest if no sample has a text that the user asked for; as for fields of JSON, none of some."""
@@ -120,7 +141,7 @@ class WebDataset(Layout):
     missing: tar_texts.NoField | None = None
     for sample in good[:: -(-len(good) // _LOOKED_AT)]:
       try:
-        tar_texts.text(self.files[sample.file], sample.texts)
+        tar_texts.text(self._plain[sample.file], sample.texts)
       except tar_texts.NoField as e:
         missing = e
       except (BadRequest, OSError):
@@ -134,41 +155,30 @@ class WebDataset(Layout):
     return (file.relative_to(self.path) if file != self.path else PurePosixPath(file.name)).as_posix()
 
 
-def _find(path: Path, remarks: Remarks, broken: list[tuple[str, str, str]]) -> list[Path]:
-  """The tar files at a place, in order.
+def _is_packed(file: Path) -> bool:
+  try:
+    return bool(unpacked.compression(file))
+  except OSError:
+    return False  # it is told of where it is read
 
-  Raises:
-    BadRequest: there is none, or one that is compressed.
-  """
-  if path.is_file():
-    return [path]
-  files, packed, been = [], [], set()
 
-  def fail(e: OSError) -> None:
-    broken.append((str(e.filename), "all of it", f"the folder can't be read: {e.strerror}"))
+def _some(folder: Path, deeper: int) -> Iterator[Path]:
+  """Tar files in a folder and those in it, not far down."""
+  inside = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+  yield from (p for p in inside if tar_files.stem(p.name) and p.is_file())
+  if deeper:
+    for p in inside:
+      if p.is_dir():
+        yield from _some(p, deeper - 1)
 
-  for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
-    if (here := os.path.realpath(folder)) in been:  # links may lead in a circle
-      folders.clear()
-      continue
-    been.add(here)
-    for name in sorted([*names, *(f for f in folders if f.startswith("."))]):
-      file = Path(folder, name)
-      inside = file.relative_to(path).as_posix()
-      if name.startswith("."):
-        remarks.add("hidden files or folders passed over", inside)
-      elif match := _PACKED.search(name):
-        if f"{name[: match.start()]}.tar" in names:
-          remarks.add("compressed files passed over beside what they were unpacked to", inside)
-        else:
-          packed.append(file)
-      elif file.suffix.lower() == ".tar":
-        files.append(file)
-      else:
-        remarks.add(f"{printable(file.suffix.lower()) or 'other'} files passed over, which are no tar files", inside)
-    folders[:] = [f for f in folders if not f.startswith(".")]
-  if packed:
-    raise tar_members.compressed(min(packed), f"so are {len(packed) - 1} more" if len(packed) > 1 else "by its name")
-  if not files:
-    raise BadRequest(f"there is no tar file at {str(path)!r}; give one, or a folder that holds some")
-  return sorted(files)
+
+def _first_names(file: Path) -> list[str]:
+  """Names of the first members."""
+  with contextlib.ExitStack() as stack:
+    packed = unpacked.compression(file)
+    f = stack.enter_context(unpacked.opened(file))[0] if packed else stack.enter_context(file.open("rb"))
+    try:
+      with tarfile.open(fileobj=f, mode="r|", encoding="utf-8", errors="surrogateescape") as tar:
+        return [member.name for member in itertools.islice(tar, _LOOKED_AT)]
+    except (tarfile.TarError, OSError, EOFError, ValueError):
+      return []
