@@ -12,6 +12,7 @@ import pytest
 from test_tar import archive, pairs, picture, write
 
 from orthus_jax.data.sources import tar_files, unpacked
+from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.layout import Options
 from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.data.sources.webdataset import WebDataset
@@ -293,3 +294,20 @@ def test_what_is_no_tar_file_is_not_recognised(tmp_path):
     assert WebDataset.recognise(tmp_path / name) == ""
   assert WebDataset.recognise(tmp_path) == ""
   assert [tar_files.stem(n) for n in ("a.TAR", "b.tar.gz", "c.gz", "d.tbz", "tar")] == ["a", "b", "", "d", ""]
+
+
+# --- BLIP3o ---------------------------------------------------------------------------------------------------------
+
+
+def test_blip3o_is_of_captions_to_pictures(tmp_path):
+  folder = tmp_path / "BLIP3o-60k"
+  for name in ("dalle3.tar", "geneval_train.tar"):
+    write(folder, archive(pairs("000000000")), name)
+  assert Blip3o.recognise(folder).startswith("BLIP3o-60k by its name, and dalle3.tar holds pictures")
+  assert Blip3o.recognise(folder / "dalle3.tar") and not Blip3o.recognise(tmp_path)
+  (folder / "dalle3.tar").rename(tmp_path / "dalle3.tar")
+  assert not Blip3o.recognise(tmp_path / "dalle3.tar")
+  layout = pickle.loads(pickle.dumps(Blip3o(folder)))
+  assert [d.kind for d in layout.drafts(0)] == ["caption_to_image"]
+  assert layout.remarks.lines()[0].endswith("1 (geneval_train.tar)")
+  assert [d.kind for d in Blip3o(folder, Options(pairs="to_text")).drafts(0)] == ["image_to_caption"]

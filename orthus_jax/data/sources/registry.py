@@ -8,6 +8,7 @@ from pathlib import Path
 from orthus_jax.config import Config
 from orthus_jax.config.data import EARLIER_NAMES, DataConfig
 from orthus_jax.data.documents import Source
+from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
@@ -18,7 +19,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
-LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (Jsonl, WebDataset)}
+LAYOUTS: dict[str, type[Layout]] = {layout.name: layout for layout in (Jsonl, Blip3o, WebDataset)}
 
 
 def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source:
