@@ -296,6 +296,14 @@ def test_what_is_no_tar_file_is_not_recognised(tmp_path):
   assert [tar_files.stem(n) for n in ("a.TAR", "b.tar.gz", "c.gz", "d.tbz", "tar")] == ["a", "b", "", "d", ""]
 
 
+def test_a_fingerprint_is_of_tar_files_at_any_depth(tmp_path):
+  file = write(tmp_path, archive(pairs("a")), "x/0.tar")
+  first = WebDataset(tmp_path).fingerprint()
+  assert WebDataset(tmp_path).fingerprint() == first
+  file.write_bytes(archive(pairs("a", "b")))
+  assert WebDataset(tmp_path).fingerprint() != first
+
+
 # --- BLIP3o ---------------------------------------------------------------------------------------------------------
 
 

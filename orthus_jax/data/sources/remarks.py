@@ -46,6 +46,7 @@ class Remarks:
     out = cls()
     for remarks in all:
       out.counts.update(remarks.counts)
+      out._named.update(remarks._named)
       for kind, first in remarks._first.items():
         out._first[kind] = (out._first.get(kind, []) + first)[:_EXAMPLES]
     return out

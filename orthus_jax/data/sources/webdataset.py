@@ -6,6 +6,7 @@ import collections
 from collections.abc import Iterator
 import contextlib
 import functools
+import hashlib
 import itertools
 from pathlib import Path, PurePosixPath
 import tarfile
@@ -103,6 +104,14 @@ class WebDataset(Layout):
   def place(self, row: int) -> tuple[str, str]:
     sample = self._samples[row]
     return str(self.files[sample.file]), sample.name
+
+  def fingerprint(self) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for file in self.files:
+      with contextlib.suppress(OSError):
+        stat = file.stat()
+        digest.update(f"{self._name(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     sample = self._samples[row]
