@@ -80,15 +80,12 @@ class WebDataset(Layout):
 
   @classmethod
   def recognise(cls, path: Path) -> str:
-    files = [path] if path.is_file() else itertools.islice(_some(path, 2), 1)
-    if not (first := next((file for file in files if tar_files.stem(file.name)), None)):
-      return ""
-    names = _first_names(first)
-    extensions = {name.rpartition(".")[2].lower() for name in names}
-    texts = extensions & {"txt", "caption", "json"}
-    if not texts or not extensions.intersection(tar_samples.PICTURES):
-      return ""
-    return f"{first.name} holds pictures beside .{' and .'.join(sorted(texts))}"
+    for file in [path] if path.is_file() else itertools.islice(_some(path, 2), 4):  # one may be damaged
+      extensions = {name.rpartition(".")[2].lower() for name in _first_names(file)}
+      texts = extensions & {"txt", "caption", "json"}
+      if texts and extensions.intersection(tar_samples.PICTURES):
+        return f"{file.name} holds pictures beside .{' and .'.join(sorted(texts))}"
+    return ""
 
   def __len__(self) -> int:
     return len(self._samples)
@@ -182,7 +179,9 @@ def _some(folder: Path, deeper: int) -> Iterator[Path]:
 
 
 def _first_names(file: Path) -> list[str]:
-  """Names of the first members."""
+  """Names of the first members; none where it is no tar file by its name."""
+  if not tar_files.stem(file.name):
+    return []
   with contextlib.ExitStack() as stack:
     packed = unpacked.compression(file)
     f = stack.enter_context(unpacked.opened(file))[0] if packed else stack.enter_context(file.open("rb"))
