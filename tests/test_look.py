@@ -67,9 +67,16 @@ def test_tar_files_are_looked_at(tmp_path):
   assert found.fields["png"] and found.skipped[0].endswith("1 (0.tar r)") and "no tar header" in found.broken[0]
   assert found.command == f"orthus prepare --source=blip3o {file} --pairs=to_image --out=DIR --tokenizer=FILE"
   page = describe(found)
-  assert "could be     webdataset (0.tar holds pictures beside .txt)" in page and "unreadable   no tar header stands there: 1 (0.tar, from byte" in page
+  assert "could be     webdataset (0.tar holds pictures beside .txt)" in page
+  assert "unreadable   no tar header stands there: 1 (0.tar, from byte" in page
   named = look(file, "tar", Options(text=("txt",)))
   assert named.layout == "webdataset" and list(named.others) == ["blip3o"] and "--text=txt" in named.command
+
+
+def test_reasons_are_one_whatever_they_name(tmp_path):
+  twice = [(f"{n}.png", picture(1)) for n in ("a", "b", "c.d") for _ in range(2)]
+  write(tmp_path, archive(pairs("x") + twice))
+  assert look(tmp_path).skipped == ("more than one .png is called …: 3 (a.tar a, a.tar b, a.tar c.d)",)
 
 
 def test_of_many_rows_some_are_looked_at(tmp_path):

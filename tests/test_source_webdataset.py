@@ -121,9 +121,9 @@ def test_an_edit_goes_from_one_picture_to_another(tmp_path, more, pairs):
 
 @pytest.mark.parametrize("members, faults", [
     ([BEFORE, AFTER], {"x": "the edit has no instruction"}),
-    ([BEFORE, ("x.txt", b"t")], {"x": "the edit has no picture 'x.output'"}),
-    ([AFTER, ("x.edit.txt", b"t")], {"x": "the edit has no picture 'x.input'"}),
-    ([BEFORE, BEFORE, AFTER, ("x.txt", b"t")], {"x": "more than one .png is called 'x.input'"}),
+    ([BEFORE, ("x.txt", b"t")], {"x": "the edit has no picture x.output"}),
+    ([AFTER, ("x.edit.txt", b"t")], {"x": "the edit has no picture x.input"}),
+    ([BEFORE, BEFORE, AFTER, ("x.txt", b"t")], {"x": "more than one .png is called x.input"}),
     ([BEFORE, AFTER, ("x.txt", b" ")], {"x": "its text is empty"}),
     ([BEFORE], {"x.input": "the sample has no text"}),
     ([("x.edit.txt", b"t")], {"x.edit": "the sample has no picture"}),

@@ -175,7 +175,7 @@ class _Found:
           sizes[picture] = f"{width}x{height}"
     except (BadRequest, OSError) as e:
       why = str(e) if isinstance(e, BadRequest) else f"it can't be read: {e.strerror or e}"
-      self.skipped.add(_alike(why), " ".join((os.path.basename(place[0]), place[1])))
+      self.skipped.add(_alike(why, place[1]), " ".join((os.path.basename(place[0]), place[1])))
       self.bad += 1
       return
     self.documents.update(d.kind for d in drafts)
@@ -202,8 +202,10 @@ def _sample(place: tuple[str, str], draft: Draft, sizes: Mapping[Path | bytes, s
   return Sample(place, draft.kind, tuple(segments))
 
 
-def _alike(reason: str) -> str:
+def _alike(reason: str, record: str = "") -> str:
   """What is wrong, without the names and numbers that differ from row to row."""
+  if name := record.partition("#")[0]:
+    reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", reason)
   return re.sub(r"\b\d+([.,x]\d+)*", "…", re.sub(r"'[^']*'", "'…'", reason))
 
 

@@ -127,7 +127,7 @@ def _edit(file: int, name: str, parts: _Parts, wanted: tuple[TextPart, ...]) -> 
   """An edit's pictures and texts, with what keeps it from being one."""
   found = {end: _pictures(parts, end) for end in _ends(name)}
   texts = _texts(parts, name, wanted)
-  missing = next((f"picture '{end}'" for end, pictures in found.items() if not pictures), "" if texts else "instruction")
+  missing = next((f"picture {end}" for end, pictures in found.items() if not pictures), "" if texts else "instruction")
   twice = next(filter(None, (_twice(parts, stem) for stem in (name, *found))), "")
   fault = twice or missing and f"the edit has no {missing}: one of its name must stand next to it in the file"
   return Sample(file, name, tuple(p[0] for p in found.values() if p), texts, fault)
@@ -145,7 +145,7 @@ def _texts(parts: _Parts, name: str, wanted: tuple[TextPart, ...]) -> tuple[tupl
 
 def _twice(parts: _Parts, name: str) -> str:
   extension = next((e for e, members in parts.get(name, {}).items() if len(members) > 1), "")
-  return extension and f"more than one .{extension} is called '{name}'"
+  return extension and f"more than one .{extension} is called {name}"
 
 
 def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[tuple[Member, str]]:
