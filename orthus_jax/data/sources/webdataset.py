@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 from collections.abc import Iterator
 import contextlib
@@ -18,7 +19,6 @@ from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources import tar_files, tar_members, tar_samples, tar_texts, unpacked
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
 from orthus_jax.data.sources.remarks import printable
-from orthus_jax.data.sources.tar_samples import Sample
 from orthus_jax.data.sources.tar_texts import text_parts
 from orthus_jax.errors import BadRequest
 
@@ -50,7 +50,9 @@ class WebDataset(Layout):
     super().__init__(path, options)
     wanted = text_parts(options.text, tar_samples.PICTURES)
     self.files = tar_files.find(self.path, self.remarks, self.broken)
-    self._samples: list[Sample] = []
+    self._samples = tar_samples.Samples(wanted or (*tar_texts.CAPTIONS, *tar_texts.INSTRUCTIONS))
+    drafts, pairs = array.array("b"), pair_count(options.pairs)
+    has_text = False
     self._parts: collections.Counter[str] = collections.Counter()  # what stands behind samples' names
     self._plain = list(self.files)  # where their bytes lie
     packed = {file for file in self.files if _is_packed(file)}
@@ -65,18 +67,20 @@ class WebDataset(Layout):
         self.remarks.add(kind, f"{self._name(file)}/{name}")
       parts = (PurePosixPath(m.name).name.partition(".")[2].lower() for m in found.members)
       self._parts.update(p for p in parts if p in self._parts or len(self._parts) < _MAX_PARTS)
-      samples = list(tar_samples.samples(number, self._name(file), found.members, self.remarks, wanted))
-      if not samples and not found.faults:
+      before = len(self._samples)
+      for sample in tar_samples.samples(number, self._name(file), found.members, self.remarks, wanted):
+        self._samples.append(sample)
+        drafts.append(1 if len(sample.pictures) == 2 else pairs)
+        has_text |= bool(sample.texts)
+      if len(self._samples) == before and not found.faults:
         self.remarks.add("tar files without a sample", self._name(file))
-      self._samples += samples
       self.broken += [(str(file), where, reason) for where, reason in found.faults]
     if not self._samples and not self.broken:
       others = f"; it holds {'; '.join(self.remarks.lines())}" if self.remarks.counts else ""
       raise BadRequest(f"{str(self.path)!r} holds no sample: files such as a.jpg and a.txt, one after the other{others}")
     if options.text:
-      self._check_texts()
-    both = pair_count(options.pairs)
-    self._drafts = np.array([1 if len(s.pictures) == 2 else both for s in self._samples], np.int8)
+      self._check_texts(has_text)
+    self._drafts = np.array(drafts, np.int8)
 
   @classmethod
   def recognise(cls, path: Path) -> str:
@@ -137,15 +141,17 @@ class WebDataset(Layout):
       found.faults.append((f"behind byte {self._plain[number].stat().st_size:,} of what it holds", fault))
     return found
 
-  def _check_texts(self) -> None:
+  def _check_texts(self, has_text: bool) -> None:
     """Raises BadRequest if no sample has a text that the user asked for; as for fields of JSON, none of some."""
     asked = ", ".join(self.options.text)
-    if not any(s.texts for s in self._samples):
+    if not has_text:
       there = ", ".join(part for part, _ in self._parts.most_common(_SHOWN))
       raise BadRequest(f"no sample in {str(self.path)!r} has {asked} (data.text); there are {there}")
-    good = [s for s in self._samples if not s.fault]
     missing: tar_texts.NoField | None = None
-    for sample in good[:: -(-len(good) // _LOOKED_AT)]:
+    for row in range(0, len(self._samples), -(-len(self._samples) // _LOOKED_AT)):
+      sample = self._samples[row]
+      if not sample.texts:
+        continue
       try:
         tar_texts.text(self._plain[sample.file], sample.texts)
       except tar_texts.NoField as e:
