@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import PurePosixPath
+import re
 import tarfile
 
 from hypothesis import HealthCheck, given, settings, strategies as st
@@ -28,7 +29,7 @@ NAMES = st.builds(
         st.sampled_from(["a", "a", "b", "22", "22.1", "22.01", "a.b.c", "caf\u00e9", "caf\udce9", "._a", ".h", "n" * 120, "a\n",
                          ""]),
         st.sampled_from([".png", ".png", ".txt", ".txt", ".json", ".caption", ".PNG", ".jfif", ".cls", "", ".", ".seg.png",
-                         "..txt"]),
+                         "..txt", ".input.png", ".output.png", ".edit.txt", ".input.txt"]),
     ),
 )  # fmt: skip
 TYPES = st.sampled_from([
@@ -39,9 +40,10 @@ SPARSE = ["gnu", "0.0", "0.1", "1.0"]
 HOW = ["good"] * 8 + ["empty", "garbage"] + SPARSE
 MEMBERS = st.lists(st.tuples(NAMES, TYPES, st.sampled_from(HOW)), max_size=8)
 # Whole samples, so that not all is odd; their parts may stand apart.
-SAMPLES = st.lists(st.sampled_from(["a", "b", "22.1", "d/22.2", "x.y.z"]), max_size=3).map(
-    lambda names: [(f"{n}.{e}", tarfile.REGTYPE, "good") for n in names for e in ("png", "txt")]
-)
+PARTS = [("png", "txt"), ("png", "txt"), ("input.png", "output.png", "txt"), ("edit.txt", "input.png", "output.png")]
+SAMPLES = st.lists(
+    st.tuples(st.sampled_from(["a", "b", "22.1", "d/22.2", "x.y.z"]), st.sampled_from(PARTS)), max_size=3
+).map(lambda found: [(f"{n}.{e}", tarfile.REGTYPE, "good") for n, parts in found for e in parts])
 LAYOUT = st.lists(
     st.tuples(
         st.builds(lambda a, b, c, apart: (a + b + c)[::2] + (a + b + c)[1::2] if apart else a + b + c,
@@ -85,7 +87,7 @@ def build(layout) -> tuple[bytes, list[tuple[str, bytes, int]]]:
     for name, kind, how in members:
       info = tarfile.TarInfo(name)
       info.type, info.linkname = kind, "a.png"
-      data = body(name, how, number) if info.isreg() else b""
+      data = body(name, how, number) if info.isreg() and not name.endswith("/") else b""  # that is a folder to tarfile
       if how in SPARSE and info.isreg() and name.endswith(".png") and len(name) < 90:
         raw = sparse(how, name, data + bytes(3000), [(0, 20), (20, len(data) - 20), (len(data) + 1000, 1)])
         t.fileobj.write(raw)
@@ -109,6 +111,11 @@ def stem(name: str) -> str:
   return str(PurePosixPath(name)).rpartition(".")[0]
 
 
+def edit(name: str) -> str:
+  """What an edit is called that a part may belong to."""
+  return re.sub(r"\.(input|output|instruction|edit)$", "", stem(name))
+
+
 def check(path, file: bytes, expected, monkeypatch) -> None:
   """Every member is in a document, or counted and named."""
   path.write_bytes(file)
@@ -125,18 +132,19 @@ def check(path, file: bytes, expected, monkeypatch) -> None:
   documents = [source[i] for i in range(len(source))]
   assert source.bad.count >= sum(d is None for d in documents)
   samples = [s for s, d in zip(source.layout._samples, documents) if d is not None]
-  used = {m.name for s in samples for m in (s.picture, *(t for _, t in s.texts))}
+  used = {m.name for s in samples for m in (*s.pictures, *(t for _, t in s.texts))}
   bad = {record.partition("#")[0] for _, record in source.bad._named}
   for name, _ in expected:
     named = any(f"{path.name}/{n}" in source.remarks.names for n in (name, PurePosixPath(name)))
-    assert name in used or stem(name) in bad or named, name
+    assert name in used or {stem(name), edit(name)} & bad or named, name
   for sample, document in zip(source.layout._samples, documents):
     if document is not None:
-      assert document.id == printable(f"{path.name}/{sample.name}:to_text")
-      color, text = int(document.images[0].pixels[0, 0, 0]), int(document.texts[0].text)
+      is_edit = len(document.images) == 2
+      assert document.id == printable(f"{path.name}/{sample.name}:{'edit' if is_edit else 'to_text'}")
+      colors, text = [int(i.pixels[0, 0, 0]) for i in document.images], int(document.texts[0].text)
       stems = (sample.name.partition("#")[0], "a")  # a hard link has the bytes of a.png, which all of them name
-      ours = [(name, data.rstrip(b"\0")) for name, data in expected if stem(name) in stems]
-      for value in (color, text):  # numbers are told apart but for those two hundred members away
+      ours = [(name, data.rstrip(b"\0")) for name, data in expected if {stem(name), is_edit and edit(name)} & {*stems}]
+      for value in (*colors, text):  # numbers are told apart but for those two hundred members away
         assert any(data == body(name, "good", value).rstrip(b"\0") for name, data in ours)
 
 

@@ -59,7 +59,7 @@ class Coco(Layout):
     self._pictures = options.pictures or self._folder()
     if silent := len(names) - len(order):
       first = next(n for i, n in names.items() if i not in order)
-      self.remarks.add_many("pictures without a caption", silent, str(first))
+      self.remarks.add("pictures without a caption", str(first), silent)
 
   def _folder(self) -> Path:
     """The folder of pictures that goes with captions_NAME.json."""

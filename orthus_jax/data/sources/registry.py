@@ -8,6 +8,7 @@ from pathlib import Path
 from orthus_jax.config import Config
 from orthus_jax.config.data import DataConfig
 from orthus_jax.data.documents import Source
+from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.coco import Coco
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.img2dataset import Img2dataset
@@ -23,7 +24,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
-_ALL: tuple[type[Layout], ...] = (Jsonl, ImageFolder, WebDataset, Img2dataset, ParquetTable, JourneyDB, Coco)
+_ALL: tuple[type[Layout], ...] = (Jsonl, ImageFolder, Blip3o, WebDataset, Img2dataset, ParquetTable, JourneyDB, Coco)
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
 

@@ -30,15 +30,13 @@ class Remarks:
 
   def __init__(self) -> None:
     self.counts: collections.Counter[str] = collections.Counter()
+    self._named: collections.Counter[str] = collections.Counter()
     self._first: dict[str, list[str]] = {}
 
-  def add(self, kind: str, name: str) -> None:
-    """Counts one: what it is, in the plural, and its name."""
-    self.add_many(kind, 1, name)
-
-  def add_many(self, kind: str, count: int, name: str) -> None:
-    """Counts some, of which one is named."""
+  def add(self, kind: str, name: str, count: int = 1) -> None:
+    """Counts one, or some that lie together: what it is, in the plural, and its name."""
     self.counts[kind] += count
+    self._named[kind] += 1
     if len(first := self._first.setdefault(kind, [])) < _EXAMPLES:
       first.append(printable(name))
 
@@ -48,6 +46,7 @@ class Remarks:
     out = cls()
     for remarks in all:
       out.counts.update(remarks.counts)
+      out._named.update(remarks._named)
       for kind, first in remarks._first.items():
         out._first[kind] = (out._first.get(kind, []) + first)[:_EXAMPLES]
     return out
@@ -59,5 +58,5 @@ class Remarks:
 
   def lines(self) -> list[str]:
     """A line for each kind: how many, and the first names."""
-    more = {kind: ", …" if n > _EXAMPLES else "" for kind, n in self.counts.items()}
+    more = {kind: ", …" if n > _EXAMPLES else "" for kind, n in self._named.items()}
     return [f"{kind}: {n:,} ({', '.join(self._first[kind])}{more[kind]})" for kind, n in self.counts.items()]

@@ -78,7 +78,7 @@ class LayoutSource:
     return f"{self!r} {self.layout.fingerprint()}"
 
   def __len__(self) -> int:
-    return len(self.layout) * self._per_row if self._per_row is not None else int(self._ends[-1])
+    return len(self.layout) * self._per_row if self._per_row is not None else int(self._ends[-1:].sum())
 
   def __getitem__(self, index: int) -> Document | None:
     """The document at a place, or None where its row is bad.

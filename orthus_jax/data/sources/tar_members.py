@@ -12,8 +12,7 @@ from orthus_jax.errors import BadRequest
 _BLOCK = 512
 _CHUNK = 1 << 20
 _MAGIC, _MAGIC_AT = b"ustar", 257
-_CUT = "the file is cut short there"
-_PACKED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
+CUT = "the file is cut short there"
 
 
 class Member(NamedTuple):
@@ -49,19 +48,14 @@ class Scan(NamedTuple):
 
 
 def scan(file: Path) -> Scan:
-  """Reads the headers of a tar file, of all archives in it where several follow each other.
+  """Reads the headers of a plain tar file, of all archives in it where several follow each other.
 
   Raises:
-    BadRequest: it is compressed.
     OSError: the file system fails.
   """
   found = Scan([], [], [])
   size = file.stat().st_size
   with file.open("rb") as f:
-    head = f.read(_BLOCK)
-    packed = _PACKED.get(head[:2])
-    if packed and not _is_header(head):  # a tar file's first bytes are a name, which may be any
-      raise compressed(file, packed)
     at: int | None = 0
     archive = 0
     places: dict[str, Member] = {}
@@ -71,8 +65,8 @@ def scan(file: Path) -> Scan:
         _note(member, archive, end, size, found, places)
       at = _skip_zeros(f, end) if end <= size else None
       if at is None:
-        if end >= size and (not found.faults or found.faults[-1][1] != _CUT):  # a tar file ends with blocks of zeros
-          found.faults.append((f"byte {size:,}", _CUT))
+        if end >= size and (not found.faults or found.faults[-1][1] != CUT):  # a tar file ends with blocks of zeros
+          found.faults.append((f"byte {size:,}", CUT))
       elif at > end and _is_header(_block(f, at)):
         archive += 1
         found.remarks.append(("archives behind another in their file, read too", f"byte {at:,}"))
@@ -81,11 +75,6 @@ def scan(file: Path) -> Scan:
         until = f"up to byte {at:,}" if at is not None else "to its end"
         found.faults.append((f"from byte {broken:,} {until}", "no tar header stands there"))
   return found
-
-
-def compressed(file: Path, how: str) -> BadRequest:
-  """The refusal of a file that can't be read at random."""
-  return BadRequest(f"{file} is compressed ({how}), and can't be read at random: unpack it into a plain tar file")
 
 
 def read(file: Path, member: Member) -> bytes:
@@ -101,7 +90,7 @@ def read(file: Path, member: Member) -> bytes:
     for at, n in ((0, member.size),) if member.stored is None else member.stored:
       piece = f.read(n)
       if len(piece) < n:
-        raise BadRequest(_CUT)
+        raise BadRequest(CUT)
       data[at : at + n] = piece
   return bytes(data)
 
@@ -114,7 +103,7 @@ def _note(member: tarfile.TarInfo, archive: int, end: int, size: int, found: Sca
     bounds = [(0, 0), *stretches, (member.size, 0)] if stretches is not None else []
     stored = member.size if stretches is None else sum(n for _, n in stretches)
     if member.offset_data + stored > size:
-      found.faults.append((member.name, _CUT))
+      found.faults.append((member.name, CUT))
     elif (
         any(n < 0 or at + n > following for (at, n), (following, _) in zip(bounds, bounds[1:]))
         or member.offset_data + stored > end

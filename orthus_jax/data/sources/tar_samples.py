@@ -1,27 +1,25 @@
-"""Which members of a tar file make a sample of a picture and a text, and what its text is.
+"""Which members of a tar file make a sample: a picture and a text, or two pictures and what makes one of the other.
 
-Members that follow each other and share a name make one: a picture (`a.jpg`), and a text: the first of `a.txt`,
+Members that follow each other and share a name make one: a picture (`a.jpg`), and a text: by default the first of `a.txt`,
 `a.caption` and a JSON object with a "caption" or "text" (`a.json`) that holds one. As in WebDataset a name ends at its first
 dot, so that `a.seg.png` is a part of `a`; where there is no whole `a`, it ends at the last one, and `2.1.jpg` goes with
-`2.1.txt`. Of several pictures the first kind in `PICTURES` is taken. What is passed over is counted and named.
+`2.1.txt`. Of several pictures the first kind in `PICTURES` is taken. `a.input.jpg` and `a.output.jpg` are an edit, whose text
+is `a.instruction.txt`, `a.edit.txt` or one of `a`. What is passed over is counted and named.
 """
 
 from __future__ import annotations
 
+import array
 import collections
-from collections.abc import Iterator
-import functools
+from collections.abc import Iterator, Sequence
 import itertools
-import json
-from pathlib import Path, PurePosixPath
+import marshal
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from orthus_jax.data.retrying import retry
-from orthus_jax.data.sources import tar_members
 from orthus_jax.data.sources.remarks import Remarks, printable
 from orthus_jax.data.sources.tar_members import Member
-from orthus_jax.data.sources.texts import check_text
-from orthus_jax.errors import BadRequest
+from orthus_jax.data.sources.tar_texts import CAPTIONS, INSTRUCTIONS, TextPart
 
 # Photographs ahead of what may lie beside them: masks, depths, thumbnails.
 PICTURES = (
@@ -29,63 +27,156 @@ PICTURES = (
     "tif", "tiff", "bmp", "dib", "ppm", "pnm", "pgm", "pbm", "gif", "qoi", "tga", "icb", "vda", "vst", "sgi", "rgb", "rgba",
     "bw", "ras", "pcx", "dcx", "psd", "pcd", "dds", "blp", "icns", "ico", "cur", "xbm", "xpm",
 )  # fmt: skip
-_TEXTS = ("txt", "caption", "json")
-_KNOWN = frozenset(PICTURES + _TEXTS)
-_MAX_TEXT = 1 << 20  # bytes
+EDIT = ("input", "output")
+
+_Parts = dict[str, dict[str, list[Member]]]  # by name up to the last dot, and extension
 
 
 class Sample(NamedTuple):
-  """A picture and its texts.
+  """A picture, or an edit's two, and its texts.
 
   Attributes:
     file: the number of its file.
     name: its name; unique in the file.
-    picture: where its picture lies.
-    texts: (extension, where it lies), in the order in which they are looked at.
+    pictures: where its picture lies; of an edit, the one that is given and the one that it becomes.
+    texts: parts that can hold its text, in the order in which they are looked at, and where they lie.
     fault: what keeps it from being read, or nothing.
   """
 
   file: int
   name: str
-  picture: Member | None
-  texts: tuple[tuple[str, Member], ...]
+  pictures: tuple[Member, ...]
+  texts: tuple[tuple[TextPart, Member], ...]
   fault: str
 
 
-def samples(file: int, file_name: str, members: list[Member], remarks: Remarks) -> Iterator[Sample]:
+class Samples(Sequence[Sample]):
+  """Many samples in little memory: a tenth of what their objects take.
+
+  Args:
+    parts: those that texts of samples may be.
+  """
+
+  def __init__(self, parts: Sequence[TextPart]):
+    self._parts = tuple(dict.fromkeys(parts))
+    self._bytes = bytearray()
+    self._ends = array.array("q", [0])
+
+  def append(self, sample: Sample) -> None:
+    pictures = tuple(map(tuple, sample.pictures))
+    texts = tuple((self._parts.index(part), tuple(member)) for part, member in sample.texts)
+    self._bytes += marshal.dumps((sample.file, sample.name, pictures, texts, sample.fault))
+    self._ends.append(len(self._bytes))
+
+  def __len__(self) -> int:
+    return len(self._ends) - 1
+
+  def __getitem__(self, index: Any) -> Any:
+    if not 0 <= index < len(self):
+      raise IndexError(index)
+    file, name, pictures, texts, fault = marshal.loads(self._bytes[self._ends[index] : self._ends[index + 1]])
+    of_part = tuple((self._parts[part], Member(*member)) for part, member in texts)
+    return Sample(file, name, tuple(Member(*m) for m in pictures), of_part, fault)
+
+
+def samples(
+    file: int, file_name: str, members: list[Member], remarks: Remarks, texts: tuple[TextPart, ...] = ()
+) -> Iterator[Sample]:
   """Members that follow each other under one name; any picture or text makes a sample.
 
   Args:
     file, file_name: the number of the members' file, and what it is called.
     members: in the order of the file.
     remarks: gets what is passed over.
+    texts: the parts that hold texts, in order of preference; none: the usual ones.
   """
   times: collections.Counter[str] = collections.Counter()
+  captions, instructions = texts or CAPTIONS, texts or INSTRUCTIONS
+  known = {*PICTURES, *(t.part.rpartition(".")[2] for t in captions + instructions)}
   for (_, whole), group in itertools.groupby(_named(members, file_name, remarks), lambda m: (m[0].archive, m[1])):
-    parts: dict[str, dict[str, list[Member]]] = {}  # by name up to the last dot, and extension
+    parts: _Parts = {}
     for member, _ in group:
       name = str(PurePosixPath(member.name))
       stem, _, extension = name.rpartition(".")
-      if extension.lower() in _KNOWN:
+      if extension.lower() in known:
         parts.setdefault(stem, {}).setdefault(extension.lower(), []).append(member)
       else:
         remarks.add(f".{printable(extension.lower())} members passed over", f"{file_name}/{name}")
-    is_whole = not _fault(whole, parts.get(whole, {}))
-    for stem, found in parts.items():
-      fault = _fault(stem, found)
-      pictures = [m for e in PICTURES for m in found.get(e, ())]
-      if fault and is_whole:  # parts of the whole one
-        extra = [m for ms in found.values() for m in ms]
-      else:
-        times[stem] += 1
-        if times[stem] > 1:
-          remarks.add("samples of one name in a file, numbered", f"{file_name}/{stem}")
-        name = stem if times[stem] == 1 else f"{stem}#{times[stem]}"
-        texts = tuple((e, m) for e in _TEXTS for m in found.get(e, ()))
-        yield Sample(file, name, pictures[0] if pictures else None, texts, fault)
-        extra = [] if fault else pictures[1:]
-      for member in extra:
-        remarks.add("pictures or texts passed over beside a whole sample of their name", f"{file_name}/{member.name}")
+    found = _of_a_name(file, whole, parts, captions, instructions)
+    covered = {m for s in found if not s.fault for m in (*s.pictures, *(m for _, m in s.texts))}
+    bad = {stem for s in found if s.fault for stem in (s.name, *_ends(s.name), *_apart(s))}
+    left = [m for stem in parts if stem not in bad for ms in parts[stem].values() for m in ms if m not in covered]
+    for sample in found:
+      times[sample.name] += 1
+      if times[sample.name] > 1:
+        remarks.add("samples of one name in a file, numbered", f"{file_name}/{sample.name}")
+        sample = sample._replace(name=f"{sample.name}#{times[sample.name]}")
+      yield sample
+    for member in left:
+      remarks.add("pictures or texts passed over beside a whole sample of their name", f"{file_name}/{member.name}")
+
+
+def _of_a_name(
+    file: int, whole: str, parts: _Parts, captions: tuple[TextPart, ...], instructions: tuple[TextPart, ...]
+) -> list[Sample]:
+  """The samples of members whose names agree up to their first dot."""
+  made = {stem: _pair(file, stem, parts, captions) for stem in parts}
+  edits = {}
+  for base in dict.fromkeys(s.rpartition(".")[0] for s in parts if s.rpartition(".")[2] in EDIT):
+    pairs = [stem for stem in (base, *_ends(base)) if stem in made and not made[stem].fault]
+    edit = _edit(file, base, parts, instructions)
+    if base in pairs or (edit.fault and (pairs or len(edit.pictures) + bool(edit.texts) < 2)):
+      continue
+    edits[base] = edit
+  good = [s for s in (*edits.values(), *made.values()) if not s.fault]
+  apart = {n for s in (*edits.values(), *good) for n in _apart(s) if n in made and made[n].fault}
+  for stem in [*(n for base in edits for n in (base, *_ends(base))), *apart]:
+    made.pop(stem, None)
+  wholes = {s.name for s in good}
+  is_part = lambda s: s.fault and (whole in wholes or any(s.name.startswith(f"{w}.") for w in wholes))  # noqa: E731
+  return [s for s in (*edits.values(), *made.values()) if not is_part(s)]
+
+
+def _ends(base: str) -> tuple[str, ...]:
+  return tuple(f"{base}.{end}" for end in EDIT)
+
+
+def _apart(sample: Sample) -> set[str]:
+  """Names up to their last dot of a sample's texts, where they aren't the sample's own."""
+  return {str(PurePosixPath(m.name)).rpartition(".")[0] for _, m in sample.texts} - {sample.name}
+
+
+def _pair(file: int, name: str, parts: _Parts, wanted: tuple[TextPart, ...]) -> Sample:
+  """A picture and its texts, with what keeps it from being a sample."""
+  pictures, texts = _pictures(parts, name), _texts(parts, name, wanted)
+  missing = "picture" if not pictures else "text" if not texts else ""
+  fault = _twice(parts, name) or missing and f"the sample has no {missing}: one of its name must stand next to it in the file"
+  return Sample(file, name, pictures[:1], texts, fault)
+
+
+def _edit(file: int, name: str, parts: _Parts, wanted: tuple[TextPart, ...]) -> Sample:
+  """An edit's pictures and texts, with what keeps it from being one."""
+  found = {end: _pictures(parts, end) for end in _ends(name)}
+  texts = _texts(parts, name, wanted)
+  missing = next((f"picture {end}" for end, pictures in found.items() if not pictures), "" if texts else "instruction")
+  twice = next(filter(None, (_twice(parts, stem) for stem in (name, *found))), "")
+  fault = twice or missing and f"the edit has no {missing}: one of its name must stand next to it in the file"
+  return Sample(file, name, tuple(p[0] for p in found.values() if p), texts, fault)
+
+
+def _pictures(parts: _Parts, name: str) -> tuple[Member, ...]:
+  found = parts.get(name, {})
+  return tuple(m for e in PICTURES for m in found.get(e, ()))
+
+
+def _texts(parts: _Parts, name: str, wanted: tuple[TextPart, ...]) -> tuple[tuple[TextPart, Member], ...]:
+  places = ((t, f"{name}.{t.part}".rpartition(".")) for t in wanted)
+  return tuple((t, m) for t, (stem, _, e) in places for m in parts.get(stem, {}).get(e, ()))
+
+
+def _twice(parts: _Parts, name: str) -> str:
+  extension = next((e for e, members in parts.get(name, {}).items() if len(members) > 1), "")
+  return extension and f"more than one .{extension} is called {name}"
 
 
 def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[tuple[Member, str]]:
@@ -98,50 +189,3 @@ def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[
     else:
       kind = "hidden files passed over" if dot else "members passed over that have no extension"
       remarks.add(kind, f"{file_name}/{member.name}")
-
-
-def _fault(name: str, found: dict[str, list[Member]]) -> str:
-  """What keeps a sample from being one, or nothing."""
-  if twice := next((e for e, members in found.items() if len(members) > 1), ""):
-    return f"more than one .{twice} is called {name}"
-  for what, extensions in (("picture", PICTURES), ("text", _TEXTS)):
-    if not any(e in found for e in extensions):
-      return f"the sample has no {what}: one of its name must stand next to it in the file"
-  return ""
-
-
-def text(file: Path, texts: tuple[tuple[str, Member], ...]) -> str:
-  """The first of a sample's texts that is one.
-
-  Raises:
-    BadRequest: none is; what is wrong with the first.
-  """
-  first: BadRequest | None = None
-  for extension, member in texts:
-    try:
-      if member.size > _MAX_TEXT:
-        raise BadRequest(f"its .{extension} has {member.size:,} bytes, more than the {_MAX_TEXT:,} allowed")
-      return _text(retry(str(file), functools.partial(tar_members.read, file, member)), extension)
-    except BadRequest as e:
-      first = first or e
-  assert first is not None  # a sample without texts is a fault
-  raise first
-
-
-def _text(data: bytes, extension: str) -> str:
-  try:
-    text: Any = data.decode("utf-8-sig")
-  except UnicodeDecodeError as e:
-    raise BadRequest(f"its text isn't UTF-8 (byte {e.start + 1}); save it as UTF-8") from e
-  if extension == "json":
-    try:
-      fields = json.loads(text)
-    except (ValueError, RecursionError) as e:
-      raise BadRequest(f"its JSON can't be read: {e}") from e
-    # "text" may be what a picture shows, beside a caption that tells of it; LAION writes TEXT.
-    said = [v for key in ("caption", "text") for k, v in fields.items() if k.lower() == key] if isinstance(fields, dict) else []
-    text = next((v for v in said if isinstance(v, str) and v.strip()), None)
-    if text is None:
-      raise BadRequest('its JSON has neither "text" nor "caption" with words in it')
-  check_text(text)
-  return text.strip()

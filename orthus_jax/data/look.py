@@ -1,0 +1,271 @@
+"""What lies at a place, before anything is made of it: its layout, what is in it, and what would be skipped."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator, Mapping, Sequence
+import dataclasses
+import io
+import itertools
+import logging
+import os
+from pathlib import Path
+import re
+import shlex
+import textwrap
+
+import numpy as np
+import rich.console
+import rich.table
+import rich.text
+
+from orthus_jax.config.data import EARLIER_NAMES, DataConfig
+from orthus_jax.data.documents import Text
+from orthus_jax.data.images import load_image
+from orthus_jax.data.sources.layout import Draft, Layout, Options
+from orthus_jax.data.sources.registry import LAYOUTS
+from orthus_jax.data.sources.remarks import Remarks
+from orthus_jax.errors import BadRequest
+
+_log = logging.getLogger(__name__)
+_ROWS = 2000  # that are looked at
+_PICTURES = 64  # that are decoded
+_SAMPLES = 3
+_CUT = 200  # characters of a sample's text
+_SEGMENTS = 4  # of a sample that are shown
+_WIDTH = 112  # columns of a page
+_MAX_BAD_SHARE = DataConfig().max_bad_share
+_LISTED = 20_000  # files of a place in which nothing is recognised
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """A document as it would be read.
+
+  Attributes:
+    place: (file, record) of its row.
+    kind: what it asks for.
+    segments: for each one what it is, "text" or "image", its text cut short or its size, and whether it is learnt.
+  """
+
+  place: tuple[str, str]
+  kind: str
+  segments: tuple[tuple[str, str, bool], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Look:
+  """What lies at a place.
+
+  Attributes:
+    path: the place.
+    layout: the name of its layout.
+    reason: why it looks like it; empty where it doesn't, and was named.
+    others: other layouts that it could be, each with the reason.
+    rows: how many it has.
+    looked_at: how many of them all else was found by.
+    decoded: how many pictures of these were decoded.
+    documents: how many the looked-at rows make, by kind.
+    fields: what a row holds, each with a word on it.
+    samples: a few documents, of each kind one first.
+    skipped: what would be skipped of the looked-at rows, by reason, the first rows named.
+    bad: how many looked-at rows that is.
+    broken: what of its files can't be read, by reason.
+    remarks: what is passed over by the layout's rules, a line a kind.
+    command: what prepares it.
+  """
+
+  path: Path
+  layout: str
+  reason: str
+  others: Mapping[str, str]
+  rows: int
+  looked_at: int
+  decoded: int
+  documents: Mapping[str, int]
+  fields: Mapping[str, str]
+  samples: tuple[Sample, ...]
+  skipped: tuple[str, ...]
+  bad: int
+  broken: tuple[str, ...]
+  remarks: tuple[str, ...]
+  command: str
+
+
+def recognised(path: Path) -> dict[str, str]:
+  """The layouts that a place looks like, the likeliest first, each with the reason."""
+  found = {}
+  for name, layout in LAYOUTS.items():
+    try:
+      found[name] = layout.recognise(path)
+    except Exception as e:  # whatever lies there, the other layouts are still asked
+      _log.debug("%s can't tell whether %s is its own: %s: %s", name, path, type(e).__name__, e)
+  return {name: reason for name, reason in found.items() if reason}
+
+
+def look(path: Path, name: str = "", options: Options = Options(), *, rows: int = _ROWS, pictures: int = _PICTURES) -> Look:
+  """Looks at what lies at a place.
+
+  Args:
+    path: the place.
+    name: of its layout; empty: the first that recognises it.
+    options: what the user says of the layout.
+    rows: at most how many are looked at, spread evenly.
+    pictures: at most how many are decoded, likewise.
+
+  Raises:
+    BadRequest: there is nothing, no layout recognises it, or the layout can't open it.
+  """
+  name = name.partition(":")[0]
+  name = EARLIER_NAMES.get(name, name)
+  if name and name not in LAYOUTS:
+    raise BadRequest(f"there is no source {name!r}; there are {', '.join(LAYOUTS)}")
+  if not (path.exists() or options.argument):
+    raise BadRequest(f"there is nothing at {str(path)!r}")
+  candidates = recognised(path)
+  chosen = name or next(iter(candidates), "")
+  if not chosen:
+    raise BadRequest(_unknown(path))
+  others = {n: reason for n, reason in candidates.items() if n != chosen}
+  try:
+    layout = LAYOUTS[chosen](path, options)
+  except BadRequest as e:
+    if others and not name:
+      raise BadRequest(f"as {chosen}: {e}; it could be {', '.join(others)} too: name it by --source=") from e
+    raise
+  found = _Found(layout, pictures)
+  total = len(layout)
+  at = np.unique(np.linspace(0, total - 1, min(total, rows)).astype(np.int64)) if total else []
+  for nth, row in enumerate(at):
+    found.add(int(row), nth * pictures // len(at))
+  broken = Remarks()
+  for file, where, reason in layout.broken:
+    broken.add(_alike(reason), f"{os.path.basename(file)}, {where}")
+  return Look(
+      path, chosen, candidates.get(chosen, ""), others, total, len(at), found.decoded, dict(found.documents.most_common()),
+      dict(layout.fields()), found.samples(), tuple(found.skipped.lines()), found.bad, tuple(broken.lines()),
+      tuple(layout.remarks.lines()), _command(path, chosen, options),
+  )  # fmt: skip
+
+
+class _Found:
+  """What rows make, counted."""
+
+  def __init__(self, layout: Layout, pictures: int):
+    self.documents: collections.Counter[str] = collections.Counter()
+    self.skipped = Remarks()
+    self.decoded = self.bad = 0
+    self._layout, self._pictures = layout, pictures
+    self._firsts: dict[str, Sample] = {}  # by kind
+    self._more: list[Sample] = []
+
+  def add(self, row: int, due: int) -> None:
+    """Looks at a row; its pictures are decoded where no more than `due` have been."""
+    place = self._layout.place(row)
+    sizes: dict[Path | bytes, str] = {}
+    decode = self.decoded <= due
+    try:
+      drafts = self._layout.drafts(row)
+      for picture in (s.file for d in drafts for s in d.segments if not isinstance(s, Text)):
+        if isinstance(picture, Path) and not picture.is_file():
+          raise BadRequest(f"the picture {str(picture)!r} doesn't exist; check its path")
+        if decode and picture not in sizes and self.decoded < self._pictures:
+          self.decoded += 1
+          height, width, _ = load_image(picture).shape
+          sizes[picture] = f"{width}x{height}"
+    except (BadRequest, OSError) as e:
+      why = str(e) if isinstance(e, BadRequest) else f"it can't be read: {e.strerror or e}"
+      self.skipped.add(_alike(why, place[1]), " ".join((os.path.basename(place[0]), place[1])))
+      self.bad += 1
+      return
+    self.documents.update(d.kind for d in drafts)
+    for draft in drafts:
+      if draft.kind not in self._firsts:
+        self._firsts[draft.kind] = _sample(place, draft, sizes)
+      elif sizes:
+        self._more.append(_sample(place, draft, sizes))
+
+  def samples(self) -> tuple[Sample, ...]:
+    """Some, of each kind one first."""
+    more = self._more[:: max(1, len(self._more) // _SAMPLES)]
+    return tuple([*self._firsts.values(), *more][:_SAMPLES])
+
+
+def _sample(place: tuple[str, str], draft: Draft, sizes: Mapping[Path | bytes, str]) -> Sample:
+  segments = []
+  for s in draft.segments:
+    if isinstance(s, Text):
+      text = " ".join(s.text.split())
+      segments.append(("text", text if len(text) <= _CUT else f"{text[: _CUT - 1]}…", s.learn))
+    else:
+      segments.append(("image", sizes.get(s.file, ""), s.learn))
+  return Sample(place, draft.kind, tuple(segments))
+
+
+def _alike(reason: str, record: str = "") -> str:
+  """What is wrong, without the names and numbers that differ from row to row."""
+  if name := record.partition("#")[0]:
+    reason = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "…", reason)
+  return re.sub(r"\b\d+([.,x]\d+)*", "…", re.sub(r"'[^']*'", "'…'", reason))
+
+
+def _command(path: Path, name: str, options: Options) -> str:
+  said = {"text": ",".join(options.text), "pictures": options.pictures, "annotations": options.annotations}
+  said |= {k: getattr(options, k) for k in ("split", "pairs") if getattr(options, k) != getattr(Options(), k)}
+  source = f"{name}:{options.argument}" if options.argument else name
+  parts = [f"--source={source}", str(path), *(f"--{k}={v}" for k, v in said.items() if v), "--out=DIR", "--tokenizer=FILE"]
+  return " ".join(["orthus", "prepare", *map(shlex.quote, parts)])
+
+
+def _files(path: Path) -> Iterator[str]:
+  if path.is_file():
+    yield path.name
+  for _, folders, names in os.walk(path):
+    folders[:] = [f for f in folders if not f.startswith(".")]
+    yield from (n for n in names if not n.startswith("."))
+
+
+def _unknown(path: Path) -> str:
+  """What to say of a place that no layout recognises."""
+  names = list(itertools.islice(_files(path), _LISTED))
+  kinds = collections.Counter(Path(n).suffix.lower() or "no extension" for n in names)
+  found = ", ".join(f"{n:,} of {kind}" for kind, n in kinds.most_common(6)) or "none"
+  score = {name: sum(kind in layout.usage.lower() for kind in kinds) for name, layout in LAYOUTS.items()}
+  near = sorted(LAYOUTS, key=lambda name: -score[name])[:3]
+  lines = "; ".join(f"{name}: {LAYOUTS[name].usage.splitlines()[0].rstrip('.')}" for name in near)
+  return (
+      f"no layout is recognised at {str(path)!r}. Files there: {found}{' at least' if len(names) == _LISTED else ''}."
+      f" The nearest layouts: {lines}. Name one by --source=NAME; orthus prepare --source=NAME --help shows its files"
+  )
+
+
+def describe(found: Look) -> str:
+  """What was found, as a page of text of at most 60 lines."""
+  rows = rich.table.Table.grid(padding=(0, 2))
+  rows.add_column(no_wrap=True, width=len("passed over"))
+  rows.add_column()
+
+  def add(label: str, lines: Sequence[str], most: int = 1) -> None:
+    shown = lines if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} more"]
+    for nth, line in enumerate(shown):
+      rows.add_row(label if not nth else "", rich.text.Text(textwrap.shorten(line, 2 * _WIDTH - 40, placeholder=" …")))
+
+  add("layout", [f"{found.layout} ({found.reason or 'named by you; it looks otherwise'})"])
+  add("could be", [f"{name} ({reason})" for name, reason in found.others.items()], 2)
+  all_of_them = "all" if found.looked_at == found.rows else f"{found.looked_at:,} spread over them"
+  add("rows", [f"{found.rows:,}; {all_of_them} looked at, {found.decoded} pictures decoded"])
+  add("documents", [", ".join(f"{n:,} {kind}" for kind, n in found.documents.items()) or "none"])
+  add("fields", [", ".join(f"{name} ({what})" if what else name for name, what in found.fields.items())] * bool(found.fields))
+  for sample in found.samples:
+    segments = [f"{'learnt' if learnt else 'given'} {what}: {shown}" for what, shown, learnt in sample.segments]
+    if len(segments) > _SEGMENTS:
+      segments[_SEGMENTS - 1 :] = [f"… and {len(segments) - _SEGMENTS + 1} more segments"]
+    add("sample", [f"{os.path.basename(sample.place[0])}, {sample.place[1]}: {sample.kind}", *segments], 1 + _SEGMENTS)
+  if found.bad:
+    stops = f", more than the share of {_MAX_BAD_SHARE:g} put up with" if found.bad > _MAX_BAD_SHARE * found.looked_at else ""
+    add("skipped", [f"{found.bad:,} of the {found.looked_at:,} rows looked at{stops}", *found.skipped], 5)
+  add("unreadable", found.broken, 2)
+  add("passed over", found.remarks, 3)
+  page = io.StringIO()
+  rich.console.Console(file=page, width=_WIDTH, no_color=True, highlight=False).print(rows)
+  return "\n".join([*(line.rstrip() for line in page.getvalue().splitlines()), "", f"{found.command}"])
