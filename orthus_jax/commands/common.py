@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+import contextlib
 import ctypes
 import functools
 import logging
@@ -61,7 +62,9 @@ class _ToStderr(logging.Handler):
   """Plain lines on whatever standard error is at the time."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    print(self.format(record), file=sys.stderr)
+    bars = sys.modules.get("tqdm")
+    with bars.tqdm.external_write_mode(file=sys.stderr) if bars else contextlib.nullcontext():  # above a bar, not in it
+      print(self.format(record), file=sys.stderr)
 
 
 def keep_memory() -> None:
