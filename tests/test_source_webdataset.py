@@ -304,6 +304,21 @@ def test_a_fingerprint_is_of_tar_files_at_any_depth(tmp_path):
   assert WebDataset(tmp_path).fingerprint() != first
 
 
+def test_places_of_samples_take_little_memory(tmp_path):
+  names = [f"{i:09}" for i in range(300)] + ["caf\udce9", "22.1"]
+  layout = opened(tmp_path, [m for n in names for m in ((f"{n}.png", picture(1)), (f"{n}.txt", b"x"), (f"{n}.json", b"{}"))])
+  assert [layout.place(i)[1] for i in range(len(layout))] == names
+  assert len(pickle.dumps(layout)) < 180 * len(layout)
+  with pytest.raises(IndexError):
+    layout.place(len(layout))
+
+
+def test_many_files_are_read_in_order(tmp_path, capsys):
+  for i in range(40):
+    write(tmp_path, archive(pairs("a")), f"{i:02}.tar")
+  assert [layout_place[0][-6:-4] for layout_place in map(WebDataset(tmp_path).place, range(40))] == [f"{i:02}" for i in range(40)]
+
+
 # --- BLIP3o ---------------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import collections
 from collections.abc import Iterator, Sequence
+import functools
 import itertools
 import marshal
 from pathlib import PurePosixPath
@@ -79,6 +80,12 @@ class Samples(Sequence[Sample]):
     return Sample(file, name, tuple(Member(*m) for m in pictures), of_part, fault)
 
 
+@functools.lru_cache(1024)
+def _clean(name: str) -> str:
+  """A member's name as others are compared with it: "a.jpg" for "./a.jpg"."""
+  return str(PurePosixPath(name))
+
+
 def samples(
     file: int, file_name: str, members: list[Member], remarks: Remarks, texts: tuple[TextPart, ...] = ()
 ) -> Iterator[Sample]:
@@ -96,7 +103,7 @@ def samples(
   for (_, whole), group in itertools.groupby(_named(members, file_name, remarks), lambda m: (m[0].archive, m[1])):
     parts: _Parts = {}
     for member, _ in group:
-      name = str(PurePosixPath(member.name))
+      name = _clean(member.name)
       stem, _, extension = name.rpartition(".")
       if extension.lower() in known:
         parts.setdefault(stem, {}).setdefault(extension.lower(), []).append(member)
@@ -143,7 +150,7 @@ def _ends(base: str) -> tuple[str, ...]:
 
 def _apart(sample: Sample) -> set[str]:
   """Names up to their last dot of a sample's texts, where they aren't the sample's own."""
-  return {str(PurePosixPath(m.name)).rpartition(".")[0] for _, m in sample.texts} - {sample.name}
+  return {_clean(m.name).rpartition(".")[0] for _, m in sample.texts} - {sample.name}
 
 
 def _pair(file: int, name: str, parts: _Parts, wanted: tuple[TextPart, ...]) -> Sample:
@@ -182,10 +189,10 @@ def _twice(parts: _Parts, name: str) -> str:
 def _named(members: list[Member], file_name: str, remarks: Remarks) -> Iterator[tuple[Member, str]]:
   """Members that have an extension, with their names up to the first dot."""
   for member in members:
-    path = PurePosixPath(member.name)
-    base, dot, _ = path.name.partition(".")
+    folder, slash, name = _clean(member.name).rpartition("/")
+    base, dot, _ = name.partition(".")
     if base and dot:
-      yield member, str(path.parent / base)
+      yield member, f"{folder}{slash}{base}"
     else:
       kind = "hidden files passed over" if dot else "members passed over that have no extension"
       remarks.add(kind, f"{file_name}/{member.name}")

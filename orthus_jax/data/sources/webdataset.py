@@ -21,10 +21,12 @@ from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair
 from orthus_jax.data.sources.remarks import printable
 from orthus_jax.data.sources.tar_texts import text_parts
 from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
 
 _MAX_PICTURE = 1 << 28  # bytes
 _LOOKED_AT = 64  # samples that tell whether a field is there, or members whether these are samples
 _SHOWN = 12  # parts that are told of
+_WORTH_A_BAR = 32  # files
 _MAX_PARTS = 1000  # that are counted; names with dots in them make as many as there are samples
 
 
@@ -57,7 +59,10 @@ class WebDataset(Layout):
     self._plain = list(self.files)  # where their bytes lie
     packed = {file for file in self.files if _is_packed(file)}
     unpacked.check_space(packed)
+    progress = bar("reading tar files") if len(self.files) >= _WORTH_A_BAR else None
     for number, file in enumerate(self.files):
+      if progress:
+        progress(number + 1, len(self.files))
       try:
         found = self._scan(number, file in packed)
       except OSError as e:
@@ -65,7 +70,7 @@ class WebDataset(Layout):
         continue
       for kind, name in found.remarks:
         self.remarks.add(kind, f"{self._name(file)}/{name}")
-      parts = (PurePosixPath(m.name).name.partition(".")[2].lower() for m in found.members)
+      parts = (m.name.rpartition("/")[2].partition(".")[2].lower() for m in found.members)
       self._parts.update(p for p in parts if p in self._parts or len(self._parts) < _MAX_PARTS)
       before = len(self._samples)
       for sample in tar_samples.samples(number, self._name(file), found.members, self.remarks, wanted):
