@@ -6,6 +6,7 @@ import lzma
 import os
 import pickle
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -305,18 +306,28 @@ def test_a_fingerprint_is_of_tar_files_at_any_depth(tmp_path):
 
 
 def test_places_of_samples_take_little_memory(tmp_path):
-  names = [f"{i:09}" for i in range(300)] + ["caf\udce9", "22.1"]
-  layout = opened(tmp_path, [m for n in names for m in ((f"{n}.png", picture(1)), (f"{n}.txt", b"x"), (f"{n}.json", b"{}"))])
-  assert [layout.place(i)[1] for i in range(len(layout))] == names
-  assert len(pickle.dumps(layout)) < 180 * len(layout)
+  names = [f"{i:09}" for i in range(1000)] + ["caf\udce9", "22.1"]
+  shown = picture(1)
+  file = write(tmp_path, archive([m for n in names for m in ((f"{n}.png", shown), (f"{n}.txt", b"x"), (f"{n}.json", b"{}"))]))
+  WebDataset(file)
+  tracemalloc.start()
+  try:
+    layout = WebDataset(file)
+    held = tracemalloc.get_traced_memory()[0]
+  finally:
+    tracemalloc.stop()
+  assert held < 300 * len(layout) and len(pickle.dumps(layout)) < 180 * len(layout)
+  assert [layout.place(i)[1] for i in range(len(layout))] == names and said(layout)["22.1"] == "x"
   with pytest.raises(IndexError):
     layout.place(len(layout))
 
 
-def test_many_files_are_read_in_order(tmp_path, capsys):
-  for i in range(40):
-    write(tmp_path, archive(pairs("a")), f"{i:02}.tar")
-  assert [layout_place[0][-6:-4] for layout_place in map(WebDataset(tmp_path).place, range(40))] == [f"{i:02}" for i in range(40)]
+def test_many_files_are_read_in_order(tmp_path):
+  names = [f"{i:02}.tar" for i in range(40)]
+  for name in reversed(names):
+    write(tmp_path, archive(pairs("a")), name)
+  layout = WebDataset(tmp_path)
+  assert [layout.place(i)[0] for i in range(40)] == [str(tmp_path / name) for name in names]
 
 
 # --- BLIP3o ---------------------------------------------------------------------------------------------------------
