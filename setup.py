@@ -24,6 +24,7 @@ setup(
         "einops>=0.8",
         "tokenizers>=0.21",
         "Pillow>=11",
+        "pyarrow>=17",
         "numpy>=2",
         "scipy>=1.13",
         "tensorboardX>=2.6",
