@@ -164,3 +164,30 @@ def test_killed_at_random_times_it_comes_to_the_same_bytes(tmp_path):
   last = start(out)
   assert last.wait(120) == 0, (tmp_path / "log").read_text()
   assert contents(out) == contents(whole)
+
+
+def test_jpeg_files_of_the_right_size_are_kept_as_they_are(tmp_path):
+  from orthus_jax.data.prepared.shards import Shards
+  from orthus_jax.data.sources.bad_records import BadRecords
+
+  noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8).repeat(32, 0).repeat(32, 1)
+  (tmp_path / "data").mkdir()
+  exif = PIL.Image.Exif()
+  exif[0x112] = 6  # turned
+  image = PIL.Image.fromarray(noise)
+  image.save(tmp_path / "data" / "same.jpg", quality=60)
+  image.save(tmp_path / "data" / "turned.jpg", exif=exif)
+  image.save(tmp_path / "data" / "same.png")
+  image.convert("L").save(tmp_path / "data" / "grey.jpg")
+  PIL.Image.fromarray(noise[:128]).save(tmp_path / "data" / "wide.jpg")
+  rows = [{"image": p.name, "text": "red box"} for p in sorted((tmp_path / "data").iterdir())]
+  (tmp_path / "data" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  config = tiny.config(
+      model__vision_tokenizer__resolution=256, data__sequence_length=4200, model__transformer__max_positions=4200,
+      model__vision_tokenizer__channel_multipliers=(1, 1, 1),
+  )  # fmt: skip
+  source = folder_source(tmp_path / "data", resolution=256, pairs="to_image")
+  made = writer.prepare(source, TK, config, tmp_path / "out", images="jpeg")
+  kept = Shards([tmp_path / "out" / "pictures-00000.array_record"], made["shards"]["pictures"], BadRecords())
+  files = {p.read_bytes(): p.name for p in (tmp_path / "data").glob("*.jpg")}
+  assert [files.get(kept.read(i)) for i in range(5)] == [None, "same.jpg", None, None, None]

@@ -46,6 +46,11 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     BadRequest: there is no such file, it can't be decoded, or it is too large or empty; the message names the file.
     OSError: the file system fails in a way that may pass.
   """
+  return load_picture(source, max_pixels=max_pixels)[0]
+
+
+def load_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, bool]:
+  """As `load_image`; and whether it is a JPEG file of exactly these pixels, and no larger than half of them."""
   name = f"the picture of {len(source)} bytes" if isinstance(source, _BYTES) else f"the picture {os.fspath(source)!r}"
   try:
     return _decode(source, name, max_pixels)
@@ -58,7 +63,7 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
       raise
     try:
       if (bare := picture_metadata.without(source)) is not None:
-        return _decode(bare, name, max_pixels)
+        return _decode(bare, name, max_pixels)[0], False
     except (BadRequest, MemoryError):
       raise
     except Exception:
@@ -69,7 +74,7 @@ def load_image(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIXEL
     raise BadRequest(f"{name} can't be read as a picture: {first_line(e)}") from e
 
 
-def _decode(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> np.ndarray:
+def _decode(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> tuple[np.ndarray, bool]:
   with Image.open(io.BytesIO(source) if isinstance(source, _BYTES) else source) as image:
     width, height = image.size
     if width * height > max_pixels:
@@ -77,25 +82,11 @@ def _decode(source: str | os.PathLike | bytes, name: str, max_pixels: int) -> np
     if width < 1 or height < 1:
       raise BadRequest(f"{name} has no pixels ({width}x{height})")
     image.load()
-    return np.array(_to_rgb(_upright(image)))
-
-
-def jpeg_of(source: str | os.PathLike | bytes, pixels: np.ndarray) -> bytes | None:
-  """A picture's file as it is, where that is a JPEG file of exactly these pixels, and no larger than half of them.
-
-  Args:
-    source: as of `load_image`, which has read it.
-    pixels: uint8 [height, width, 3].
-
-  Raises:
-    OSError: the file system fails.
-  """
-  with Image.open(io.BytesIO(source) if isinstance(source, _BYTES) else source) as image:
-    plain = image.format == "JPEG" and image.mode == "RGB" and (image.height, image.width) == pixels.shape[:2]
-    if not plain or _upright(image) is not image:
-      return None
-  data = bytes(source) if isinstance(source, _BYTES) else Path(source).read_bytes()
-  return data if 2 * len(data) <= pixels.size else None
+    upright = _upright(image)
+    pixels = np.array(_to_rgb(upright))
+    plain = image.format == "JPEG" and image.mode == "RGB" and upright is image
+    size = (len(source) if isinstance(source, _BYTES) else os.path.getsize(source)) if plain else 0
+    return pixels, plain and 2 * size <= pixels.size
 
 
 def fit(pixels: np.ndarray, resolution: int, config: PixelsConfig) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data.documents import Document, Image, Text
-from orthus_jax.data.images import fit, jpeg_of, load_image
+from orthus_jax.data.images import fit, load_picture
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.layout import Draft, Layout, Picture
@@ -135,9 +135,11 @@ class LayoutSource:
       raise BadRequest(f"its picture has {len(file):,} bytes, more than the {_MAX_PICTURE:,} allowed")
 
     def read() -> Image:
-      pixels = load_image(file)
+      pixels, plain = load_picture(file)
       fitted = fit(pixels, self.resolution, self.pixels)
-      return Image(fitted, jpeg=jpeg_of(file, pixels) if fitted is pixels else None)
+      if not plain or fitted is not pixels:
+        return Image(fitted)
+      return Image(fitted, jpeg=file if isinstance(file, bytes) else file.read_bytes())
 
     return read() if isinstance(file, bytes) else retry(str(file), read)
 
