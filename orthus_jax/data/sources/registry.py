@@ -16,6 +16,7 @@ from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
+from orthus_jax.data.sources.llava import Llava
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.data.sources.webdataset import WebDataset
@@ -24,7 +25,10 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
-_ALL: tuple[type[Layout], ...] = (Jsonl, ImageFolder, Blip3o, WebDataset, Img2dataset, ParquetTable, JourneyDB, Coco)
+_ALL: tuple[type[Layout], ...] = (
+    Jsonl, ImageFolder, Blip3o, WebDataset, Llava,
+    Img2dataset, ParquetTable, JourneyDB, Coco,
+)  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
