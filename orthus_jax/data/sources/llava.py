@@ -12,7 +12,7 @@ from orthus_jax.data.sources import json_files
 from orthus_jax.data.sources.json_array import JsonArray
 from orthus_jax.data.sources.json_lines import JsonLines
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture
-from orthus_jax.data.sources.local_pictures import local_picture
+from orthus_jax.data.sources.local_pictures import local_picture, picture_root
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
 
@@ -52,7 +52,9 @@ class Llava(Layout):
       raise BadRequest(f"{str(file)!r} holds no conversation")
     if self._first and not any(_ROWS in r for r in self._first):
       raise json_files.mismatch(self.name, file, "conversations and, for pictures, image", self._first[0])
-    self._root = options.pictures or self._find_root(file.parent)
+    self._root = options.pictures or picture_root(
+        file.parent, itertools.chain.from_iterable(_paths(r.get("image")) for r in self._first)
+    )
 
   @classmethod
   def recognise(cls, path: Path) -> str:
@@ -102,17 +104,6 @@ class Llava(Layout):
       except BadRequest:
         pass  # counted when it is read
     return first
-
-  def _find_root(self, folder: Path) -> Path:
-    names = itertools.chain.from_iterable(_paths(r.get("image")) for r in self._first)
-    for name in names:
-      try:
-        here, below = (local_picture(root, name) for root in (folder, folder / "images"))
-      except BadRequest:
-        continue
-      if here.is_file() or below.is_file():
-        return folder if here.is_file() else folder / "images"
-    return folder
 
 
 def _paths(image: Any) -> list[Any]:

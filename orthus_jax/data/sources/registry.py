@@ -12,6 +12,7 @@ from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.coco import Coco
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.img2dataset import Img2dataset
+from orthus_jax.data.sources.instructpix2pix import InstructPix2Pix
 from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
@@ -26,7 +27,7 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, ImageFolder, Blip3o, WebDataset, Llava,
+    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix,
     Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
