@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import json
 from pathlib import Path
 import re
-from typing import Any
+from typing import Any, Protocol
 
 from orthus_jax.data.sources import json_array
 from orthus_jax.errors import BadRequest
@@ -14,7 +14,16 @@ from orthus_jax.errors import BadRequest
 _SUFFIXES = (".json", ".jsonl")
 _HEAD = 1 << 20  # bytes
 _MOST = 32  # files of a folder whose beginning is read
+_FIRST = 16  # rows that are looked at when a file is opened
 _SHOWN = 80  # characters of a field
+
+
+class Rows(Protocol):
+  """Rows of a file that are objects."""
+
+  def __len__(self) -> int: ...
+
+  def record(self, row: int) -> dict[str, Any]: ...
 
 
 def files(path: Path) -> list[Path]:
@@ -63,9 +72,22 @@ def is_array(file: Path) -> bool:
   return re.match(rb"(\xef\xbb\xbf)?[ \t\r\n]*\{", _head(file)) is None
 
 
-def mismatch(name: str, file: Path, expected: str, found: Mapping[str, Any]) -> BadRequest:
-  """The refusal of a file whose rows don't have a layout's fields."""
-  return BadRequest(f"{str(file)!r} isn't {name}: its rows need {expected}; the first has {', '.join(found) or 'none'}")
+def first_rows(rows: Rows) -> list[dict[str, Any]]:
+  """Those of a file's first rows that are objects; the others are counted when they are read."""
+  found = []
+  for row in range(min(len(rows), _FIRST)):
+    try:
+      found.append(rows.record(row))
+    except BadRequest:
+      pass
+  return found
+
+
+def check(name: str, file: Path, first: list[dict[str, Any]], *keys: str, also: str = "") -> None:
+  """Raises BadRequest if there are first rows and none of them has all keys that a layout's rows need."""
+  if first and not any(set(keys) <= set(row) for row in first):
+    found = ", ".join(first[0]) or "none"
+    raise BadRequest(f"{str(file)!r} isn't {name}: its rows need {', '.join(keys)}{also}; the first has {found}")
 
 
 def examples(row: Mapping[str, Any]) -> dict[str, str]:

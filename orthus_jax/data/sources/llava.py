@@ -20,7 +20,6 @@ _ROWS = "conversations"
 _PLACEHOLDER = "<image>"
 _ROLES = ("human", "gpt")
 _OTHER_MEDIA = ("images", "video", "videos", "audio")
-_LOOKED_AT = 16  # rows, to find where pictures lie
 
 
 class Llava(Layout):
@@ -47,11 +46,10 @@ class Llava(Layout):
     file = json_files.only(self.path, options.annotations, _ROWS)
     self._rows = JsonArray(file, _ROWS) if json_files.is_array(file) else JsonLines(file)
     self.broken += getattr(self._rows, "broken", [])
-    self._first = self._look()
-    if not (self._first or self.broken):
+    if not (len(self._rows) or self.broken):
       raise BadRequest(f"{str(file)!r} holds no conversation")
-    if self._first and not any(_ROWS in r for r in self._first):
-      raise json_files.mismatch(self.name, file, "conversations and, for pictures, image", self._first[0])
+    self._first = json_files.first_rows(self._rows)
+    json_files.check(self.name, file, self._first, _ROWS, also=" and, for pictures, image")
     self._root = options.pictures or picture_root(
         file.parent, itertools.chain.from_iterable(_paths(r.get("image")) for r in self._first)
     )
@@ -94,16 +92,6 @@ class Llava(Layout):
   @property
   def _numbers(self) -> Any:
     return self._rows.numbers if isinstance(self._rows, JsonArray) else self._rows.lines
-
-  def _look(self) -> list[dict[str, Any]]:
-    """The first rows that are objects."""
-    first = []
-    for row in range(min(len(self), _LOOKED_AT)):
-      try:
-        first.append(self._rows.record(row))
-      except BadRequest:
-        pass  # counted when it is read
-    return first
 
 
 def _paths(image: Any) -> list[Any]:

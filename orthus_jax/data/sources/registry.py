@@ -20,6 +20,7 @@ from orthus_jax.data.sources.layout import Layout, Options
 from orthus_jax.data.sources.llava import Llava
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
+from orthus_jax.data.sources.storystream import StoryStream
 from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
@@ -27,7 +28,7 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix,
+    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream,
     Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
