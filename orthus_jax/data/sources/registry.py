@@ -18,6 +18,7 @@ from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
 from orthus_jax.data.sources.llava import Llava
+from orthus_jax.data.sources.obelics import Obelics
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.data.sources.storystream import StoryStream
@@ -28,7 +29,7 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream,
+    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream, Obelics,
     Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
