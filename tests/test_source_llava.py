@@ -120,13 +120,16 @@ def test_refusals(folder):
   with pytest.raises(BadRequest, match="need conversations and.*; the first has prompt, text"):
     Llava(folder)
   assert not Llava.recognise(folder)
+  (folder / "torn.jsonl").write_text("x\n" + json.dumps(ONE))
+  assert len(Llava(folder / "torn.jsonl")) == 2, "the first line is a bad row like any other"
+  (folder / "torn.jsonl").unlink()
   write(folder, ONE, name="b.json")
   assert Llava(folder).fields()["image"] == '"coco/a.png"', "the one file that holds conversations"
   write(folder, ONE, name="c.json")
   with pytest.raises(BadRequest, match=r"2 files .*b.json, c.json.*annotations"):
     Llava(folder)
   assert len(Llava(folder, Options(annotations="c.json"))) == 1
-  for name, why in (("no.json", "there is no"), ("e.json", "begins with"), ("f.json", "holds no conversation")):
+  for name, why in (("no.json", "there is no"), ("e.json", "begins with"), ("f.json", "holds no row")):
     (folder / "e.json").write_text('"x"')
     (folder / "f.json").write_text(" [ ] ")
     with pytest.raises(BadRequest, match=why):

@@ -55,6 +55,8 @@ def test_pages_with_pictures_from_the_folder(folder):
   assert all(s.learn for s in document.segments)
   assert layout.place(4) == (str(folder / "data" / "a.parquet"), "row 5")
   assert layout.place(5) == (str(folder / "data" / "b.parquet"), "row 1")
+  gone = write(folder, page([None, GONE, None, C], ["One.", None, "Two.", None]), name="gone.parquet") / "gone.parquet"
+  assert Obelics(gone).drafts(0)[0].segments[0].text == "One.\n\nTwo.", "words that a picture parted are still parted"
   (line,) = layout.remarks.lines()
   assert line.startswith("pictures left out of their documents, which aren't in the folder: 7") and GONE in line
   assert "images" in Obelics.recognise(folder) and Obelics.recognise(folder / "data" / "a.parquet")
@@ -76,7 +78,7 @@ FAULTS = {
     "must be lists of one length, they have none and 1": page(None, ["x"]),
     "at place 2, both of image and text is null": page([A, None], [None, None]),
     "at place 1, neither of image and text is null": page([A], ["x"]),
-    "it has no picture that is in the folder": page([GONE, None], [None, "x"]),
+    "it has no picture that is there": page([GONE, None], [None, "x"]),
     "it has no text": page([A, None], [None, " "]),
     "must be lists of one length, they have 0 and none": page([], None),
     "it has no picture": page([], []),

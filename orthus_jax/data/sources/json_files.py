@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 import json
 from pathlib import Path
@@ -68,8 +69,8 @@ def only(path: Path, annotations: str, *keys: str) -> Path:
 
 
 def is_array(file: Path) -> bool:
-  """Whether a file holds an array rather than objects."""
-  return re.match(rb"(\xef\xbb\xbf)?[ \t\r\n]*\{", _head(file)) is None
+  """Whether a file should hold an array rather than an object a line."""
+  return file.suffix.lower() != ".jsonl" and not _head(file).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{")
 
 
 def first_rows(rows: Rows) -> list[dict[str, Any]]:

@@ -9,8 +9,7 @@ from typing import Any
 
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources import json_files
-from orthus_jax.data.sources.json_array import JsonArray
-from orthus_jax.data.sources.json_lines import JsonLines
+from orthus_jax.data.sources.json_shards import JsonShards
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture
 from orthus_jax.data.sources.local_pictures import local_picture, picture_root
 from orthus_jax.data.sources.texts import check_text
@@ -44,10 +43,8 @@ class Llava(Layout):
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
     file = json_files.only(self.path, options.annotations, _ROWS)
-    self._rows = JsonArray(file, _ROWS) if json_files.is_array(file) else JsonLines(file)
-    self.broken += getattr(self._rows, "broken", [])
-    if not (len(self._rows) or self.broken):
-      raise BadRequest(f"{str(file)!r} holds no conversation")
+    self._rows = JsonShards([file], _ROWS)
+    self.broken += self._rows.broken
     self._first = json_files.first_rows(self._rows)
     json_files.check(self.name, file, self._first, _ROWS, also=" and, for pictures, image")
     self._root = options.pictures or picture_root(
@@ -83,15 +80,10 @@ class Llava(Layout):
           segments.append(next(shown))
         if part.strip():
           segments.append(Text(part, learn))
-    name = f"{self._rows.file.name}:{self._numbers[row]}"
-    return (Draft(tuple(segments), name, "question" if pictures else "text"),)
+    return (Draft(tuple(segments), self._rows.name(row), "question" if pictures else "text"),)
 
   def fields(self) -> Mapping[str, str]:
     return json_files.examples(self._first[0]) if self._first else {}
-
-  @property
-  def _numbers(self) -> Any:
-    return self._rows.numbers if isinstance(self._rows, JsonArray) else self._rows.lines
 
 
 def _paths(image: Any) -> list[Any]:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orthus_jax.data.documents import Text
 from orthus_jax.data.retrying import retry
-from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture
+from orthus_jax.data.sources.interleaving import interleave
+from orthus_jax.data.sources.layout import Draft, Layout, Options
 from orthus_jax.data.sources.picture_store import USAGE, PictureStore
-from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
 
@@ -21,7 +20,8 @@ _FIELDS = ("images", "texts")
 class Obelics(Layout):
   """A web page makes one draft, of kind "interleaved", of which everything is to be learnt.
 
-  A picture that isn't in the folder is left out with its place; a page that has no picture, or no text, is a bad row.
+  A picture that isn't in the folder is left out with its place, and a blank line parts the texts beside it; a page that has
+  no picture left, or no text, is a bad row.
   """
 
   name = "obelics"
@@ -65,29 +65,15 @@ class Obelics(Layout):
     if images is None or texts is None or len(images) != len(texts):
       lengths = " and ".join("none" if x is None else str(len(x)) for x in (images, texts))
       raise BadRequest(f'"images" and "texts" must be lists of one length, they have {lengths}')
-    segments: list[Text | Picture] = []
     for place, (image, text) in enumerate(zip(images, texts), start=1):
       if (image is None) == (text is None):
         raise BadRequest(f"at place {place}, {'both' if text is None else 'neither'} of image and text is null; one must be")
-      if text is not None:
-        if text.strip():
-          check_text(text)
-          segments.append(Text(text, learn=True))
-      elif file := self._store.find(image):
-        segments.append(Picture(file, learn=True))
-    check_interleaved(segments)
+    parts = [self._store.find(image) if text is None else text for image, text in zip(images, texts)]
     file, number = self._rows.place(row)
-    return (Draft(tuple(segments), f"{file.name}:{number + 1}", "interleaved"),)
+    return (Draft(interleave(parts, "\n\n"), f"{file.name}:{number + 1}", "interleaved"),)
 
   def fields(self) -> Mapping[str, str]:
     return self._rows.fields
-
-
-def check_interleaved(segments: Sequence[Text | Picture]) -> None:
-  """Raises BadRequest unless a document has both text and pictures."""
-  for kind, name in ((Picture, "picture"), (Text, "text")):
-    if not any(isinstance(s, kind) for s in segments):
-      raise BadRequest(f"it has no {name}" + (" that is in the folder of pictures" if kind is Picture else ""))
 
 
 def _files(path: Path) -> list[Path]:
