@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from orthus_jax.data.sources.layout import Options
+from orthus_jax.data.sources.local_pictures import local_picture
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 
@@ -38,22 +39,24 @@ class PictureStore:
       )
 
   def find(self, address: Any, name: str = "") -> Path | None:
-    """The file of a picture, or None where it isn't there, which is counted.
+    """The file of a picture, or None where it isn't there, which is counted each time.
 
     Args:
       address: the picture's.
       name: of a file in the folder, which is looked for first.
 
     Raises:
-      BadRequest: the address isn't one.
+      BadRequest: the address isn't one, or the name leads out of the folder.
     """
     if not isinstance(address, str) or not address:
       raise BadRequest(f"a picture's address must be a string, got {address!r}")
     data = address.encode("utf-8", "surrogatepass")
-    base = PurePosixPath(name).name or _base_name(address)
     hashes = [h(data).hexdigest() + suffix for h in (hashlib.sha256, hashlib.md5) for suffix in _SUFFIXES]
-    for candidate in [base, *hashes] if name else [*hashes, base]:
-      if candidate and (file := self.folder / candidate).is_file():
+    files = [self.folder / candidate for candidate in (*hashes, _base_name(address)) if candidate]
+    if name:
+      files.insert(0, local_picture(self.folder, name, what="a picture's name"))
+    for file in files:
+      if file.is_file():
         return file
     self._remarks.add("pictures left out of their documents, which aren't in the folder", address)
     return None

@@ -10,6 +10,7 @@ from orthus_jax.config.data import DataConfig
 from orthus_jax.data.documents import Source
 from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.coco import Coco
+from orthus_jax.data.sources.comm import Comm
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.img2dataset import Img2dataset
 from orthus_jax.data.sources.instructpix2pix import InstructPix2Pix
@@ -18,6 +19,7 @@ from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
 from orthus_jax.data.sources.llava import Llava
+from orthus_jax.data.sources.mmc4 import Mmc4
 from orthus_jax.data.sources.obelics import Obelics
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
@@ -29,7 +31,7 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream, Obelics,
+    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm,
     Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
