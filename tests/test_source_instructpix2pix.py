@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.data.images import save_png
+from orthus_jax.data.look import recognised
 from orthus_jax.data.sources.instructpix2pix import InstructPix2Pix
 from orthus_jax.data.sources.layout import Options
 from orthus_jax.data.sources.source import LayoutSource
@@ -47,7 +48,7 @@ def test_each_seed_is_an_edit_and_folders_that_are_not_there_are_bad_rows(edits)
     assert missing is None and source.bad.distinct == 1 and layout.place(2) == (str(edits / "0000001"), "seed 5")
     with pytest.raises(BadRequest, match="there is no folder 0000001"):
       layout.drafts(2)
-    assert InstructPix2Pix.recognise(place)
+    assert next(iter(recognised(place))) == "instructpix2pix"
   assert layout.fields()["edit"] == '"make it snow"'
 
 
@@ -59,7 +60,7 @@ def test_without_a_list_folders_are_read(edits):
   first, second = layout.remarks.lines()
   assert "without a seeds.json that lists them: 2 (0000000, 0000002)" in first
   assert "folders passed over" in second and "other" in second
-  assert "prompt.json" in InstructPix2Pix.recognise(edits)
+  assert "prompt.json" in recognised(edits)["instructpix2pix"]
 
 
 FAULTS = {

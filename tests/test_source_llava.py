@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.data.images import save_png
+from orthus_jax.data.look import recognised
 from orthus_jax.data.sources import json_array
 from orthus_jax.data.sources.json_array import JsonArray
 from orthus_jax.data.sources.layout import Options
@@ -59,7 +60,7 @@ def test_conversations(folder, name):
     assert said(none) == [("Be brief.", False), ("Hello", False), ("Hi", True)]
     assert [d.kind for d in (one, two, none)] == ["question", "question", "text"]
     assert len({d.id for d in (one, two, none)}) == 3 and not source.bad.count
-    assert "conversations" in Llava.recognise(place)
+    assert list(recognised(place)) == ["llava"]
 
 
 FAULTS = {

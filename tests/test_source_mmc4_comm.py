@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from orthus_jax.data.images import save_png
+from orthus_jax.data.look import recognised
 from orthus_jax.data.sources.comm import Comm
 from orthus_jax.data.sources.layout import Options
-from orthus_jax.data.sources.llava import Llava
 from orthus_jax.data.sources.mmc4 import Mmc4
 from orthus_jax.data.sources.source import LayoutSource
-from orthus_jax.data.sources.storystream import StoryStream
 from orthus_jax.errors import BadRequest
 
 
@@ -58,7 +57,7 @@ def test_pictures_stand_before_their_sentences(folder):
   beside, packed, gone = layout.remarks.lines()
   assert "can't be read until they are unpacked: 1 (docs_shard_2" in packed and "beside what" in beside
   assert "aren't in the folder: " in gone and "https://x.org/other/gone.jpg" in gone
-  assert Mmc4.recognise(folder) and not any(other.recognise(folder) for other in (Comm, Llava, StoryStream))
+  assert list(recognised(folder)) == list(recognised(folder / "docs_shard_0_v2.jsonl")) == ["mmc4"]
   assert len(Mmc4(folder, Options(annotations="docs_shard_1_v2.jsonl"))) == len(Mmc4(folder / "docs_shard_1_v2.jsonl")) == 2
 
 
@@ -125,7 +124,7 @@ def test_steps(folder):
     assert told(source[0]) == ["How to é", "First.", 0, "Then.\nLast.", 1]
     assert [s.learn for s in source[0].segments] == [False] + [True] * 4
   assert told(source[1]) == ["First.", 0, "Then.\nLast.", 1]
-  assert Comm.recognise(folder) and not any(other.recognise(folder) for other in (Mmc4, Llava, StoryStream))
+  assert list(recognised(folder)) == list(recognised(folder / "train_data.json")) == ["comm"]
 
 
 STEPS = {

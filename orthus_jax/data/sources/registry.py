@@ -31,8 +31,8 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, ImageFolder, Blip3o, WebDataset, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm,
-    Img2dataset, ParquetTable, JourneyDB, Coco,
+    Jsonl, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm, ImageFolder, Blip3o, WebDataset, Img2dataset,
+    ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
