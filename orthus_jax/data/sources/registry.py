@@ -24,6 +24,7 @@ from orthus_jax.data.sources.obelics import Obelics
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.data.sources.storystream import StoryStream
+from orthus_jax.data.sources.tfds import Tfds
 from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
@@ -31,8 +32,8 @@ from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
-    Jsonl, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm, ImageFolder, Blip3o, WebDataset, Img2dataset,
-    ParquetTable, JourneyDB, Coco,
+    Jsonl, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm, Tfds, ImageFolder, Blip3o, WebDataset,
+    Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
