@@ -54,7 +54,7 @@ class Captions(tfds.core.GeneratorBasedBuilder):
       captions = [{"id": k, "text": f"{'é'}{n}{k}"} for k in range(n % 3)]
       yield n, {
           "captions": captions, "image": picture(40 * n, ("RGB", "P", "RGB", "RGB")[n]), "label": "a_dog", "image/id": n,
-          "mask": np.zeros((8, 8, 1), np.uint8), "pages": [],
+          "mask": picture(0, "L"), "pages": [],
       }  # fmt: skip
 
 

@@ -100,8 +100,6 @@ class Records:
         formats = [builder.info.file_format, *builder.info.alternative_file_formats]
         held = [f.value for f in formats if f]
         usable = next((f for f in _AT_RANDOM if f in held), "")
-        if usable and usable != held[0]:
-          builder = tfds.builder_from_directory(folder, file_format=usable)
       except Exception as e:  # whatever a broken dataset_info.json or features.json makes of it
         raise BadRequest(f"{str(folder)!r} can't be read as a TFDS data set: {first_line(e)}") from e
     if not usable:
@@ -116,8 +114,10 @@ class Records:
       split = next(iter(splits))
     if split not in splits:
       raise BadRequest(f"{str(folder)!r} has no split {split!r}: choose {', '.join(splits) or 'another folder'} by split")
-    files = [Path(f) for f in splits[split].filepaths]
-    lengths = list(splits[split].shard_lengths or ())
+    lengths = list(splits[split].shard_lengths)
+    # By the format's own name: TFDS doesn't open a data set in any but its first one.
+    names = splits[split].filename_template.replace(filetype_suffix=usable)
+    files = [Path(f) for f in names.sharded_filepaths(num_shards=len(lengths))]
     self._rows = _array_records(files, lengths, self.broken) if usable == "array_record" else Parquet(files)
     if isinstance(self._rows, Parquet):
       self.broken += self._rows.broken
@@ -155,22 +155,17 @@ def _array_records(files: list[Path], lengths: list[int], broken: list[tuple[str
   from array_record.python import array_record_data_source, array_record_module
 
   whole = []
-  for number, file in enumerate(files):
-    try:
-      reader = array_record_module.ArrayRecordReader(str(file))
-      # A file that is missing or was cut has no records, and only says so when it is asked.
-      good, found = reader.ok(), reader.num_records()
-      reader.close()
-    except Exception as e:  # ArrayRecord's own
-      broken.append((str(file), "all of it", first_line(e)))
+  for file, length in zip(files, lengths):
+    # One that was cut has no records, and says that something is wrong only when it is asked.
+    if not file.is_file():
+      broken.append((str(file), "all of it", "it isn't there"))
       continue
-    if not good:
-      broken.append((str(file), "all of it", "it isn't there" if not file.is_file() else "it was cut short or damaged"))
-      continue
-    if number < len(lengths) and found != lengths[number]:
-      broken.append((str(file), "all of it", f"it has {found} records, and the data set says {lengths[number]}"))
-      continue
-    if found:
+    reader = array_record_module.ArrayRecordReader(str(file))
+    if not reader.ok():
+      broken.append((str(file), "all of it", "it was cut short or damaged"))
+    elif (found := reader.num_records()) != length:
+      broken.append((str(file), "all of it", f"it has {found} records, and the data set says {length}"))
+    elif found:
       whole.append(str(file))
   return array_record_data_source.ArrayRecordDataSource(whole) if whole else None
 
