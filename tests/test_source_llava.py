@@ -178,7 +178,7 @@ def test_reading_goes_on_behind_a_broken_element(folder, monkeypatch, broken, ch
 @pytest.mark.parametrize(
     "text, rows, why",
     [
-        ("[{0}, {1}", 2, "cut short; nothing behind it can be read"),
+        ("[{0}, {1}", 2, "cut short; nothing behind it is read"),
         ('[{0}, {{"id": "x', 1, "Unterminated string"),
         ("[{0}, {1},]", 2, "Expecting value"),
         ("[{0} {1}]", 2, "'{' stands where"),
@@ -190,3 +190,9 @@ def test_an_array_that_is_no_whole_one(folder, text, rows, why):
   (folder / "x.json").write_text(text.format(json.dumps(ONE), json.dumps(NONE)))
   layout = Llava(folder)
   assert len(layout) == rows and len(layout.broken) == 1 and why in layout.broken[0][2]
+
+
+def test_a_file_of_broken_elements_is_given_up(folder, monkeypatch):
+  monkeypatch.setattr(json_array, "_MOST_BROKEN", 3)
+  (folder / "x.json").write_text("[" + '{"id": x}, ' * 9 + json.dumps(ONE) + "]")
+  assert len(JsonArray(folder / "x.json", "conversations").broken) == 3

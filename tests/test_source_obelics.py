@@ -107,7 +107,7 @@ def test_refusals(folder, tmp_path_factory):
   with pytest.raises(BadRequest, match="no Parquet file"):
     Obelics(empty)
   write(empty, GOOD)
-  with pytest.raises(BadRequest, match="none is fetched.*images.*give one by pictures"):
+  with pytest.raises(BadRequest, match="none is fetched.*images.*give one by --pictures"):
     Obelics(empty)
   assert LayoutSource(Obelics(empty, Options(pictures=folder / "images")), resolution=8)[0]
   write(folder, {"images": [b"x"], "texts": ["a"]}, schema=pa.schema({"images": pa.list_(pa.binary()), "texts": STRINGS}))

@@ -114,7 +114,7 @@ def test_places_names_and_splits(made):
     with pytest.raises(BadRequest, match=why):
       Tfds(made / "array_record", Options(argument=argument))
   for options, why in (
-      (Options(split="test"), "no split 'test': choose train, val"),
+      (Options(split="test"), "no split 'test': choose train, val by --split"),
       (Options(text=("title",)), "needs an image and a text called title; it has .*label .class.*choose the text"),
   ):
     with pytest.raises(BadRequest, match=why):

@@ -52,7 +52,7 @@ class InstructPix2Pix(Layout):
     if listed := self._file.is_file():
       found = self._listed()
     elif options.annotations:
-      raise BadRequest(f"there is no {str(self._file)!r}; name a list of folders and seeds by annotations")
+      raise BadRequest(f"there is no {str(self._file)!r}; name a list of folders and seeds by --annotations")
     else:
       found = self._scanned()
     folders, of_rows, seeds = [], array.array("l"), []

@@ -18,6 +18,7 @@ from orthus_jax.errors import BadRequest
 
 _CHUNK = 1 << 20  # bytes
 _MAX_ELEMENT = 1 << 26  # bytes
+_MOST_BROKEN = 10_000  # elements; it is no such file then
 _MARGIN = 16  # an error so near a window's end may be the window's: "tru", "\u12", "-Infinit"
 _BLANK = re.compile(r"[ \t\n\r]*")
 _FIRST_KEY = re.compile(r'\{[ \t\n\r]*("(?:[^"\\]|\\.)*")[ \t\n\r]*:')
@@ -90,7 +91,8 @@ def elements(file: Path, key: str = "") -> Iterator[Element]:
 
   Args:
     file: what is read.
-    key: one that each element has, and objects within them don't; empty: nothing is read behind a broken one.
+    key: one that each element has, and objects within them don't; empty: nothing is read behind a broken one. Nor is
+      anything behind ten thousand broken ones.
 
   Raises:
     BadRequest: the file holds no array.
@@ -106,6 +108,7 @@ def elements(file: Path, key: str = "") -> Iterator[Element]:
     if window.text[at : at + 1] == "]":
       return
     like_first: re.Pattern | None = None
+    broken = 0
     while True:
       at, stop, value, fault = window.value(at)
       start, search = window.base + at, at + 1
@@ -125,9 +128,10 @@ def elements(file: Path, key: str = "") -> Iterator[Element]:
           return
         start, search = window.base + at, at
         fault = f"{mark!r} stands where ',' or ']' should" if mark else "the file ends within the array: it was cut short"
-      found = _next(window, search, like_first, key)
+      broken += 1
+      found = _next(window, search, like_first, key) if broken < _MOST_BROKEN else None
       if found is None:
-        yield Element(start, window.base + len(window.text), None, f"{fault}; nothing behind it can be read")
+        yield Element(start, window.base + len(window.text), None, f"{fault}; nothing behind it is read")
         return
       yield Element(start, window.base + found, None, fault)
       at = found

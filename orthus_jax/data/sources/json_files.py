@@ -56,7 +56,7 @@ def only(path: Path, annotations: str, *keys: str) -> Path:
     raise BadRequest(f"there is no {str(path)!r}; give a file or a folder")
   if annotations:
     if not (path / annotations).is_file():
-      raise BadRequest(f"there is no {str(path / annotations)!r}; name a file of rows in {str(path)!r} by annotations")
+      raise BadRequest(f"there is no {str(path / annotations)!r}; name a file of rows in {str(path)!r} by --annotations")
     return path / annotations
   if path.is_file():
     return path
@@ -64,7 +64,7 @@ def only(path: Path, annotations: str, *keys: str) -> Path:
   if len(found) != 1:
     names = ", ".join(f.name for f in found[:5]) + (", …" if len(found) > 5 else "")
     what = f"{len(found)} files that may hold the rows ({names})" if found else "no .json or .jsonl file"
-    raise BadRequest(f"{str(path)!r} holds {what}; give one, or name it by annotations")
+    raise BadRequest(f"{str(path)!r} holds {what}; give one, or name it by --annotations")
   return found[0]
 
 

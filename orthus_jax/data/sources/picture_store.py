@@ -14,7 +14,7 @@ from orthus_jax.errors import BadRequest
 
 _SUFFIXES = ("", ".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
-USAGE = """Pictures are never fetched: they lie in DIR/images, or the folder given by pictures, as one of
+USAGE = """Pictures are never fetched: they lie in DIR/images, or the folder given by --pictures, as one of
     <SHA-256 of the address>.jpg    or .jpeg, .png, .webp, .gif, .bmp, .tif, .tiff, .avif or no ending; in hexadecimal
     <MD5 of the address>.jpg        likewise
     photo.jpg                       of https://a.b/c/photo.jpg?x=y; only if no two addresses end alike
@@ -35,7 +35,7 @@ class PictureStore:
     if not self.folder.is_dir():
       raise BadRequest(
           f"{name} names its pictures by address, and none is fetched: there is no folder {str(self.folder)!r} of them;"
-          " give one by pictures (`orthus prepare --source=" + name + " --help` says how they are called)"
+          " give one by --pictures (`orthus prepare --source=" + name + " --help` says how they are called)"
       )
 
   def find(self, address: Any, name: str = "") -> Path | None:

@@ -113,7 +113,7 @@ class Records:
     if split not in splits and split == "train" and len(splits) == 1:
       split = next(iter(splits))
     if split not in splits:
-      raise BadRequest(f"{str(folder)!r} has no split {split!r}: choose {', '.join(splits) or 'another folder'} by split")
+      raise BadRequest(f"{str(folder)!r} has no split {split!r}: choose {', '.join(splits) or 'another folder'} by --split")
     lengths = list(splits[split].shard_lengths)
     # By the format's own name: TFDS doesn't open a data set in any but its first one.
     names = splits[split].filename_template.replace(filetype_suffix=usable)
