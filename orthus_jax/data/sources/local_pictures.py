@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -27,3 +28,16 @@ def local_picture(root: Path, name: Any, *, what: str = '"image"') -> Path:
   if path.is_absolute() or ".." in path.parts or PureWindowsPath(name).is_absolute():
     raise BadRequest(f"the picture {name!r} lies outside the folder; give a path inside it")
   return root / path
+
+
+def picture_root(folder: Path, names: Iterable[Any]) -> Path:
+  """Where paths of pictures start from: the folder of their rows, or "images" in it if the first one found lies there."""
+  for name in names:
+    try:
+      if local_picture(folder, name).is_file():
+        return folder
+      if local_picture(folder / "images", name).is_file():
+        return folder / "images"
+    except BadRequest:
+      continue
+  return folder

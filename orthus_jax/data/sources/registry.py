@@ -10,21 +10,31 @@ from orthus_jax.config.data import DataConfig
 from orthus_jax.data.documents import Source
 from orthus_jax.data.sources.blip3o import Blip3o
 from orthus_jax.data.sources.coco import Coco
+from orthus_jax.data.sources.comm import Comm
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.img2dataset import Img2dataset
+from orthus_jax.data.sources.instructpix2pix import InstructPix2Pix
 from orthus_jax.data.sources.joined import Joined
 from orthus_jax.data.sources.journeydb import JourneyDB
 from orthus_jax.data.sources.jsonl import Jsonl
 from orthus_jax.data.sources.layout import Layout, Options
+from orthus_jax.data.sources.llava import Llava
+from orthus_jax.data.sources.mmc4 import Mmc4
+from orthus_jax.data.sources.obelics import Obelics
 from orthus_jax.data.sources.parquet import ParquetTable
 from orthus_jax.data.sources.source import LayoutSource
+from orthus_jax.data.sources.storystream import StoryStream
+from orthus_jax.data.sources.tfds import Tfds
 from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
-_ALL: tuple[type[Layout], ...] = (Jsonl, ImageFolder, Blip3o, WebDataset, Img2dataset, ParquetTable, JourneyDB, Coco)
+_ALL: tuple[type[Layout], ...] = (
+    Jsonl, Llava, InstructPix2Pix, StoryStream, Obelics, Mmc4, Comm, Tfds, ImageFolder, Blip3o, WebDataset,
+    Img2dataset, ParquetTable, JourneyDB, Coco,
+)  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
