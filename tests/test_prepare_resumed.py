@@ -17,6 +17,9 @@ from sources import folder_source
 import tiny
 
 from orthus_jax.data.prepared import laying, parts, writer
+from orthus_jax.data.sources.joined import Joined
+from orthus_jax.data.sources.mmc4 import Mmc4
+from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.errors import BadRequest
 
 TK = tiny.tokenizer()
@@ -191,3 +194,34 @@ def test_jpeg_files_of_the_right_size_are_kept_as_they_are(tmp_path):
   kept = Shards([tmp_path / "out" / "pictures-00000.array_record"], made["shards"]["pictures"], BadRecords())
   files = {p.read_bytes(): p.name for p in (tmp_path / "data").glob("*.jpg")}
   assert [files.get(kept.read(i)) for i in range(5)] == [None, "same.jpg", None, None, None]
+
+
+def test_what_rows_leave_out_is_counted_once_whoever_reads_them(tmp_path, monkeypatch, caplog):
+  page = {"text_list": ["red box"], "image_info": [
+      {"image_name": f"{n}.png", "raw_url": f"http://x/{n}.png", "matched_text_index": 0} for n in range(2)
+  ]}  # fmt: skip
+  (tmp_path / "data" / "images").mkdir(parents=True)
+  PIL.Image.new("RGB", (8, 8)).save(tmp_path / "data" / "images" / "0.png")
+  (tmp_path / "data" / "pages.jsonl").write_text("\n".join([json.dumps(page)] * 40))
+  (tmp_path / "data" / "more.jsonl.gz").write_bytes(b"")
+  monkeypatch.setattr(laying, "_WORTH", 0)
+  add, calls = parts.Parts.add, []
+
+  def stopping(self, chunk):
+    calls.append(chunk.rows)
+    if calls == [(0, 16), (16, 32)]:
+      raise Stops
+    add(self, chunk)
+
+  monkeypatch.setattr(parts.Parts, "add", stopping)
+  for processes, stops in ((1, True), (2, False)):
+    options = {"images": "pixels", "part_bytes": 1, "processes": processes}
+    source = Joined([LayoutSource(Mmc4(tmp_path / "data"), resolution=8)], max_bad_share=0)
+    if stops:
+      with pytest.raises(Stops):
+        writer.prepare(source, TK, CONFIG, tmp_path / "1", **options)
+      source = Joined([LayoutSource(Mmc4(tmp_path / "data"), resolution=8)], max_bad_share=0)
+    passed = writer.prepare(source, TK, CONFIG, tmp_path / str(processes), **options)["passed_over"]
+    assert sorted(passed.values()) == [1, 40], passed
+    assert "aren't in the folder: 40 (http://x/1.png, http://x/1.png, http://x/1.png, …)" in caplog.text
+    caplog.clear()

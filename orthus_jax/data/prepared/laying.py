@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import concurrent.futures
 import concurrent.futures.process
+import copy
 import dataclasses
 import hashlib
 import io
@@ -23,6 +24,7 @@ from orthus_jax.data.contamination import Prompts
 from orthus_jax.data.documents import Document, Source
 from orthus_jax.data.prepared.format import Images
 from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.data.variants import variants
 from orthus_jax.errors import BadRequest
 
@@ -59,6 +61,7 @@ class Chunk:
     pictures: what is kept of each, by key.
     read: how many documents there were, good or bad.
     rejected: (file, record, reason) of the bad ones.
+    passed: what the source left out of them by its rules.
   """
 
   rows: tuple[int, int]
@@ -66,6 +69,7 @@ class Chunk:
   pictures: dict[bytes, bytes] = dataclasses.field(default_factory=dict)
   read: int = 0
   rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  passed: Remarks = dataclasses.field(default_factory=Remarks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,6 +96,7 @@ class Work:
     """Rows first..end - 1."""
     chunk = Chunk((first, end))
     counts = getattr(self.source, "bad", None)
+    remarks = copy.deepcopy(getattr(self.source, "remarks", chunk.passed))
     if counts is not None:
       self.source.bad = _Noted(chunk)  # type: ignore[attr-defined]
     try:
@@ -107,6 +112,7 @@ class Work:
     finally:
       if counts is not None:
         self.source.bad = counts  # type: ignore[attr-defined]
+    chunk.passed = getattr(self.source, "remarks", remarks).since(remarks)
     return chunk
 
   def _row(self, row: int) -> list[Document | None]:

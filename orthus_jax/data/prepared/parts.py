@@ -25,6 +25,7 @@ import numpy as np
 
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, to_record
 from orthus_jax.data.prepared.laying import Chunk, Laid
+from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import write_text
 
@@ -45,6 +46,7 @@ class Totals:
     documents, pictures: records of each part's file.
     rejected: (file, record, reason) of all bad records.
     held: how many documents hold each of the benchmarks' prompts.
+    passed: what the source left out of its rows by its rules.
     files: SHA-256 of each file.
     digests: of what each part holds.
     read: documents read, good or bad.
@@ -55,6 +57,7 @@ class Totals:
   pictures: list[int] = dataclasses.field(default_factory=list)
   rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
   held: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+  passed: Remarks = dataclasses.field(default_factory=Remarks)
   files: dict[str, str] = dataclasses.field(default_factory=dict)
   digests: list[str] = dataclasses.field(default_factory=list)
   read: int = 0
@@ -142,6 +145,7 @@ class Parts:
       noted = json.loads(self._part("json").read_text(encoding="utf-8"))
       self.totals.rejected += map(tuple, noted["rejected"])
       self.totals.held.update(noted["held"])
+      self.totals.passed = Remarks.sum([self.totals.passed, Remarks.from_json(noted["passed"])])
       self.totals.documents.append(part["documents"])
       self.totals.pictures.append(part["pictures"])
     kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
@@ -169,6 +173,7 @@ class Parts:
     self._kinds: list[str] = []
     self._rejected: list[tuple[str, str, str]] = []
     self._held: collections.Counter[str] = collections.Counter()
+    self._passed = Remarks()
     self._digest = hashlib.sha256()
 
   def add(self, chunk: Chunk) -> None:
@@ -177,6 +182,7 @@ class Parts:
     for laid in chunk.documents:
       self._add(laid, chunk.pictures)
     self._rejected += chunk.rejected
+    self._passed = Remarks.sum([self._passed, chunk.passed])
     self._read += chunk.read
     self._chunk_rows = chunk.rows[1]
     if self._bytes >= self._part_bytes:
@@ -242,7 +248,8 @@ class Parts:
         learnt_text_D=np.array(self._learnt, np.int32), kinds=np.array(self._kinds, str),
         keys=np.frombuffer(b"".join(self._keys), np.uint8).reshape(-1, 16),
     )  # fmt: skip
-    write_text(self._part("json"), json.dumps({"rejected": self._rejected, "held": self._held}))
+    noted = {"rejected": self._rejected, "held": self._held, "passed": self._passed.to_json()}
+    write_text(self._part("json"), json.dumps(noted))
     part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, **self._counts}
     part["digest"] = self._digest.hexdigest()
     file = self.folder / UNFINISHED
@@ -251,6 +258,7 @@ class Parts:
     self._count(part)
     self.totals.rejected += self._rejected
     self.totals.held.update(self._held)
+    self.totals.passed = Remarks.sum([self.totals.passed, self._passed])
     self.totals.documents.append(part["documents"])
     self.totals.pictures.append(part["pictures"])
     self._begin()

@@ -36,6 +36,7 @@ from orthus_jax.data.prepared import laying, parts as parts_lib, samples_page
 from orthus_jax.data.prepared.format import Images, facts
 from orthus_jax.data.sequence import Tokenizer
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import write_text
 
@@ -89,6 +90,7 @@ def prepare(
   request = facts(config, tokenizer) | {
       "images": images, "encoded_by": encoded_by, "source": _name(source), "prompts": prompts.digest() if prompts else "",
   }  # fmt: skip
+  opened = Remarks.sum([getattr(source, "remarks", Remarks())])  # as they are before rows are read
   work = laying.Work(source, tokenizer, config, images, prompts)
   try:
     parts = parts_lib.Parts(
@@ -100,7 +102,7 @@ def prepare(
     except BaseException:
       parts.abandon()
       raise
-    return _finish(work, parts, request)
+    return _finish(work, parts, request, opened)
   except BaseException as e:
     if not (folder / parts_lib.UNFINISHED).exists() or (isinstance(e, BadRequest) and not there):
       _clear(folder, itself=new)
@@ -128,7 +130,7 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
       progress(chunk.rows[1], work.rows, pictures)
 
 
-def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any]) -> dict[str, Any]:
+def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], opened: Remarks) -> dict[str, Any]:
   folder, totals = parts.folder, parts.totals
   kinds = parts.finish()
   with np.load(folder / "index.npz") as index:
@@ -136,6 +138,8 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any]) 
   documents = len(learnt_D)
   if documents < totals.read:
     _log.warning("%d of %d documents are bad, and are left out", totals.read - documents, totals.read)
+  for line in totals.passed.lines():
+    _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
     _log.warning("%d of %d documents have nothing to learn", idle, documents)
   _save_shown(_first(work.source), folder / "shown")
@@ -145,7 +149,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any]) 
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
       "digest": parts_lib.digest(totals), "files": totals.files,
       "rejected": {"documents": totals.read - documents, "reasons": _reasons(totals)},
-      "passed_over": _passed_over(work.source), "contamination": dict(totals.held.most_common()),
+      "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
   samples_page.write(folder, made, work.tokenizer, work.config)
   write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
@@ -162,11 +166,6 @@ def _reasons(totals: parts_lib.Totals) -> dict[str, int]:
   """How many were rejected for each reason: names and numbers in it are left out."""
   general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in totals.rejected)
   return dict(collections.Counter(re.sub(r"\d[\d,.]*", "N", reason) for reason in general).most_common())
-
-
-def _passed_over(source: Source) -> dict[str, int]:
-  remarks = getattr(source, "remarks", None)
-  return dict(remarks.counts) if remarks is not None else {}
 
 
 def _first(source: Source) -> list[Document]:

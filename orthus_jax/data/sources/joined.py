@@ -19,7 +19,6 @@ class Joined:
     self._sources = list(sources)
     self._ends = np.cumsum([len(s) for s in sources])
     self._row_ends = np.cumsum([s.rows for s in sources])
-    self.remarks = Remarks.sum(s.remarks for s in sources)
     self.bad = BadRecords(max_share=max_bad_share, total=sum(s.bad.total or 0 for s in sources))
 
   @property
@@ -31,6 +30,10 @@ class Joined:
     self._bad = bad
     for source in self._sources:
       source.bad = bad
+
+  @property
+  def remarks(self) -> Remarks:
+    return Remarks.sum(s.remarks for s in self._sources)
 
   @property
   def rows(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterable
 import logging
+from typing import Any
 
 _log = logging.getLogger(__name__)
 _EXAMPLES = 3
@@ -49,6 +50,25 @@ class Remarks:
       out._named.update(remarks._named)
       for kind, first in remarks._first.items():
         out._first[kind] = (out._first.get(kind, []) + first)[:_EXAMPLES]
+    return out
+
+  def since(self, earlier: Remarks) -> Remarks:
+    """What was added to these since a copy of them was made."""
+    out = Remarks()
+    out.counts, out._named = self.counts - earlier.counts, self._named - earlier._named
+    out._first = {kind: self._first[kind][len(earlier._first.get(kind, ())) :] for kind in out.counts}
+    return out
+
+  def to_json(self) -> list[Any]:
+    """These as JSON can hold them."""
+    return [[kind, n, self._named[kind], self._first[kind]] for kind, n in self.counts.items()]
+
+  @classmethod
+  def from_json(cls, rows: Iterable[Any]) -> Remarks:
+    """The remarks that `to_json` made this of."""
+    out = cls()
+    for kind, n, named, first in rows:
+      out.counts[kind], out._named[kind], out._first[kind] = n, named, first
     return out
 
   def log(self, source: str) -> None:
