@@ -36,7 +36,7 @@ setup(
         "test": ["pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6"],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
-        "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6"],
+        "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6", "datasets>=5", "webdataset>=1"],
         # Exact: another version finds other things.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "cuda": ["jax[cuda13]>=0.10"],

@@ -121,9 +121,9 @@ def _look(options: argparse.Namespace) -> int:
   if len(options.paths) != 1:
     raise BadRequest("--look takes one path: orthus prepare --look PATH")
   common.initialize(devices=False)
-  names = {f: getattr(options, f) for f in ("pictures", "annotations", "split", "pairs") if getattr(options, f)}
+  names = {f: getattr(options, f) for f in ("source", "pictures", "annotations", "split", "pairs") if getattr(options, f)}
   chosen = sources.options(DataConfig(**names, text=tuple((options.text or "").split(",")) if options.text else ()))
-  print(look.describe(look.look(Path(options.paths[0]), options.source or "", chosen)))
+  print(look.describe(look.look(Path(options.paths[0]), (options.source or "").partition(":")[0], chosen)))
   return 0
 
 
