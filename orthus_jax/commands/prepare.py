@@ -34,7 +34,8 @@ A command that was stopped goes on where it was, to the same bytes. Any field of
 sources:
 """
 # Options that are fields of `data` by another way of writing.
-_FIELDS = ("source", "text", "pictures", "annotations", "split", "pairs", "learn", "max_bad_share", "tokenizer")
+_FIELDS = ("source", "text", "pictures", "annotations", "split", "pairs", "learn", "max_bad_share", "tokenizer",
+           "images_per_document")  # fmt: skip
 
 
 def _parser() -> common.Parser:
@@ -64,6 +65,8 @@ def _parser() -> common.Parser:
                       help="what a picture and its caption become; default both")  # fmt: skip
   parser.add_argument("--learn", choices=("layout", "text", "images", "everything"),
                       help="what is to be learnt; default as the layout has it")  # fmt: skip
+  parser.add_argument("--images-per-document", dest="images_per_document", metavar="N",
+                      help="cuts stories and interleaved documents into ones of so many pictures")  # fmt: skip
   parser.add_argument("--max-bad-share", dest="max_bad_share", metavar="SHARE", help="of rows that may be bad; default 0.01")
   parser.add_argument("--contamination", metavar="FILE,…",
                       help="prompts of benchmarks: the texts that hold them are counted and named")  # fmt: skip

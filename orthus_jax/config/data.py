@@ -39,6 +39,8 @@ class DataConfig:
     pairs: which documents a picture and its caption become.
     learn: what of a document is to be learnt: "layout", as its layout has it (answers, captions, pictures asked for); its
       text or its images alone; or everything.
+    images_per_document: longer stories and interleaved documents are cut into consecutive ones of at most so many pictures;
+      0: they aren't, and one that no row has room for is left out.
     split: what training reads.
     documents: (kind, number) pairs, for "shapes": how many documents of a kind its training split has, in the place of the
       quickstart's few. A run of more steps needs more of them, or it learns them by heart.
@@ -69,6 +71,7 @@ class DataConfig:
   pictures: UserPath = ""
   pairs: Literal["both", "to_image", "to_text"] = "both"
   learn: Literal["layout", "text", "images", "everything"] = "layout"
+  images_per_document: Annotated[int, Range(0, 2**16)] = 0
   split: str = "train"
   documents: tuple[tuple[str, Whole], ...] = ()
   kinds: _Weights = ()
@@ -117,6 +120,6 @@ class DataConfig:
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
       require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
       require(not self.later_kinds, "data.later_kinds isn't for data.source=prepared: leave it empty")
-      for field in ("annotations", "pairs", "split"):
+      for field in ("annotations", "text", "pictures", "pairs", "learn", "images_per_document", "split"):
         default = type(self).__dataclass_fields__[field].default
         require(getattr(self, field) == default, f"data.{field} is settled when data is prepared: leave it at {default!r}")

@@ -21,6 +21,7 @@ from orthus_jax.data.documents import Document, Source
 from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.variants import variants
+from orthus_jax.data.windows import windows
 from orthus_jax.errors import BadRequest
 
 
@@ -87,7 +88,8 @@ class Pipeline:
       if document is not None:
         seen.add(document.kind)
         if everything or document.kind in wanted:
-          self._add(document, capacity)
+          for piece in windows(document, data.images_per_document):
+            self._add(piece, capacity)
       else:
         self.bad += 1
       if progress and (i + 1) % 512 == 0:

@@ -26,6 +26,7 @@ from orthus_jax.data.prepared.format import Images
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.data.variants import variants
+from orthus_jax.data.windows import windows
 from orthus_jax.errors import BadRequest
 
 _JPEG_QUALITY = 95
@@ -106,7 +107,8 @@ class Work:
         for document in documents:
           chunk.read += 1
           if document is not None:
-            self._add(document, chunk, encoded)
+            for piece in windows(document, self.config.data.images_per_document):
+              self._add(piece, chunk, encoded)
           elif counts is None:
             chunk.rejected.append(("the source", f"document {row}", "it is bad"))
     finally:

@@ -89,6 +89,7 @@ def prepare(
   folder.mkdir(parents=True, exist_ok=True)
   request = facts(config, tokenizer) | {
       "images": images, "encoded_by": encoded_by, "source": _name(source), "prompts": prompts.digest() if prompts else "",
+      "images_per_document": config.data.images_per_document,
   }  # fmt: skip
   opened = Remarks.sum([getattr(source, "remarks", Remarks())])  # as they are before rows are read
   work = laying.Work(source, tokenizer, config, images, prompts)
@@ -136,8 +137,8 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
   with np.load(folder / "index.npz") as index:
     sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
   documents = len(learnt_D)
-  if documents < totals.read:
-    _log.warning("%d of %d documents are bad, and are left out", totals.read - documents, totals.read)
+  if totals.rejected:
+    _log.warning("%d of %d documents are bad, and are left out", len(totals.rejected), totals.read)
   for line in totals.passed.lines():
     _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
@@ -148,7 +149,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
       "digest": parts_lib.digest(totals), "files": totals.files,
-      "rejected": {"documents": totals.read - documents, "reasons": _reasons(totals)},
+      "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals)},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
   samples_page.write(folder, made, work.tokenizer, work.config)
