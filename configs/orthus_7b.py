@@ -1,17 +1,32 @@
-"""Orthus 7B: stage 1 (a base model), post-training and pretraining, each on each machine that we plan for.
+"""Orthus 7B, the paper's recipe stage by stage, each on each machine that we plan for.
 
-    orthus train --config=configs/orthus_7b.py:post-v5e-256 --workdir=runs/7b --config.data.path=PREPARED \\
-        --config.data.tokenizer=TOKENIZER "--config.run.init_from=(('','runs/stage1'),)"
-    orthus plan --config=configs/orthus_7b.py:post-v5e-256 --topology=v5e:16x16
+    orthus convert --from=ANOLE --to=runs/anole                        # a discrete model to start from, with its tokenizer
+    C=configs/orthus_7b.py  T=--config.data.tokenizer=runs/anole/tokenizer.json
 
-Data is laid out ahead, pictures as features, as the VQGAN is frozen: `orthus prepare --out=PREPARED --images=features` of a
-config whose data.source is yours.
+    # Stage 1, Orthus-base: from pictures alone. Prepared once as features, as the VQGAN is frozen.
+    orthus prepare --source=img2dataset LAION --pairs=to_image --images=features --out=data/laion --config=$C:stage1-h100-8 $T \
+        "--config.run.init_from=(('','runs/anole'),)"
+    orthus train --config=$C:stage1-h100-8 --workdir=runs/stage1 --config.data.path=data/laion $T \
+        "--config.run.init_from=(('','runs/anole'),)"
+    # Post-training on a mix; then editing, or stories, from Orthus-base.
+    orthus prepare --source=llava llava_v1_5_mix665k.json --pictures=IMAGES --images=features --out=data/llava …
+    orthus prepare --source=journeydb JOURNEYDB --images=features --out=data/journeydb …
+    orthus train --config=$C:post-h100-8 --workdir=runs/post $T "--config.run.init_from=(('','runs/stage1'),)" \
+        --config.data.path= "--config.data.mixture=(('data/llava',1.0),('data/journeydb',1.0),('data/laion',1.0))"
+    orthus prepare --source=instructpix2pix IP2P --images=features --out=data/edits …
+    orthus train --config=$C:edit-h100-8 --workdir=runs/edit --config.data.path=data/edits $T \
+        "--config.run.init_from=(('','runs/stage1'),)"
+    orthus prepare --source=storystream STORIES --images-per-document=3 --images=features --out=data/stories …
+    orthus train --config=$C:story-h100-8 --workdir=runs/story --config.data.path=data/stories $T \
+        "--config.run.init_from=(('','runs/stage1'),)"
+    orthus plan --config=$C:post-v5e-256 --topology=v5e:16x16          # what a variant takes, without the machine
 
 The argument is STAGE-MACHINE:
 
-    stage1    codebook_in, token embedding and diffusion head learn from pictures alone; all else is frozen. Start from a
-              converted Anole or Chameleon (`orthus convert`)
-    post      everything but the VQGAN learns, from text and pictures; start from stage 1's run
+    stage1    codebook_in, token embedding and diffusion head learn from pictures alone; all else is frozen
+    post      everything but the VQGAN learns, from text and pictures
+    edit      as `post`, from a picture, an instruction and the edited picture
+    story     as `post`, from captions and frames, three frames a document
     pretrain  as `post`, from nothing but a VQGAN, or going on from a converted checkpoint
 
     v5e-256   --topology=v5e:16x16        v5p-128     --topology=v5p:4x4x4 (64 chips)
@@ -19,11 +34,13 @@ The argument is STAGE-MACHINE:
     h100-8    --topology=h100:8           h200-1      --topology=h200:1
 
 From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate and batch x steps of stage 1, 1e-4 and 32 x
-15,000, and of post-training, 1e-5 and 16 x 35,000; the parts trained. On few devices they are as published. A slice's
-hundreds of chips need more rows: there a step takes more of them and there are fewer steps, so that as many documents are
-seen, and the learning rate grows with the square root of the batch. The paper doesn't tell its schedule, warm-up,
-weight decay, clipping or precision; these are ours, and so is packing: a row of 4,096 positions holds three documents
-with a picture each. Memory and speed of each TPU variant: docs/planning.md.
+15,000, and of post-training, 1e-5 and 16 x 35,000; the parts trained; the data sets, for edits 400k of InstructPix2Pix. On few
+devices they are as published. A slice's hundreds of chips need more rows: there a step takes more of them and there are fewer
+steps, so that as many documents are seen, and the learning rate grows with the square root of the batch.
+
+Not told there, and ours: schedule, warm-up, weight decay, clipping, precision, caption dropping, the mix, all of edits' and
+stories' numbers (post-training's rate and batch, two passes over 400k edits, 160k windows of stories), and packing: a row of
+4,096 positions holds three documents with a picture each. Memory and speed of each TPU variant: docs/planning.md.
 """
 
 import dataclasses
@@ -53,6 +70,7 @@ _MACHINES = {
   "h100-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "qkv"), tpu=False),
   "h200-1": _Machine(dict(data=1, fsdp=1), stage1=(32, "qkv"), post=(6, "full"), tpu=False, small=True),
 }
+_STAGES = ("stage1", "post", "edit", "story", "pretrain")
 _STAGE1 = (r"token_embedding", r"vision_embedding/.*", r"image_head/.*")
 _ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
 
@@ -60,14 +78,16 @@ _ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
 def get_config(arg: str = "post-v5e-256") -> ConfigDict:
   """The config of a variant, STAGE-MACHINE; see above."""
   stage, _, name = arg.partition("-")
-  if stage not in ("stage1", "post", "pretrain") or name not in _MACHINES:
-    raise ValueError(f"unknown variant {arg!r}: STAGE-MACHINE of stage1, post, pretrain and {', '.join(_MACHINES)}")
+  if stage not in _STAGES or name not in _MACHINES:
+    raise ValueError(f"unknown variant {arg!r}: STAGE-MACHINE of {', '.join(_STAGES)} and {', '.join(_MACHINES)}")
   machine = _MACHINES[name]
   config = ConfigDict()
   if stage == "stage1":
     _stage1(config, machine)
   else:
-    _post(config, machine, published=stage == "post")
+    _post(config, machine, published=stage != "pretrain")
+  if stage in ("edit", "story"):
+    _of_base(config, machine, stage)
   config.mesh = machine.mesh
   config.run.update(log_every=10, checkpoint_every=1000, keep_checkpoints=3)
   return config
@@ -111,6 +131,17 @@ def _post(config: ConfigDict, machine: _Machine, *, published: bool) -> None:
     config.model.transformer.param_dtype = "bfloat16"
     config.optimizer.update(moment_dtype="bfloat16", rounding="stochastic")
   config.run = dict(steps=steps, batch_size=rows)
+
+
+def _of_base(config: ConfigDict, machine: _Machine, stage: str) -> None:
+  """What edits and stories have other than post-training; all of it ours."""
+  rows, _ = machine.post
+  steps, rate = _published(documents=rows, batch=16, steps=50_000 if stage == "edit" else 10_000, learning_rate=1e-5)
+  # Two pictures, an instruction of up to some two hundred tokens; or three frames with their captions.
+  shape = dict(sequence_length=2304, images_per_row=2, learnt_images_per_row=1) if stage == "edit" else {}
+  config.data.update(**shape)
+  config.optimizer.update(learning_rate=rate, warmup_steps=min(500, steps // 10))
+  config.run.update(steps=steps)
 
 
 def _published(*, documents: int, batch: int, steps: int, learning_rate: float) -> tuple[int, float]:

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 from pathlib import Path
 import types
@@ -15,6 +16,7 @@ from orthus_jax.commands.plan import _make
 from orthus_jax.config import Config
 from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.models.orthus import describe
 from orthus_jax.planning import (
   calibration,
   child_process,
@@ -29,6 +31,7 @@ from orthus_jax.planning import (
   traced,
   work,
 )  # fmt: skip
+from orthus_jax.training.optimizer import trainable_names
 
 ROOT = Path(__file__).parent.parent
 SEVEN_B = f"{ROOT}/configs/orthus_7b.py"
@@ -239,7 +242,7 @@ def test_bad_requests_end_in_one_line(options, message, capsys):
   assert message in said and said.startswith("orthus: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("stage", ["stage1", "post", "pretrain"])
+@pytest.mark.parametrize("stage", ["stage1", "post", "edit", "story", "pretrain"])
 @pytest.mark.parametrize("machine", [*TPUS, *GPUS])
 def test_shipped_variants_are_valid(stage, machine):
   config = load_config(f"{SEVEN_B}:{stage}-{machine}")
@@ -259,6 +262,24 @@ def test_pretraining_is_post_trainings_program(machine):
   assert pretrain.run.batch_size == post.run.batch_size
   schedule = ("learning_rate", "warmup_steps", "schedule", "weight_decay")
   assert dataclasses.replace(pretrain.optimizer, **{n: getattr(post.optimizer, n) for n in schedule}) == post.optimizer
+
+
+@pytest.mark.parametrize("stage", ["stage1", "post", "edit", "story", "pretrain"])
+def test_each_stage_trains_what_the_paper_says(stage):
+  """Stage 1: diffusion head, codebook and token embedding; then all but the VQGAN."""
+  trained = 49_980_160 + 2_097_152 + 268_435_456 if stage == "stage1" else 7_134_462_595 - 68_718_467
+  config = load_config(f"{SEVEN_B}:{stage}-h100-8")
+  shapes = describe(config.model)[1]
+  assert sum(math.prod(shapes[n]) for n in trainable_names(config.optimizer, shapes)) == trained
+
+
+def test_a_row_of_each_stage_holds_its_documents():
+  """Of the lengths that the pictures' 1,026 positions and as long a text as there is room for make."""
+  for stage, pictures, documents in (("stage1", 1, 1), ("post", 1, 3), ("edit", 2, 1), ("story", 3, 1)):
+    data = load_config(f"{SEVEN_B}:{stage}-h100-8").data
+    room = data.sequence_length - documents * (1 + pictures * 1026 + (1 if stage == "stage1" else 2))
+    assert room >= {"stage1": 0, "post": 3 * 256, "edit": 200, "story": 900}[stage], (stage, room)
+    assert data.images_per_row >= pictures * documents
 
 
 def test_an_unknown_variant_is_refused(capsys):
