@@ -13,8 +13,9 @@ import pytest
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.layout import Options
+from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.data.sources.source import LayoutSource
-from orthus_jax.data.sources.tables import Csv, Parquet
+from orthus_jax.data.sources.tables import Csv
 from orthus_jax.errors import BadRequest
 
 
@@ -125,7 +126,9 @@ def test_csv_rows_of_another_length_are_bad(tmp_path):
         (lambda p: (write_csv(p, "file_name,a", "a.png,x"), (p / "metadata.jsonl").write_text("{}")), "both metadata.csv and"),
         (lambda p: p.mkdir(exist_ok=True), "neither metadata.csv"),
         (lambda p: write_csv(p, "file_name,text"), "no row below its header"),
-        (lambda p: (p / "metadata.csv").write_bytes(b"file_name,text\na.png,\xff\n"), "line 2 isn't UTF-8"),
+        (lambda p: (p / "metadata.csv").write_bytes("file_name,text\na.png,x\n".encode("utf-16")), "line 1 isn't UTF-8"),
+        (lambda p: write_csv(p, "file_name,text,text", "a.png,x,y"), "more than one column called text"),
+        (lambda p: write_csv(p, "file_name,text", 'a.png,"open', *["a.png,x"] * 9), "opened in the row of line 2"),
         (lambda p: (p / "metadata.parquet").write_bytes(b"PAR1"), "can't be read as Parquet"),
     ],
 )
@@ -150,12 +153,90 @@ def test_options(tmp_path):
     source(tmp_path, pictures=tmp_path)
 
 
+def test_bad_rows_of_csv_are_rows(tmp_path):
+  picture(tmp_path / "a.png")
+  (tmp_path / "metadata.csv").write_bytes(b'file_name,text\na.png,caf\xe9\na.png,"a "quoted" word"\na.png,good\n')
+  s = source(tmp_path, pairs="to_text")
+  assert texts(s) == [None, None, "good"] and "isn't UTF-8" in rejected(s)[0] and "isn't CSV" in rejected(s)[1]
+
+
+def test_only_line_feeds_end_a_row_of_csv(tmp_path):
+  picture(tmp_path / "a.png")
+  lines = ["one\u2028two", "a\x0cb", "c\x85d", '"e\u2029f"', "g\x1dh"]
+  write_csv(tmp_path, "file_name,text", *(f"a.png,{line}" for line in lines))
+  assert texts(source(tmp_path, pairs="to_text")) == [line.strip('"') for line in lines]
+
+
+def test_rows_of_json_lines_may_differ(tmp_path):
+  for name in "abc":
+    picture(tmp_path / f"{name}.png", ord(name))
+  rows = [
+      "oops", {"file_name": "a.png", "text": "one"}, {"file_names": ["a.png", "b.png"], "caption": "two"},
+      {"file_name": "c.png", "more_file_name": None, "text": "", "caption": "three"},
+  ]  # fmt: skip
+  (tmp_path / "metadata.jsonl").write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows))
+  s = source(tmp_path)
+  kinds = [d and d.kind for d in s]
+  assert kinds == [None, "caption_to_image", "image_to_caption", "interleaved", "caption_to_image", "image_to_caption"]
+  assert [len(s.row(r)) for r in range(4)] == [1, 2, 1, 2] and s.remarks.counts == {} and ImageFolder.recognise(tmp_path)
+
+
+def test_an_edit_without_its_outcome_is_bad(tmp_path):
+  picture(tmp_path / "a.png")
+  rows = [{"source_file_name": "a.png", "text": "turn it", "target_file_name": t} for t in ("a.png", None)]
+  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  s = source(tmp_path)
+  assert [d and d.kind for d in s] == ["edit", None] and "target_file_name" in rejected(s)[0]
+  with pytest.raises(BadRequest, match="leave out --pairs"):
+    source(tmp_path, pairs="to_text")
+
+
+def test_a_table_above_the_splits_folders(tmp_path):
+  for split in ("train", "test"):
+    picture(tmp_path / split / "a.png")
+  write_csv(tmp_path, "file_name,text", "train/a.png,one", "./test/a.png,two", "train/../test/a.png,three")
+  s = source(tmp_path, pairs="to_text")
+  assert texts(s) == ["one"] and [*s.remarks.counts.values()] == [2] and ImageFolder.recognise(tmp_path)
+  s = source(tmp_path, pairs="to_text", split="test")
+  assert texts(s) == ["two", None] and s.layout.place(1)[1] == "line 4"
+  picture(tmp_path / "val" / "a.png")
+  with pytest.raises(BadRequest, match="no row of .* names a picture in val/"):
+    source(tmp_path, split="val")
+
+
+def test_folders_of_other_layouts_are_no_classes(tmp_path):
+  for n in ("train2017", "val2017"):
+    picture(tmp_path / "coco" / n / "1.png")
+    picture(tmp_path / "bare" / n / "1.png")
+    picture(tmp_path / "edits" / n / "1.png")
+    (tmp_path / "edits" / n / "prompt.json").write_text("{}")
+  (tmp_path / "coco" / "annotations").mkdir()
+  (tmp_path / "bare" / "rows.jsonl").write_text("{}")
+  assert not any(ImageFolder.recognise(tmp_path / n) for n in ("coco", "bare", "edits"))
+
+
+def test_links_lead_in_no_circle(tmp_path):
+  for name in ("cat/1.png", "dog/2.png"):
+    picture(tmp_path / name)
+  (tmp_path / "cat" / "up").symlink_to(tmp_path)
+  assert texts(source(tmp_path, pairs="to_text")) == ["cat", "dog"]
+
+
+def test_what_changes_the_rows_changes_the_fingerprint(tmp_path):
+  picture(tmp_path / "train" / "a.png")
+  write_csv(tmp_path / "train", "file_name,text", "a.png,x")
+  before = source(tmp_path).identity
+  assert source(tmp_path).identity == before
+  write_csv(tmp_path / "train", "file_name,text", "a.png,xy")
+  assert source(tmp_path).identity != before
+
+
 def test_rows_of_csv_are_those_of_its_reader(tmp_path):
   import csv
   import io
 
   rng = np.random.default_rng(0)
-  pieces = ["a", ",", '"', "\n", "\r\n", "é", " ", "", "x\ty"]
+  pieces = ["a", ",", '"', "\n", "\r\n", "é", " ", "", "x\ty", "\u2028", "\x0b"]
   rows = [["".join(rng.choice(pieces, 5)) for _ in range(3)] for _ in range(200)]
   buffer = io.StringIO(newline="")
   csv.writer(buffer).writerows([["p", "q", "r"], *rows])

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from orthus_jax.data.documents import Text
-from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
-from orthus_jax.data.sources.local_pictures import local_picture
-from orthus_jax.data.sources.tables import Table, open_table
-from orthus_jax.data.sources.tar_samples import PICTURES
+from orthus_jax.data.sources import picture_columns
+from orthus_jax.data.sources.classes import Classes, few_classes, is_picture
+from orthus_jax.data.sources.folders import walk
+from orthus_jax.data.sources.layout import Draft, Layout, Options, pair, pair_count
+from orthus_jax.data.sources.picture_columns import Names
+from orthus_jax.data.sources.table_kinds import KINDS, columns_of, open_table
+from orthus_jax.data.sources.tables import Table
 from orthus_jax.data.sources.text_columns import choose, words
 from orthus_jax.errors import BadRequest
 
-_METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
-_GIVEN = ("input", "source", "original", "before")
-_ASKED = ("output", "target", "edited", "after")
+_METADATA = tuple(f"metadata{kind}" for kind in KINDS)
 
 
 class ImageFolder(Layout):
@@ -35,60 +33,52 @@ class ImageFolder(Layout):
       a.jpg,A caption.
     DIR/a.jpg
 
-    Other names of pictures: file_names, NAME_file_name, NAME_file_names. Or, without a table:
+    Other names of pictures: file_names, NAME_file_name, NAME_file_names; input_file_name and output_file_name are an edit.
+    Or, without a table:
     DIR/cat/a.jpg        the folder's name is the text
 """
   takes = frozenset({"text", "annotations", "split", "pairs"})
 
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
-    self._root = _split_folder(self.path, options.split)
-    files = [self._root / options.annotations] if options.annotations else _tables(self._root)
-    if options.annotations and not files[0].is_file():
-      raise BadRequest(f"there is no {str(files[0])!r}")
-    if options.annotations and files[0].suffix.lower() not in (".csv", ".jsonl", ".parquet"):
-      raise BadRequest(f"{files[0]} is no table that is known: give a .csv, .jsonl or .parquet file")
-    self._tables = [open_table(file) for file in files]
-    self._folders = [file.parent for file in files]
-    self._ends = np.cumsum([len(t) for t in self._tables]) if files else np.zeros(0, np.int64)
-    self._classes: list[tuple[str, str]] = []  # of pictures without a table: folder and name
+    root = _split_folder(self.path, options.split)
+    files, within = _tables(self.path, root, options.annotations)
+    self._names = [Names(file.parent, within) for file in files]
+    self._tables = [open_table(f, n.note, picture_columns.is_name) for f, n in zip(files, self._names)]
+    self._classes = Classes(root, self.remarks, self.broken) if not files else None
+    self._files = files
+    if self._classes is not None:
+      if not len(self._classes):
+        raise BadRequest(
+            f"{str(self.path)!r} holds neither metadata.csv, .jsonl or .parquet nor folders of pictures: give one that does"
+        )
+      return
     for file, table in zip(files, self._tables):
       _check(file, table)
       self.broken += getattr(table, "broken", [])
-    chosen = [choose(t.columns, options.text, f, _is_name) for f, t in zip(files, self._tables)]
+    chosen = [choose(t.columns, options.text, f, picture_columns.is_name) for f, t in zip(files, self._tables)]
     self._text = tuple(dict.fromkeys(c for columns in chosen for c in columns))
-    self._find_pictures()
-    if not files and not self._classes:
-      raise BadRequest(
-          f"{str(self.path)!r} holds neither metadata.csv, .jsonl or .parquet nor folders of pictures: give a folder that does"
-      )
+    self._ends = np.cumsum([len(t) for t in self._tables])
+    notes = np.concatenate([t.notes for t in self._tables])
+    self._rows = np.flatnonzero(notes != picture_columns.ELSEWHERE)
+    if away := len(notes) - len(self._rows):
+      self.remarks.add("rows passed over whose pictures lie in other splits' folders", files[0].name, away)
+    if not len(self._rows):
+      raise BadRequest(f"no row of {files[0]} names a picture in {within}/; choose others by --split")
+    single = notes[self._rows] == picture_columns.SINGLE
+    if options.pairs != "both" and not single.any():
+      raise BadRequest(f"the rows of {files[0]} have more than a picture, and make no pairs: leave out --pairs")
+    self._drafts = np.where(single, pair_count(options.pairs), 1).astype(np.int8)
+    self._count_unnamed(root)
 
-  def _find_pictures(self) -> None:
-    """Pictures of classes where there is no table; otherwise counts those without a row."""
-    named = np.unique(np.array([_hash(n) for n in self._all_names()], np.uint64))
-    for folder, folders, names in os.walk(self._root, followlinks=True):
-      folders[:] = sorted(f for f in folders if not f.startswith("."))
-      shown = sorted(n for n in names if n.rpartition(".")[2].lower() in PICTURES and not n.startswith("."))
-      if self._tables:
-        files = [os.path.join(folder, n) for n in shown]
-        known = np.isin(np.array([_hash(f) for f in files], np.uint64), named)
-        for file in (f for f, k in zip(files, known) if not k):
-          self.remarks.add("pictures without a row", os.path.relpath(file, self.path))
-      elif Path(folder) != self._root:
-        self._classes += [(folder, n) for n in shown]
-      else:
-        for n in shown:
-          self.remarks.add("pictures passed over that lie in no class's folder", n)
-
-  def _all_names(self) -> list[str]:
-    names = []
-    for table, folder in zip(self._tables, self._folders):
-      for row in range(len(table)):
-        try:
-          names += [str(f) for fs in _pictures(table.row(row), folder).values() for f in fs]
-        except BadRequest:
-          pass  # told of when the row is read
-    return names
+  def _count_unnamed(self, root: Path) -> None:
+    named = np.unique(np.concatenate([n.take() for n in self._names]))
+    for folder, _, names in walk(root, self.broken):
+      files = [os.path.join(folder, n) for n in sorted(names) if is_picture(n)]
+      seen = np.array([picture_columns.key(f) for f in files], np.int64)
+      at = np.minimum(np.searchsorted(named, seen), len(named) - 1)
+      for i in np.flatnonzero(named[at] != seen) if len(named) else range(len(files)):
+        self.remarks.add("pictures without a row", os.path.relpath(files[i], self.path))
 
   @classmethod
   def recognise(cls, path: Path) -> str:
@@ -96,64 +86,64 @@ class ImageFolder(Layout):
       return ""
     try:
       root = _split_folder(path, "train")
-      files = _tables(root)
+      files, _ = _tables(path, root, "")
       if files:
-        table = open_table(files[0])
-        return f"{files[0].relative_to(path)} has a column {names[0]}" if (names := _names(table.columns)) else ""
+        columns = [c for c in columns_of(files[0]) if picture_columns.is_name(c)]
+        return f"{files[0].relative_to(path)} has a column {columns[0]}" if columns else ""
+      found = few_classes(root)
     except (BadRequest, OSError):
       return ""
-    folders = [f for f in sorted(root.iterdir())[:1000] if f.is_dir() and not f.name.startswith(".")]
-    classes = [f.name for f in folders if any(p.name.rpartition(".")[2].lower() in PICTURES for p in _some(f))]
-    return f"folders of pictures: {', '.join(classes[:3])}{', …' if len(classes) > 3 else ''}" if len(classes) > 1 else ""
+    return f"folders of pictures: {', '.join(found[:3])}{', …' if len(found) > 3 else ''}" if found else ""
 
   def __len__(self) -> int:
-    return int(self._ends[-1]) if len(self._ends) else len(self._classes)
+    return len(self._rows) if self._classes is None else len(self._classes)
 
   @property
-  def drafts_per_row(self) -> int:
-    single = not self._tables or all(_names(t.columns) == ["file_name"] for t in self._tables)
-    return pair_count(self.options.pairs) if single else 1
+  def drafts_per_row(self) -> int | np.ndarray:
+    if self._classes is not None:
+      return pair_count(self.options.pairs)
+    return self._drafts
+
+  def row_files(self) -> Iterable[Path]:
+    return self._files if self._classes is None else self._classes.folders
 
   def _at(self, row: int) -> tuple[int, int]:
-    table = int(np.searchsorted(self._ends, row, side="right"))
-    return table, row - (int(self._ends[table - 1]) if table else 0)
+    at = int(self._rows[row])
+    table = int(np.searchsorted(self._ends, at, side="right"))
+    return table, at - (int(self._ends[table - 1]) if table else 0)
 
   def place(self, row: int) -> tuple[str, str]:
-    if not self._tables:
-      folder, name = self._classes[row]
-      return folder, name
+    if self._classes is not None:
+      return self._classes.place(row)
     table, at = self._at(row)
     return self._tables[table].place(at)
 
   def drafts(self, row: int) -> Sequence[Draft]:
-    if not self._tables:
-      one = Path(*self._classes[row])
+    if self._classes is not None:
+      one = Path(*self._classes.place(row))
       named = one.relative_to(self.path).as_posix()
       return pair(one.parent.name.replace("_", " "), one, self.options.pairs, name=named)
     number, at = self._at(row)
-    table, folder = self._tables[number], self._folders[number]
+    table = self._tables[number]
     record = table.row(at)
-    pictures = _pictures(record, folder)
+    shown = picture_columns.pictures(record, self._files[number].parent)
     text = words(record, self._text)
-    if sum(map(len, pictures.values())) == 0:
-      raise BadRequest("it names no picture")
-    file, record_name = table.place(at)
-    name = f"{Path(file).relative_to(self.path).as_posix()}:{record_name.split()[-1]}"
-    meta = {k: v for k, v in record.items() if k not in self._text and not _is_name(k)}
-    if list(pictures) == ["file_name"]:
-      return pair(text, pictures["file_name"][0], self.options.pairs, name=name, meta=meta)
-    asked = [c for c in pictures if c.lower().startswith(_ASKED)]
-    if len(asked) == 1 and len(pictures[asked[0]]) == 1 and any(c.lower().startswith(_GIVEN) for c in pictures):
-      given = [Picture(f) for c, fs in pictures.items() if c != asked[0] for f in fs]
-      return (Draft((*given, Text(text), Picture(pictures[asked[0]][0], learn=True)), name, "edit", meta),)
-    shown = [Picture(f) for fs in pictures.values() for f in fs]
-    return (Draft((*shown, Text(text, learn=True)), name, "interleaved", meta),)
+    file, line = table.place(at)
+    name = f"{Path(file).relative_to(self.path).as_posix()}:{line.split()[-1]}"
+    meta = {k: v for k, v in record.items() if k not in self._text and not picture_columns.is_name(k)}
+    if list(shown) == ["file_name"]:
+      return pair(text, shown["file_name"][0], self.options.pairs, name=name, meta=meta)
+    kind, segments = picture_columns.arranged(shown, text, table.columns)
+    return (Draft(segments, name, kind, meta),)
 
   def fields(self) -> Mapping[str, str]:
-    if not self._tables:
+    if self._classes is not None:
       return {"(folder)": "the text", "(file)": "the picture"}
-    table = self._tables[0]
-    return {c: "a picture's name" if _is_name(c) else "the text" if c in self._text else "kept beside" for c in table.columns}
+
+    def word(column: str) -> str:
+      return "a picture's name" if picture_columns.is_name(column) else "the text" if column in self._text else "kept beside"
+
+    return {c: word(c) for c in self._tables[0].columns}
 
 
 def _split_folder(path: Path, split: str) -> Path:
@@ -168,68 +158,48 @@ def _split_folder(path: Path, split: str) -> Path:
   return path
 
 
-def _tables(root: Path) -> list[Path]:
-  """Where the rows are: in the folder itself, else in its folders.
+def _tables(path: Path, root: Path, annotations: str) -> tuple[list[Path], str]:
+  """The files of rows, and the folder in theirs whose pictures are wanted, if not all.
+
+  Args:
+    path: the layout's place.
+    root: the folder of the split, which may be the same.
+    annotations: the file that the user names.
 
   Raises:
-    BadRequest: two kinds of table lie in one folder.
+    BadRequest: two kinds of table lie in one folder, or the file isn't there.
   """
-  for folders in ([root], sorted(p for p in root.iterdir() if p.is_dir())):
-    found = []
-    for folder in folders:
-      here = [folder / name for name in _METADATA if (folder / name).is_file()]
-      if len(here) > 1:
-        raise BadRequest(f"{folder} holds both {here[0].name} and {here[1].name}: keep one, or choose it by --annotations")
-      found += here
-    if found:
-      return found
-  return []
+  within = "" if root == path else root.name
+  if annotations:
+    file = next((f / annotations for f in (root, path) if (f / annotations).is_file()), None)
+    if file is None:
+      raise BadRequest(f"there is no {str(root / annotations)!r}")
+    if file.suffix.lower() not in KINDS:
+      raise BadRequest(f"{file} is no table that is known: give a .csv, .jsonl or .parquet file")
+    return [file], within if file.parent == path else ""
+  if found := _metadata([root]) or _metadata(sorted(p for p in root.iterdir() if p.is_dir())):
+    return found, ""
+  return (_metadata([path]), within) if within else ([], "")
+
+
+def _metadata(folders: Iterable[Path]) -> list[Path]:
+  found = []
+  for folder in folders:
+    here = [folder / name for name in _METADATA if (folder / name).is_file()]
+    if len(here) > 1:
+      raise BadRequest(f"{folder} holds both {here[0].name} and {here[1].name}: keep one, or choose it by --annotations")
+    found += here
+  return found
 
 
 def _check(file: Path, table: Table) -> None:
-  if not _names(table.columns):
+  named = [c for c in table.columns if picture_columns.is_name(c)]
+  if not named:
     raise BadRequest(
         f"{file} has no column file_name, NAME_file_name or file_names; its columns are {', '.join(table.columns)}"
         " (a table with pictures in it is read by --source=parquet, our own rows by --source=jsonl)"
     )
   if "image" in table.columns:
     raise BadRequest(
-        f"{file} has a column image beside {_names(table.columns)[0]}, which Hugging Face's loader takes for the picture:"
-        " rename or drop it"
+        f"{file} has a column image beside {named[0]}, which Hugging Face's loader takes for the picture: rename or drop it"
     )
-
-
-def _is_name(column: str) -> bool:
-  return column in ("file_name", "file_names") or column.endswith(("_file_name", "_file_names"))
-
-
-def _names(columns: Sequence[str]) -> list[str]:
-  return [c for c in columns if _is_name(c)]
-
-
-def _pictures(record: Mapping[str, Any], folder: Path) -> dict[str, list[Path]]:
-  """Pictures by column, in the columns' order.
-
-  Raises:
-    BadRequest: one is no path inside the folder.
-  """
-  out = {}
-  for column in _names(list(record)):
-    value = record[column]
-    if column.endswith("file_names"):
-      if not isinstance(value, list):
-        raise BadRequest(f"its {column} must be a list of paths, got {value!r}")
-      out[column] = [local_picture(folder, v, what=f"its {column}") for v in value]
-    elif value not in (None, ""):
-      out[column] = [local_picture(folder, value, what=f"its {column}")]
-  return out
-
-
-def _hash(name: str) -> int:
-  digest = hashlib.blake2b(os.path.normpath(name).encode(errors="surrogateescape"), digest_size=8)
-  return int.from_bytes(digest.digest(), "big")
-
-
-def _some(folder: Path) -> list[os.DirEntry]:
-  with os.scandir(folder) as entries:
-    return [e for e, _ in zip(entries, range(100))]

@@ -9,7 +9,7 @@ import numpy as np
 
 from orthus_jax.data.sources.layout import Draft, Layout, Options, pair, pair_count
 from orthus_jax.data.sources.parquet import parquet_files, picture
-from orthus_jax.data.sources.tables import Parquet
+from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.data.sources.text_columns import choose, words
 from orthus_jax.errors import BadRequest
 

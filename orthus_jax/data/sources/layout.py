@@ -7,7 +7,7 @@ more than their places in memory, and reads one when it is asked for. `source.La
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import hashlib
 import os
@@ -129,11 +129,14 @@ class Layout(abc.ABC):
       OSError: its file can't be read now.
     """
 
+  def row_files(self) -> Iterable[Path]:
+    """The files that hold the rows: those at its place, if the layout knows no better."""
+    return [self.path] if self.path.is_file() else [Path(e) for e in os.scandir(self.path) if e.is_file()]
+
   def fingerprint(self) -> str:
-    """Tells whether the data is still what it was, by names, sizes and times of the files at its place; not of those below."""
-    files = [self.path] if self.path.is_file() else [e for e in os.scandir(self.path) if e.is_file()]
+    """Tells whether the data is still what it was, by names, sizes and times of the files that hold the rows."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, size, time in sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files):
+    for name, size, time in sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.row_files()):
       digest.update(f"{name}\0{size}\0{time}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 

@@ -10,7 +10,7 @@ from typing import Any
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
 from orthus_jax.data.sources.local_pictures import local_picture
-from orthus_jax.data.sources.tables import Parquet
+from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.data.sources.text_columns import choose, words
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest

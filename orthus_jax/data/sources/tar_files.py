@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-import os
 from pathlib import Path
 import re
 
+from orthus_jax.data.sources.folders import walk
 from orthus_jax.data.sources.remarks import Remarks, printable
 from orthus_jax.errors import BadRequest
 
@@ -35,7 +34,7 @@ def find(path: Path, remarks: Remarks, broken: list[tuple[str, str, str]]) -> li
   if path.is_file():
     return [path]
   files: list[Path] = []
-  for folder, folders, names in _walk(path, broken):
+  for folder, folders, names in walk(path, broken):
     shards = {stem(name): name for name in names if stem(name)}
     for name in sorted([*names, *(f for f in folders if f.startswith("."))]):
       file = Path(folder, name)
@@ -53,21 +52,6 @@ def find(path: Path, remarks: Remarks, broken: list[tuple[str, str, str]]) -> li
   if not files:
     raise BadRequest(f"there is no tar file at {str(path)!r}; give one, or a folder that holds some")
   return sorted(files)
-
-
-def _walk(path: Path, broken: list[tuple[str, str, str]]) -> Iterator[tuple[str, list[str], list[str]]]:
-  been = set()
-
-  def fail(e: OSError) -> None:
-    broken.append((str(e.filename), "all of it", f"the folder can't be read: {e.strerror}"))
-
-  for folder, folders, names in os.walk(path, followlinks=True, onerror=fail):
-    if (here := os.path.realpath(folder)) in been:  # links may lead in a circle
-      folders.clear()
-      continue
-    been.add(here)
-    yield folder, folders, names
-    folders[:] = [f for f in folders if not f.startswith(".")]
 
 
 def _count_failed(file: Path, inside: str, remarks: Remarks) -> None:
