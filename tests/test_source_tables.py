@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from orthus_jax.data import retrying
 from orthus_jax.data.documents import Image, Text
+from orthus_jax.data.sources import row_groups
 from orthus_jax.data.sources.coco import Coco
 from orthus_jax.data.sources.imagefolder import ImageFolder
 from orthus_jax.data.sources.img2dataset import Img2dataset
@@ -112,6 +114,91 @@ def test_tables_that_do_not_fit_are_refused(tmp_path):
   assert len(s) == 2 and s.bad.distinct == 2 and {Path(f).name for f, _, _ in s.layout.broken} == {"b.parquet", "c.parquet"}
 
 
+def test_pictures_by_other_names_and_edits(tmp_path):
+  one, two = ({"bytes": png(n), "path": None} for n in (1, 2))
+  s = source(ParquetTable, table(tmp_path / "photo" / "a.parquet", [{"photo": one, "text": "x"}]), pairs="to_text")
+  assert shape(s[0]) == [(1, False), ("x", True)]
+  rows = [
+      {"original_image": one, "edit_prompt": "be 2", "edited_image": two, "text": "not this"},
+      {"original_image": one, "edit_prompt": "be 2", "edited_image": None, "text": "x"},
+  ]
+  s = source(ParquetTable, table(tmp_path / "edit" / "a.parquet", rows))
+  assert shape(s[0]) == [(1, False), ("be 2", False), (2, True)] and s[0].kind == "edit" and s[1] is None
+  assert "its edited_image is empty" in reasons(s)[0]
+  with pytest.raises(BadRequest, match="leave out --pairs"):
+    ParquetTable(tmp_path / "edit", Options(pairs="to_text"))
+  turns = [{"user": "q", "assistant": "a"}]
+  cauldron = table(tmp_path / "turns" / "a.parquet", [{"images": [one], "texts": turns}, {"images": [None], "texts": turns}])
+  assert not any(c.recognise(cauldron) for c in ALL)
+  with pytest.raises(BadRequest, match="no column for a picture"):
+    ParquetTable(cauldron)
+
+
+def test_texts_may_be_lists_or_dictionaries(tmp_path):
+  t = pa.table({"image": [png(1)] * 3, "caption": [["", "b"], None, []], "kind": pa.array(list("xyz")).dictionary_encode()})
+  (tmp_path / "a").mkdir()
+  pyarrow.parquet.write_table(t, tmp_path / "a" / "a.parquet")
+  s = source(ParquetTable, tmp_path / "a", pairs="to_text")
+  assert [d and shape(d)[1] for d in s] == [("b", True), None, None] and s[0].meta == {"kind": "x"}
+  assert shape(source(ParquetTable, tmp_path / "a", pairs="to_text", text=("kind",))[1])[1] == ("y", True)
+
+
+def test_splits_of_parquet_files(tmp_path):
+  for name in ("train-00000-of-00002", "train-00001-of-00002", "more", "val/a", "test-00000-of-00001"):
+    table(tmp_path / f"data/{name}.parquet", [{"image": png(), "text": name}])
+
+  def names(**options):
+    return sorted(d.texts[0].text for d in source(ParquetTable, tmp_path, pairs="to_text", **options))
+
+  assert names() == ["more", "train-00000-of-00002", "train-00001-of-00002"]
+  assert names(split="validation") == ["val/a"] and names(split="test") == ["test-00000-of-00001"]
+  assert source(ParquetTable, tmp_path).remarks.counts == {"files of other splits passed over": 2}
+  with pytest.raises(BadRequest, match="no file of the split 'dev2'"):
+    ParquetTable(tmp_path, Options(split="dev2"))
+  assert [len(ParquetTable(tmp_path / "data" / n)) for n in ("val", "test-00000-of-00001.parquet")] == [1, 1]
+
+
+def test_a_column_less_costs_no_file_unless_it_is_needed(tmp_path):
+  table(tmp_path / "a.parquet", [{"image": png(1), "text": "x", "score": 1.0}])
+  table(tmp_path / "b.parquet", [{"text": "y", "image": png(2)}, {"text": "z", "image": png(2)}])
+  table(tmp_path / "c.parquet", [{"text": "no picture"}])
+  s = source(ParquetTable, tmp_path, pairs="to_text")
+  assert [shape(d)[1][0] for d in s] == ["x", "y", "z"] and s[0].meta == {"score": 1.0} and s[1].meta == {}
+  assert s.layout.place(2) == (str(tmp_path / "b.parquet"), "row 1") and "no column image" in s.layout.broken[0][2]
+  before = s.identity
+  table(tmp_path / "b.parquet", [{"text": "other", "image": png(2)}])
+  assert source(ParquetTable, tmp_path, pairs="to_text").identity != before
+
+
+def test_what_can_be_read_of_a_damaged_file_is(tmp_path):
+  rows = [{"image": png(1), "text": f"text {i:04} {'x' * 200}"} for i in range(400)]
+  table(tmp_path / "a.parquet", rows, row_group_size=200, compression="none", use_dictionary=False, data_page_size=2048)
+  data = bytearray((tmp_path / "a.parquet").read_bytes())
+  at = data.index(b"text 0100") - 40
+  data[at : at + 40] = b"\xff" * 40
+  (tmp_path / "a.parquet").write_bytes(data)
+  s = LayoutSource(ParquetTable(tmp_path, Options(pairs="to_text")), resolution=8, max_bad_share=1.0)
+  good = [i for i, d in enumerate(s) if d]
+  assert set(range(200, 400)) < set(good) and 0 in good and s.bad.distinct == 400 - len(good) > 0
+  assert all(s[i].texts[0].text == rows[i]["text"] for i in (0, 399, 200))
+  assert all(r.startswith("it can't be read: ") for r in reasons(s))
+
+
+def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
+  table(tmp_path / "a.parquet", [{"image": png(1), "text": str(i)} for i in range(200)])
+  layout = ParquetTable(tmp_path, Options(pairs="to_text"))
+  layout.drafts(0)
+  failing, real = iter([OSError(5, "Input/output error")]), row_groups._opened
+  monkeypatch.setattr(row_groups, "_opened", lambda f: _raise(e) if (e := next(failing, None)) else real(f))
+  monkeypatch.setattr(retrying, "_WAITS", (0.0,))
+  layout = pickle.loads(pickle.dumps(layout))
+  assert [layout.drafts(i)[0].segments[1].text for i in (0, 150, 3)] == ["0", "150", "3"] and next(failing, None) is None
+
+
+def _raise(e: Exception):
+  raise e
+
+
 def test_img2datasets_parquet(tmp_path):
   row = dict(url="u", width=8, height=8, original_width=8, original_height=8, exif="{}", sha256="0")
   rows = [
@@ -124,6 +211,7 @@ def test_img2datasets_parquet(tmp_path):
   s = source(Img2dataset, folder, pairs="to_text")
   assert len(s) == 2 and shape(s[0]) == [(1, False), ("a cat", True)] and s[0].id == "000000000:to_text"
   assert s[1] is None and "no text in caption" in reasons(s)[0]
+  assert s.remarks.lines()[0].endswith("(000000002: 404)")
   assert s.remarks.counts == {"rows that img2dataset couldn't fetch (failed_to_download)": 1}
   side = table(tmp_path / "side" / "00000.parquet", [{k: v for k, v in r.items() if k != "jpg"} for r in rows])
   (side / "00000.tar").write_bytes(b"")

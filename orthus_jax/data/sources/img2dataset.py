@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
+from orthus_jax.data.sources import parquet_schemas
 from orthus_jax.data.sources.layout import Draft, Layout, Options, pair, pair_count
-from orthus_jax.data.sources.parquet import parquet_files, picture
+from orthus_jax.data.sources.parquet import first_parquet, parquet_files, picture
 from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.data.sources.text_columns import choose, words
 from orthus_jax.errors import BadRequest
@@ -33,49 +34,48 @@ class Img2dataset(Layout):
 
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
-    files = parquet_files(self.path)
-    self._table = Parquet(files)
-    self.broken += self._table.broken
-    columns = self._table.columns
+    self._files = parquet_files(self.path, self.broken)
+    self._table = Parquet(self._files)
+    columns, file = self._table.columns, self._files[0]
     encodings = [c for c in _ENCODINGS if c in columns]
-    if not encodings or "key" not in columns:
-      tars = any(f.with_suffix(".tar").is_file() for f in files)
+    if missing := ["key"] * ("key" not in columns) + [" or ".join(_ENCODINGS)] * (not encodings):
+      tars = any(f.with_suffix(".tar").is_file() for f in self._files)
       more = "; beside tar files it only lists them: use --source=webdataset" if tars else ""
-      raise BadRequest(
-          f"{files[0]} has no column of pictures called {', '.join(_ENCODINGS)} and no key; its columns are"
-          f" {', '.join(columns)}{more}"
-      )
+      raise BadRequest(f"{file} has no column {' and no '.join(missing)}; its columns are {', '.join(columns)}{more}")
     self._encoding = encodings[0]
-    self._text = choose(columns, options.text, files[0], lambda c: c in _OWN or c in _ENCODINGS)
+    no_text = parquet_schemas.no_text(self._table.types)
+    self._text = choose(columns, options.text, file, lambda c: c in (*_OWN, *_ENCODINGS) or no_text(c))
+    needed = [self._encoding, "key"]
+    kept = [c for c in columns if c in (*needed, *self._text) or not no_text(c)]
+    self._table.select(kept, needed)
     self._rows = self._fetched()
-    self._table.select([c for c in columns if c not in encodings[1:]])
+    self.broken += self._table.broken
 
   def _fetched(self) -> np.ndarray:
-    """The rows that have a picture."""
-    if "status" not in self._table.columns:
-      return np.arange(len(self._table))
-    self._table.select(["status", "key"])
-    good = []
-    for row in range(len(self._table)):
-      record = self._table.row(row)
-      if record["status"] == "success":
-        good.append(row)
-      else:
-        self.remarks.add(f"rows that img2dataset couldn't fetch ({record['status']})", str(record["key"]))
-    if not good:
-      raise BadRequest(f"img2dataset fetched none of the {len(self._table)} pictures of {self.path}")
-    return np.asarray(good)
+    """The rows that have a picture; those that can't be read now are told of when they are asked for."""
+    good = np.ones(len(self._table), bool)
+    for first, batch in self._table.batches(["status", "key", "error_message"]):
+      records = batch.to_pylist() if "status" in batch.schema.names else ()
+      for i, record in enumerate(records):
+        if record["status"] not in ("success", None):
+          good[first + i] = False
+          why = f": {record['error_message']}" if record.get("error_message") else ""
+          self.remarks.add(f"rows that img2dataset couldn't fetch ({record['status']})", f"{record['key']}{why}")
+    if not good.any():
+      raise BadRequest(f"img2dataset fetched none of the {len(good)} pictures of {self.path}")
+    return np.flatnonzero(good)
 
   @classmethod
   def recognise(cls, path: Path) -> str:
     try:
-      table = Parquet(parquet_files(path)[:1])
+      columns = Parquet([first_parquet(path)]).columns
     except (BadRequest, OSError):
       return ""
-    found = [c for c in _ENCODINGS if c in table.columns]
-    if not found or not {"key", "status"} <= set(table.columns):
-      return ""
-    return f"Parquet rows with a key, a status and a picture in {found[0]}"
+    found = [c for c in _ENCODINGS if c in columns]
+    return f"Parquet rows with a key, a status and a picture in {found[0]}" if found and {"key", "status"} <= {*columns} else ""
+
+  def row_files(self) -> Sequence[Path]:
+    return self._files
 
   def __len__(self) -> int:
     return len(self._rows)

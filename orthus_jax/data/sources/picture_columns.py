@@ -54,6 +54,12 @@ def pictures(record: Mapping[str, Any], folder: Path) -> dict[str, list[Path]]:
   return {c: [local_picture(folder, v, what=f"its {c}") for v in values] for c, values in names(record).items()}
 
 
+def roles(columns: Sequence[str]) -> tuple[list[str], list[str]]:
+  """Columns of pictures that an edit is given, and of those that it is asked for, by their names: input…, output…, …."""
+  lower = [(c, c.lower()) for c in columns]
+  return [c for c, low in lower if low.startswith(_GIVEN)], [c for c, low in lower if low.startswith(_ASKED)]
+
+
 def arranged(shown: Mapping[str, Sequence[Path]], text: str, columns: Iterable[str]) -> tuple[str, tuple[Text | Picture, ...]]:
   """The kind of a document of several pictures, and its segments.
 
@@ -65,8 +71,7 @@ def arranged(shown: Mapping[str, Sequence[Path]], text: str, columns: Iterable[s
   Raises:
     BadRequest: an edit has no picture that is given, or none that is asked for.
   """
-  named = [c for c in columns if is_name(c)]
-  given, asked = (tuple(c for c in named if c.lower().startswith(starts)) for starts in (_GIVEN, _ASKED))
+  given, asked = roles([c for c in columns if is_name(c)])
   if not (given and asked):
     return "interleaved", (*(Picture(f) for files in shown.values() for f in files), Text(text, learn=True))
   if not (any(c in shown for c in given) and any(c in shown for c in asked)):

@@ -106,14 +106,14 @@ class Parquet(Table):
     self.notes = np.array([noted(note, self.row, row) for row in range(len(self))], np.int8)
     self.select(wanted)
 
-  def values(self, column: str) -> Iterator[tuple[int, Any]]:
-    """A column's values, as arrays with the row at which each begins; what can't be read is left out."""
+  def batches(self, columns: Sequence[str]) -> Iterator[tuple[int, Any]]:
+    """All rows with some columns, as batches and the row at which each begins; what can't be read is left out."""
     wanted, row = self._wanted, 0
-    self.select([column])
+    self.select(columns)
     while row < len(self):
       try:
         first, batch = self._read(row)
-        yield first, batch.column(0)
+        yield first, batch
         row = first + len(batch)
       except BadRequest:
         row = int(self._ends[np.searchsorted(self._ends, row, side="right")])

@@ -13,7 +13,8 @@ USUAL = ("text", "caption", "captions", "prompt", "description", "sentence", "TE
 
 
 def choose(
-    columns: Sequence[str], asked: Sequence[str], file: Path, other: Callable[[str], bool] = lambda column: False
+    columns: Sequence[str], asked: Sequence[str], file: Path, other: Callable[[str], bool] = lambda column: False,
+    usual: Sequence[str] = (),
 ) -> tuple[str, ...]:
   """The columns that may hold the text, in order of preference.
 
@@ -22,12 +23,13 @@ def choose(
     asked: those that the user names; if none, the usual names are looked for, then a single column that is left.
     file: for messages.
     other: whether a column is known to be something else.
+    usual: names that are looked for ahead of the usual ones.
 
   Raises:
     BadRequest: none fits.
   """
   left = [c for c in columns if not other(c)]
-  found = [c for c in asked if c in columns] if asked else [c for c in USUAL if c in left]
+  found = [c for c in asked if c in columns] if asked else [c for c in (*usual, *USUAL) if c in left]
   found = found or (left if len(left) == 1 and not asked else [])
   if not found:
     wanted = f"called {', '.join(asked)}" if asked else "for the text, which is called text, caption or prompt"
