@@ -252,11 +252,13 @@ def test_coco(tmp_path):
   for n in range(2):
     picture(tmp_path / "train2017" / f"{n}.jpg", n + 1)
   content = {
-      "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)] + [{"id": 7, "file_name": "/x.jpg"}],
+      "images": [{"id": n, "file_name": f"{n}.jpg"} for n in range(3)]
+      + [{"id": 7, "file_name": "/x.jpg"}, {"id": 8, "file_name": "0.jpg"}, {"id": 8, "file_name": "1.jpg"}],
       "annotations": [
           {"id": 10, "image_id": 1, "caption": "one "}, {"id": 11, "image_id": 0, "caption": "zero"},
           {"id": 12, "image_id": 1, "caption": "two"}, {"id": 13, "image_id": 9, "caption": "lost"},
           {"id": 14, "image_id": 0, "caption": ""}, {"id": 15, "image_id": 7, "caption": "out"}, 3,
+          {"id": 16, "image_id": 8, "caption": "which"},
       ],
   }  # fmt: skip
   (tmp_path / "annotations").mkdir()
@@ -265,8 +267,18 @@ def test_coco(tmp_path):
   s = source(Coco, tmp_path, pairs="to_text")
   said = [[(2, False), ("one", True)], [(1, False), ("zero", True)], [(2, False), ("two", True)]]
   assert [d and shape(d) for d in s][:3] == said
-  assert s[0].id == "captions_train2017.json:10:to_text" and len(reasons(s)) == 4
-  assert s.remarks.counts == {"pictures without a caption": 1}
+  assert s[0].id == "captions_train2017.json:10:to_text" and len(reasons(s)) == 5
+  assert "is there twice" in reasons(s)[-1] and s.remarks.counts == {"pictures without a caption": 1}
+  with pytest.raises(BadRequest, match="0 of the split 'test' among captions_train2017.json, captions_val2017.json"):
+    Coco(tmp_path, Options(split="test"))
+  (tmp_path / "annotations" / "captions_val2017.json").unlink()
+  assert len(Coco(tmp_path)) == 8
+  with pytest.raises(BadRequest, match="0 of the split 'val'"):
+    Coco(tmp_path, Options(split="val"))
+  with pytest.raises(BadRequest, match="its annotations hold none"):
+    Coco(tmp_path / "train2017")
+  with pytest.raises(BadRequest, match="can't be read"):
+    Coco(tmp_path, Options(annotations="gone.json"))
   one = LayoutSource(Coco(tmp_path / "annotations" / "captions_train2017.json"), resolution=8)
   assert isinstance(one[0].segments[1], Image)
   (tmp_path / "instances.json").write_text(json.dumps({"images": [], "annotations": [{"bbox": 1}]}))

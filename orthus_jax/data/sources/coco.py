@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from orthus_jax.data.sources.layout import Draft, Layout, Options, pair, pair_count
 from orthus_jax.data.sources.local_pictures import local_picture
+from orthus_jax.data.sources.strings import Strings
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
+
+_UNKNOWN, _TWICE = -1, -2  # in the place of a picture's number
 
 
 class Coco(Layout):
@@ -33,6 +34,8 @@ class Coco(Layout):
     self._file = _captions(self.path, options)
     try:
       content = json.loads(self._file.read_bytes().decode("utf-8-sig"))
+    except OSError as e:
+      raise BadRequest(f"{self._file} can't be read: {e.strerror}") from e
     except (ValueError, RecursionError) as e:
       raise BadRequest(f"{self._file} isn't JSON: {e}") from e
     fields = content if isinstance(content, dict) else {}
@@ -44,21 +47,23 @@ class Coco(Layout):
       raise BadRequest(
           f"the annotations of {self._file} have no captions but {', '.join(captions[0])}: give captions_….json"
       )
-    names = {p["id"]: p.get("file_name") for p in pictures if isinstance(p, dict) and isinstance(p.get("id"), (int, str))}
-    # All in three arrays: a list of a million dicts takes a gigabyte, in each process that reads.
-    data, ends, self._numbers, order = bytearray(), array.array("q", [0]), array.array("i"), dict[Any, int]()
-    for caption in captions:
-      row = caption if isinstance(caption, dict) else {}
-      image = row.get("image_id") if isinstance(row.get("image_id"), (int, str)) else None
-      self._numbers.append(order.setdefault(image, len(order)) if image in names else -1)
-      data += json.dumps([row.get("id"), image, row.get("caption")]).encode()
-      ends.append(len(data))
-    self._data = bytes(data)
-    self._ends = np.array(ends, np.int64)
-    self._names = [names[i] for i in order]
+    names, twice = _names(pictures)
+    # All in a few buffers: a list of a million dicts takes a gigabyte, in each process that reads.
+    self._numbers, order = array.array("i"), dict[Any, int]()
+
+    def rows() -> Iterator[str]:
+      for caption in captions:
+        row = caption if isinstance(caption, dict) else {}
+        image = row.get("image_id") if isinstance(row.get("image_id"), (int, str)) else None
+        known = image in names and image not in twice
+        self._numbers.append(order.setdefault(image, len(order)) if known else _TWICE if image in twice else _UNKNOWN)
+        yield json.dumps([row.get("id"), image, row.get("caption")])
+
+    self._captions = Strings(rows())
+    self._names = Strings(json.dumps(names[i]) for i in order)
     self._pictures = options.pictures or self._folder()
-    if silent := len(names) - len(order):
-      first = next(n for i, n in names.items() if i not in order)
+    if silent := len(names) - len(order) - len(twice):
+      first = next(n for i, n in names.items() if i not in order and i not in twice)
       self.remarks.add("pictures without a caption", str(first), silent)
 
   def _folder(self) -> Path:
@@ -79,7 +84,10 @@ class Coco(Layout):
     return f"{file.name} has images and captions" if known and head.lstrip(b"\xef\xbb\xbf \n\r\t")[:1] == b"{" else ""
 
   def __len__(self) -> int:
-    return len(self._ends) - 1
+    return len(self._captions)
+
+  def row_files(self) -> Sequence[Path]:
+    return [self._file]
 
   @property
   def drafts_per_row(self) -> int:
@@ -89,17 +97,27 @@ class Coco(Layout):
     return str(self._file), f"caption {row}"
 
   def drafts(self, row: int) -> Sequence[Draft]:
-    begin, end = self._ends[row : row + 2].tolist()
-    number, image, caption = json.loads(self._data[begin:end])
-    if self._numbers[row] < 0:
-      raise BadRequest(f"it names the picture {image!r}, which isn't among images")
+    number, image, caption = json.loads(self._captions[row])
+    if (at := self._numbers[row]) < 0:
+      raise BadRequest(f"it names the picture {image!r}, which {'is there twice' if at == _TWICE else 'is not'} among images")
     check_text(caption)
-    picture = local_picture(self._pictures, self._names[self._numbers[row]], what="its file_name")
+    picture = local_picture(self._pictures, json.loads(self._names[at]), what="its file_name")
     name = f"{self._file.name}:{number if number is not None else row}"
     return pair(caption.strip(), picture, self.options.pairs, name=name, meta={"image_id": image})
 
   def fields(self) -> Mapping[str, Any]:
     return {"caption": "the text", "image_id": f"names a picture of {self._pictures}"}
+
+
+def _names(pictures: Sequence[Any]) -> tuple[dict[Any, Any], set[Any]]:
+  """Names of files by id, and ids that stand for several."""
+  names: dict[Any, Any] = {}
+  twice = set()
+  for p in pictures:
+    if isinstance(p, dict) and isinstance(p.get("id"), (int, str)):
+      if names.setdefault(p["id"], p.get("file_name")) != p.get("file_name"):
+        twice.add(p["id"])
+  return names, twice
 
 
 def _captions(path: Path, options: Options) -> Path:
@@ -113,8 +131,11 @@ def _captions(path: Path, options: Options) -> Path:
   if options.annotations:
     return path / options.annotations
   found = sorted([*path.glob("captions_*.json"), *path.glob("annotations/captions_*.json")]) if path.is_dir() else []
-  chosen = [f for f in found if f.stem.removeprefix("captions_").startswith(options.split)] if len(found) > 1 else found
+  chosen = [f for f in found if f.stem.removeprefix("captions_").startswith(options.split)]
+  if options.split == "train" and len(found) == 1:
+    chosen = found
   if len(chosen) != 1:
-    names = ", ".join(f.name for f in found) or "none"
-    raise BadRequest(f"{path} has captions_….json files: {names}; name one by --annotations")
+    names = ", ".join(f.name for f in found)
+    what = f"has {len(chosen)} of the split {options.split!r} among {names}" if found else "and its annotations hold none"
+    raise BadRequest(f"of files such as captions_train2017.json, {path} {what}; name one by --annotations")
   return chosen[0]
