@@ -248,6 +248,30 @@ def test_journeydb(tmp_path):
     JourneyDB(write_journey(tmp_path / "x", {"image": 1}))
 
 
+def test_journeydbs_splits_and_paths(tmp_path):
+  for name in ("train/imgs/005/a.png", "train/imgs/b.png", "test/imgs/c.png"):
+    picture(tmp_path / "data" / name, ord(name[-5]))
+  paths = ("./005/a.png", "/data/set/./imgs/005/a.png", "x/./imgs/b.png", "./imgs/b.png", "imgs/005/a.png", "/005/a.png", 3)
+  write_journey(tmp_path / "data" / "train", *({"img_path": p, "prompt": "x"} for p in paths))
+  (tmp_path / "data" / "train" / "train_anno.jsonl").rename(tmp_path / "data" / "train" / "train_anno_repath.jsonl")
+  write_journey(tmp_path / "data" / "train", {"img_path": "old", "prompt": "x"})
+  s = source(JourneyDB, tmp_path, pairs="to_text")
+  assert [d and d.images[0].pixels[0, 0, 0] for d in s] == [97, 97, 98, 98, 97, None, None] and len(reasons(s)) == 2
+  key = "Content Relevant Questions and Answers"
+  options = [["A: oil", "B: ink"], ["oil", "ink"], {"A": "oil", "B": "ink"}, None, ["A: oil"], {"A": 1}]
+  answers = ["B", "B", "ink", "ink", "B", 3]
+  rows = [{"Task3": {key: [{"Question": "?", "Options": o, "Answer": a}]}} for o, a in zip(options, answers)]
+  write_journey(tmp_path / "data" / "test", *({"img_path": "a/./imgs/c.png", **r} for r in rows))
+  s = source(JourneyDB, tmp_path, split="test")
+  assert [d and d.texts[1].text for d in s] == ["ink"] * 4 + [None] * 2 and "none of the options" in reasons(s)[0]
+  write_journey(tmp_path / "x", "{", {"img_path": "a.png", "prompt": "x", **rows[0]})
+  assert "has no caption" in reasons(source(JourneyDB, tmp_path / "x", text=("caption",)))[1]
+  with pytest.raises(BadRequest, match="0 .jsonl files of the split 'valid'"):
+    JourneyDB(tmp_path, Options(split="valid"))
+  with pytest.raises(BadRequest, match="there is no"):
+    JourneyDB(tmp_path, Options(annotations="gone.jsonl"))
+
+
 def test_coco(tmp_path):
   for n in range(2):
     picture(tmp_path / "train2017" / f"{n}.jpg", n + 1)
