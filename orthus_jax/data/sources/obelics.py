@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from orthus_jax.data.sources.interleaving import interleave
 from orthus_jax.data.sources.layout import Draft, Layout, Options
-from orthus_jax.data.sources.parquet import parquet_files
+from orthus_jax.data.sources.parquet import first_parquet, parquet_files
 from orthus_jax.data.sources.picture_store import USAGE, PictureStore
-from orthus_jax.data.sources.tables import Parquet
+from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.errors import BadRequest
 
 _FIELDS = ("images", "texts")
@@ -38,22 +38,27 @@ class Obelics(Layout):
 
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
-    self._rows = Parquet(parquet_files(self.path), _FIELDS)
-    self.broken += self._rows.broken
+    self._files = parquet_files(self.path, self.broken)
+    self._rows = Parquet(self._files)
     if not _fits(self._rows):
       found = ", ".join(f"{name} ({kind})" for name, kind in self._rows.types.items())
       raise BadRequest(f"{str(self.path)!r} isn't obelics: it needs images and texts, lists of strings; it has {found}")
+    self._rows.select(_FIELDS, needed=_FIELDS)
+    self.broken += self._rows.broken
     self._store = PictureStore(self.name, self.path if self.path.is_dir() else self.path.parent, options, self.remarks)
 
   @classmethod
   def recognise(cls, path: Path) -> str:
     try:
-      return 'Parquet rows of "images" and "texts", all strings' if _fits(Parquet(parquet_files(path)[:1])) else ""
+      return 'Parquet rows of "images" and "texts", all strings' if _fits(Parquet([first_parquet(path)])) else ""
     except (BadRequest, OSError):
       return ""
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def row_files(self) -> Sequence[Path]:
+    return self._files
 
   def place(self, row: int) -> tuple[str, str]:
     return self._rows.place(row)

@@ -16,7 +16,7 @@ from pathlib import Path
 import re
 from typing import Any
 
-from orthus_jax.data.sources.tables import Parquet
+from orthus_jax.data.sources.row_groups import Parquet
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
 
