@@ -97,6 +97,10 @@ def test_bagels_layouts(tmp_path):
   ]  # fmt: skip
   s = source(ParquetTable, table(tmp_path / "mixed" / "a.parquet", rows))
   assert shape(s[0]) == [("first", False), (1, True), ("last", True)] and len(reasons(s)) == 3
+  table(tmp_path / "mixed" / "b.parquet", [{"images": [None, png(1)], "texts": [["list"], None]}])
+  table(tmp_path / "mixed" / "c.parquet", [{"images": "a.png", "texts": "b"}])
+  said = reasons(source(ParquetTable, tmp_path / "mixed"))
+  assert len(said) == 5 and "must be a string" in said[3] and "images must be a list" in said[4]
   with pytest.raises(BadRequest, match="leave out --text and --pairs"):
     ParquetTable(tmp_path / "mixed", Options(pairs="to_text"))
 
@@ -235,12 +239,13 @@ def test_journeydb(tmp_path):
       {"img_path": "000/./imgs/b.png", "prompt": "b prompt", "Task2": None}, {"img_path": "./000/a.png", "Task3": questions},
       {"img_path": "./000/a.png"}, {"img_path": "../a.png", "prompt": "x"}, "{", {"img_path": "./000/c.png", "prompt": "x"},
       {"img_path": "./000/a.png", "Task3": {key: [{"Question": "?", "Answer": "Z", "Options": {}}]}},
+      {"img_path": "./000/a.png", "Task3": {key: 3}},
   )  # fmt: skip
   s = source(JourneyDB, tmp_path)
   good = [d for d in s if d]
   assert [shape(d) for d in good[:2]] == [[("a caption", False), (97, True)], [(97, False), ("a caption", True)]]
   assert shape(good[2]) == [("b prompt", False), (98, True)] and good[4].kind == "question"
-  assert shape(good[4]) == [(97, False), ("Which?", False), ("ink", True)] and len(good) == 5 and s.bad.distinct == 5
+  assert shape(good[4]) == [(97, False), ("Which?", False), ("ink", True)] and len(good) == 5 and s.bad.distinct == 6
   assert shape(next(iter(source(JourneyDB, tmp_path, text=("prompt", "caption")))))[0] == ("a prompt --v 5", False)
   with pytest.raises(BadRequest, match="no text called title"):
     JourneyDB(tmp_path, Options(text=("title",)))

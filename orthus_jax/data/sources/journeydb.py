@@ -144,7 +144,9 @@ def _questions(record: dict[str, Any]) -> list[tuple[str, str]]:
   if not isinstance(task, dict):
     raise BadRequest("its Task3 must be an object")
   for key in _QUESTIONS:
-    for item in task.get(key) or ():
+    if not isinstance(items := task.get(key) or [], list):
+      raise BadRequest(f"its {key} must be a list")
+    for item in items:
       if not isinstance(item, dict) or not isinstance(item.get("Question"), str):
         raise BadRequest(f"a question of its {key} has no text")
       answer = _answer(item.get("Options"), item.get("Answer"))

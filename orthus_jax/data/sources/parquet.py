@@ -200,8 +200,16 @@ def _no_pictures(file: Path, types: Mapping[str, Any]) -> str:
   )
 
 
+def _lists(record: Mapping[str, Any], kind: str) -> list[list[Any]]:
+  """A row's columns of lists, in a file whose types may be others than the first one's."""
+  names = parquet_schemas.LISTS[kind]
+  if strange := [n for n in names if not isinstance(record[n] or [], list)]:
+    raise BadRequest(f"its {strange[0]} must be a list")
+  return [record[n] or [] for n in names]
+
+
 def _edits(record: Mapping[str, Any], folder: Path) -> tuple[Text | Picture, ...]:
-  pictures, instructions = record["image_list"] or [], record["instruction_list"] or []
+  pictures, instructions = _lists(record, "edits")
   if len(pictures) < 2 or len(instructions) != len(pictures) - 1:
     raise BadRequest(f"it has {len(pictures)} pictures and {len(instructions)} instructions: one stands between two pictures")
   segments: list[Text | Picture] = [Picture(picture(pictures[0], folder, "image_list"))]
@@ -213,7 +221,7 @@ def _edits(record: Mapping[str, Any], folder: Path) -> tuple[Text | Picture, ...
 
 
 def _interleaved(record: Mapping[str, Any], folder: Path) -> tuple[Text | Picture, ...]:
-  pictures, texts = record["images"] or [], record["texts"] or []
+  pictures, texts = _lists(record, "interleaved")
   if len(pictures) != len(texts):
     raise BadRequest(f"it has {len(pictures)} images for {len(texts)} texts: one of the two is null at each place")
   segments: list[Text | Picture] = []
@@ -223,7 +231,7 @@ def _interleaved(record: Mapping[str, Any], folder: Path) -> tuple[Text | Pictur
     learn = bool(segments)
     if text is None:
       segments.append(Picture(picture(shown, folder, "images"), learn))
-    elif text.strip():
+    elif not isinstance(text, str) or text.strip():
       check_text(text)
       segments.append(Text(text, learn))
   if len(segments) < 2 or not any(isinstance(s, Picture) for s in segments):
