@@ -11,9 +11,10 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.config import to_dict
-from orthus_jax.data.prepared import format as record_format, writer as prepared
+from orthus_jax.data.prepared import format as record_format, shards, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
+from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import hosts
 
@@ -232,3 +233,16 @@ def test_what_was_prepared_is_told_apart_wherever_it_lies(folders, tmp_path):
   file = tmp_path / "again" / "prepared.json"  # as an earlier version left it
   file.write_text(json.dumps({n: v for n, v in json.loads(file.read_text()).items() if n != "digest"}))
   assert contents(tmp_path / "again") == contents(tmp_path / "again") != there
+
+
+def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
+  made = prepared.prepare(Some(range(40)), TK, tiny.config(), tmp_path / "out", images="pixels", part_bytes=1)
+  files = sorted((tmp_path / "out").glob("pictures-*"))
+  monkeypatch.setattr(shards, "_most_open", lambda: 2)
+  kept = shards.Shards(files, made["shards"]["pictures"], BadRecords())
+  order = np.random.default_rng(0).permutation(made["pictures"])
+  some = {int(i): kept.read(int(i)) for i in order}
+  assert len(files) > 2 and len(kept._readers) == 2
+  monkeypatch.setattr(shards, "_most_open", lambda: 99)
+  every = shards.Shards(files, made["shards"]["pictures"], BadRecords())
+  assert all(every.read(i) == r for i, r in some.items()) and len(every._readers) == len(files)

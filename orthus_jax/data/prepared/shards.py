@@ -5,9 +5,12 @@ A file that was cut short opens as an empty one, so how many records each should
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Sequence
+import functools
 import logging
 from pathlib import Path
+import resource
 import threading
 from typing import Any
 
@@ -41,7 +44,7 @@ class Shards:
     if counts is None:
       counts = [_count(p) for p in self._paths]
     self._ends = np.cumsum(counts)
-    self._readers: list[Any] = [None] * len(self._paths)
+    self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()  # the one used last stands last
     self._closed: dict[int, str] = {}
     self._lock = threading.Lock()
 
@@ -57,35 +60,52 @@ class Shards:
     shard = int(np.searchsorted(self._ends, number, side="right"))
     place = number - (int(self._ends[shard - 1]) if shard else 0)
     self.bad.saw()
-    reason = self._open(shard)
-    if not reason:
+    reader, reason = self._open(shard)
+    if reader is not None:
       try:
-        return self._readers[shard].read([place])[0]
+        return reader.read([place])[0]
       except (RuntimeError, ValueError, IndexError) as e:
         reason = first_line(e)[:200]
     self.bad.report(str(self._paths[shard]), f"record {place}", reason)
     self.bad.check()
     return None
 
-  def _open(self, shard: int) -> str:
-    """Opens a file once; what keeps it from being opened, or nothing."""
-    if self._readers[shard] is not None:
-      return ""
+  def _open(self, shard: int) -> tuple[Any, str]:
+    """A file's reader; None, and what keeps it from being opened."""
     with self._lock:
-      if shard in self._closed or self._readers[shard] is not None:
-        return self._closed.get(shard, "")
+      if shard in self._readers:
+        self._readers.move_to_end(shard)
+        return self._readers[shard], ""
+      if shard in self._closed:
+        return None, self._closed[shard]
       path = self._paths[shard]
       try:
         retry(str(path), lambda: path.stat())
       except OSError as e:
         self._closed[shard] = f"the file can't be reached: {e.strerror}"
-        return self._closed[shard]
+        return None, self._closed[shard]
       reader = array_record_module.ArrayRecordReader(str(path), _OPTIONS, file_reader_buffer_size=_BUFFER)
       if not reader.ok():
         self._closed[shard] = "the file is cut short or no ArrayRecord file"
-        return self._closed[shard]
+        return None, self._closed[shard]
       self._readers[shard] = reader
-      return ""
+      if len(self._readers) > _most_open():
+        self._readers.popitem(last=False)  # closed when no thread reads from it any more
+      return reader, ""
+
+
+@functools.cache
+def _most_open() -> int:
+  """Files that one source keeps open: a part of what the system allows, of which it gives more where it may."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    try:
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+      soft = wanted
+    except (OSError, ValueError):
+      pass
+  return 1 << 14 if soft == resource.RLIM_INFINITY else max(soft // 4, 8)
 
 
 def _count(path: Path) -> int:
