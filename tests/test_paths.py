@@ -7,6 +7,7 @@ import pytest
 import test_ranges
 import tiny
 
+import orthus_jax as oj
 from orthus_jax import cli, paths as paths_lib, training_run
 from orthus_jax.commands import train
 from orthus_jax.config.command_line import read_config
@@ -59,6 +60,11 @@ def test_a_tilde_is_expanded_wherever_a_path_is_given(home, monkeypatch, capsys)
     said = capsys.readouterr().err
     assert f"{home}/run" in said or "--against=~/run can't be read" in said, said
   assert not list(Path().iterdir())
+
+
+def test_a_model_is_loaded_from_home(home):
+  with pytest.raises(BadRequest, match=f"{home}/no-run"):
+    oj.load("~/no-run")
 
 
 def test_nobodys_home_is_refused(home, capsys):

@@ -26,6 +26,7 @@ from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.paths import user_path
 
 _NO_DECODER = (
     "this checkpoint has no VQGAN decoder, so it can't draw: convert it with --decoder=FILE, or ask for text"
@@ -274,6 +275,8 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> M
     BadRequest: if it holds no complete checkpoint, or the checkpoint and its config disagree.
   """
   from orthus_jax.training.checkpoints import workdir as checkpoint
+
+  path = user_path(os.fspath(path))
 
   def place(config: Config):
     axes = describe(config.model)[2]
