@@ -94,8 +94,9 @@ def pictures_of(model, items):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("edit", [False, True])
-def test_drawing_agrees_with_a_plain_loop(model, edit):
+@pytest.mark.parametrize("edit, kind", [(False, "soft"), (True, "soft"), (True, "argmin"), (False, "linear")])
+def test_drawing_agrees_with_a_plain_loop(model, edit, kind):
+  model = model if kind == "soft" else tiny.lively_model(model__vision_embedding__kind=kind)
   pixels = tiny.TinySource()[0].images[0].pixels
   prompt = document(pixels, "draw a blue box") if edit else document("draw a red box")
   sampling = dataclasses.replace(CONFIG.sampling, guidance=3.0, image_guidance=1.5)

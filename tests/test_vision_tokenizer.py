@@ -37,7 +37,8 @@ def test_soft_vq_becomes_hard_as_the_temperature_falls():
   features = jax.random.normal(jax.random.key(2), (2, 3, 4))
 
   def embed(temperature):
-    e = SoftVQ(VisionEmbeddingConfig(temperature), codes=8, latent_dim=4, patches=3, width=5, std=1.0, rngs=nnx.Rngs(params=0))
+    c = VisionEmbeddingConfig(temperature=temperature)
+    e = SoftVQ(c, codes=8, latent_dim=4, patches=3, width=5, std=1.0, rngs=nnx.Rngs(params=0))
     distances = np.square(np.asarray(features)[:, :, None] - np.asarray(e.codebook[...])).sum(-1)
     return np.asarray(e(features, codebook_rows, patch_BP=np.arange(3)[None])), distances
 

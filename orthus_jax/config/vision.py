@@ -93,19 +93,30 @@ class VisionTokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class VisionEmbeddingConfig:
-  """How an image feature enters the backbone: the soft VQ of Orthus.
+  """How an image feature enters the backbone.
 
   Attributes:
-    temperature: tau of softmax(-|v - c|^2 / tau); towards 0 it becomes Chameleon's hard VQ.
+    kind: "soft", Orthus' soft VQ: all codes' rows, by their nearness; "argmin", Chameleon's hard VQ: the nearest code's row;
+      "linear", a projection of the feature, which knows no codes (the paper's two ablations).
+    temperature: of "soft": tau of softmax(-|v - c|^2 / tau); towards 0 it becomes "argmin".
     fresh_rows: how the image codes' rows of a fresh token embedding start: "random", or "projected": as one random
       projection of the codes, so that similar codes start alike. Rows that a checkpoint brings are left as they are.
     patch_positions: add a learnt row per patch of a picture. For models trained from scratch: with rotary positions alone,
       a patch must first find out where in its picture it stands. Orthus and Chameleon have none.
   """
 
+  kind: Literal["soft", "argmin", "linear"] = "soft"
   temperature: _Scale = 1.0
   fresh_rows: Literal["random", "projected"] = "random"
   patch_positions: bool = False
 
   def __post_init__(self):
     ranges.check(self, "model.vision_embedding")
+    require(
+        self.kind == "soft" or self.temperature == 1.0,
+        f"model.vision_embedding.temperature is for kind=soft: leave it at 1.0 with kind={self.kind}",
+    )
+    require(
+        self.kind != "linear" or self.fresh_rows == "random",
+        "model.vision_embedding.fresh_rows=projected is of codes' rows, which kind=linear doesn't read: leave it at random",
+    )

@@ -172,6 +172,8 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
     raise BadRequest(f"a published config.json can't describe norm_eps={t.norm_eps}: the QK-norm's is {_QK_NORM_EPS}")
   if model.vision_embedding.patch_positions:
     raise BadRequest("a published checkpoint has no place for vision_embedding.patch_positions; such a model can't be exported")
+  if model.vision_embedding.kind == "linear":
+    raise BadRequest("a published checkpoint has no place for vision_embedding.kind=linear; such a model can't be exported")
   vq = {theirs: getattr(v, ours) for ours, theirs in _VISION.items()}
   return {
       "architectures": ["OrthusForConditionalGeneration"], "model_type": "chameleon",

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.models import params as params_lib, quantized
+from orthus_jax.models import params as params_lib, quantized, vision_embedding
 from orthus_jax.models.heads.diffusion import DiffusionHead
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense
-from orthus_jax.models.vision_embedding import SoftVQ
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import sharded
 
@@ -32,7 +31,7 @@ class Orthus(nnx.Module):
     embedding_VD = t.embedding_std * jax.random.normal(rngs.params(), (t.vocab_size, t.width))
     self.token_embedding = param(embedding_VD.astype(t.param_dtype), "vocab", "embed")
     self.vision_tokenizer = VisionTokenizer(v, rngs=rngs)
-    self.vision_embedding = SoftVQ(
+    self.vision_embedding = vision_embedding.KINDS[c.vision_embedding.kind](
         c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, patches=v.patches, width=t.width, std=t.embedding_std,
         rngs=rngs,
     )  # fmt: skip
@@ -42,7 +41,7 @@ class Orthus(nnx.Module):
     self.image_head = DiffusionHead(c.diffusion, latent_dim=v.latent_dim, width=t.width, dtype=t.dtype, rngs=rngs)
 
   def embed_features(self, features_BJC: jax.Array, *, patch_BJ: jax.Array | None = None) -> jax.Array:
-    """Embeds image features through the soft VQ: [B, J, D] in the compute dtype.
+    """Embeds image features: [B, J, D] in the compute dtype.
 
     Args:
       features_BJC: image features.

@@ -85,9 +85,12 @@ def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str,
   rows, P, C, W = config.run.batch_size, vision.patches, vision.latent_dim, head.width
   given = rows * config.data.images_per_row * P
   learnt = rows * config.data.learnt_images_per_row * P
-  soft = any(n.startswith("vision_embedding/") for n in trained)
-  embeds = soft or "token_embedding" in trained
-  program = {"soft VQ": given * 2.0 * vision.codes * (C * (1 + soft) + c.width * (1 + 2 * embeds))}
+  own = any(n.startswith("vision_embedding/") for n in trained)
+  embeds = own or "token_embedding" in trained
+  program = {"vision embedding": given * 2.0 * {
+      "soft": vision.codes * (C * (1 + own) + c.width * (1 + 2 * embeds)), "argmin": vision.codes * C,
+      "linear": C * c.width * (1 + own),  # the encoder is frozen: nobody asks for the features' gradients
+  }[config.model.vision_embedding.kind]}  # fmt: skip
   if head.loss_weight:
     per_draw = 256 * W + W * W + C * W + head.blocks * 5 * W * W + 2 * W * W + C * W
     forwards = head.draws * per_draw + c.width * W

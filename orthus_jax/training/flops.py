@@ -75,13 +75,16 @@ def token(
 
 
 def patch(config: ModelConfig, *, learnt: bool = True) -> float:
-  """FLOPs of a training step per image patch: the soft VQ, and the image head over its draws where it is learnt."""
+  """FLOPs of a training step per image patch: the vision embedding, and the image head over its draws where it is learnt."""
   c, vision, width = config.diffusion, config.vision_tokenizer, config.transformer.width
-  soft_vq = 2.0 * vision.codes * (vision.latent_dim + width) * 3
+  embedding = 2.0 * {
+      "soft": vision.codes * (vision.latent_dim + width) * 3, "argmin": vision.codes * vision.latent_dim,
+      "linear": vision.latent_dim * width * 3,
+  }[config.vision_embedding.kind]  # fmt: skip
   blocks = c.blocks * 5 * c.width**2 + 2 * c.width**2
   per_draw = 256 * c.width + c.width**2 + 2 * vision.latent_dim * c.width + blocks
   head = 2.0 * (c.draws * per_draw + width * c.width) * 3
-  return soft_vq + (head if learnt else 0.0)
+  return embedding + (head if learnt else 0.0)
 
 
 def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:

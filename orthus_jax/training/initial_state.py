@@ -83,7 +83,7 @@ def _other_run(config: Config, layout: Layout) -> TrainState:
 def initial_values(config: Config, layout: Layout) -> Params:
   """The parameters that `run.init_from` names, read where they belong.
 
-  The soft VQ's codebook starts as the VQGAN's, unless it is given.
+  The vision embedding's codebook starts as the VQGAN's, unless it is given.
   """
   values: Params = {}
   shapes, shardings = layout.shapes.params, layout.shardings.params
@@ -94,7 +94,7 @@ def initial_values(config: Config, layout: Layout) -> Params:
       return shardings[prefix + name] if fits else None  # what doesn't fit is refused once all is known
 
     values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
-  if "vision_tokenizer/codebook" in values:
+  if "vision_tokenizer/codebook" in values and "vision_embedding/codebook" in shapes:
     values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
   return values
 
