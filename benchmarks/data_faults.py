@@ -16,12 +16,14 @@ import zlib
 from array_record.python import array_record_module
 from fault_bench import PATIENCE, Bench, Row
 import numpy as np
-from orthus_jax.data.sources.folder import FolderSource
-from orthus_jax.data.sources.tar import TarSource
 
 from orthus_jax.data import images, retrying
 from orthus_jax.data.prepared import shards
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.jsonl import Jsonl
+from orthus_jax.data.sources.layout import Options
+from orthus_jax.data.sources.source import LayoutSource
+from orthus_jax.data.sources.webdataset import WebDataset
 
 
 def data(bench: Bench) -> Iterator[Row]:
@@ -43,7 +45,7 @@ def data(bench: Bench) -> Iterator[Row]:
         (where / f"bad{i}.png").write_bytes(picture)
       rows.insert(3 * i, row.replace(b"BAD", f"bad{i}.png".encode()))
     (where / "metadata.jsonl").write_bytes(b"\n".join(rows))
-    source = FolderSource(where, resolution=32, max_bad_share=0.9, pairs="to_image")
+    source = LayoutSource(Jsonl(where, Options(pairs="to_image")), resolution=32, max_bad_share=0.9)
     return sum(source[i] is not None for i in range(len(source))), source.bad.distinct
 
   plain = b'{"image": "BAD", "text": "a box"}'
@@ -75,7 +77,7 @@ def data(bench: Bench) -> Iterator[Row]:
                             ("tar corrupt", lambda f, s: _overwrite(f, s[40], 512), 39)):  # fmt: skip
     file, starts = tar(f"{name.split()[1]}.tar", 40)
     harm(file, starts)
-    source = TarSource(file, resolution=32, max_bad_share=0.9, pairs="to_image")
+    source = LayoutSource(WebDataset(file, Options(pairs="to_image")), resolution=32, max_bad_share=0.9)
     got = sum(source[i] is not None for i in range(len(source)))
     row = Row(f"data: {name}")
     row.add(got == least and source.bad.distinct >= 1, f"{got} read, {source.bad.distinct} counted")
