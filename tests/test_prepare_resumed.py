@@ -40,8 +40,8 @@ def write_pictures(folder: Path, n: int) -> Path:
   return folder
 
 
-def prepare(pictures: Path, out: Path, **options) -> dict:
-  source = folder_source(pictures, resolution=8, max_bad_share=0.5)
+def prepare(pictures: Path, out: Path, share: float = 0.5, **options) -> dict:
+  source = folder_source(pictures, resolution=8, max_bad_share=share)
   return writer.prepare(source, TK, CONFIG, out, **{"images": "pixels", "part_bytes": 4000} | options)
 
 
@@ -125,12 +125,65 @@ def test_only_the_same_request_goes_on(pictures, tmp_path, monkeypatch):
   before = contents(tmp_path / "out")
   with pytest.raises(BadRequest, match="unfinished data of another images"):
     prepare(pictures, tmp_path / "out", images="jpeg")
+  times = (pictures / "metadata.jsonl").stat()
   os.utime(pictures / "metadata.jsonl", (0, 0))
   with pytest.raises(BadRequest, match="unfinished data of another source"):
     prepare(pictures, tmp_path / "out")
+  os.utime(pictures / "metadata.jsonl", ns=(times.st_atime_ns, times.st_mtime_ns))
   assert contents(tmp_path / "out") == before
   with pytest.raises(BadRequest, match="is there already"):
     prepare(pictures, pictures)
+
+
+@pytest.mark.parametrize("parts_done", [0, 1])
+def test_a_command_killed_before_or_behind_its_first_part_goes_on(parts_done, pictures, whole, tmp_path):
+  out = tmp_path / "out"
+  program = (
+      f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+      "from pathlib import Path\nimport test_prepare_resumed as t\n"
+      "add = t.parts.Parts.add\n"
+      "def killed(self, chunk):\n"
+      "  add(self, chunk)\n"
+      f"  if len(self.totals.documents) == {parts_done}:\n"
+      "    os._exit(137)\n"
+      "t.parts.Parts.add = killed\n"
+      f"t.prepare(Path({str(pictures)!r}), Path({str(out)!r}), part_bytes={4000 if parts_done else 10**9})\n"
+  )
+  assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 137
+  (out / f".{parts.UNFINISHED}.ab_1").write_text("{")  # killed while it wrote this
+  assert list(out.glob("documents-*"))
+  prepare(pictures, out)
+  assert contents(out) == contents(whole)
+
+
+def test_what_is_complete_stays_when_a_process_is_killed_or_too_much_is_bad(pictures, whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(laying, "_WORTH", 1)
+  chunks = laying.chunks
+
+  def broken(work, first, processes):
+    for chunk in chunks(work, first, processes):
+      if chunk.rows[0] >= 48:
+        raise BadRequest("a process was killed: the same command goes on")
+      yield chunk
+
+  monkeypatch.setattr(laying, "chunks", broken)
+  with pytest.raises(BadRequest, match="goes on"):
+    prepare(pictures, tmp_path / "out")
+  assert (tmp_path / "out" / parts.UNFINISHED).exists()
+  with pytest.raises(BadRequest, match="are bad so far"):
+    prepare(pictures, tmp_path / "bad", share=0.07)
+  assert (tmp_path / "bad" / parts.UNFINISHED).exists()
+  with pytest.raises(BadRequest, match="are bad so far"):
+    prepare(pictures, tmp_path / "none", share=0)
+  assert not (tmp_path / "none").exists()  # nothing was complete
+  monkeypatch.undo()
+  started = []
+  monkeypatch.setattr(laying, "chunks", lambda work, first, n: started.append(first) or chunks(work, first, n))
+  for out in ("out", "bad"):
+    prepare(pictures, tmp_path / out)
+    assert contents(tmp_path / out).keys() == contents(whole).keys()
+    assert json.loads((tmp_path / out / "prepared.json").read_text()) == json.loads((whole / "prepared.json").read_text())
+  assert min(started) > 0
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 What a part holds depends on its rows and on the parts before it, never on when a command stopped: a resumed folder has the
 same bytes. While it is unfinished a folder has
 
-    DIR/unfinished.json       what is prepared, and the parts that are complete
+    DIR/unfinished.json       what is prepared, and the parts that are complete; written first, so that it marks the rest
     DIR/parts/00000.npz       sizes, kinds and pictures' keys of a part
     DIR/parts/00000.json      what it rejected, and which benchmarks' prompts it holds
 """
@@ -117,8 +117,10 @@ class Parts:
     self.folder, self._request, self._encode, self._R, self._part_bytes = folder, request, encode, resolution, part_bytes
     self._numbers = _Numbers()
     self.totals = Totals()
-    (folder / PARTS).mkdir(exist_ok=True)
     self._resume()
+    if not self.totals.rows:  # nothing is complete that could be of another request
+      write_text(folder / UNFINISHED, json.dumps({"request": request, "parts": []}, indent=1))
+    (folder / PARTS).mkdir(exist_ok=True)
     self._begin()
 
   def _resume(self) -> None:
@@ -131,7 +133,7 @@ class Parts:
       except (ValueError, KeyError, TypeError) as e:
         raise BadRequest(f"{file} can't be read: remove {self.folder} and prepare it anew") from e
       wanted = json.loads(json.dumps(self._request))
-      if there != wanted:
+      if parts and there != wanted:
         other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
         raise BadRequest(
             f"{self.folder} holds unfinished data of another {other} ({there.get(other)}, not {wanted.get(other)}):"
@@ -150,7 +152,7 @@ class Parts:
       self.totals.pictures.append(part["pictures"])
     kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
     for stray in self.folder.iterdir():
-      if stray.name not in kept:
+      if stray.name not in kept or is_half(stray):
         stray.unlink()  # of the part that a killed command was at
 
   def _count(self, part: dict[str, Any]) -> None:
@@ -253,7 +255,7 @@ class Parts:
     part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, **self._counts}
     part["digest"] = self._digest.hexdigest()
     file = self.folder / UNFINISHED
-    parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.exists() else []
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
     write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))
     self._count(part)
     self.totals.rejected += self._rejected
@@ -295,6 +297,11 @@ class Parts:
     """Removes what only an unfinished folder needs."""
     (self.folder / UNFINISHED).unlink(missing_ok=True)
     shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+
+def is_half(file: Path) -> bool:
+  """Whether it is what `write_text` left of one of these files when its process was killed."""
+  return file.name.startswith((f".{UNFINISHED}.", ".prepared.json.", ".samples.html."))
 
 
 def digest(totals: Totals) -> str:
