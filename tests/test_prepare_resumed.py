@@ -1,5 +1,6 @@
 """Data is prepared by many processes, and again after any stop, to the same bytes."""
 
+import errno
 import hashlib
 import json
 import os
@@ -278,3 +279,26 @@ def test_what_rows_leave_out_is_counted_once_whoever_reads_them(tmp_path, monkey
     assert sorted(passed.values()) == [1, 40], passed
     assert "aren't in the folder: 40 (http://x/1.png, http://x/1.png, http://x/1.png, …)" in caplog.text
     caplog.clear()
+
+
+def test_a_full_disk_ends_it_with_what_to_do(pictures, whole, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  program = (
+      f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+      "from pathlib import Path\nimport test_prepare_resumed as t\n"
+      "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))\n"
+      f"try:\n  t.prepare(Path({str(pictures)!r}), Path({str(out)!r}))\n"
+      "except t.BadRequest as e:\n  print(e)\n"
+  )
+  said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+  assert "out can't be written (" in said and "the same command goes on" in said and not out.exists()
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(writer.samples_page, "write", full)
+  with pytest.raises(BadRequest, match="No space left on device"):
+    prepare(pictures, out)
+  monkeypatch.undo()
+  prepare(pictures, out)
+  assert contents(out) == contents(whole)

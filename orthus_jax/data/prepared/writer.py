@@ -144,8 +144,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
     _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
     _log.warning("%d of %d documents have nothing to learn", idle, documents)
-  _save_shown(_first(work.source), folder / "shown")
-  work.tokenizer.save(folder)
+  first = _first(work.source)
   made = request | {
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
@@ -153,9 +152,12 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals)},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
-  samples_page.write(folder, made, work.tokenizer, work.config)
-  write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
-  parts.tidy()
+  with parts_lib.writing(folder):
+    _save_shown(first, folder / "shown")
+    work.tokenizer.save(folder)
+    samples_page.write(folder, made, work.tokenizer, work.config)
+    write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
+    parts.tidy()
   return made
 
 
