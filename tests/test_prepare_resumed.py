@@ -3,12 +3,14 @@
 import errno
 import hashlib
 import json
+import multiprocessing
 import os
 from pathlib import Path
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -102,6 +104,25 @@ def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch):
   assert "doesn't exist" in reason and "png" not in reason
   rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
   assert len(rejected) == 12 and rejected[0]["record"] == "line 1" and "0.png" in rejected[0]["reason"]
+
+
+def test_an_interrupt_never_reaches_the_processes_that_lay_out(pictures, monkeypatch):
+  monkeypatch.setattr(laying, "_WORTH", 1)
+  over = threading.Event()
+
+  def interrupt() -> None:  # as a terminal does, from the moment they are there: they import for a while
+    while not over.wait(0.02):
+      for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+
+  thread = threading.Thread(target=interrupt)
+  thread.start()
+  try:
+    work = laying.Work(folder_source(pictures, resolution=8, max_bad_share=0.5), TK, CONFIG, "pixels")
+    assert [c.rows for c in laying.chunks(work, 0, 2)] == [(0, 16), (16, 32), (32, 48), (48, 60)]
+  finally:
+    over.set()
+    thread.join()
 
 
 def test_what_is_written_is_what_the_manifest_says(whole):
