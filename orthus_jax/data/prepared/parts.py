@@ -17,6 +17,7 @@ import dataclasses
 import hashlib
 import json
 from pathlib import Path
+import re
 import shutil
 from typing import Any
 
@@ -114,8 +115,11 @@ class Parts:
       wanted = json.loads(json.dumps(self._request))
       if parts and there != wanted:
         other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
+        ours, theirs = (str(r.get(other)) for r in (wanted, there))
+        files_alone = other == "source" and _without_digests(ours) == _without_digests(theirs)
         raise BadRequest(
-            f"{self.folder} holds unfinished data of another {other} ({there.get(other)}, not {wanted.get(other)}):"
+            f"{self.folder} holds unfinished data of another {other}"
+            f" ({'its files have changed since' if files_alone else f'{theirs}, not {ours}'}):"
             " go on with the command that began it, or choose another --out or remove it"
         )
     for part in parts:
@@ -300,6 +304,11 @@ def writing(folder: Path) -> Iterator[None]:
   except (OSError, RuntimeError) as e:  # RuntimeError: ArrayRecord's
     why = (e.strerror if isinstance(e, OSError) else "") or first_line(e)
     raise BadRequest(f"{folder} can't be written ({why}): see to the disk, and the same command goes on") from e
+
+
+def _without_digests(identity: str) -> str:
+  """What a source is, whatever is in its files (`Layout.fingerprint`)."""
+  return re.sub(r"\b[0-9a-f]{16}\b", "", identity)
 
 
 def is_half(file: Path) -> bool:
