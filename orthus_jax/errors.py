@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 BAD_REQUEST = 2
@@ -35,4 +36,11 @@ def one_line(text: str) -> str:
 
 def print_error(why: object) -> None:
   """Prints why the command ends, as one line on standard error; what would break the line is shown escaped."""
-  print(f"orthus: {one_line(str(why))}", file=sys.stderr, flush=True)
+  with above_bars():
+    print(f"orthus: {one_line(str(why))}", file=sys.stderr, flush=True)
+
+
+def above_bars() -> contextlib.AbstractContextManager:
+  """A block that prints whole lines on standard error: above a progress bar that is drawn there, not in it."""
+  bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+  return bars.external_write_mode(file=sys.stderr) if bars else contextlib.nullcontext()

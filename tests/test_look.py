@@ -107,6 +107,16 @@ def test_what_nothing_recognises_is_told_of(tmp_path):
   assert "\n" not in str(e.value) and "--source=NAME" in str(e.value)
   with pytest.raises(BadRequest, match="Files there: 1 of .csv"):
     look(tmp_path / "a.csv")
+  (tmp_path / "bare").mkdir()
+  (tmp_path / "bare" / "a.JPG").write_bytes(picture(1))
+  with pytest.raises(BadRequest, match=r"no text lies beside the pictures .*1 of \.jpg.*: write a metadata\.jsonl there"):
+    look(tmp_path / "bare")
+
+
+def test_a_long_text_without_spaces_is_cut_not_left_out(tmp_path):
+  (tmp_path / "a.png").write_bytes(picture(1))
+  rows_of(tmp_path, [{"image": "a.png", "text": "雪中红色的谷仓" * 50}])
+  assert "雪中红色的谷仓雪中" in describe(look(tmp_path))
 
 
 @pytest.mark.parametrize("name, wrong", [("", "there is nothing at"), ("jsno", "there is no source 'jsno'; there are jsonl")])

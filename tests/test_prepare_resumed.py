@@ -1,13 +1,16 @@
 """Data is prepared by many processes, and again after any stop, to the same bytes."""
 
+import errno
 import hashlib
 import json
+import multiprocessing
 import os
 from pathlib import Path
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -40,8 +43,8 @@ def write_pictures(folder: Path, n: int) -> Path:
   return folder
 
 
-def prepare(pictures: Path, out: Path, **options) -> dict:
-  source = folder_source(pictures, resolution=8, max_bad_share=0.5)
+def prepare(pictures: Path, out: Path, share: float = 0.5, **options) -> dict:
+  source = folder_source(pictures, resolution=8, max_bad_share=share)
   return writer.prepare(source, TK, CONFIG, out, **{"images": "pixels", "part_bytes": 4000} | options)
 
 
@@ -103,6 +106,25 @@ def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch):
   assert len(rejected) == 12 and rejected[0]["record"] == "line 1" and "0.png" in rejected[0]["reason"]
 
 
+def test_an_interrupt_never_reaches_the_processes_that_lay_out(pictures, monkeypatch):
+  monkeypatch.setattr(laying, "_WORTH", 1)
+  over = threading.Event()
+
+  def interrupt() -> None:  # as a terminal does, from the moment they are there: they import for a while
+    while not over.wait(0.02):
+      for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGINT)
+
+  thread = threading.Thread(target=interrupt)
+  thread.start()
+  try:
+    work = laying.Work(folder_source(pictures, resolution=8, max_bad_share=0.5), TK, CONFIG, "pixels")
+    assert [c.rows for c in laying.chunks(work, 0, 2)] == [(0, 16), (16, 32), (32, 48), (48, 60)]
+  finally:
+    over.set()
+    thread.join()
+
+
 def test_what_is_written_is_what_the_manifest_says(whole):
   made = json.loads((whole / "prepared.json").read_text())
   for name, digest in made["files"].items():
@@ -125,12 +147,65 @@ def test_only_the_same_request_goes_on(pictures, tmp_path, monkeypatch):
   before = contents(tmp_path / "out")
   with pytest.raises(BadRequest, match="unfinished data of another images"):
     prepare(pictures, tmp_path / "out", images="jpeg")
+  times = (pictures / "metadata.jsonl").stat()
   os.utime(pictures / "metadata.jsonl", (0, 0))
-  with pytest.raises(BadRequest, match="unfinished data of another source"):
+  with pytest.raises(BadRequest, match=r"unfinished data of another source \(its files have changed since\): go on"):
     prepare(pictures, tmp_path / "out")
+  os.utime(pictures / "metadata.jsonl", ns=(times.st_atime_ns, times.st_mtime_ns))
   assert contents(tmp_path / "out") == before
   with pytest.raises(BadRequest, match="is there already"):
     prepare(pictures, pictures)
+
+
+@pytest.mark.parametrize("parts_done", [0, 1])
+def test_a_command_killed_before_or_behind_its_first_part_goes_on(parts_done, pictures, whole, tmp_path):
+  out = tmp_path / "out"
+  program = (
+      f"import os, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+      "from pathlib import Path\nimport test_prepare_resumed as t\n"
+      "add = t.parts.Parts.add\n"
+      "def killed(self, chunk):\n"
+      "  add(self, chunk)\n"
+      f"  if len(self.totals.documents) == {parts_done}:\n"
+      "    os._exit(137)\n"
+      "t.parts.Parts.add = killed\n"
+      f"t.prepare(Path({str(pictures)!r}), Path({str(out)!r}), part_bytes={4000 if parts_done else 10**9})\n"
+  )
+  assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 137
+  (out / f".{parts.UNFINISHED}.ab_1").write_text("{")  # killed while it wrote this
+  assert list(out.glob("documents-*"))
+  prepare(pictures, out)
+  assert contents(out) == contents(whole)
+
+
+def test_what_is_complete_stays_when_a_process_is_killed_or_too_much_is_bad(pictures, whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(laying, "_WORTH", 1)
+  chunks = laying.chunks
+
+  def broken(work, first, processes):
+    for chunk in chunks(work, first, processes):
+      if chunk.rows[0] >= 48:
+        raise BadRequest("a process was killed: the same command goes on")
+      yield chunk
+
+  monkeypatch.setattr(laying, "chunks", broken)
+  with pytest.raises(BadRequest, match="goes on"):
+    prepare(pictures, tmp_path / "out")
+  assert (tmp_path / "out" / parts.UNFINISHED).exists()
+  with pytest.raises(BadRequest, match="are bad so far"):
+    prepare(pictures, tmp_path / "bad", share=0.07)
+  assert (tmp_path / "bad" / parts.UNFINISHED).exists()
+  with pytest.raises(BadRequest, match="are bad so far"):
+    prepare(pictures, tmp_path / "none", share=0)
+  assert not (tmp_path / "none").exists()  # nothing was complete
+  monkeypatch.undo()
+  started = []
+  monkeypatch.setattr(laying, "chunks", lambda work, first, n: started.append(first) or chunks(work, first, n))
+  for out in ("out", "bad"):
+    prepare(pictures, tmp_path / out)
+    assert contents(tmp_path / out).keys() == contents(whole).keys()
+    assert json.loads((tmp_path / out / "prepared.json").read_text()) == json.loads((whole / "prepared.json").read_text())
+  assert min(started) > 0
 
 
 @pytest.mark.slow
@@ -225,3 +300,26 @@ def test_what_rows_leave_out_is_counted_once_whoever_reads_them(tmp_path, monkey
     assert sorted(passed.values()) == [1, 40], passed
     assert "aren't in the folder: 40 (http://x/1.png, http://x/1.png, http://x/1.png, …)" in caplog.text
     caplog.clear()
+
+
+def test_a_full_disk_ends_it_with_what_to_do(pictures, whole, tmp_path, monkeypatch):
+  out = tmp_path / "out"
+  program = (
+      f"import resource, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+      "from pathlib import Path\nimport test_prepare_resumed as t\n"
+      "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, -1))\n"
+      f"try:\n  t.prepare(Path({str(pictures)!r}), Path({str(out)!r}))\n"
+      "except t.BadRequest as e:\n  print(e)\n"
+  )
+  said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+  assert "out can't be written (" in said and "the same command goes on" in said and not out.exists()
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(writer.samples_page, "write", full)
+  with pytest.raises(BadRequest, match="No space left on device"):
+    prepare(pictures, out)
+  monkeypatch.undo()
+  prepare(pictures, out)
+  assert contents(out) == contents(whole)

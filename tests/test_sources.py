@@ -154,6 +154,10 @@ def test_a_sample_is_recognised_looked_at_prepared_and_read(name, tmp_path, caps
   )
   command = ["prepare", f"--source={name}", str(place), f"--out={out}", f"--config={tmp_path / 'config.py'}"]
   assert cli.main([*command, f"--tokenizer={tmp_path}", *options, "--processes=1"]) == 0
+  if name != "jsonl" and place.is_dir():  # what is prepared within the data would be read as data later
+    assert cli.main([c if c != f"--out={out}" else f"--out={place / 'out'}" for c in command]) == 2
+    assert not (place / "out").exists()
+    assert "choose a place beside it" in capsys.readouterr().err
   made = json.loads((out / "prepared.json").read_text())
   assert made["documents"] and made["rejected"]["documents"] == 0 and made["pictures"] in (1, 2, 3)
   p = PreparedPipeline(TK, tiny.config(

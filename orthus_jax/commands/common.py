@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-import contextlib
 import ctypes
 import functools
 import logging
@@ -17,7 +16,7 @@ import warnings
 
 from orthus_jax.config import Config
 from orthus_jax.config.ranges import Range, shown
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, above_bars
 from orthus_jax.files import cache_dir, first_line
 from orthus_jax.paths import check_writable
 
@@ -62,8 +61,7 @@ class _ToStderr(logging.Handler):
   """Plain lines on whatever standard error is at the time."""
 
   def emit(self, record: logging.LogRecord) -> None:
-    bars = sys.modules.get("tqdm")
-    with bars.tqdm.external_write_mode(file=sys.stderr) if bars else contextlib.nullcontext():  # above a bar, not in it
+    with above_bars():
       print(self.format(record), file=sys.stderr)
 
 

@@ -96,9 +96,18 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
   if options.out:
     check_writable(Path(options.out), option="--out")
+    if config.data.source not in ("jsonl", "shapes"):  # these read what their own file names
+      _check_apart(Path(options.out), options.paths or [config.data.path])
   common.check_data_place(config)
   common.initialize(verbose=True, devices=options.images == "features")
   return _lay_out(config, options) if options.out else _count(config, options.paths)
+
+
+def _check_apart(out: Path, paths: Sequence[str]) -> None:
+  """Refuses a place within the data, which would be read as data the next time: it holds pictures and JSON lines too."""
+  for path in paths:
+    if path and Path(path).resolve() in out.resolve().parents:
+      raise BadRequest(f"--out={out} lies in {path}, where it would be read as data later: choose a place beside it")
 
 
 def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:

@@ -12,7 +12,6 @@ import os
 from pathlib import Path
 import re
 import shlex
-import textwrap
 
 import numpy as np
 import rich.console
@@ -25,6 +24,7 @@ from orthus_jax.data.images import load_image
 from orthus_jax.data.sources.layout import Draft, Layout, Options
 from orthus_jax.data.sources.registry import LAYOUTS
 from orthus_jax.data.sources.remarks import Remarks
+from orthus_jax.data.sources.tar_samples import PICTURES
 from orthus_jax.errors import BadRequest
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ _SAMPLES = 3
 _CUT = 200  # characters of a sample's text
 _SEGMENTS = 4  # of a sample that are shown
 _WIDTH = 112  # columns of a page
+_LINE = 2 * _WIDTH - 40  # characters of a line of it, before it is wrapped
 _MAX_BAD_SHARE = DataConfig().max_bad_share
 _LISTED = 20_000  # files of a place in which nothing is recognised
 
@@ -233,6 +234,11 @@ def _unknown(path: Path) -> str:
   score = {name: sum(kind in layout.usage.lower() for kind in kinds) for name, layout in LAYOUTS.items()}
   near = sorted(LAYOUTS, key=lambda name: -score[name])[:3]
   lines = "; ".join(f"{name}: {LAYOUTS[name].usage.splitlines()[0].rstrip('.')}" for name in near)
+  if kinds and all(kind[1:] in PICTURES for kind in kinds):
+    return (
+        f"no text lies beside the pictures at {str(path)!r} ({found}): write a metadata.jsonl there, a row a line such as"
+        ' {"image": "a.jpg", "text": "a red barn"}, or put them into folders named by what they show'
+    )
   return (
       f"no layout is recognised at {str(path)!r}. Files there: {found}{' at least' if len(names) == _LISTED else ''}."
       f" The nearest layouts: {lines}. Name one by --source=NAME; orthus prepare --source=NAME --help shows its files"
@@ -248,7 +254,9 @@ def describe(found: Look) -> str:
   def add(label: str, lines: Sequence[str], most: int = 1) -> None:
     shown = lines if len(lines) <= most else [*lines[: most - 1], f"… and {len(lines) - most + 1} more"]
     for nth, line in enumerate(shown):
-      rows.add_row(label if not nth else "", rich.text.Text(textwrap.shorten(line, 2 * _WIDTH - 40, placeholder=" …")))
+      line = " ".join(line.split())
+      line = line if len(line) <= _LINE else f"{line[: _LINE - 1]}…"  # anywhere: not all scripts have spaces
+      rows.add_row(label if not nth else "", rich.text.Text(line))
 
   add("layout", [f"{found.layout} ({found.reason or 'named by you; it looks otherwise'})"])
   add("could be", [f"{name} ({reason})" for name, reason in found.others.items()], 2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 import concurrent.futures
 import concurrent.futures.process
+import contextlib
 import copy
 import dataclasses
 import hashlib
@@ -160,7 +161,8 @@ def chunks(work: Work, first: int, processes: int) -> Iterator[Chunk]:
       processes, mp_context=context, initializer=_begin, initargs=(work,)
   ) as pool:  # fmt: skip
     try:
-      waiting = [pool.submit(_lay, *span) for span in itertools.islice(spans, 2 * processes + 2)]
+      with _interrupts_later():
+        waiting = [pool.submit(_lay, *span) for span in itertools.islice(spans, 2 * processes + 2)]
       while waiting:
         chunk = waiting.pop(0).result()
         waiting += [pool.submit(_lay, *span) for span in itertools.islice(spans, 1)]
@@ -172,6 +174,16 @@ def chunks(work: Work, first: int, processes: int) -> Iterator[Chunk]:
       ) from e
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+  """A block that Ctrl-C ends only behind it, and in which processes start that it doesn't reach, importing even."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _work: Work

@@ -3,7 +3,7 @@
 What a part holds depends on its rows and on the parts before it, never on when a command stopped: a resumed folder has the
 same bytes. While it is unfinished a folder has
 
-    DIR/unfinished.json       what is prepared, and the parts that are complete
+    DIR/unfinished.json       what is prepared, and the parts that are complete; written first, so that it marks the rest
     DIR/parts/00000.npz       sizes, kinds and pictures' keys of a part
     DIR/parts/00000.json      what it rejected, and which benchmarks' prompts it holds
 """
@@ -11,13 +11,14 @@ same bytes. While it is unfinished a folder has
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
+import re
 import shutil
-import sqlite3
 from typing import Any
 
 from array_record.python import array_record_module
@@ -25,9 +26,10 @@ import numpy as np
 
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, to_record
 from orthus_jax.data.prepared.laying import Chunk, Laid
+from orthus_jax.data.prepared.picture_numbers import PictureNumbers
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import write_text
+from orthus_jax.files import first_line, write_text
 
 UNFINISHED = "unfinished.json"
 PARTS = "parts"
@@ -63,28 +65,6 @@ class Totals:
   read: int = 0
 
 
-class _Numbers:
-  """The number of each picture by its key, in a file that goes when this does; millions of them take little memory."""
-
-  def __init__(self) -> None:
-    self._db = sqlite3.connect("", isolation_level=None)
-    self._db.execute("CREATE TABLE pictures (key BLOB PRIMARY KEY, number INTEGER) WITHOUT ROWID")
-    self._db.execute("BEGIN")
-    self._count = 0
-
-  def __len__(self) -> int:
-    return self._count
-
-  def get(self, key: bytes) -> int | None:
-    row = self._db.execute("SELECT number FROM pictures WHERE key = ?", (key,)).fetchone()
-    return row[0] if row else None
-
-  def add(self, key: bytes) -> int:
-    self._db.execute("INSERT INTO pictures VALUES (?, ?)", (key, self._count))
-    self._count += 1
-    return self._count - 1
-
-
 class Parts:
   """Writes chunks of laid documents into a folder, and goes on where it was left.
 
@@ -115,10 +95,12 @@ class Parts:
       BadRequest: another request's parts lie there.
     """
     self.folder, self._request, self._encode, self._R, self._part_bytes = folder, request, encode, resolution, part_bytes
-    self._numbers = _Numbers()
+    self._numbers = PictureNumbers()
     self.totals = Totals()
-    (folder / PARTS).mkdir(exist_ok=True)
     self._resume()
+    if not self.totals.rows:  # nothing is complete that could be of another request
+      write_text(folder / UNFINISHED, json.dumps({"request": request, "parts": []}, indent=1))
+    (folder / PARTS).mkdir(exist_ok=True)
     self._begin()
 
   def _resume(self) -> None:
@@ -131,10 +113,13 @@ class Parts:
       except (ValueError, KeyError, TypeError) as e:
         raise BadRequest(f"{file} can't be read: remove {self.folder} and prepare it anew") from e
       wanted = json.loads(json.dumps(self._request))
-      if there != wanted:
+      if parts and there != wanted:
         other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
+        ours, theirs = (str(r.get(other)) for r in (wanted, there))
+        files_alone = other == "source" and _without_digests(ours) == _without_digests(theirs)
         raise BadRequest(
-            f"{self.folder} holds unfinished data of another {other} ({there.get(other)}, not {wanted.get(other)}):"
+            f"{self.folder} holds unfinished data of another {other}"
+            f" ({'its files have changed since' if files_alone else f'{theirs}, not {ours}'}):"
             " go on with the command that began it, or choose another --out or remove it"
         )
     for part in parts:
@@ -150,7 +135,7 @@ class Parts:
       self.totals.pictures.append(part["pictures"])
     kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
     for stray in self.folder.iterdir():
-      if stray.name not in kept:
+      if stray.name not in kept or is_half(stray):
         stray.unlink()  # of the part that a killed command was at
 
   def _count(self, part: dict[str, Any]) -> None:
@@ -225,10 +210,11 @@ class Parts:
       self._waiting.clear()
 
   def _write(self, what: str, record: bytes) -> None:
-    if what not in self._writers:
-      path = self.folder / f"{what}-{len(self.totals.documents):05d}.array_record"
-      self._writers[what] = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
-    self._writers[what].write(record)
+    with writing(self.folder):
+      if what not in self._writers:
+        path = self.folder / f"{what}-{len(self.totals.documents):05d}.array_record"
+        self._writers[what] = array_record_module.ArrayRecordWriter(str(path), _OPTIONS)
+      self._writers[what].write(record)
     self._counts[what] += 1
     self._bytes += len(record)
 
@@ -237,6 +223,10 @@ class Parts:
     if self._chunk_rows == self.totals.rows:
       return
     self._write_features()
+    with writing(self.folder):
+      self._complete()
+
+  def _complete(self) -> None:
     files = {}
     for what, writer in self._writers.items():
       writer.close()
@@ -253,7 +243,7 @@ class Parts:
     part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, **self._counts}
     part["digest"] = self._digest.hexdigest()
     file = self.folder / UNFINISHED
-    parts = json.loads(file.read_text(encoding="utf-8"))["parts"] if file.exists() else []
+    parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
     write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))
     self._count(part)
     self.totals.rejected += self._rejected
@@ -266,7 +256,8 @@ class Parts:
   def abandon(self) -> None:
     """Closes the files of the part that is being written; what is complete stays."""
     for writer in self._writers.values():
-      writer.close()
+      with contextlib.suppress(RuntimeError):  # that the disk is full, say, which ended it
+        writer.close()
 
   def finish(self) -> list[str]:
     """Writes the index of all documents, and what was rejected; returns the kinds that the index numbers.
@@ -275,6 +266,10 @@ class Parts:
       BadRequest: no document is good.
     """
     self.close()
+    with writing(self.folder):
+      return self._index()
+
+  def _index(self) -> list[str]:
     kinds: dict[str, int] = {}
     sizes, learnt, kind = [], [], []
     for file in sorted((self.folder / PARTS).glob("*.npz")):
@@ -295,6 +290,30 @@ class Parts:
     """Removes what only an unfinished folder needs."""
     (self.folder / UNFINISHED).unlink(missing_ok=True)
     shutil.rmtree(self.folder / PARTS, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+  """A block that writes into a folder of prepared data, and nothing else that may fail.
+
+  Raises:
+    BadRequest: something couldn't be written.
+  """
+  try:
+    yield
+  except (OSError, RuntimeError) as e:  # RuntimeError: ArrayRecord's
+    why = (e.strerror if isinstance(e, OSError) else "") or first_line(e)
+    raise BadRequest(f"{folder} can't be written ({why}): see to the disk, and the same command goes on") from e
+
+
+def _without_digests(identity: str) -> str:
+  """What a source is, whatever is in its files (`Layout.fingerprint`)."""
+  return re.sub(r"\b[0-9a-f]{16}\b", "", identity)
+
+
+def is_half(file: Path) -> bool:
+  """Whether it is what `write_text` left of one of these files when its process was killed."""
+  return file.name.startswith((f".{UNFINISHED}.", ".prepared.json.", ".samples.html."))
 
 
 def digest(totals: Totals) -> str:

@@ -77,13 +77,13 @@ def prepare(
     What prepared.json holds.
 
   Raises:
-    BadRequest: if the folder holds something else, too much is bad, or no document is good; nothing is left of what was
-      written.
+    BadRequest: if the folder holds something else, too much is bad, a process was killed, or no document is good. As after
+      whatever else ends it, complete parts stay, to go on behind; where there is none, nothing is left.
   """
   if folder.exists() and not folder.is_dir():
     raise BadRequest(f"{folder} is there already: choose another --out or remove it")
   new = not folder.exists()
-  there = {p.name for p in folder.iterdir()} - {lock.NAME} if not new else set()
+  there = {p.name for p in folder.iterdir() if not parts_lib.is_half(p)} - {lock.NAME} if not new else set()
   if there and (parts_lib.UNFINISHED not in there or "prepared.json" in there):
     raise BadRequest(f"{folder} is there already: choose another --out or remove it")
   folder.mkdir(parents=True, exist_ok=True)
@@ -93,6 +93,7 @@ def prepare(
   }  # fmt: skip
   opened = Remarks.sum([getattr(source, "remarks", Remarks())])  # as they are before rows are read
   work = laying.Work(source, tokenizer, config, images, prompts)
+  parts: parts_lib.Parts | None = None
   try:
     parts = parts_lib.Parts(
         folder, request, encode=encode if images == "features" else None,
@@ -104,8 +105,8 @@ def prepare(
       parts.abandon()
       raise
     return _finish(work, parts, request, opened)
-  except BaseException as e:
-    if not (folder / parts_lib.UNFINISHED).exists() or (isinstance(e, BadRequest) and not there):
+  except BaseException:
+    if not (there if parts is None else sum(parts.totals.documents)):
       _clear(folder, itself=new)
     raise
 
@@ -143,8 +144,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
     _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
     _log.warning("%d of %d documents have nothing to learn", idle, documents)
-  _save_shown(_first(work.source), folder / "shown")
-  work.tokenizer.save(folder)
+  first = _first(work.source)
   made = request | {
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
@@ -152,9 +152,12 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals)},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
-  samples_page.write(folder, made, work.tokenizer, work.config)
-  write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
-  parts.tidy()
+  with parts_lib.writing(folder):
+    _save_shown(first, folder / "shown")
+    work.tokenizer.save(folder)
+    samples_page.write(folder, made, work.tokenizer, work.config)
+    write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
+    parts.tidy()
   return made
 
 
