@@ -32,6 +32,7 @@ from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
 
 _log = logging.getLogger("orthus_jax.train")
+_SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
 _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
@@ -217,13 +218,21 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   if config.run.report:
-    held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
-    documents = (held_out[n] for n in range(len(held_out)))
-    vision = config.model.vision_tokenizer
-    images = (i.pixels for d in documents if d is not None for i in d.images)
-    pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
-    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
+    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
     for name, value in figures["scores"].items():
       _log.info("%-20s %.4g", name, value)
   return figures
+
+
+def _scored(config: Config, task: tasks.TokenizerTask) -> np.ndarray:
+  """The pictures that reconstruction is scored on, uint8 [n, R, R, 3]."""
+  pictures, vision = task.pictures, config.model.vision_tokenizer
+  if pictures.held_out:
+    return pictures.read(pictures.trained + np.arange(pictures.held_out))
+  if config.data.source == "prepared":
+    return pictures.read(np.arange(min(_SHOWN, pictures.trained)))
+  source = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
+  documents = (source[n] for n in range(len(source)))
+  images = (i.pixels for d in documents if d is not None for i in d.images)
+  return np.stack([images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images])

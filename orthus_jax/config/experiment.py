@@ -14,7 +14,7 @@ from orthus_jax.config import ranges
 from orthus_jax.config.data import DataConfig
 from orthus_jax.config.model import ModelConfig
 from orthus_jax.config.optimizer import OptimizerConfig
-from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight
+from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight, Whole
 from orthus_jax.config.sampling import SamplingConfig
 from orthus_jax.config.typed import UserPath, require
 
@@ -34,6 +34,8 @@ class TokenizerLossConfig:
       scaled by s ** (-whiten / 2). Unquantised pictures stay the same; a diffusion head learns even features faster.
     l1: share of absolute (against squared) error in the reconstruction loss.
     revive_every: steps between replacements of codes that nobody used by fresh features.
+    held_out: pictures that training never sees, whatever the seed; reconstruction is scored on them. 0: none, and it is
+      scored on the built-in world's test split, or on pictures that were trained on.
   """
 
   commitment: Weight = 0.25
@@ -43,6 +45,7 @@ class TokenizerLossConfig:
   whiten: Share = 0.0
   l1: Share = 0.5
   revive_every: Sometimes = 50
+  held_out: Whole = 0
 
   def __post_init__(self):
     ranges.check(self, "tokenizer_loss")
@@ -162,10 +165,6 @@ class Config:
     require(
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
-    )
-    require(
-        self.task == "orthus" or self.data.source != "prepared",
-        "task=vision_tokenizer reads pictures: set data.source to shapes, or to the layout of a folder",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
