@@ -10,6 +10,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from flax import nnx
 import numpy as np
 
 from orthus_jax import files, lock
@@ -23,9 +24,11 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Respond
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
-from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
+from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metric_writer import MetricWriter
 from orthus_jax.training.metrics import peak_memory_bytes
@@ -212,13 +215,14 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
   result = loop.train(config, workdir, task, signals=signals)
   if not hosts.primary():
     return {}
-  params = result.params
+  params = tokenizer_losses.without_judges(result.params)
+  graphdef, _, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(config.model.vision_tokenizer, rngs=nnx.Rngs(params=0)))
   if config.tokenizer_loss.whiten:
-    params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)
+    params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   if config.run.report:
-    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, _scored(config, task))
+    figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
     for name, value in figures["scores"].items():
       _log.info("%-20s %.4g", name, value)

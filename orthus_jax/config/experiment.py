@@ -34,6 +34,8 @@ class TokenizerLossConfig:
       scaled by s ** (-whiten / 2). Unquantised pictures stay the same; a diffusion head learns even features faster.
     l1: share of absolute (against squared) error in the reconstruction loss.
     revive_every: steps between replacements of codes that nobody used by fresh features.
+    perceptual: weight of the LPIPS distance between a picture and its reconstruction; 0: none is computed.
+    perceptual_weights: a safetensors file with VGG-16's and LPIPS' weights (docs/decoder.md).
     held_out: pictures that training never sees, whatever the seed; reconstruction is scored on them. 0: none, and it is
       scored on the built-in world's test split, or on pictures that were trained on.
   """
@@ -45,10 +47,17 @@ class TokenizerLossConfig:
   whiten: Share = 0.0
   l1: Share = 0.5
   revive_every: Sometimes = 50
+  perceptual: Weight = 0.0
+  perceptual_weights: UserPath = ""
   held_out: Whole = 0
 
   def __post_init__(self):
     ranges.check(self, "tokenizer_loss")
+    require(
+        not self.perceptual or bool(self.perceptual_weights),
+        f"tokenizer_loss.perceptual={self.perceptual:g} needs VGG-16's and LPIPS' weights: set"
+        " tokenizer_loss.perceptual_weights=FILE, which docs/decoder.md says how to make",
+    )
 
 
 _Axis = Annotated[int, Range(1, 2**20, also=(-1,), note="-1 takes the rest")]
@@ -165,6 +174,11 @@ class Config:
     require(
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
+    )
+    require(
+        not self.tokenizer_loss.perceptual or self.model.vision_tokenizer.resolution >= 16,
+        f"tokenizer_loss.perceptual needs pictures of 16 pixels a side at least, not"
+        f" model.vision_tokenizer.resolution={self.model.vision_tokenizer.resolution}",
     )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4

@@ -16,11 +16,12 @@ from orthus_jax.data import tokenizer_difference
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.models.params import Params
-from orthus_jax.training import hosts
+from orthus_jax.training import hosts, perceptual_weights
 from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
 from orthus_jax.training.checkpoints.agreement import Difference
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.state import Layout, TrainState, replace_params
+from orthus_jax.training.tokenizer_losses import without_judges
 
 _log = logging.getLogger(__name__)
 
@@ -93,9 +94,11 @@ def initial_values(config: Config, layout: Layout) -> Params:
       fits = prefix + name in shapes and shapes[prefix + name].shape == tuple(shape)
       return shardings[prefix + name] if fits else None  # what doesn't fit is refused once all is known
 
-    values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
+    values |= {prefix + n: v for n, v in without_judges(checkpoint.load_params(path, place=place)).items()}
   if "vision_tokenizer/codebook" in values:
     values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
+  if config.tokenizer_loss.perceptual:
+    values |= {f"perceptual/{n}": v for n, v in perceptual_weights.load(config.tokenizer_loss.perceptual_weights).items()}
   return values
 
 
@@ -117,6 +120,8 @@ def check_sources(config: Config, workdir: Path | None = None, tokenizer: TextTo
     checkpoint.find(run.resume_from)
     check_source(config, "", run.resume_from, tokenizer, option="run.resume_from")
     return
+  if config.tokenizer_loss.perceptual:
+    perceptual_weights.load(config.tokenizer_loss.perceptual_weights)
   for prefix, path in run.init_from:
     check_source(config, prefix, path, tokenizer)
 

@@ -23,8 +23,9 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
 from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
-from orthus_jax.training import losses
+from orthus_jax.training import losses, tokenizer_losses
 from orthus_jax.training.state import TrainState
+from orthus_jax.training.tokenizer_losses import JudgedTokenizer
 
 _REVIVE_PICTURES = 512
 _FEATURE_PICTURES = 2048
@@ -98,7 +99,8 @@ class TokenizerTask:
     self._revive: Any = None
 
   def init(self) -> VisionTokenizer:
-    return VisionTokenizer(self.config.model.vision_tokenizer, rngs=nnx.Rngs(params=self.config.run.seed))
+    vision, loss, rngs = self.config.model.vision_tokenizer, self.config.tokenizer_loss, nnx.Rngs(params=self.config.run.seed)
+    return JudgedTokenizer(vision, loss, rngs=rngs) if loss.perceptual else VisionTokenizer(vision, rngs=rngs)
 
   def counts(self, batch: jax.Array) -> TokenizerCounts:
     return TokenizerCounts(images=jnp.float32(batch.shape[0]))
@@ -126,10 +128,15 @@ class TokenizerTask:
     absolute_B = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
     loss_B = (1 - c.l1) * squared_B + c.l1 * absolute_B + c.codebook * codebook_B + c.commitment * commitment_B
     n = total.images
+    more = {}
+    if c.perceptual:
+      distance_B = tokenizer_losses.perceptual(model, y_BHWC, x_BHWC)
+      loss_B += c.perceptual * distance_B
+      more["perceptual"] = jnp.sum(distance_B) / n
     loss = jnp.sum(loss_B) / n
     metrics = {
         "loss": loss, "squared_error": jnp.sum(squared_B) / n, "commitment": jnp.sum(commitment_B) / n,
-        "feature_std": spread * batch.shape[0] / n,
+        "feature_std": spread * batch.shape[0] / n, **more,
     }  # fmt: skip
     return loss, metrics
 
