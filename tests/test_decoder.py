@@ -1,6 +1,7 @@
 """Fine-tuning the vision tokenizer's decoder: its losses, what is trained, and what others take of it."""
 
 import re
+import types
 
 from flax import nnx
 import jax
@@ -14,8 +15,9 @@ from orthus_jax.config import PixelsConfig
 from orthus_jax.data import images
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib, perceptual
+from orthus_jax.models.discriminator import PatchDiscriminator
 from orthus_jax.models.perceptual import BLOCKS, Perceptual
-from orthus_jax.training import perceptual_weights
+from orthus_jax.training import perceptual_weights, tokenizer_losses
 
 
 def published_weights(rng) -> dict[str, np.ndarray]:
@@ -105,3 +107,61 @@ def test_weights_that_are_something_else(weights, tmp_path):
     tiny.config(tokenizer_loss={"perceptual": 1.0})
   with pytest.raises(BadRequest, match="16 pixels a side at least"):
     tiny.config(tokenizer_loss={"perceptual": 1.0, "perceptual_weights": str(weights)})
+
+
+FINE_TUNED = dict(task="vision_tokenizer", optimizer__trainable=["decoder/.*", "post_quant_conv/.*", "discriminator/.*"])
+
+
+def fine_tuning(**changes):
+  loss = dict(commitment=0.0, codebook=0.0, quantised_share=0.0, revive_every=0) | changes.pop("tokenizer_loss", {})
+  return tiny.config(**FINE_TUNED, tokenizer_loss=loss, **changes)
+
+
+def lively(init):
+  """A module's structure and random parameters."""
+  graphdef, shapes, _ = params_lib.shapes_and_axes(init)
+  rng = np.random.default_rng(0)
+  return graphdef, {n: np.float32(np.prod(v.shape[:-1]) ** -0.5 * rng.standard_normal(v.shape)) for n, v in shapes.items()}
+
+
+@pytest.mark.slow
+def test_each_adversary_learns_from_its_own_loss_alone():
+  graphdef, params = lively(lambda: PatchDiscriminator(8, rngs=nnx.Rngs(params=0)))
+  x, z, w = np.random.default_rng(1).standard_normal((3, 2, 16, 16, 3)).astype(np.float32)
+
+  def both(gain, params):
+    model = types.SimpleNamespace(discriminator=params_lib.merge(graphdef, params))
+    generator_B, discriminator_B = tokenizer_losses.adversarial(model, z + gain * w, x)
+    return 3.0 * generator_B.mean() + discriminator_B.mean()
+
+  def one(gain, params, generator, discriminator):
+    judge = params_lib.merge(graphdef, params)
+    real, fake = judge(x), judge(z + gain * w)
+    hinge = 0.5 * (jnp.maximum(1 - real, 0).mean() + jnp.maximum(1 + fake, 0).mean())
+    return discriminator * hinge - generator * fake.mean()
+
+  of_gain, of_params = jax.jit(jax.grad(both, argnums=(0, 1)))(0.7, params)
+  alone = jax.jit(jax.grad(one, argnums=(0, 1)))
+  np.testing.assert_allclose(of_gain, alone(0.7, params, 3.0, 0.0)[0], rtol=1e-3)
+  gain, expected = alone(0.7, params, 0.0, 1.0)
+  assert abs(gain) > 1e-4
+  for name, g in of_params.items():
+    np.testing.assert_allclose(g, expected[name], rtol=1e-3, atol=1e-6, err_msg=name)
+  assert max(float(jnp.abs(g).max()) for g in of_params.values()) > 1e-3
+
+
+def test_the_discriminator_judges_pieces_of_each_picture_by_itself():
+  graphdef, params = lively(lambda: PatchDiscriminator(8, rngs=nnx.Rngs(params=0)))
+  judge = jax.jit(lambda x: params_lib.merge(graphdef, params)(x))
+  x = np.random.default_rng(0).standard_normal((2, 24, 32, 3)).astype(np.float32)
+  whole = judge(x)
+  assert whole.shape == (2, 3, 4)
+  np.testing.assert_allclose(whole[::-1], judge(x[::-1]), rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(whole[1], judge(np.stack([0 * x[0], x[1]]))[1], rtol=1e-4, atol=1e-5)
+
+
+def test_adversaries_that_cannot_be():
+  with pytest.raises(BadRequest, match="adversarial needs pictures of 8 pixels"):
+    fine_tuning(tokenizer_loss=dict(adversarial=1.0), model__vision_tokenizer__resolution=4)
+  with pytest.raises(BadRequest, match="discriminator_channels=20 must be a multiple of 8"):
+    fine_tuning(tokenizer_loss=dict(adversarial=1.0, discriminator_channels=20))

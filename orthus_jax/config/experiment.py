@@ -36,6 +36,10 @@ class TokenizerLossConfig:
     revive_every: steps between replacements of codes that nobody used by fresh features.
     perceptual: weight of the LPIPS distance between a picture and its reconstruction; 0: none is computed.
     perceptual_weights: a safetensors file with VGG-16's and LPIPS' weights (docs/decoder.md).
+    adversarial: weight of what a discriminator, trained beside the decoder at the same learning rate, makes of
+      reconstructions; 0: there is none.
+    adversarial_start: steps before it, and its training, begin.
+    discriminator_channels: of its first convolution, a multiple of 8.
     held_out: pictures that training never sees, whatever the seed; reconstruction is scored on them. 0: none, and it is
       scored on the built-in world's test split, or on pictures that were trained on.
   """
@@ -49,10 +53,17 @@ class TokenizerLossConfig:
   revive_every: Sometimes = 50
   perceptual: Weight = 0.0
   perceptual_weights: UserPath = ""
+  adversarial: Weight = 0.0
+  adversarial_start: Whole = 0
+  discriminator_channels: Annotated[int, Range(8, 1024)] = 64
   held_out: Whole = 0
 
   def __post_init__(self):
     ranges.check(self, "tokenizer_loss")
+    require(
+        self.discriminator_channels % 8 == 0,
+        f"tokenizer_loss.discriminator_channels={self.discriminator_channels} must be a multiple of 8",
+    )
     require(
         not self.perceptual or bool(self.perceptual_weights),
         f"tokenizer_loss.perceptual={self.perceptual:g} needs VGG-16's and LPIPS' weights: set"
@@ -175,11 +186,12 @@ class Config:
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
     )
-    require(
-        not self.tokenizer_loss.perceptual or self.model.vision_tokenizer.resolution >= 16,
-        f"tokenizer_loss.perceptual needs pictures of 16 pixels a side at least, not"
-        f" model.vision_tokenizer.resolution={self.model.vision_tokenizer.resolution}",
-    )
+    for judge, least in (("perceptual", 16), ("adversarial", 8)):
+      require(
+          not getattr(self.tokenizer_loss, judge) or self.model.vision_tokenizer.resolution >= least,
+          f"tokenizer_loss.{judge} needs pictures of {least} pixels a side at least, not"
+          f" model.vision_tokenizer.resolution={self.model.vision_tokenizer.resolution}",
+      )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
       require(

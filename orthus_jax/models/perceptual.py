@@ -20,7 +20,6 @@ BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512
 _SHIFT = np.asarray([-0.030, -0.088, -0.188], np.float32)
 _SCALE = np.asarray([0.458, 0.448, 0.450], np.float32)
 _EPS = 1e-8  # a place where nothing fires has a gradient of 0, not of NaN
-MIN_RESOLUTION = 2 ** (len(BLOCKS) - 1)
 
 
 class Perceptual(nnx.Module):

@@ -49,7 +49,9 @@ class OrthusTask:
   def counts(self, batch: Batch) -> losses.Counts:
     return losses.counts(batch, self.config.model.vision_tokenizer.patches)
 
-  def loss(self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array):
+  def loss(
+      self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array, step: Any = 0
+  ):
     return losses.orthus_loss(model, batch, key, config=self.config.model, total=total, row_B=row_B)
 
   def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, Batch]]:
@@ -99,13 +101,17 @@ class TokenizerTask:
     self._revive: Any = None
 
   def init(self) -> VisionTokenizer:
-    vision, loss, rngs = self.config.model.vision_tokenizer, self.config.tokenizer_loss, nnx.Rngs(params=self.config.run.seed)
-    return JudgedTokenizer(vision, loss, rngs=rngs) if loss.perceptual else VisionTokenizer(vision, rngs=rngs)
+    vision, loss = self.config.model.vision_tokenizer, self.config.tokenizer_loss
+    rngs = nnx.Rngs(params=self.config.run.seed)
+    judged = loss.perceptual or loss.adversarial
+    return JudgedTokenizer(vision, loss, rngs=rngs) if judged else VisionTokenizer(vision, rngs=rngs)
 
   def counts(self, batch: jax.Array) -> TokenizerCounts:
     return TokenizerCounts(images=jnp.float32(batch.shape[0]))
 
-  def loss(self, model: VisionTokenizer, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array):
+  def loss(
+      self, model: Any, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array, step: Any = 0
+  ):
     c = self.config.tokenizer_loss
     x_BHWC = images_lib.to_model(batch, model.config.pixels)
     z_BPC = model.encode(x_BHWC)
@@ -133,6 +139,10 @@ class TokenizerTask:
       distance_B = tokenizer_losses.perceptual(model, y_BHWC, x_BHWC)
       loss_B += c.perceptual * distance_B
       more["perceptual"] = jnp.sum(distance_B) / n
+    if c.adversarial:
+      generator_B, discriminator_B = tokenizer_losses.adversarial(model, y_BHWC, x_BHWC)
+      loss_B += jnp.where(step >= c.adversarial_start, c.adversarial * generator_B + discriminator_B, 0.0)
+      more |= {"generator": jnp.sum(generator_B) / n, "discriminator": jnp.sum(discriminator_B) / n}
     loss = jnp.sum(loss_B) / n
     metrics = {
         "loss": loss, "squared_error": jnp.sum(squared_B) / n, "commitment": jnp.sum(commitment_B) / n,
