@@ -36,6 +36,7 @@ from orthus_jax.training.preemption import Signals
 
 _log = logging.getLogger("orthus_jax.train")
 _SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
+_START_SCORES = "scores_before.json"
 _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
@@ -212,11 +213,15 @@ def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, s
 
 
 def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None) -> dict[str, Any]:
+  vision = config.model.vision_tokenizer
+  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=nnx.Rngs(params=0)))
+  if config.run.report and hosts.primary():
+    _score_start(config, workdir, task, graphdef, shapes)
+  hosts.wait("start scored")
   result = loop.train(config, workdir, task, signals=signals)
   if not hosts.primary():
     return {}
   params = tokenizer_losses.without_judges(result.params)
-  graphdef, _, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(config.model.vision_tokenizer, rngs=nnx.Rngs(params=0)))
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
@@ -224,9 +229,22 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
   if config.run.report:
     figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
+    before = workdir / _START_SCORES
+    if before.is_file():
+      figures["scores_before"] = json.loads(before.read_text(encoding="utf-8"))
     for name, value in figures["scores"].items():
-      _log.info("%-20s %.4g", name, value)
+      was = figures.get("scores_before", {}).get(name)
+      _log.info("%-20s %.4g%s", name, value, "" if was is None else f" (before: {was:.4g})")
   return figures
+
+
+def _score_start(config: Config, workdir: Path, task: tasks.TokenizerTask, graphdef: Any, shapes: params_lib.Params) -> None:
+  """Scores what the run begins with, before its first step, and keeps that in the workdir for the report."""
+  if checkpoint.steps(workdir) or (workdir / _START_SCORES).is_file():
+    return
+  if params := initial_state.initial_tokenizer(config, shapes):
+    scores, _ = reconstruction.evaluate(graphdef, params, _scored(config, task))
+    files.write_text(workdir / _START_SCORES, json.dumps(scores, indent=2) + "\n")
 
 
 def _scored(config: Config, task: tasks.TokenizerTask) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Fine-tuning the vision tokenizer's decoder: its losses, what is trained, and what others take of it."""
 
+import json
 import re
 import types
 
@@ -11,25 +12,33 @@ from published_weights import write_safetensors
 import pytest
 import tiny
 
+from orthus_jax import training_run
 from orthus_jax.config import PixelsConfig
 from orthus_jax.data import images
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib, perceptual
 from orthus_jax.models.discriminator import PatchDiscriminator
-from orthus_jax.models.perceptual import BLOCKS, Perceptual
-from orthus_jax.training import perceptual_weights, tokenizer_losses
+from orthus_jax.models.orthus import Orthus
+from orthus_jax.models.perceptual import Perceptual
+from orthus_jax.parallel.mesh import make_mesh
+from orthus_jax.training import initial_state, perceptual_weights, tokenizer_losses
+from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import plan_run
+from orthus_jax.training.tasks import TokenizerTask
 
 
-def published_weights(rng) -> dict[str, np.ndarray]:
+def published_weights(rng, blocks=perceptual.BLOCKS) -> dict[str, np.ndarray]:
   """Random ones, by the names and shapes of torchvision's and lpips' files."""
-  found, inputs = {}, 3
-  for i, outputs in zip((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (c for block in BLOCKS for c in block)):
-    std = (2 / (9 * inputs)) ** 0.5
-    found[f"features.{i}.weight"] = std * rng.standard_normal((outputs, inputs, 3, 3), np.float32)
-    found[f"features.{i}.bias"] = 0.1 * rng.standard_normal(outputs).astype(np.float32)
-    inputs = outputs
-  for i, block in enumerate(BLOCKS):
-    found[f"lin{i}.model.1.weight"] = rng.random((1, block[-1], 1, 1)).astype(np.float32)
+  found, inputs, at = {}, 3, 0
+  for tap, block in enumerate(blocks):
+    for outputs in block:
+      std = (2 / (9 * inputs)) ** 0.5
+      found[f"features.{at}.weight"] = std * rng.standard_normal((outputs, inputs, 3, 3), np.float32)
+      found[f"features.{at}.bias"] = 0.1 * rng.standard_normal(outputs).astype(np.float32)
+      inputs, at = outputs, at + 2
+    found[f"lin{tap}.model.1.weight"] = rng.random((1, block[-1], 1, 1)).astype(np.float32)
+    at += 1
   return found
 
 
@@ -92,6 +101,20 @@ def test_pixels_reach_the_perceptual_distance_in_the_range_that_it_knows():
   for pixels in (PixelsConfig(), PixelsConfig(scale=1 / 255, mean=(0.5, 0.4, 0.3), std=(0.5, 0.25, 0.2))):
     x = np.random.default_rng(0).integers(0, 256, (4, 4, 3)).astype(np.uint8)
     np.testing.assert_allclose(images.to_unit(images.to_model(x, pixels), pixels), x / 127.5 - 1, atol=1e-5)
+
+
+def test_the_perceptual_distance_is_brought_by_its_file_and_never_trained(weights):
+  c = tiny.config(
+      task="vision_tokenizer", optimizer__trainable=[".*"], model__vision_tokenizer__resolution=16,
+      tokenizer_loss={"perceptual": 1.0, "perceptual_weights": str(weights)},
+  )  # fmt: skip
+  layout, _ = plan_run(
+      c, TokenizerTask(c, tiny.TinySource(4)).init, optimizer=make_optimizer(c.optimizer, c.run), mesh=make_mesh(c.mesh)
+  )
+  parts = {n.split("/")[0] for n in layout.shapes.params}
+  assert {n.split("/")[0] for n in layout.names} == parts - {"perceptual"}
+  values = initial_state.initial_values(c, layout)
+  assert set(values) == {n for n in layout.shapes.params if n.startswith("perceptual/")}
 
 
 def test_weights_that_are_something_else(weights, tmp_path):
@@ -165,3 +188,54 @@ def test_adversaries_that_cannot_be():
     fine_tuning(tokenizer_loss=dict(adversarial=1.0), model__vision_tokenizer__resolution=4)
   with pytest.raises(BadRequest, match="discriminator_channels=20 must be a multiple of 8"):
     fine_tuning(tokenizer_loss=dict(adversarial=1.0, discriminator_channels=20))
+
+
+@pytest.mark.slow
+def test_fine_tuning_improves_unquantised_pictures_and_leaves_what_makes_features(tmp_path, monkeypatch):
+  few = ((4,), (8, 8))  # VGG-16 itself takes minutes here
+  monkeypatch.setattr(perceptual, "BLOCKS", few)
+  monkeypatch.setattr(perceptual_weights, "BLOCKS", few)
+  weights, published = tmp_path / "few.safetensors", published_weights(np.random.default_rng(0), few)
+  write_safetensors(weights, published)
+  (tmp_path / "pictures").mkdir()
+  source = tiny.write_folder(tmp_path / "pictures", 12)
+  size = dict(
+      data__path=str(source), data__sequence_length=80, model__vision_tokenizer__resolution=16, run__report=True,
+      run__batch_size=8, run__seed=1, mesh__fsdp=8,
+  )  # fmt: skip
+  first = tiny.config(
+      task="vision_tokenizer", optimizer__trainable=[".*"], run__steps=60, tokenizer_loss={"quantised_share": 1.0}, **size
+  )  # fmt: skip
+  training_run.run(first, tmp_path / "first", begin=0.0)
+  c = fine_tuning(
+      tokenizer_loss=dict(
+          held_out=4, perceptual=0.1, perceptual_weights=str(weights), adversarial=0.01, adversarial_start=20,
+          discriminator_channels=8,
+      ),
+      run__init_from=[["", str(tmp_path / "first")]], run__steps=40, **size,
+  )  # fmt: skip
+  figures = training_run.run(c, tmp_path / "second", begin=0.0)
+  before, after = figures["scores_before"], figures["scores"]
+  assert before["pictures"] == after["pictures"] == 4
+  assert after["psnr_unquantised"] > before["psnr_unquantised"] + 0.5
+  assert json.loads((tmp_path / "second" / "report.json").read_text())["scores_before"] == before
+
+  old, new = (checkpoint.load_params(tmp_path / run) for run in ("first", "second"))
+  changed = {n.split("/")[0] for n in old if not np.array_equal(old[n], new[n])}
+  assert changed == {"decoder", "post_quant_conv"}
+  assert {n.split("/")[0] for n in set(new) - set(old)} == {"perceptual", "discriminator"}
+  np.testing.assert_array_equal(new["perceptual/conv/0/kernel"], published["features.0.weight"].transpose(2, 3, 1, 0))
+  records = [json.loads(line) for line in (tmp_path / "second" / "metrics.jsonl").read_text().splitlines()]
+  assert len({r["discriminator"] for r in records[:20]}) > 1 and records[-1]["discriminator"] < records[19]["discriminator"]
+
+  # What others take of it is the tokenizer alone.
+  whole = tiny.config(run__init_from=[["vision_tokenizer/", str(tmp_path / "second")]], **size)
+  layout, _ = plan_run(
+      whole, lambda: Orthus(whole.model, rngs=nnx.Rngs(params=0)), optimizer=make_optimizer(whole.optimizer, whole.run),
+      mesh=make_mesh(whole.mesh),
+  )  # fmt: skip
+  values = initial_state.initial_values(whole, layout)
+  assert set(values) == {f"vision_tokenizer/{n}" for n in old} | {"vision_embedding/codebook"}
+  np.testing.assert_array_equal(values["vision_tokenizer/decoder/conv_in/kernel"], new["decoder/conv_in/kernel"])
+  with np.load(tmp_path / "second" / "weights.npz") as file:
+    assert set(file.files) == set(old)
