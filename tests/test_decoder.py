@@ -195,6 +195,10 @@ def test_adversaries_that_cannot_be():
     fine_tuning(tokenizer_loss=dict(adversarial=1.0), model__vision_tokenizer__resolution=4)
   with pytest.raises(BadRequest, match="discriminator_channels=20 must be a multiple of 8"):
     fine_tuning(tokenizer_loss=dict(adversarial=1.0, discriminator_channels=20))
+  c = tiny.replace(fine_tuning(tokenizer_loss=dict(adversarial=1.0)), "optimizer", trainable=("decoder/.*",))
+  _, shapes, _ = params_lib.shapes_and_axes(TokenizerTask(c, tiny.TinySource(4)).init)
+  with pytest.raises(BadRequest, match="add 'discriminator/.*' to optimizer.trainable"):
+    trainable_names(c.optimizer, shapes)
 
 
 @pytest.mark.parametrize("machine", ["h100-8", "h200-1", "v5e-256", "2xv5p-128"])
