@@ -27,6 +27,7 @@ The argument is STAGE-MACHINE:
     post      everything but the VQGAN learns, from text and pictures
     edit      as `post`, from a picture, an instruction and the edited picture
     story     as `post`, from captions and frames, three frames a document
+    decoder   the VQGAN's decoder alone, from pictures
     pretrain  as `post`, from nothing but a VQGAN, or going on from a converted checkpoint
 
     v5e-256   --topology=v5e:16x16        v5p-128     --topology=v5p:4x4x4 (64 chips)
@@ -37,6 +38,9 @@ From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate 
 15,000, and of post-training, 1e-5 and 16 x 35,000; the parts trained; the data sets, for edits 400k of InstructPix2Pix. On few
 devices they are as published. A slice's hundreds of chips need more rows: there a step takes more of them and there are fewer
 steps, so that as many documents are seen, and the learning rate grows with the square root of the batch.
+
+The decoder's learning rate, batch and steps are the paper's too, 1e-5 and 256 x 15,000, and so is the frozen encoder. Its loss
+isn't told, and ours: squared and absolute error by halves, LPIPS of weight 0.5, no discriminator.
 
 Not told there, and ours: schedule, warm-up, weight decay, clipping, precision, caption dropping, the mix, all of edits' and
 stories' numbers (post-training's rate and batch, two passes over 400k edits, 160k windows of stories), and packing: a row of
@@ -70,8 +74,9 @@ _MACHINES = {
   "h100-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "qkv"), tpu=False),
   "h200-1": _Machine(dict(data=1, fsdp=1), stage1=(32, "qkv"), post=(6, "full"), tpu=False, small=True),
 }
-_STAGES = ("stage1", "post", "edit", "story", "pretrain")
+_STAGES = ("stage1", "post", "edit", "story", "pretrain", "decoder")
 _STAGE1 = (r"token_embedding", r"vision_embedding/.*", r"image_head/.*")
+_DECODER = (r"decoder/.*", r"post_quant_conv/.*", r"discriminator/.*")
 _ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
 
 
@@ -84,6 +89,8 @@ def get_config(arg: str = "post-v5e-256") -> ConfigDict:
   config = ConfigDict()
   if stage == "stage1":
     _stage1(config, machine)
+  elif stage == "decoder":
+    _decoder(config, machine)
   else:
     _post(config, machine, published=stage != "pretrain")
   if stage in ("edit", "story"):
@@ -131,6 +138,24 @@ def _post(config: ConfigDict, machine: _Machine, *, published: bool) -> None:
     config.model.transformer.param_dtype = "bfloat16"
     config.optimizer.update(moment_dtype="bfloat16", rounding="stochastic")
   config.run = dict(steps=steps, batch_size=rows)
+
+
+def _decoder(config: ConfigDict, machine: _Machine) -> None:
+  """The VQGAN's decoder and what leads into it, on unquantised features; two pictures a device at a time."""
+  shared = machine.mesh["data"] * machine.mesh["fsdp"]
+  config.task = "vision_tokenizer"
+  config.data = dict(source="prepared", path="prepared")
+  config.tokenizer_loss = dict(
+      commitment=0.0, codebook=0.0, quantised_share=0.0, revive_every=0,  # features and codes stay as they are
+      # Not told in the paper, and ours.
+      l1=0.5, perceptual=0.5, perceptual_weights="vgg_lpips.safetensors", adversarial=0.0, held_out=256,
+  )  # fmt: skip
+  config.optimizer = dict(
+      learning_rate=1e-5, b1=0.9, b2=0.99, trainable=_DECODER, accumulation=max(256 // (2 * shared), 1),
+      # As above.
+      warmup_steps=100, schedule="constant", weight_decay=0.0, clip_norm=1.0,
+  )  # fmt: skip
+  config.run = dict(steps=15_000, batch_size=256, report=True)
 
 
 def _of_base(config: ConfigDict, machine: _Machine, stage: str) -> None:

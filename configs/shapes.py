@@ -3,14 +3,18 @@
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
 Arguments: `:runlocal` for a few steps; `:long` for three times as many, from four times as many documents, with a share for
-edits and stories too.
+edits and stories too; `:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
+
+    orthus train --config=configs/shapes.py:decoder --workdir=runs/shapes_decoder
+    orthus train --config=configs/shapes.py --workdir=runs/shapes \\
+        "--config.run.init_from=(('vision_tokenizer/','runs/shapes_decoder'),)"
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` is "", "runlocal" or "long"."""
+  """The config; `arg` is "", "runlocal", "long" or "decoder"."""
   runlocal = arg == "runlocal"
   config = ConfigDict()
   config.task = "orthus"
@@ -53,7 +57,25 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   if arg == "long":
     _train_longer(config)
+  if arg == "decoder":
+    _decoder(config)
   return config
+
+
+def _decoder(config: ConfigDict) -> None:
+  """The shipped vision tokenizer goes on, without what makes its features."""
+  config.task = "vision_tokenizer"
+  config.data = dict(source="shapes")
+  config.tokenizer_loss = dict(
+      commitment=0.0, codebook=0.0, quantised_share=0.0, revive_every=0, noise=0.1, l1=0.5, adversarial=0.0
+  )
+  config.optimizer = dict(
+      learning_rate=2e-4, warmup_steps=50, schedule="cosine", b1=0.9, b2=0.99, ema_decay=0.99,
+      trainable=(r"decoder/.*", r"post_quant_conv/.*", r"discriminator/.*"),
+  )  # fmt: skip
+  config.run = dict(
+      steps=500, batch_size=32, log_every=10, checkpoint_every=250, report=True, init_from=(("", "asset:shapes_vqgan"),)
+  )
 
 
 def _train_longer(config: ConfigDict) -> None:

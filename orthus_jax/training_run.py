@@ -10,6 +10,7 @@ from pathlib import Path
 import time
 from typing import Any
 
+from flax import nnx
 import numpy as np
 
 from orthus_jax import files, lock
@@ -23,15 +24,19 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Respond
+from orthus_jax.models import params as params_lib
+from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
-from orthus_jax.training import hosts, initial_state, loop, tasks, whitening
+from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metric_writer import MetricWriter
 from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
 
 _log = logging.getLogger("orthus_jax.train")
+_SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
+_START_SCORES = "scores_before.json"
 _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
@@ -208,22 +213,48 @@ def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, s
 
 
 def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None) -> dict[str, Any]:
+  vision = config.model.vision_tokenizer
+  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=nnx.Rngs(params=0)))
+  if config.run.report and hosts.primary():
+    _score_start(config, workdir, task, graphdef, shapes)
+  hosts.wait("start scored")
   result = loop.train(config, workdir, task, signals=signals)
   if not hosts.primary():
     return {}
-  params = result.params
+  params = tokenizer_losses.without_judges(result.params)
   if config.tokenizer_loss.whiten:
-    params = whitening.whiten(params, task.features(result.graphdef, params), power=config.tokenizer_loss.whiten)
+    params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   if config.run.report:
-    held_out = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
-    documents = (held_out[n] for n in range(len(held_out)))
-    vision = config.model.vision_tokenizer
-    images = (i.pixels for d in documents if d is not None for i in d.images)
-    pictures = [images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images]
-    figures["scores"], rows = reconstruction.evaluate(result.graphdef, params, pictures)
+    figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
+    before = workdir / _START_SCORES
+    if before.is_file():
+      figures["scores_before"] = json.loads(before.read_text(encoding="utf-8"))
     for name, value in figures["scores"].items():
-      _log.info("%-20s %.4g", name, value)
+      was = figures.get("scores_before", {}).get(name)
+      _log.info("%-20s %.4g%s", name, value, "" if was is None else f" (before: {was:.4g})")
   return figures
+
+
+def _score_start(config: Config, workdir: Path, task: tasks.TokenizerTask, graphdef: Any, shapes: params_lib.Params) -> None:
+  """Scores what the run begins with, before its first step, and keeps that in the workdir for the report."""
+  if checkpoint.steps(workdir) or (workdir / _START_SCORES).is_file():
+    return
+  if params := initial_state.initial_tokenizer(config, shapes):
+    scores, _ = reconstruction.evaluate(graphdef, params, _scored(config, task))
+    files.write_text(workdir / _START_SCORES, json.dumps(scores, indent=2) + "\n")
+
+
+def _scored(config: Config, task: tasks.TokenizerTask) -> np.ndarray:
+  """The pictures that reconstruction is scored on, uint8 [n, R, R, 3]."""
+  pictures, vision = task.pictures, config.model.vision_tokenizer
+  if pictures.held_out:
+    return pictures.read(pictures.trained + np.arange(pictures.held_out))
+  if config.data.source == "prepared":
+    return pictures.read(np.arange(min(_SHOWN, pictures.trained)))
+  source = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
+  documents = (source[n] for n in range(len(source)))
+  images = (i.pixels for d in documents if d is not None for i in d.images)
+  return np.stack([images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images])

@@ -19,7 +19,7 @@ from orthus_jax.config import RunConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.training import loop
-from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
+from orthus_jax.training.checkpoints import manifest, small_arrays, workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.state import TrainState, digest
 from orthus_jax.training.tasks import OrthusTask
@@ -58,6 +58,16 @@ def saved(folder, steps=(1, 2, 3), **run) -> Checkpointer:
 
 def largest(folder):
   return max((p for p in folder.rglob("*") if p.is_file() and p.name != "manifest.json"), key=lambda p: p.stat().st_size)
+
+
+def test_parameters_that_are_not_wanted_are_not_read(tmp_path, monkeypatch):
+  monkeypatch.setattr(small_arrays, "SMALL", 64)  # "c" is kept among the small ones, "a" by itself
+  saved(tmp_path, steps=(1,)).close()
+  whole = checkpoint.load_params(tmp_path)
+  for names in ({"a"}, {"b", "c"}, {"c"}, {"a", "b", "c"}):
+    some = checkpoint.load_params(tmp_path, wanted=names.__contains__)
+    assert set(some) == names
+    jax.tree.map(np.testing.assert_array_equal, some, {n: whole[n] for n in names})
 
 
 def test_a_state_comes_back_whole(tmp_path):

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import published_weights as weights
 import pytest
+import tiny
 
 import orthus_jax as oj
 from orthus_jax import cli
@@ -26,6 +27,7 @@ from orthus_jax.training.checkpoints import small_arrays, workdir as checkpoint,
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import TrainState, plan_state
+from orthus_jax.training.tasks import TokenizerTask
 
 
 def test_in_and_out_again_is_bit_identical(orthus, native, values, tmp_path):
@@ -117,6 +119,28 @@ def test_training_starts_from_either(orthus, native, model, values):
     found = initial_state.initial_values(config, layout)
     assert weights.same(found, in_memory(model, values))
     assert all(v.sharding == layout.shardings.params[n] for n, v in found.items())
+
+
+def test_a_vision_tokenizer_starts_from_a_whole_model_of_which_nothing_else_is_read(orthus, native, model, values, monkeypatch):
+  read, part = [], huggingface.Checkpoint.part
+  monkeypatch.setattr(huggingface.Checkpoint, "part", lambda self, name, index: read.append(name) or part(self, name, index))
+  prefix = "vision_tokenizer/"
+  expected = {n.removeprefix(prefix): v for n, v in in_memory(model, values).items() if n.startswith(prefix)}
+  base = checkpoint.load_config(native)
+  for path in (orthus, native):
+    loss = dataclasses.replace(base.tokenizer_loss, revive_every=0)
+    run = RunConfig(init_from=(("", str(path)),))
+    config = dataclasses.replace(base, task="vision_tokenizer", tokenizer_loss=loss, run=run)
+    initial_state.check_sources(config)
+    layout, _ = plan_state(
+        TokenizerTask(config, tiny.TinySource(4)).init, select=lambda shapes: frozenset(shapes), ema=False,
+        mesh=mesh_lib.make_mesh(config.mesh), optimizer=make_optimizer(config.optimizer, config.run),
+    )  # fmt: skip
+    found = initial_state.initial_values(config, layout)
+    assert weights.same(found, expected)
+    assert all(v.sharding == layout.shardings.params[n] for n, v in found.items())
+    assert weights.same(initial_state.initial_tokenizer(config, layout.shapes.params), expected)
+  assert read and all(n.startswith(prefix) for n in read)
 
 
 def oj_module(config: Config):

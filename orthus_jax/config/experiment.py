@@ -14,7 +14,7 @@ from orthus_jax.config import ranges
 from orthus_jax.config.data import DataConfig
 from orthus_jax.config.model import ModelConfig
 from orthus_jax.config.optimizer import OptimizerConfig
-from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight
+from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight, Whole
 from orthus_jax.config.sampling import SamplingConfig
 from orthus_jax.config.typed import UserPath, require
 
@@ -34,6 +34,14 @@ class TokenizerLossConfig:
       scaled by s ** (-whiten / 2). Unquantised pictures stay the same; a diffusion head learns even features faster.
     l1: share of absolute (against squared) error in the reconstruction loss.
     revive_every: steps between replacements of codes that nobody used by fresh features.
+    perceptual: weight of the LPIPS distance between a picture and its reconstruction; 0: none is computed.
+    perceptual_weights: a safetensors file with VGG-16's and LPIPS' weights (docs/decoder.md).
+    adversarial: weight of what a discriminator, trained beside the decoder at the same learning rate, makes of
+      reconstructions; 0: there is none.
+    adversarial_start: steps before it, and its training, begin.
+    discriminator_channels: of its first convolution, a multiple of 8.
+    held_out: pictures that training never sees, whatever the seed; reconstruction is scored on them. 0: none, and it is
+      scored on the built-in world's test split, or on pictures that were trained on.
   """
 
   commitment: Weight = 0.25
@@ -43,9 +51,24 @@ class TokenizerLossConfig:
   whiten: Share = 0.0
   l1: Share = 0.5
   revive_every: Sometimes = 50
+  perceptual: Weight = 0.0
+  perceptual_weights: UserPath = ""
+  adversarial: Weight = 0.0
+  adversarial_start: Whole = 0
+  discriminator_channels: Annotated[int, Range(8, 1024)] = 64
+  held_out: Whole = 0
 
   def __post_init__(self):
     ranges.check(self, "tokenizer_loss")
+    require(
+        self.discriminator_channels % 8 == 0,
+        f"tokenizer_loss.discriminator_channels={self.discriminator_channels} must be a multiple of 8",
+    )
+    require(
+        not self.perceptual or bool(self.perceptual_weights),
+        f"tokenizer_loss.perceptual={self.perceptual:g} needs VGG-16's and LPIPS' weights: set"
+        " tokenizer_loss.perceptual_weights=FILE, which docs/decoder.md says how to make",
+    )
 
 
 _Axis = Annotated[int, Range(1, 2**20, also=(-1,), note="-1 takes the rest")]
@@ -163,10 +186,12 @@ class Config:
         self.task == "orthus" or self.model.vision_tokenizer.decoder,
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
     )
-    require(
-        self.task == "orthus" or self.data.source != "prepared",
-        "task=vision_tokenizer reads pictures: set data.source to shapes, or to the layout of a folder",
-    )
+    for judge, least in (("perceptual", 16), ("adversarial", 8)):
+      require(
+          not getattr(self.tokenizer_loss, judge) or self.model.vision_tokenizer.resolution >= least,
+          f"tokenizer_loss.{judge} needs pictures of {least} pixels a side at least, not"
+          f" model.vision_tokenizer.resolution={self.model.vision_tokenizer.resolution}",
+      )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
       require(

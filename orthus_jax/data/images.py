@@ -136,6 +136,11 @@ def from_model(values: Any, config: PixelsConfig) -> Any:
   return (scaled / config.scale).round().clip(0, 255).astype("uint8")
 
 
+def to_unit(values: Any, config: PixelsConfig) -> Any:
+  """A model's values [..., 3] as pixels in [-1, 1], which is what other networks take; neither rounded nor clipped."""
+  return (values * _channels(config.std) + _channels(config.mean)) / (127.5 * config.scale) - 1.0
+
+
 def _channels(values: tuple[float, float, float]) -> Any:
   """One number where the channels are alike, so that the published scaling is plain arithmetic."""
   return values[0] if len(set(values)) == 1 else np.asarray(values, np.float32)

@@ -13,7 +13,7 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
 
-_BATCH = 128
+_BATCH, _BATCH_PIXELS = 128, 2**21  # pictures decoded at once, at most
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -60,10 +60,11 @@ def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> t
     return (*back, codes_BP, z_BPC)
 
   pixels = np.stack(list(pictures))
+  batch = min(_BATCH, max(1, _BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2])))
   blocks: list[list[np.ndarray]] = [[] for _ in range(4)]
-  for i in range(0, len(pixels), _BATCH):
-    block = pixels[i : i + _BATCH]
-    padded = np.pad(block, ((0, _BATCH - len(block)), (0, 0), (0, 0), (0, 0)))
+  for i in range(0, len(pixels), batch):
+    block = pixels[i : i + batch]
+    padded = np.pad(block, ((0, batch - len(block)), (0, 0), (0, 0), (0, 0)))
     for kept, value in zip(blocks, both(params, padded)):
       kept.append(np.asarray(value)[: len(block)])
   soft, hard, codes, features = map(np.concatenate, blocks)

@@ -109,17 +109,20 @@ class Checkpoint:
       value[at] = names.from_torch(self.entry(name, layer).view(), shape[1:], layout)[index[1:]]
     return value
 
-  def load(self, place: Place | None = None) -> dict[str, Any]:
-    """All parameters, one at a time; logs the notes.
+  def load(self, place: Place | None = None, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+    """All parameters that are wanted, one at a time; logs the notes.
 
     Args:
       place: (name, shape, dtype) → where the array is to lie, or None for a numpy array. A sharding's devices are given
         their blocks and nothing else is read.
+      wanted: by name.
     """
     for note in self.notes:
       _log.warning("%s: %s", self.directory, note)
     loaded = {}
     for name, shape in self.shapes.items():
+      if not wanted(name):
+        continue
       sharding = place(name, shape, self.dtype(name)) if place else None
       if sharding is None:
         loaded[name] = self.part(name, (slice(None),) * len(shape))

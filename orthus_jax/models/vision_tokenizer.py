@@ -21,15 +21,18 @@ _EPS = 1e-6
 
 
 class Conv(nnx.Module):
-  """A square convolution with bias, [H, W, in, out]; `stride` 2 pads on the right and at the bottom alone."""
+  """A square convolution with bias, [H, W, in, out]; without `padding`, one of stride 2 pads right and bottom alone."""
 
-  def __init__(self, inputs: int, outputs: int, *, size: int, rngs: nnx.Rngs, stride: int = 1):
+  def __init__(
+      self, inputs: int, outputs: int, *, size: int, rngs: nnx.Rngs, stride: int = 1, padding: int | None = None
+  ):
     std = (inputs * size * size) ** -0.5
     kernel = std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, (size, size, inputs, outputs))
     self.kernel = param(kernel, None, None, None, None)
     self.bias = param(jnp.zeros((outputs,)), None)
     self.stride = stride
-    self.padding = ((0, 1), (0, 1)) if stride == 2 else ((size // 2,) * 2,) * 2
+    around = size // 2 if padding is None else padding
+    self.padding = ((0, 1), (0, 1)) if stride == 2 and padding is None else ((around,) * 2,) * 2
 
   def __call__(self, x_BHWC: jax.Array) -> jax.Array:
     y = jax.lax.conv_general_dilated(

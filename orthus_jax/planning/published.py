@@ -138,7 +138,9 @@ class TextTask:
   def counts(self, batch: TextBatch) -> jax.Array:
     return jnp.sum(batch.segment_ids_BT > 0, dtype=jnp.float32)
 
-  def loss(self, model: TextModel, batch: TextBatch, key: jax.Array, *, total: jax.Array, row_B: jax.Array):
+  def loss(
+      self, model: TextModel, batch: TextBatch, key: jax.Array, *, total: jax.Array, row_B: jax.Array, step: Any = 0
+  ):
     hidden_BTD = model.transformer(
       model.embed_tokens(batch.tokens_BT), position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT
     )

@@ -16,11 +16,12 @@ from orthus_jax.data import tokenizer_difference
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.models.params import Params
-from orthus_jax.training import hosts
+from orthus_jax.training import hosts, perceptual_weights
 from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
 from orthus_jax.training.checkpoints.agreement import Difference
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.state import Layout, TrainState, replace_params
+from orthus_jax.training.tokenizer_losses import JUDGES
 
 _log = logging.getLogger(__name__)
 
@@ -88,15 +89,42 @@ def initial_values(config: Config, layout: Layout) -> Params:
   values: Params = {}
   shapes, shardings = layout.shapes.params, layout.shardings.params
   for prefix, path in config.run.init_from:
-
-    def place(name, shape, dtype, prefix=prefix):
-      fits = prefix + name in shapes and shapes[prefix + name].shape == tuple(shape)
-      return shardings[prefix + name] if fits else None  # what doesn't fit is refused once all is known
-
-    values |= {prefix + n: v for n, v in checkpoint.load_params(path, place=place).items()}
+    values |= {prefix + n: v for n, v in _taken(config, path, prefix, shapes, shardings).items()}
   if "vision_tokenizer/codebook" in values and "vision_embedding/codebook" in shapes:
     values.setdefault("vision_embedding/codebook", values["vision_tokenizer/codebook"])
+  if config.tokenizer_loss.perceptual:
+    values |= {f"perceptual/{n}": v for n, v in perceptual_weights.load(config.tokenizer_loss.perceptual_weights).items()}
   return values
+
+
+def initial_tokenizer(config: Config, shapes: Params) -> Params:
+  """The vision tokenizer that a run of one begins with, as numpy arrays; nothing where `run.init_from` doesn't bring all of it.
+
+  Args:
+    config: of the run.
+    shapes: of the vision tokenizer's parameters.
+  """
+  values: Params = {}
+  for prefix, path in config.run.init_from if not config.run.resume_from else ():
+    values |= {prefix + n: v for n, v in _taken(config, path, prefix, {}, {}).items()}
+  fits = all(n in values and values[n].shape == s.shape for n, s in shapes.items())
+  return {n: np.asarray(values[n]).astype(s.dtype) for n, s in shapes.items()} if fits else {}
+
+
+def _taken(config: Config, path: str, prefix: str, shapes: Params, shardings: dict[str, Any]) -> Params:
+  """What one source brings: all of it but a vision tokenizer's judges; of a whole model for a vision tokenizer, that alone."""
+  whole = config.task == "vision_tokenizer" and (its := origins.of(path).config) is not None and its.task == "orthus"
+  part = "vision_tokenizer/" if whole else ""
+
+  def place(name, shape, dtype):
+    own = prefix + name.removeprefix(part)
+    fits = own in shapes and shapes[own].shape == tuple(shape)
+    return shardings[own] if fits else None  # what doesn't fit is refused once all is known
+
+  def wanted(name):
+    return name.startswith(part) and not name.startswith(JUDGES)
+
+  return {n.removeprefix(part): v for n, v in checkpoint.load_params(path, place=place, wanted=wanted).items()}
 
 
 def check_sources(config: Config, workdir: Path | None = None, tokenizer: TextTokenizer | None = None) -> None:
@@ -117,6 +145,8 @@ def check_sources(config: Config, workdir: Path | None = None, tokenizer: TextTo
     checkpoint.find(run.resume_from)
     check_source(config, "", run.resume_from, tokenizer, option="run.resume_from")
     return
+  if config.tokenizer_loss.perceptual:
+    perceptual_weights.load(config.tokenizer_loss.perceptual_weights)
   for prefix, path in run.init_from:
     check_source(config, prefix, path, tokenizer)
 
@@ -144,7 +174,7 @@ def _other_model(config: Config, prefix: str, origin: origins.Origin) -> tuple[l
   if origin.config is None:
     return [], []
   part = "model"
-  if prefix or origin.config.task == "vision_tokenizer":
+  if prefix or "vision_tokenizer" in (origin.config.task, config.task):
     part = f"model.{prefix.removesuffix('/') or 'vision_tokenizer'}"
   refused, told = agreement.other_model(origin.config, config, part=part)
   return refused, [d for d in told if not (origin.fresh_head and d.field.startswith("model.diffusion."))]

@@ -112,16 +112,19 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.ShapeDtypeStruct]) -> frozenset[str]:
-  """The parameters that any of the config's patterns matches.
+  """The parameters that any of the config's patterns matches, but for a perceptual distance's: it is a fixed measure.
 
   Raises:
-    BadRequest: if a pattern is no regular expression or nothing is left to train.
+    BadRequest: if a pattern is no regular expression, nothing is left to train, or a discriminator wouldn't learn.
   """
   try:
     patterns = [re.compile(p) for p in config.trainable]
   except re.error as e:
     raise BadRequest(f"optimizer.trainable: {e.pattern!r} is no regular expression: {e}") from e
-  names = frozenset(n for n in params if any(p.match(n) for p in patterns))
+  names = frozenset(n for n in params if any(p.match(n) for p in patterns) and not n.startswith("perceptual/"))
   if not names:
     raise BadRequest(f"optimizer.trainable={list(config.trainable)} matches no parameter: nothing would be trained")
+  judges = {n for n in params if n.startswith("discriminator/")}
+  if not judges <= names:
+    raise BadRequest("tokenizer_loss.adversarial needs a discriminator that learns: add 'discriminator/.*' to optimizer.trainable")
   return names

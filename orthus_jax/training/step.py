@@ -27,9 +27,9 @@ class LossTask(Protocol):
     """What the sums of a global batch are divided by."""
 
   def loss(
-      self, model: Any, batch: Any, key: jax.Array, *, total: Any, row_B: jax.Array
+      self, model: Any, batch: Any, key: jax.Array, *, total: Any, row_B: jax.Array, step: Any
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """A (micro)batch's share of the global loss, and metrics that add up likewise."""
+    """A (micro)batch's share of the global loss after `step` updates, and metrics that add up likewise."""
 
 
 def train_step(
@@ -63,7 +63,7 @@ def train_step(
 
     def loss(trained, batch, row_B):
       model = params_lib.merge(layout.graphdef, {**frozen, **trained})
-      return task.loss(model, batch, key, total=total, row_B=row_B)
+      return task.loss(model, batch, key, total=total, row_B=row_B, step=state.step)
 
     gradient = jax.grad(loss, has_aux=True)
     if n == 1:

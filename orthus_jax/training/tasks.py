@@ -14,16 +14,18 @@ import numpy as np
 
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.batch import Batch, FeatureTable
+from orthus_jax.data.batch import Batch
 from orthus_jax.data.documents import Source
+from orthus_jax.data.pictures import Pictures, PicturesInMemory
 from orthus_jax.data.pipeline import prefetch
-from orthus_jax.errors import BadRequest
+from orthus_jax.data.prepared.pictures import PreparedPictures
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
 from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
-from orthus_jax.training import losses
+from orthus_jax.training import losses, tokenizer_losses
 from orthus_jax.training.state import TrainState
+from orthus_jax.training.tokenizer_losses import JudgedTokenizer
 
 _REVIVE_PICTURES = 512
 _FEATURE_PICTURES = 2048
@@ -47,7 +49,9 @@ class OrthusTask:
   def counts(self, batch: Batch) -> losses.Counts:
     return losses.counts(batch, self.config.model.vision_tokenizer.patches)
 
-  def loss(self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array):
+  def loss(
+      self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array, step: Any = 0
+  ):
     return losses.orthus_loss(model, batch, key, config=self.config.model, total=total, row_B=row_B)
 
   def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, Batch]]:
@@ -91,24 +95,23 @@ class TokenizerTask:
 
   def __init__(self, config: Config, source: Source):
     self.config = config
-    self._table = FeatureTable()
-    vision = config.model.vision_tokenizer
-    for i in range(len(source)):
-      document = source[i]
-      for image in document.images if document is not None else ():
-        self._table.add(images_lib.fit(image.pixels, vision.resolution, vision.pixels))
-    if not self._table.pixels:
-      raise BadRequest(f"none of the {len(source)} documents holds a picture: the vision tokenizer learns from pictures")
-    self._pixels = np.stack(self._table.pixels)
+    self.pictures: Pictures = (
+        PreparedPictures(config) if config.data.source == "prepared" else PicturesInMemory(config, source)
+    )
     self._revive: Any = None
 
   def init(self) -> VisionTokenizer:
-    return VisionTokenizer(self.config.model.vision_tokenizer, rngs=nnx.Rngs(params=self.config.run.seed))
+    vision, loss = self.config.model.vision_tokenizer, self.config.tokenizer_loss
+    rngs = nnx.Rngs(params=self.config.run.seed)
+    judged = loss.perceptual or loss.adversarial
+    return JudgedTokenizer(vision, loss, rngs=rngs) if judged else VisionTokenizer(vision, rngs=rngs)
 
   def counts(self, batch: jax.Array) -> TokenizerCounts:
     return TokenizerCounts(images=jnp.float32(batch.shape[0]))
 
-  def loss(self, model: VisionTokenizer, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array):
+  def loss(
+      self, model: Any, batch: jax.Array, key: jax.Array, *, total: TokenizerCounts, row_B: jax.Array, step: Any = 0
+  ):
     c = self.config.tokenizer_loss
     x_BHWC = images_lib.to_model(batch, model.config.pixels)
     z_BPC = model.encode(x_BHWC)
@@ -131,33 +134,41 @@ class TokenizerTask:
     absolute_B = jnp.mean(jnp.abs(difference), axis=(1, 2, 3))
     loss_B = (1 - c.l1) * squared_B + c.l1 * absolute_B + c.codebook * codebook_B + c.commitment * commitment_B
     n = total.images
+    more = {}
+    if c.perceptual:
+      distance_B = tokenizer_losses.perceptual(model, y_BHWC, x_BHWC)
+      loss_B += c.perceptual * distance_B
+      more["perceptual"] = jnp.sum(distance_B) / n
+    if c.adversarial:
+      generator_B, discriminator_B = tokenizer_losses.adversarial(model, y_BHWC, x_BHWC)
+      loss_B += jnp.where(step >= c.adversarial_start, c.adversarial * generator_B + discriminator_B, 0.0)
+      more |= {"generator": jnp.sum(generator_B) / n, "discriminator": jnp.sum(discriminator_B) / n}
     loss = jnp.sum(loss_B) / n
     metrics = {
         "loss": loss, "squared_error": jnp.sum(squared_B) / n, "commitment": jnp.sum(commitment_B) / n,
-        "feature_std": spread * batch.shape[0] / n,
+        "feature_std": spread * batch.shape[0] / n, **more,
     }  # fmt: skip
     return loss, metrics
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> np.ndarray:
     """uint8 [B, R, R, 3], all rows or some; a function of (seed, step)."""
-    return self._pixels[self._pictures(step, rows)]
+    return self.pictures.read(self._drawn(step, rows))
 
-  def _pictures(self, step: int, rows: np.ndarray | None = None) -> list[int]:
-    B, n = self.config.run.batch_size, len(self._pixels)
-    places = step * B + (np.arange(B) if rows is None else rows)
-    orders = {e: np.random.default_rng((self.config.run.seed, e)).permutation(n) for e in set(places // n)}
-    return [orders[p // n][p % n] for p in places]
+  def _drawn(self, step: int, rows: np.ndarray | None = None) -> list[int]:
+    B = self.config.run.batch_size
+    return self.pictures.draw(step * B + (np.arange(B) if rows is None else rows))
 
   def batches(self, start: int, stop: int, rows: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
     return prefetch(lambda step: self.batch(step, rows), start, stop)
 
   def features(self, graphdef: Any, params: Params) -> np.ndarray:
     """Features [N, C] of the patches of some of the pictures, always the same ones."""
-    chosen = np.random.default_rng(self.config.run.seed).integers(len(self._pixels), size=_FEATURE_PICTURES)
+    vision = self.config.model.vision_tokenizer
+    chosen = np.random.default_rng(self.config.run.seed).integers(self.pictures.trained, size=_FEATURE_PICTURES)
     encode = jax.jit(lambda params, x: params_lib.merge(graphdef, params).encode(x))
-    values = images_lib.to_model(self._pixels[chosen], self.config.model.vision_tokenizer.pixels)
-    blocks = [encode(params, block) for block in np.split(values, _FEATURE_PICTURES // 256)]
-    return np.concatenate(blocks).reshape(-1, self.config.model.vision_tokenizer.latent_dim)
+    blocks = (self.pictures.read(numbers) for numbers in np.split(chosen, _FEATURE_PICTURES // 256))
+    encoded = [np.asarray(encode(params, images_lib.to_model(block, vision.pixels))) for block in blocks]
+    return np.concatenate(encoded).reshape(-1, vision.latent_dim)
 
   def tokens(self, step: int) -> int:
     """Patches."""
@@ -165,15 +176,14 @@ class TokenizerTask:
 
   def contents(self) -> dict[str, Any]:
     """What all batches are made of: pictures, in their order."""
-    digest = hashlib.sha256(b"".join(self._table.keys()))
-    return {"documents": len(self._pixels), "digest": digest.hexdigest()}
+    return self.pictures.contents()
 
   def describe(self, step: int) -> dict[str, float]:
     return {"batch_digest": batch_digest(self.document_ids(step))}
 
   def document_ids(self, step: int) -> list[str]:
     """The pictures of the global batch."""
-    return [f"picture {p}" for p in self._pictures(step)]
+    return [f"picture {p}" for p in self._drawn(step)]
 
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
     every = self.config.tokenizer_loss.revive_every
@@ -181,11 +191,11 @@ class TokenizerTask:
     if not every or (step > 1 and step % every) or step > 0.8 * self.config.run.steps:
       return state
     # Use is judged on several pictures per code: in a single batch, most codes would look unused.
-    chosen = np.random.default_rng((self.config.run.seed, step)).integers(len(self._pixels), size=_REVIVE_PICTURES)
+    chosen = np.random.default_rng((self.config.run.seed, step)).integers(self.pictures.trained, size=_REVIVE_PICTURES)
     if self._revive is None:  # the state stays where it lies
       places = jax.tree.map(lambda x: x.sharding, state)
       self._revive = jax.jit(self._revived, static_argnums=0, donate_argnums=1, out_shardings=places)
-    return self._revive(graphdef, state, self._pixels[chosen], np.int32(step))
+    return self._revive(graphdef, state, self.pictures.read(chosen), np.int32(step))
 
   def _revived(self, graphdef: Any, state: TrainState, batch: jax.Array, step: jax.Array) -> TrainState:
     model = params_lib.merge(graphdef, state.params)

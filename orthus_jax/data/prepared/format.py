@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
@@ -12,6 +14,7 @@ import PIL.Image
 
 from orthus_jax.config import Config, to_dict
 from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.errors import BadRequest
 
 Images = Literal["pixels", "jpeg", "features"]
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -21,11 +24,28 @@ MAX_VARIANTS = 3
 def facts(config: Config, tokenizer: Tokenizer) -> dict[str, Any]:
   """What training must agree on with the data it reads."""
   vision = config.model.vision_tokenizer
-  return {
-      "format": 1, "tokenizer": tokenizer.digest(), "resolution": vision.resolution, "patches": vision.patches,
-      "latent_dim": vision.latent_dim, "pixels": to_dict(vision.pixels),
+  return picture_facts(config) | {
+      "tokenizer": tokenizer.digest(), "patches": vision.patches, "latent_dim": vision.latent_dim,
       "unconditional_prompt": config.sampling.unconditional_prompt,
   }  # fmt: skip
+
+
+def picture_facts(config: Config) -> dict[str, Any]:
+  """Of `facts`, what pixels depend on."""
+  vision = config.model.vision_tokenizer
+  return {"format": 1, "resolution": vision.resolution, "pixels": to_dict(vision.pixels)}
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+  """What prepared.json says.
+
+  Raises:
+    BadRequest: if the folder isn't complete.
+  """
+  try:
+    return json.loads((folder / "prepared.json").read_text(encoding="utf-8-sig"))
+  except (OSError, ValueError) as e:
+    raise BadRequest(f"{folder} holds no complete prepared data: make it with `orthus prepare --out={folder}`") from e
 
 
 def to_record(name: str, laid: tuple[Sequence, ...], pictures: list[list[int]]) -> bytes:

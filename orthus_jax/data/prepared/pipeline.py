@@ -39,10 +39,7 @@ class _Folder:
 
   def __init__(self, path: Path, config: Config, tokenizer: Tokenizer, *, keep_plan: bool):
     self.path, self._config = path, config
-    try:
-      self.facts: dict[str, Any] = json.loads((path / "prepared.json").read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as e:
-      raise BadRequest(f"{path} holds no complete prepared data: make it with `orthus prepare --out={path}`") from e
+    self.facts = record_format.read_facts(path)
     for name, value in record_format.facts(config, tokenizer).items():
       if self.facts.get(name) != value and (name != "unconditional_prompt" or config.data.caption_dropout > 0):
         raise BadRequest(f"{path} was prepared with another {name} ({self.facts.get(name)}, not {value}): prepare it anew")
@@ -65,17 +62,11 @@ class _Folder:
 
   @functools.cached_property
   def documents(self) -> Shards:
-    return self._shards("documents")
+    return Shards.of(self.path, self.facts, "documents", self.bad)
 
   @functools.cached_property
   def pictures(self) -> Shards:
-    return self._shards("pictures")
-
-  def _shards(self, name: str) -> Shards:
-    counts = self.facts.get("shards", {}).get(name)
-    if counts is None:  # prepared by an earlier version
-      return Shards(sorted(self.path.glob(f"{name}-*")), None, self.bad)
-    return Shards([self.path / f"{name}-{i:05d}.array_record" for i in range(len(counts))], counts, self.bad)
+    return Shards.of(self.path, self.facts, "pictures", self.bad)
 
   def read(self, number: int, variant: int) -> tuple[Sequence, list[np.ndarray]] | None:
     """A document's sequence and pictures; None where any of it can't be read, which is counted.

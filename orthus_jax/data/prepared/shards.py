@@ -48,6 +48,14 @@ class Shards:
     self._closed: dict[int, str] = {}
     self._lock = threading.Lock()
 
+  @classmethod
+  def of(cls, folder: Path, facts: dict[str, Any], name: str, bad: BadRecords) -> Shards:
+    """The "documents" or "pictures" of a prepared folder, of which prepared.json says the `facts`."""
+    counts = facts.get("shards", {}).get(name)
+    if counts is None:  # prepared by an earlier version
+      return cls(sorted(folder.glob(f"{name}-*")), None, bad)
+    return cls([folder / f"{name}-{i:05d}.array_record" for i in range(len(counts))], counts, bad)
+
   def __len__(self) -> int:
     return int(self._ends[-1]) if len(self._ends) else 0
 

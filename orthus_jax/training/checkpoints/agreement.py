@@ -29,6 +29,7 @@ MOVED = ("data.path", "data.mixture", "data.annotations", "data.tokenizer")
 # What only the first step of all asks for.
 _FIRST = (
     "run.init_from", "run.resume_from", "model.transformer.embedding_std", "model.vision_embedding.fresh_rows",
+    "tokenizer_loss.perceptual_weights",
 )  # fmt: skip
 # Of a model: how it is computed, trained and begun, which whoever takes its arrays settles anew.
 _OWN = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import logging
 from pathlib import Path
@@ -49,26 +49,41 @@ def flatten(tree: Any) -> dict[str, Any]:
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def read(reader: ocp.StandardCheckpointer, folder: Path, place: Place | None = None) -> dict[str, np.ndarray | jax.Array]:
-  """Reads an item whole.
+def read(
+    reader: ocp.StandardCheckpointer, folder: Path, place: Place | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> dict[str, np.ndarray | jax.Array]:  # fmt: skip
+  """Reads an item, or those of its arrays that are wanted.
 
   Args:
     reader: Orbax'.
     folder: the item's.
     place: (name, shape, dtype) → the sharding that an array is read onto, of a large one each device's part alone; None
       for a numpy array, as all are without this argument.
+    wanted: by name; of small arrays, more are read than are given.
   """
   tree = reader.metadata(folder).item_metadata
   plan: small_arrays.Packing = (tree.custom_metadata or {}).get(small_arrays.KEY, {})
   # Read as numpy unless told where to, so that a checkpoint made on other devices loads anywhere.
   target = {}
   for n, m in tree.tree.items():
+    if n not in plan and not wanted(n):
+      continue
     sharding = place(n, m.shape, np.dtype(m.dtype)) if place and n not in plan else None
     target[n] = np.zeros(m.shape, m.dtype) if sharding is None else jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=sharding)
-  stored = reader.restore(folder, target)
+  if len(target) < len(tree.tree):
+    some = ocp.args.PyTreeRestore(
+        target, restore_args=ocp.checkpoint_utils.construct_restore_args(target), partial_restore=True
+    )
+    with ocp.Checkpointer(handler()) as partial:
+      stored = partial.restore(folder, some)
+  else:
+    stored = reader.restore(folder, target)
   found = {n: v if isinstance(v, jax.Array) else np.asarray(v) for n, v in stored.items() if n not in plan}
   for name, parts in plan.items():
     for n, v in small_arrays.unpack(np.asarray(stored[name]), parts).items():
+      if not wanted(n):
+        continue
       sharding = place(n, v.shape, v.dtype) if place else None
       found[n] = v if sharding is None else jax.make_array_from_callback(v.shape, sharding, v.__getitem__)
   return found

@@ -11,6 +11,7 @@ like Orbax' own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import importlib.metadata
 import json
 import logging
@@ -97,8 +98,11 @@ def load_config(run: Path) -> Config:
     raise BadRequest(f"{file} isn't of this version of orthus_jax ({e})") from e
 
 
-def load_params(path: str | os.PathLike, *, average: bool = True, place: Place | None = None) -> Params:
-  """All parameters of a checkpoint, averaged ones in the place of their own where there are any.
+def load_params(
+    path: str | os.PathLike, *, average: bool = True, place: Place | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> Params:  # fmt: skip
+  """The parameters of a checkpoint, averaged ones in the place of their own where there are any.
 
   Args:
     path: a run's directory, one checkpoint, a Hugging Face directory, an .npz of named arrays, or "asset:NAME" for
@@ -106,6 +110,7 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
     average: prefer the running average.
     place: (name, shape, dtype) → the sharding that an array is read onto, each device's part alone; None for a numpy
       array, as all are without this argument and from an .npz.
+    wanted: by name; others aren't read.
   """
   text = str(path)
   if text.startswith("asset:"):
@@ -115,17 +120,17 @@ def load_params(path: str | os.PathLike, *, average: bool = True, place: Place |
   if str(path).endswith(".npz"):
     try:
       with np.load(path) as file:
-        return {n: file[n].astype(np.float32) if file[n].dtype == np.float16 else file[n] for n in file.files}
+        return {n: file[n].astype(np.float32) if file[n].dtype == np.float16 else file[n] for n in file.files if wanted(n)}
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} can't be read as named arrays: {e}") from e
   if huggingface.is_checkpoint(path):
-    return huggingface.open_checkpoint(path).load(place)
+    return huggingface.open_checkpoint(path).load(place, wanted)
   run, step = find(path)
   with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
-    params = orbax_items.read(reader, folder / "params", place)
+    params = orbax_items.read(reader, folder / "params", place, wanted)
     if average and (folder / "average").is_dir():
-      params |= orbax_items.read(reader, folder / "average", place)
+      params |= orbax_items.read(reader, folder / "average", place, wanted)
   return params
 
 
