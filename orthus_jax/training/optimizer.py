@@ -126,5 +126,7 @@ def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.Shap
     raise BadRequest(f"optimizer.trainable={list(config.trainable)} matches no parameter: nothing would be trained")
   judges = {n for n in params if n.startswith("discriminator/")}
   if not judges <= names:
-    raise BadRequest("tokenizer_loss.adversarial needs a discriminator that learns: add 'discriminator/.*' to optimizer.trainable")
+    raise BadRequest(
+        "tokenizer_loss.adversarial needs a discriminator that learns: add 'discriminator/.*' to optimizer.trainable"
+    )
   return names
