@@ -164,6 +164,10 @@ class Config:
         "task=vision_tokenizer needs model.vision_tokenizer.decoder=True: it trains the decoder too",
     )
     require(
+        self.task == "orthus" or self.model.lora.rank == 0,
+        "task=vision_tokenizer has no layers to adapt: set model.lora.rank=0",
+    )
+    require(
         self.task == "orthus" or self.data.source != "prepared",
         "task=vision_tokenizer reads pictures: set data.source to shapes, or to the layout of a folder",
     )
