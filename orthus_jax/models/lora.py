@@ -6,7 +6,7 @@ An adapter of `attention/q` is two parameters beside it, `attention/q_lora_a` [i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 import math
 from typing import NamedTuple
 
@@ -56,6 +56,6 @@ def names(params: Iterable[str]) -> frozenset[str]:
   return frozenset(n for n in params if n.endswith((_A, _B)))
 
 
-def pair(params: Mapping[str, object], name: str) -> tuple[str, str] | None:
-  """The names of a parameter's adapter; None where it has none."""
-  return (name + _A, name + _B) if name + _A in params else None
+def names_of(weight: str) -> tuple[str, str]:
+  """What the adapter's A and B of a parameter are called."""
+  return weight + _A, weight + _B
