@@ -192,6 +192,10 @@ class Config:
           f"tokenizer_loss.{judge} needs pictures of {least} pixels a side at least, not"
           f" model.vision_tokenizer.resolution={self.model.vision_tokenizer.resolution}",
       )
+    require(
+        self.task == "orthus" or self.model.lora.rank == 0,
+        "task=vision_tokenizer has no layers to adapt: set model.lora.rank=0",
+    )
     if self.task == "orthus":
       need = self.model.vision_tokenizer.patches + 4
       require(

@@ -6,12 +6,14 @@ Defaults are the published 7B model's, as its released code runs it.
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Annotated, Literal
 
 from orthus_jax.config import ranges
 from orthus_jax.config.ranges import Chunk, Layers, Range, Weight, Width
 from orthus_jax.config.typed import require
 from orthus_jax.config.vision import VisionEmbeddingConfig, VisionTokenizerConfig
+from orthus_jax.errors import BadRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,48 @@ class TransformerConfig:
     )
 
 
+LAYER_WEIGHTS = (
+    "attention/q", "attention/k", "attention/v", "attention/out", "mlp/gate", "mlp/up", "mlp/down",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside weights of the layers (LoRA, arXiv 2106.09685): x W + alpha / rank (x A) B.
+
+  Attributes:
+    rank: of A and B; 0: no adapters. With them, what `optimizer.trainable` leaves at its default is the adapters alone.
+    alpha: the adapters' share is alpha / rank of their product.
+    targets: regular expressions over the names of a layer's weights (attention/q, k, v, out; mlp/gate, up, down), each of
+      which matches a whole name.
+  """
+
+  rank: Annotated[int, Range(0, 2**12, note="0 means no adapters")] = 0
+  alpha: Annotated[float, Range(0, 1e6, above=True)] = 16.0
+  targets: tuple[str, ...] = ("attention/.*", "mlp/.*")
+
+  def __post_init__(self):
+    where = "model.lora"
+    ranges.check(self, where)
+    for target in self.targets:
+      try:
+        found = any(re.fullmatch(target, name) for name in LAYER_WEIGHTS)
+      except re.error as e:
+        raise BadRequest(f"{where}.targets: {ranges.shown(target)} is no regular expression: {e}") from e
+      require(found, f"{where}.targets: {ranges.shown(target)} matches none of {', '.join(LAYER_WEIGHTS)}")
+    require(bool(self.targets), f"{where}.targets is empty: set {where}.rank=0 for no adapters")
+
+  @property
+  def adapted(self) -> tuple[str, ...]:
+    """Names of a layer's weights that have adapters."""
+    return tuple(n for n in LAYER_WEIGHTS if self.rank and any(re.fullmatch(t, n) for t in self.targets))
+
+  @property
+  def scale(self) -> float:
+    """What an adapter's product is multiplied by."""
+    return self.alpha / max(self.rank, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
   """The diffusion head and its process.
@@ -146,6 +190,7 @@ class ModelConfig:
   vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
   vision_embedding: VisionEmbeddingConfig = VisionEmbeddingConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
+  lora: LoraConfig = LoraConfig()
   image_token_start: Annotated[int, Range(0, 2**24)] = 4
 
   def __post_init__(self):

@@ -10,6 +10,9 @@ from orthus_jax.config.ranges import Decay, Range, Share, Whole
 from orthus_jax.config.typed import require
 
 
+ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
+
+
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
   """The optimizer: AdamW, or Muon for matrices with AdamW for everything else.
@@ -32,7 +35,8 @@ class OptimizerConfig:
     frozen_dtype: what frozen parameters are kept in: as trained ones are ("param"), or in the dtype that they are
       computed in ("compute"), which gives the same numbers in half the memory.
     ema_decay: of the averaged copy of the parameters that is evaluated and saved beside them; 0 turns it off.
-    trainable: regular expressions over parameter names; a parameter that matches none is frozen.
+    trainable: regular expressions over parameter names; a parameter that matches none is frozen. Adapters (model.lora)
+      are trained always, and where there are any, the default stands for them alone.
   """
 
   name: Literal["adamw", "muon"] = "adamw"
@@ -52,7 +56,7 @@ class OptimizerConfig:
   rounding: Literal["stochastic", "nearest"] = "stochastic"
   frozen_dtype: Literal["param", "compute"] = "param"
   ema_decay: Decay = 0.0
-  trainable: tuple[str, ...] = (r"^(?!vision_tokenizer/).*",)
+  trainable: tuple[str, ...] = ALL_BUT_VQGAN
 
   def __post_init__(self):
     ranges.check(self, "optimizer")

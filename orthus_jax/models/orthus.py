@@ -35,7 +35,7 @@ class Orthus(nnx.Module):
         c.vision_embedding, codes=v.codes, latent_dim=v.latent_dim, patches=v.patches, width=t.width, std=t.embedding_std,
         rngs=rngs,
     )  # fmt: skip
-    self.transformer = Transformer(t, rngs=rngs)
+    self.transformer = Transformer(t, lora=c.lora, rngs=rngs)
     lm_head_DV = t.width**-0.5 * jax.random.normal(rngs.params(), (t.width, t.vocab_size))
     self.lm_head = param(lm_head_DV.astype(t.param_dtype), "embed", "vocab")
     self.image_head = DiffusionHead(c.diffusion, latent_dim=v.latent_dim, width=t.width, dtype=t.dtype, rngs=rngs)

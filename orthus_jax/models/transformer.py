@@ -14,8 +14,8 @@ import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from orthus_jax.config import TransformerConfig
-from orthus_jax.models import attention, quantized
+from orthus_jax.config import LoraConfig, TransformerConfig
+from orthus_jax.models import attention, lora as lora_lib, quantized
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.params import param
 from orthus_jax.parallel import sharded
@@ -65,6 +65,16 @@ def dense(x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool) -> j
   return y if scale is None else y * scale[0].astype(x.dtype)
 
 
+def adapted(module: nnx.Module, name: str, x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool) -> jax.Array:
+  """`dense`, and the share of the module's adapter of that name where it has one; their sum is never a kernel."""
+  y = dense(x, kernel, merge=merge)
+  if (pair := lora_lib.adapter(module, name)) is None:
+    return y
+  a, b = pair
+  low = dense(x, a.reshape(-1, a.shape[-1]), merge=merge)
+  return y + dense(low * module.lora.scale, b, merge=merge)
+
+
 def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> jax.Array:
   return (std * jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape)).astype(dtype)
 
@@ -72,7 +82,7 @@ def _normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float, dtype: str) -> j
 class Attention(nnx.Module):
   """Grouped-query attention with QK-norm and rotary positions."""
 
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: TransformerConfig, *, lora: LoraConfig, rngs: nnx.Rngs):
     c = config
     init = functools.partial(_normal, rngs, dtype=c.param_dtype)
     std = c.width**-0.5
@@ -84,14 +94,15 @@ class Attention(nnx.Module):
     self.q_norm = HeadNorm(c.heads, c.head_dim, eps=c.norm_eps, dtype=c.param_dtype)
     self.k_norm = HeadNorm(c.kv_heads, c.head_dim, eps=c.norm_eps, dtype=c.param_dtype)
     self.config = c
+    self.lora = lora
 
   def project(self, x_BTD: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated."""
     theta, merge = self.config.rope_theta, self.config.merge_positions
     # Named ahead of the norms, whose gradients need what they are given.
     q_BTNH, k_BTKH, v_BTKH = (
-        checkpoint_name(dense(x_BTD, w[...], merge=merge), name)
-        for w, name in ((self.q, "q"), (self.k, "kv"), (self.v, "kv"))
+        checkpoint_name(adapted(self, n, x_BTD, getattr(self, n)[...], merge=merge), kept)
+        for n, kept in (("q", "q"), ("k", "kv"), ("v", "kv"))
     )
     q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
     k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
@@ -101,38 +112,41 @@ class Attention(nnx.Module):
     """The output projection."""
     o_BTX = o_BTNH.reshape(*o_BTNH.shape[:2], -1)
     out_XD = self.out[...].reshape(-1, self.config.width)
-    return dense(o_BTX, out_XD, merge=self.config.merge_positions)
+    return adapted(self, "out", o_BTX, out_XD, merge=self.config.merge_positions)
 
 
 class MLP(nnx.Module):
   """SwiGLU."""
 
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: TransformerConfig, *, lora: LoraConfig, rngs: nnx.Rngs):
     c = config
     init = functools.partial(_normal, rngs, dtype=c.param_dtype)
     self.gate = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
     self.up = param(init((c.width, c.mlp_width), c.width**-0.5), "embed", "mlp")
     self.down = param(init((c.mlp_width, c.width), (c.mlp_width * 2 * c.layers) ** -0.5), "mlp", "embed")
     self.config = c
+    self.lora = lora
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
-    merge = self.config.merge_positions
+    def product(name: str, x: jax.Array) -> jax.Array:
+      return adapted(self, name, x, getattr(self, name)[...], merge=self.config.merge_positions)
+
     gate_BTF, up_BTF = (
-        checkpoint_name(sharded.constrain(dense(x_BTD, w[...], merge=merge), "batch", "positions", "mlp"), "mlp")
-        for w in (self.gate, self.up)
+        checkpoint_name(sharded.constrain(product(n, x_BTD), "batch", "positions", "mlp"), "mlp") for n in ("gate", "up")
     )
-    return dense(jax.nn.silu(gate_BTF) * up_BTF, self.down[...], merge=merge)
+    return product("down", jax.nn.silu(gate_BTF) * up_BTF)
 
 
 class Layer(nnx.Module):
   """Attention and MLP, each within a residual."""
 
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
-    self.attention = Attention(config, rngs=rngs)
-    self.mlp = MLP(config, rngs=rngs)
+  def __init__(self, config: TransformerConfig, *, lora: LoraConfig, rngs: nnx.Rngs):
+    self.attention = Attention(config, lora=lora, rngs=rngs)
+    self.mlp = MLP(config, lora=lora, rngs=rngs)
     self.attention_norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
     self.mlp_norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
     self.swin = config.norm_placement == "swin"
+    lora_lib.attach(self, lora, rngs=rngs)  # last, so that all else starts as it does without them
 
   def _residual(self, x_BTD: jax.Array, norm: RMSNorm, f) -> jax.Array:
     return x_BTD + (norm(f(x_BTD)) if self.swin else f(norm(x_BTD)))
@@ -169,10 +183,10 @@ def _remat_policy(name: str):
 class Transformer(nnx.Module):
   """L layers, stacked along a leading axis and scanned over, and a final norm."""
 
-  def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+  def __init__(self, config: TransformerConfig, *, lora: LoraConfig = LoraConfig(), rngs: nnx.Rngs):
     self.config = config
     keys = jax.random.split(rngs.params(), config.layers)
-    self.layers = nnx.vmap(lambda key: Layer(config, rngs=nnx.Rngs(params=key)))(keys)
+    self.layers = nnx.vmap(lambda key: Layer(config, lora=lora, rngs=nnx.Rngs(params=key)))(keys)
     self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
 
   def __call__(

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 import dataclasses
+import math
 
-from orthus_jax.config import Config, TransformerConfig, VisionTokenizerConfig
+from orthus_jax.config import Config, ModelConfig, VisionTokenizerConfig
 from orthus_jax.planning.instruction_flops import causal_share
 from orthus_jax.training import flops
 
@@ -47,13 +48,14 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   inside = passes["backbone"] != "frozen"
   matrix = 2.0 * c.heads * c.head_dim * T  # one product over the whole attention matrix, per token
 
-  again, attention_again = _recomputed(c, kernel) if inside else (0, 0)
+  again, attention_again = _recomputed(config.model, kernel) if inside else (0, 0)
+  beside = sum(a + b for a, b in flops.adapters(config.model).values()) * flops.PASSES["trained"]
   block = min(c.attention_block, T)
   share = causal_share(T, block, block) if kernel else 1.0
   behind = 4 if not kernel else 5 if c.attention_backward == "fused" else 7
   products = (2 + behind * inside + attention_again) * matrix * share
   program = {
-    "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + again),
+    "layers": tokens * c.layers * 2.0 * (flops.layer_weights(c) * backbone + beside + again),
     "attention": tokens * c.layers * products,
     "LM head": tokens * 2.0 * c.width * c.vocab_size * head,
   }
@@ -63,18 +65,22 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   return Closed(causal, full, program)
 
 
-def _recomputed(c: TransformerConfig, kernel: bool) -> tuple[int, int]:
+def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
   """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
 
   Nobody asks for a layer's last product again. The kernel's results are kept by all policies but "full"; of plain
-  attention, "dots" keeps the products with weights alone, so that its scores are computed again.
+  attention, "dots" keeps the products with weights alone, so that its scores are computed again. Of an adapter, x A is
+  asked for again even where its matrix' product is kept, for the gradient of B.
   """
-  mlp, out = 2 * c.width * c.mlp_width, c.width * c.heads * c.head_dim
-  qkv = c.width * c.head_dim * (c.heads + 2 * c.kv_heads)
-  again = {
-      "none": 0, "dots": 0, "kv_mlp": 2 * out, "mlp": qkv + out, "qkv": out + mlp, "offload": out + mlp,
-      "attention": qkv + out + mlp, "full": qkv + out + mlp,
+  c = config.transformer
+  qkv, out, mlp = ("attention/q", "attention/k", "attention/v"), ("attention/out",), ("mlp/gate", "mlp/up")
+  names = {
+      "none": (), "dots": (), "kv_mlp": ("attention/q", *out), "mlp": (*qkv, *out), "qkv": (*out, *mlp),
+      "offload": (*out, *mlp), "attention": (*qkv, *out, *mlp), "full": (*qkv, *out, *mlp),
   }[c.remat]  # fmt: skip
+  again = sum(math.prod(shape) for n, shape in flops.layer_shapes(c).items() if n in names)
+  if names:
+    again += sum(a + b * (n in names) for n, (a, b) in flops.adapters(config).items())
   if kernel:
     return again, 2 * (c.remat == "full")
   return again, {"none": 0, "dots": 1}.get(c.remat, 2)

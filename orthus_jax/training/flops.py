@@ -11,6 +11,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from orthus_jax.config import ModelConfig, TransformerConfig
+from orthus_jax.models import lora
 
 # The backward pass of a product is two more of its size: the gradient of its input, and of its weight.
 Pass = Literal["trained", "passed", "frozen", "absent"]
@@ -41,10 +42,25 @@ def peak(device_kind: str) -> float | None:
   return PEAKS[max(names, key=len)] if names else None
 
 
+def layer_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
+  """(inputs, outputs) of one layer's matrices, by name."""
+  c = config
+  q, kv = c.heads * c.head_dim, c.kv_heads * c.head_dim
+  return {
+      "attention/q": (c.width, q), "attention/k": (c.width, kv), "attention/v": (c.width, kv), "attention/out": (q, c.width),
+      "mlp/gate": (c.width, c.mlp_width), "mlp/up": (c.width, c.mlp_width), "mlp/down": (c.mlp_width, c.width),
+  }  # fmt: skip
+
+
 def layer_weights(config: TransformerConfig) -> int:
   """Entries of one layer's matrices."""
-  c = config
-  return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.mlp_width
+  return sum(inputs * outputs for inputs, outputs in layer_shapes(config).values())
+
+
+def adapters(config: ModelConfig) -> dict[str, tuple[int, int]]:
+  """Entries of A and of B of one layer's adapters, by the names of their matrices."""
+  shapes, rank = layer_shapes(config.transformer), config.lora.rank
+  return {n: (rank * shapes[n][0], rank * shapes[n][1]) for n in config.lora.adapted}
 
 
 def attention(config: TransformerConfig, length: int, *, causal: bool) -> float:
@@ -70,7 +86,8 @@ def token(
   c = config.transformer
   # Attention has no weights: its backward pass is two products for one, or none.
   attention_passes = 1 if backbone == "frozen" else 3
-  layer = 2.0 * layer_weights(c) * PASSES[backbone] + attention(c, length, causal=causal) * attention_passes
+  beside = sum(a + b for a, b in adapters(config).values()) * PASSES["trained"]  # none is frozen
+  layer = 2.0 * (layer_weights(c) * PASSES[backbone] + beside) + attention(c, length, causal=causal) * attention_passes
   return c.layers * layer + 2.0 * c.width * c.vocab_size * PASSES[lm_head]
 
 
@@ -89,8 +106,9 @@ def patch(config: ModelConfig, *, learnt: bool = True) -> float:
 
 def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:
   """How backbone and LM head take part, from the names of the parameters that are trained; arguments of `token`."""
-  below = any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
-  inside = any(n.startswith("transformer/") for n in trained)
+  beside = lora.names(trained)  # adapters: gradients pass the weights that they stand beside
+  below = bool(beside) or any(n == "token_embedding" or n.startswith("vision_embedding/") for n in trained)
+  inside = any(n.startswith("transformer/") for n in set(trained) - beside)
   backbone: Pass = "trained" if inside else "passed" if below else "frozen"
   head: Pass = "trained" if "lm_head" in trained else "passed" if below or inside else "frozen"
   return {"backbone": backbone, "lm_head": head if config.transformer.text_loss_weight else "absent"}

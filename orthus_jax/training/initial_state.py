@@ -15,6 +15,7 @@ from orthus_jax.config import Config
 from orthus_jax.data import tokenizer_difference
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import lora
 from orthus_jax.models.params import Params
 from orthus_jax.training import hosts, perceptual_weights
 from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
@@ -56,7 +57,10 @@ def first_state(
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     named = ", ".join(f"{prefix or 'all'} from {path}" for prefix, path in run.init_from)
     _log.info("starting from scratch%s", f", but for {named} (run.init_from)" if named else "")
-    fresh = sorted(set(layout.shapes.params) - set(values))
+    adapters = lora.names(layout.shapes.params) - set(values)
+    if adapters:
+      _log.info("%d adapters (model.lora) begin anew, and change nothing yet", len(adapters) // 2)
+    fresh = sorted(set(layout.shapes.params) - set(values) - adapters)
     if fresh and any(not prefix for prefix, _ in run.init_from):
       _log.warning("%d parameters start fresh, as run.init_from brings none of them: %s", len(fresh), ", ".join(fresh[:5]))
     for prefix, path in run.init_from:
@@ -160,7 +164,8 @@ def check_source(
     _log.warning("%s", origin.unknown)
   if refused := _other_model(config, prefix, origin)[0]:
     field, old, new = refused[0]
-    raise BadRequest(f"{option}={path} was trained with {field}={old}, and means nothing with {new}: set it to {old}")
+    merge = ", or merge its adapters first: orthus convert" if field.startswith("model.lora.") else ""
+    raise BadRequest(f"{option}={path} was trained with {field}={old}, and means nothing with {new}: set it to {old}{merge}")
   if origin.tokenizer is None or tokenizer is None or prefix:
     return
   if why := tokenizer_difference.difference(origin.tokenizer, tokenizer):

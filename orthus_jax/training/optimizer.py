@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import optax
 
 from orthus_jax.config import OptimizerConfig, RunConfig
+from orthus_jax.config.optimizer import ALL_BUT_VQGAN
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import lora
 from orthus_jax.models.params import Params
 from orthus_jax.training import muon
 
@@ -112,7 +114,9 @@ def round_stochastically(x: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.ShapeDtypeStruct]) -> frozenset[str]:
-  """The parameters that any of the config's patterns matches, but for a perceptual distance's: it is a fixed measure.
+  """The parameters that any of the config's patterns matches, and all adapters; the default leaves it at these.
+
+  A perceptual distance's are a fixed measure, and never among them.
 
   Raises:
     BadRequest: if a pattern is no regular expression, nothing is left to train, or a discriminator wouldn't learn.
@@ -121,7 +125,9 @@ def trainable_names(config: OptimizerConfig, params: Params | dict[str, jax.Shap
     patterns = [re.compile(p) for p in config.trainable]
   except re.error as e:
     raise BadRequest(f"optimizer.trainable: {e.pattern!r} is no regular expression: {e}") from e
-  names = frozenset(n for n in params if any(p.match(n) for p in patterns) and not n.startswith("perceptual/"))
+  names = adapters = lora.names(params)
+  if not adapters or config.trainable != ALL_BUT_VQGAN:
+    names |= frozenset(n for n in params if any(p.match(n) for p in patterns) and not n.startswith("perceptual/"))
   if not names:
     raise BadRequest(f"optimizer.trainable={list(config.trainable)} matches no parameter: nothing would be trained")
   judges = {n for n in params if n.startswith("discriminator/")}

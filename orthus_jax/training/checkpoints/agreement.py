@@ -37,7 +37,9 @@ _OWN = (
     "model.transformer.text_loss_weight", "model.vision_tokenizer.dtype", "model.diffusion.draws",
     "model.diffusion.loss_weight",
 )  # fmt: skip
-_NEVER = ("model.transformer.norm_placement", "model.vision_tokenizer.norm_groups", "model.image_token_start")
+_NEVER = (
+    "model.transformer.norm_placement", "model.vision_tokenizer.norm_groups", "model.image_token_start", "model.lora",
+)  # fmt: skip
 
 
 class Difference(NamedTuple):
@@ -98,6 +100,11 @@ def other_model(old: Config, new: Config, *, part: str = "model") -> tuple[list[
     part: the part of the model that they are, as a field.
   """
   found = [d for d in differences(old, new) if _in(d.field, (part,)) and not _in(d.field, _OWN)]
+  ranks = old.model.lora.rank, new.model.lora.rank
+  if not ranks[0]:  # adapters begin anew, if there are to be any
+    found = [d for d in found if not _in(d.field, ("model.lora",))]
+  elif not ranks[1]:  # the arrays have adapters that the model has no place for, whatever their scale
+    found = [d for d in found if not _in(d.field, ("model.lora.alpha", "model.lora.targets"))]
   return [d for d in found if _in(d.field, _NEVER)], [d for d in found if not _in(d.field, _NEVER)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Mapping
 import contextlib
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,10 +15,11 @@ import numpy as np
 import tensorstore as ts
 
 from orthus_jax import files
+from orthus_jax.config import LoraConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface, names, published_arrays, published_files, safetensors
 from orthus_jax.interop.published_config import write_config
-from orthus_jax.models import params as params_lib
+from orthus_jax.models import lora, params as params_lib
 from orthus_jax.models.orthus import describe
 from orthus_jax.training.checkpoints import workdir as checkpoint, zarr_arrays
 from orthus_jax.training.checkpoints.conversion import (
@@ -29,6 +31,7 @@ from orthus_jax.training.checkpoints.conversion import (
   check_target,
   stored_dtype,
 )
+from orthus_jax.training.checkpoints.merging import Merging
 
 
 def to_huggingface(
@@ -39,7 +42,7 @@ def to_huggingface(
     shard_bytes: int = 5_000_000_000,
     progress: Progress | None = None,
 ) -> Result:
-  """Writes a Hugging Face directory of a native checkpoint, its averaged parameters where it has some.
+  """Writes a Hugging Face directory of a native checkpoint, its averaged parameters where it has some, adapters merged.
 
   Args:
     source: a run's directory, or one of its checkpoints.
@@ -60,10 +63,14 @@ def to_huggingface(
   write_config(config.model, config.sampling, dtype="float32")  # refuses what the format can't say before work is done
   stored = _open_native(run / "checkpoints" / str(step))
   handles = {n: handle for n, (_, handle) in stored.items()}
-  shapes = describe(config.model)[1]
-  wrong = params_lib.differences({n: tuple(h.shape) for n, h in handles.items()}, shapes)
+  wrong = params_lib.differences({n: tuple(h.shape) for n, h in handles.items()}, describe(config.model)[1])
   if wrong:
     raise huggingface.refusal(f"{source} doesn't fit its config", wrong)
+  own = lora.names(handles)
+  merging = {n: Merging.read(handles, n, config.model.lora) for n in handles if lora.names_of(n)[0] in own}
+  stored, handles = ({n: v for n, v in d.items() if n not in own} for d in (stored, handles))
+  config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
+  shapes = describe(config.model)[1]
   table = names.table(shapes)
   dtypes = {n: stored_dtype(h.dtype.numpy_dtype, dtype) for n, h in handles.items()}
   total = huggingface.size_bytes((dtypes[n], s) for n, s in shapes.items())
@@ -80,7 +87,7 @@ def to_huggingface(
       keys_of.setdefault(place.name, []).append(key)
     done = 0
     for name, (folder_of, handle) in stored.items():
-      for size in _export(folder_of, name, handle, keys_of[name], table, where, dtypes[name]):
+      for size in _export(folder_of, name, handle, keys_of[name], table, where, dtypes[name], merging.get(name)):
         done += size
         if progress:
           progress(done, total)
@@ -92,6 +99,10 @@ def to_huggingface(
     notes = published_files.write(
         folder, config, run=run, originals=run / ORIGINALS, dtype=language, changed=dtype != "keep"
     )
+  if merging:
+    coarse = any(dtypes[n] != np.float32 for n in merging)
+    rounded = ", which rounds them to bfloat16; --dtype=float32 doesn't" if coarse else ""
+    notes = [f"the adapters of {len(merging)} stacked weights are merged into them{rounded}", *notes]
   return Result(len(table), total, tuple(notes))
 
 
@@ -137,6 +148,7 @@ def _export(
     table: Mapping[str, names.Place],
     where: Mapping[str, safetensors.Writer],
     dtype: np.dtype,
+    merging: Merging | None,
 ) -> Iterator[int]:
   """Writes the published arrays of one parameter, one of `keys` a layer; yields the bytes of each piece."""
   shape = tuple(handle.shape)
@@ -146,13 +158,13 @@ def _export(
   axis, published = order[0], table[keys[0]].shape
   per_index = published[0] // spec.layer_shape[axis]
   row_bytes = math.prod(published[1:]) * dtype.itemsize
-  chunks = zarr_arrays.raw_chunks(folder, name, spec) if dtype == spec.dtype else None
+  chunks = zarr_arrays.raw_chunks(folder, name, spec) if dtype == spec.dtype and not merging else None
   if chunks is not None:
     for layer, begin, size, file in chunks:
       where[keys[layer]].copy(keys[layer], file, size, offset=begin * per_index * row_bytes)
       yield size
     return
-  # Orbax' own layout, or another dtype. A chunk is decoded whole: whatever of it is wanted had better be read at once.
+  # Orbax' own layout, another dtype, or an adapter. A chunk is decoded whole: whatever of it is wanted had better be read at once.
   chunk = zarr_arrays.read_chunk(handle)
   if not stacked:
     handle, chunk = handle[ts.newaxis], (1, *chunk)
@@ -164,7 +176,10 @@ def _export(
 
   def write() -> int:
     layers, begin, future = pending.popleft()
-    value = future.result().astype(dtype, copy=False)
+    value = future.result()
+    if merging:
+      value = value.astype(np.float32) + merging.piece(layers, order, begin, value.shape[1])
+    value = value.astype(dtype, copy=False)
     for key, part in zip(keys[layers], value):
       where[key].write(key, part, offset=begin * per_index * row_bytes)
     return value.nbytes
