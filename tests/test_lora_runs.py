@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from test_lora import outputs
+import tiny
 
 import orthus_jax as oj
 from orthus_jax import cli

@@ -9,7 +9,6 @@ from orthus_jax.config import ranges
 from orthus_jax.config.ranges import Decay, Range, Share, Whole
 from orthus_jax.config.typed import require
 
-
 ALL_BUT_VQGAN = (r"^(?!vision_tokenizer/).*",)
 
 

@@ -164,7 +164,7 @@ def _export(
       where[keys[layer]].copy(keys[layer], file, size, offset=begin * per_index * row_bytes)
       yield size
     return
-  # Orbax' own layout, another dtype, or an adapter. A chunk is decoded whole: whatever of it is wanted had better be read at once.
+  # Orbax' own layout, another dtype, or an adapter. A chunk is decoded whole: what of it is wanted had better be read at once.
   chunk = zarr_arrays.read_chunk(handle)
   if not stacked:
     handle, chunk = handle[ts.newaxis], (1, *chunk)
