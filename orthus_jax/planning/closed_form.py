@@ -68,8 +68,8 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
 def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
   """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
 
-  Nobody asks for a layer's last product again. The kernel's results are kept by all policies but "full"; of plain
-  attention, "dots" keeps the products with weights alone, so that its scores are computed again. Of an adapter, x A is
+  Nobody asks for a layer's last product again. Attention's results are kept by all policies but "full"; a
+  kernel's with what its gradient needs of the scores, plain attention's without, so that these are computed again. Of an adapter, x A is
   asked for again even where its matrix' product is kept, for the gradient of B.
   """
   c = config.transformer
@@ -83,7 +83,7 @@ def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
     again += sum(a + b * (n in names) for n, (a, b) in flops.adapters(config).items())
   if kernel:
     return again, 2 * (c.remat == "full")
-  return again, {"none": 0, "dots": 1}.get(c.remat, 2)
+  return again, {"none": 0, "full": 2}.get(c.remat, 1)
 
 
 def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str, float]:
