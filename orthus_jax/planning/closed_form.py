@@ -68,9 +68,9 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
 def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
   """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
 
-  Nobody asks for a layer's last product again. Attention's results are kept by all policies but "full"; a
-  kernel's with what its gradient needs of the scores, plain attention's without, so that these are computed again. Of an adapter, x A is
-  asked for again even where its matrix' product is kept, for the gradient of B.
+  Nobody asks for a layer's last product again. Attention's results are kept by all policies but "full"; a kernel's with what
+  its gradient needs of the scores, plain attention's without, so that these are computed again. Of an adapter, x A is asked
+  for again even where its matrix' product is kept, for the gradient of B.
   """
   c = config.transformer
   qkv, out, mlp = ("attention/q", "attention/k", "attention/v"), ("attention/out",), ("mlp/gate", "mlp/up")
