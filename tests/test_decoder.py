@@ -18,6 +18,8 @@ from orthus_jax import training_run
 from orthus_jax.config import PixelsConfig
 from orthus_jax.config.command_line import load_config
 from orthus_jax.data import images
+from orthus_jax.data.prepared import writer as prepared
+from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib, perceptual
 from orthus_jax.models.discriminator import PatchDiscriminator
@@ -234,10 +236,12 @@ def test_fine_tuning_improves_unquantised_pictures_and_leaves_what_makes_feature
   weights, published = tmp_path / "few.safetensors", published_weights(np.random.default_rng(0), few)
   write_safetensors(weights, published)
   (tmp_path / "pictures").mkdir()
-  source = tiny.write_folder(tmp_path / "pictures", 12)
-  size = dict(
-      data__path=str(source), data__sequence_length=80, model__vision_tokenizer__resolution=16, run__report=True,
-      run__batch_size=8, run__seed=1, mesh__fsdp=8,
+  sizes = dict(data__sequence_length=80, model__vision_tokenizer__resolution=16)
+  laid = tiny.config(data__path=str(tiny.write_folder(tmp_path / "pictures", 12)), **sizes)
+  source = sources.open_source(laid, "train")
+  prepared.prepare(source, tiny.tokenizer(), laid, tmp_path / "prepared", images="pixels")
+  size = sizes | dict(
+      data__source="prepared", data__path=str(tmp_path / "prepared"), run__report=True, run__batch_size=8, mesh__fsdp=8
   )  # fmt: skip
   _, old = lively(lambda: VisionTokenizer(tiny.config(**size).model.vision_tokenizer, rngs=nnx.Rngs(params=0)))
   np.savez(tmp_path / "first.npz", **old)
