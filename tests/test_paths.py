@@ -35,7 +35,10 @@ def paths(hint) -> int:
 
 def test_fields_that_are_paths_are_declared():
   declared = {name for name, hint in test_ranges.FIELDS.items() if paths(hint)}
-  assert declared == {"data.path", "data.pictures", "data.mixture", "data.tokenizer", "run.init_from", "run.resume_from"}
+  assert declared == {
+      "data.path", "data.pictures", "data.mixture", "data.tokenizer", "run.init_from", "run.resume_from",
+      "tokenizer_loss.perceptual_weights",
+  }  # fmt: skip
 
 
 def test_a_tilde_is_expanded_wherever_a_path_is_given(home, monkeypatch, capsys):
