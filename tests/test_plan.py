@@ -13,10 +13,11 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.commands.plan import _make
-from orthus_jax.config import Config
+from orthus_jax.config import Config, LoraConfig
 from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models.orthus import describe
+from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.planning import (
   calibration,
   child_process,
@@ -31,7 +32,10 @@ from orthus_jax.planning import (
   traced,
   work,
 )  # fmt: skip
-from orthus_jax.training.optimizer import trainable_names
+from orthus_jax.training import flops
+from orthus_jax.training.optimizer import make_optimizer, trainable_names
+from orthus_jax.training.state import plan_run
+from orthus_jax.training.tasks import OrthusTask
 
 ROOT = Path(__file__).parent.parent
 SEVEN_B = f"{ROOT}/configs/orthus_7b.py"
@@ -300,9 +304,35 @@ def test_a_row_of_each_stage_holds_its_documents():
     assert data.images_per_row >= pictures * documents
 
 
+@pytest.mark.parametrize("machine", ["h100-1", "h200-1"])
+def test_7b_beside_adapters_fits_one_gpu(machine):
+  config = load_config(f"{SEVEN_B}:post-lora-{machine}")
+  mesh = mesh_lib.make_mesh(config.mesh, devices=hardware.devices(hardware.parse("cpu:1")))
+  optimizer = make_optimizer(config.optimizer, config.run)
+  layout, _ = plan_run(config, OrthusTask(config, None).init, optimizer=optimizer, mesh=mesh)
+  trained = sum(math.prod(v.shape) for v in layout.shapes.trained.values())
+  rank, layers = config.model.lora.rank, config.model.transformer.layers
+  assert trained == layers * rank * (4 * (4096 + 4096) + 3 * (4096 + 11008)) == 159_907_840
+  assert trained == layers * sum(a + b for a, b in flops.adapters(config.model).values())
+  parts = program._state_bytes(layout)
+  assert parts["trained"] == 4 * trained and parts["moments"] == pytest.approx(8 * trained, abs=100)
+  assert 2 * 7_134_462_595 <= parts["frozen"] < 2.03 * 7_134_462_595  # but for the VQGAN, in bfloat16
+  assert 16e9 < sum(parts.values()) < 17e9
+
+
+def test_mfu_counts_adapters_and_no_gradients_of_the_weights_beside_them():
+  config = load_config(f"{SEVEN_B}:post-lora-h100-1")
+  found = flops.passes(config.model, {"transformer/layers/mlp/up_lora_a", "transformer/layers/mlp/up_lora_b"})
+  assert found == {"backbone": "passed", "lm_head": "passed"}
+  bare = dataclasses.replace(config.model, lora=LoraConfig())
+  assert flops.token(config.model, 4096, **found) - flops.token(bare, 4096, **found) == 6 * 159_907_840
+
+
 def test_an_unknown_variant_is_refused(capsys):
   assert cli.main(["plan", f"--config={SEVEN_B}:post-v9", "--topology=v5e:16x16"]) == 2
-  assert "unknown variant 'post-v9'" in capsys.readouterr().err
+  assert "unknown variant 'post-v9': STAGE-MACHINE of post and v5e-256" in capsys.readouterr().err
+  assert cli.main(["plan", f"--config={SEVEN_B}:post-h100-1", "--topology=h100:1"]) == 2
+  assert "unknown variant 'post-h100-1'" in capsys.readouterr().err
 
 
 def test_calibration_errors_are_relative_to_what_was_published():
