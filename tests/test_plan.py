@@ -146,7 +146,7 @@ def check_closed_form(config, *, rel=0.03):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["stage1-v5e-256", "post-v5e-256"])
+@pytest.mark.parametrize("variant", ["stage1-v5e-256", "post-v5e-256", "post-lora-h100-1"])
 def test_closed_form_of_7b_agrees_with_the_traced_program(variant):
   config = load_config(f"{SEVEN_B}:{variant}")
   config = dataclasses.replace(

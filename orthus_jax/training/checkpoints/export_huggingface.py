@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 from pathlib import Path
@@ -67,12 +68,15 @@ def to_huggingface(
   if wrong:
     raise huggingface.refusal(f"{source} doesn't fit its config", wrong)
   own = lora.names(handles)
-  merging = {n: Merging.read(handles, n, config.model.lora) for n in handles if lora.names_of(n)[0] in own}
-  stored, handles = ({n: v for n, v in d.items() if n not in own} for d in (stored, handles))
+  # Each adapter is read with its weight.
+  merging = {
+      n: functools.partial(Merging.read, handles, n, config.model.lora) for n in handles if lora.names_of(n)[0] in own
+  }
+  stored = {n: v for n, v in stored.items() if n not in own}
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
   shapes = describe(config.model)[1]
   table = names.table(shapes)
-  dtypes = {n: stored_dtype(h.dtype.numpy_dtype, dtype) for n, h in handles.items()}
+  dtypes = {n: stored_dtype(h.dtype.numpy_dtype, dtype) for n, (_, h) in stored.items()}
   total = huggingface.size_bytes((dtypes[n], s) for n, s in shapes.items())
   check_space(target, total)
   shards = _shards(table, dtypes, shard_bytes)
@@ -87,7 +91,8 @@ def to_huggingface(
       keys_of.setdefault(place.name, []).append(key)
     done = 0
     for name, (folder_of, handle) in stored.items():
-      for size in _export(folder_of, name, handle, keys_of[name], table, where, dtypes[name], merging.get(name)):
+      adapter = merging[name]() if name in merging else None
+      for size in _export(folder_of, name, handle, keys_of[name], table, where, dtypes[name], adapter):
         done += size
         if progress:
           progress(done, total)
