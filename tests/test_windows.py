@@ -6,6 +6,8 @@ import tiny
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared import writer
+from orthus_jax.data.prepared.shards import Shards
+from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.windows import windows
 
 TK = tiny.tokenizer()
@@ -45,3 +47,12 @@ def test_training_and_preparing_cut_alike(tmp_path):
   assert Pipeline(long, TK, tiny.config()).too_long == ["s"]  # otherwise it is left out
   made = writer.prepare(long, TK, config, tmp_path / "out", images="pixels")
   assert made["documents"] == 4 and made["pictures"] == 5 and made["rejected"]["documents"] == 0
+
+
+def test_pictures_that_have_yet_to_be_fitted_stay_apart(tmp_path):
+  """Fitted copies of one part are gone when the next part's are made, perhaps in the same places of memory."""
+  segments = [s for n in range(40) for s in (Text("red"), Image(np.full((16, 16, 3), 6 * n, np.uint8), True))]
+  long = Document(tuple(segments), id="s", kind="story")
+  made = writer.prepare([long], TK, tiny.config(data__images_per_document=1), tmp_path / "out", images="pixels")
+  kept = Shards([tmp_path / "out" / "pictures-00000.array_record"], made["shards"]["pictures"], BadRecords())
+  assert [kept.read(i)[0] for i in range(made["pictures"])] == [6 * n for n in range(40)]

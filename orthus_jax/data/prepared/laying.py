@@ -103,7 +103,8 @@ class Work:
       self.source.bad = _Noted(chunk)  # type: ignore[attr-defined]
     try:
       for row in range(first, end):
-        encoded: dict[int, bytes] = {}  # keys by the pixels' identity: a row's documents and their variants share pictures
+        # Pixels and their keys by the pixels' identity, which lasts as long as they do: a row's documents share pictures.
+        encoded: dict[int, tuple[np.ndarray, bytes]] = {}
         documents = self._row(row)
         for document in documents:
           chunk.read += 1
@@ -121,7 +122,7 @@ class Work:
   def _row(self, row: int) -> list[Document | None]:
     return self.source.row(row) if hasattr(self.source, "row") else [self.source[row]]
 
-  def _add(self, document: Document, chunk: Chunk, encoded: dict[int, bytes]) -> None:
+  def _add(self, document: Document, chunk: Chunk, encoded: dict[int, tuple[np.ndarray, bytes]]) -> None:
     try:
       laid = variants(document, self.tokenizer, self.config, dropped=True)
     except BadRequest as e:
@@ -132,9 +133,10 @@ class Work:
       for image in sequence.images:
         if id(image.pixels) not in encoded:
           kept = image.pixels.tobytes() if self.images != "jpeg" else image.jpeg or _jpeg(image.pixels)
-          encoded[id(image.pixels)] = key = hashlib.blake2b(kept, digest_size=16).digest()
+          key = hashlib.blake2b(kept, digest_size=16).digest()
+          encoded[id(image.pixels)] = image.pixels, key
           chunk.pictures.setdefault(key, kept)
-      keys.append(tuple(encoded[id(i.pixels)] for i in sequence.images))
+      keys.append(tuple(encoded[id(i.pixels)][1] for i in sequence.images))
     held = [n for t in document.texts for n in self.prompts.find(t.text)] if self.prompts else []
     bare = tuple(dataclasses.replace(s, images=()) for s in laid)
     chunk.documents.append(Laid(document.id, document.kind, bare, tuple(keys), tuple(dict.fromkeys(held))))

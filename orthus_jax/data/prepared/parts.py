@@ -143,8 +143,9 @@ class Parts:
     self.totals.files |= part["files"]
     self.totals.digests.append(part["digest"])
 
-  def _part(self, suffix: str) -> Path:
-    return self.folder / PARTS / f"{len(self.totals.documents):05d}.{suffix}"
+  def _part(self, suffix: str, number: int | None = None) -> Path:
+    """A file of a part; of the one at hand, unless another is named."""
+    return self.folder / PARTS / f"{len(self.totals.documents) if number is None else number:05d}.{suffix}"
 
   def _begin(self) -> None:
     self._chunk_rows = self.totals.rows
@@ -272,8 +273,8 @@ class Parts:
   def _index(self) -> list[str]:
     kinds: dict[str, int] = {}
     sizes, learnt, kind = [], [], []
-    for file in sorted((self.folder / PARTS).glob("*.npz")):
-      with np.load(file) as index:
+    for part in range(len(self.totals.documents)):
+      with np.load(self._part("npz", part)) as index:
         sizes.append(index["sizes_DV3"])
         learnt.append(index["learnt_text_D"])
         kind.append(np.array([kinds.setdefault(k, len(kinds)) for k in index["kinds"].tolist()], np.int16))
