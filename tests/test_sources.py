@@ -166,3 +166,10 @@ def test_a_sample_is_recognised_looked_at_prepared_and_read(name, tmp_path, caps
   ))  # fmt: skip
   batch = p.batch(0)
   assert batch.images.any() and not p.too_long and (batch.text_weight_BT.any() or (batch.learnt_image_BG >= 0).any())
+
+
+def test_a_place_without_its_layout_is_not_taken_for_the_built_in_worlds(tmp_path, capsys):
+  (tmp_path / "data").mkdir()
+  assert cli.main(["prepare", str(tmp_path / "data"), "--config=configs/shapes.py"]) == 2
+  assert "say its layout by --source=NAME" in capsys.readouterr().err
+  assert not list((tmp_path / "data").iterdir())

@@ -116,7 +116,7 @@ def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:
 
   given = {name: value for name in _FIELDS if (value := getattr(options, name)) is not None}
   if "text" in given:
-    given["text"] = repr(tuple(t.strip() for t in given["text"].split(",")))
+    given["text"] = repr(_names(options))
   if options.paths:
     if not options.source and not options.config:
       raise BadRequest(f"say which layout {options.paths[0]} has: --source=NAME, or have it looked at by --look")
@@ -124,7 +124,15 @@ def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:
   if not options.config and not options.tokenizer:
     raise BadRequest("say which model the data is for: --config=FILE, or --tokenizer=FILE for the 7B model")
   own = [f"--config={options.config}"] if options.config else []
-  return read_config([*own, *(f"--config.data.{k}={v}" for k, v in given.items()), *rest], default=Config())[0]
+  config, _ = read_config([*own, *(f"--config.data.{k}={v}" for k, v in given.items()), *rest], default=Config())
+  if options.paths and config.data.source in ("shapes", "prepared"):
+    raise BadRequest(f"{options.paths[0]} is given, and data.source={config.data.source}: say its layout by --source=NAME")
+  return config
+
+
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+  """The columns or fields of --text."""
+  return tuple(t.strip() for t in (options.text or "").split(",") if t.strip())
 
 
 def _look(options: argparse.Namespace) -> int:
@@ -134,7 +142,7 @@ def _look(options: argparse.Namespace) -> int:
     raise BadRequest("--look takes one path: orthus prepare --look PATH")
   common.initialize(devices=False)
   names = {f: getattr(options, f) for f in ("source", "pictures", "annotations", "split", "pairs") if getattr(options, f)}
-  chosen = sources.options(DataConfig(**names, text=tuple((options.text or "").split(",")) if options.text else ()))
+  chosen = sources.options(DataConfig(**names, text=_names(options)))
   print(look.describe(look.look(Path(options.paths[0]), (options.source or "").partition(":")[0], chosen)))
   return 0
 

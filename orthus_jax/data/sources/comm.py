@@ -9,8 +9,9 @@ from typing import Any
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources import json_files
 from orthus_jax.data.sources.interleaving import interleave
+from orthus_jax.data.sources.json_layout import JsonLayout
 from orthus_jax.data.sources.json_shards import JsonShards
-from orthus_jax.data.sources.layout import Draft, Layout, Options
+from orthus_jax.data.sources.layout import Draft, Options
 from orthus_jax.data.sources.local_pictures import local_picture, picture_root
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
@@ -19,7 +20,7 @@ _ROWS = "step_info"
 _PICKLES = (".pth", ".pt", ".pkl", ".pickle", ".bin")
 
 
-class Comm(Layout):
+class Comm(JsonLayout):
   """A row makes one draft, of kind "interleaved": its title is given, its steps are to be learnt, in order."""
 
   name = "comm"
@@ -46,22 +47,13 @@ one writes its rows out, `json.dump(torch.load("train_data.pth"), open("train_da
     for file in pickles:
       self.remarks.add("pickles passed over, which are never loaded", file.name)
     file = json_files.only(self.path, options.annotations, _ROWS)
-    self._rows = JsonShards([file], _ROWS)
-    self.broken += self._rows.broken
-    self._first = json_files.first_rows(self._rows)
-    json_files.check(self.name, file, self._first, _ROWS)
+    self._open(JsonShards([file], _ROWS), file, _ROWS)
     self._root = options.pictures or picture_root(file.parent, (name for row in self._first for name in _named(row)))
 
   @classmethod
   def recognise(cls, path: Path) -> str:
     found = json_files.having(path, _ROWS)
     return f'{found[0].name} has rows of "{_ROWS}"' if found else ""
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def place(self, row: int) -> tuple[str, str]:
-    return self._rows.place(row)
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     record = self._rows.record(row)
@@ -72,9 +64,6 @@ one writes its rows out, `json.dump(torch.load("train_data.pth"), open("train_da
       check_text(title)
       given = (Text(title),)
     return (Draft((*given, *interleave(parts, "\n")), self._rows.name(row), "interleaved"),)
-
-  def fields(self) -> Mapping[str, str]:
-    return json_files.examples(self._first[0]) if self._first else {}
 
   def _part(self, content: Mapping[str, Any]) -> str | Path:
     if content.get("type") == "text":

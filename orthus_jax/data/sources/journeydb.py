@@ -81,7 +81,7 @@ class JourneyDB(Layout):
   def drafts(self, row: int) -> Sequence[Draft]:
     record = self._rows.record(row)
     picture = self._picture(record.get("img_path"))
-    document = f"{self._rows.file.name}:{self._rows.lines[row]}"
+    document = self._rows.name(row)
     for which in self._texts:
       if text := _text(record, which):
         check_text(text)

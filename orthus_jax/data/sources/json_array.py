@@ -180,6 +180,10 @@ class JsonArray:
   def place(self, row: int) -> tuple[str, str]:
     return str(self.file), f"entry {self.numbers[row]}, byte {self._starts[row] + 1:,}"
 
+  def name(self, row: int) -> str:
+    """A name of a row, for ids: its file's, and its place in the array."""
+    return f"{self.file.name}:{self.numbers[row]}"
+
   def record(self, row: int) -> dict[str, Any]:
     """A row's object.
 

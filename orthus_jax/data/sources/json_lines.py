@@ -54,6 +54,10 @@ class JsonLines:
   def place(self, row: int) -> tuple[str, str]:
     return str(self.file), f"line {self.lines[row]}"
 
+  def name(self, row: int) -> str:
+    """A name of a row, for ids: its file's, and its line."""
+    return f"{self.file.name}:{self.lines[row]}"
+
   def line(self, row: int) -> bytes:
     """A row's bytes."""
 

@@ -59,7 +59,7 @@ class JsonShards:
   def name(self, row: int) -> str:
     """A name of a row, for ids: its file's, and its line or element."""
     rows, within = self._find(row)
-    return f"{rows.file.name}:{(rows.numbers if isinstance(rows, JsonArray) else rows.lines)[within]}"
+    return rows.name(within)
 
   def record(self, row: int) -> dict[str, Any]:
     """A row's object.

@@ -71,7 +71,7 @@ class Jsonl(Layout):
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     record = parse_row(self._rows.line(row))
-    name = f"{self._rows.file.name}:{self._rows.lines[row]}"
+    name = self._rows.name(row)
     if ("segments" in record) != self._rows.notes[row]:
       raise BadRequest("the key \"segments\" must be written without escapes")
     if "segments" in record:

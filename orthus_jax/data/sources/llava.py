@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import itertools
 from pathlib import Path
 from typing import Any
 
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources import json_files
+from orthus_jax.data.sources.json_layout import JsonLayout
 from orthus_jax.data.sources.json_shards import JsonShards
-from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture
+from orthus_jax.data.sources.layout import Draft, Options, Picture
 from orthus_jax.data.sources.local_pictures import local_picture, picture_root
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
@@ -21,7 +21,7 @@ _ROLES = ("human", "gpt")
 _OTHER_MEDIA = ("images", "video", "videos", "audio")
 
 
-class Llava(Layout):
+class Llava(JsonLayout):
   """A conversation makes one draft, of kind "question", or "text" where it has no picture; answers are to be learnt.
 
   Pictures stand where their placeholders do, in whichever turn; they are given, as in LLaVA's own training. The line break
@@ -43,10 +43,7 @@ class Llava(Layout):
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
     file = json_files.only(self.path, options.annotations, _ROWS)
-    self._rows = JsonShards([file], _ROWS)
-    self.broken += self._rows.broken
-    self._first = json_files.first_rows(self._rows)
-    json_files.check(self.name, file, self._first, _ROWS, also=" and, for pictures, image")
+    self._open(JsonShards([file], _ROWS), file, _ROWS, also=" and, for pictures, image")
     self._root = options.pictures or picture_root(
         file.parent, itertools.chain.from_iterable(_paths(r.get("image")) for r in self._first)
     )
@@ -55,12 +52,6 @@ class Llava(Layout):
   def recognise(cls, path: Path) -> str:
     found = json_files.having(path, _ROWS)
     return f'{found[0].name} has rows of "conversations"' if found else ""
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def place(self, row: int) -> tuple[str, str]:
-    return self._rows.place(row)
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     record = self._rows.record(row)
@@ -81,9 +72,6 @@ class Llava(Layout):
         if part.strip():
           segments.append(Text(part, learn))
     return (Draft(tuple(segments), self._rows.name(row), "question" if pictures else "text"),)
-
-  def fields(self) -> Mapping[str, str]:
-    return json_files.examples(self._first[0]) if self._first else {}
 
 
 def _paths(image: Any) -> list[Any]:

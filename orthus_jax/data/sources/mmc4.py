@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from orthus_jax.data.sources import json_files
 from orthus_jax.data.sources.interleaving import interleave
+from orthus_jax.data.sources.json_layout import JsonLayout
 from orthus_jax.data.sources.json_shards import JsonShards
 from orthus_jax.data.sources.layout import Draft, Layout, Options
 from orthus_jax.data.sources.picture_store import USAGE, PictureStore
@@ -16,7 +16,7 @@ _FIELDS = ("text_list", "image_info")
 _PACKED = (".zip", ".gz", ".bz2", ".xz", ".zst")
 
 
-class Mmc4(Layout):
+class Mmc4(JsonLayout):
   """A web page makes one draft, of kind "interleaved", of which everything is to be learnt.
 
   A picture stands before the sentence that it matches; several of one sentence in the order in which they are listed.
@@ -40,22 +40,13 @@ class Mmc4(Layout):
 
   def __init__(self, path: Path, options: Options = Options()):
     super().__init__(path, options)
-    self._rows = JsonShards(_files(self), "text_list")
-    self.broken += self._rows.broken
-    self._first = json_files.first_rows(self._rows)
-    json_files.check(self.name, self.path, self._first, *_FIELDS)
+    self._open(JsonShards(_files(self), "text_list"), self.path, *_FIELDS)
     self._store = PictureStore(self.name, self.path if self.path.is_dir() else self.path.parent, options, self.remarks)
 
   @classmethod
   def recognise(cls, path: Path) -> str:
     found = json_files.having(path, *_FIELDS)
     return f'{found[0].name} has rows of "text_list" and "image_info"' if found else ""
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def place(self, row: int) -> tuple[str, str]:
-    return self._rows.place(row)
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     record = self._rows.record(row)
@@ -77,9 +68,6 @@ class Mmc4(Layout):
       shown.setdefault(place, []).append(self._store.find(image.get("raw_url") or name, name or ""))
     parts = [part for n, sentence in enumerate(sentences) for part in (*shown.get(n, ()), sentence)]
     return (Draft(interleave(parts, " "), self._rows.name(row), "interleaved"),)
-
-  def fields(self) -> Mapping[str, str]:
-    return json_files.examples(self._first[0]) if self._first else {}
 
 
 def _files(layout: Layout) -> list[Path]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 import itertools
 from pathlib import Path
 from typing import Any
 
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources import json_files
+from orthus_jax.data.sources.json_layout import JsonLayout
 from orthus_jax.data.sources.json_lines import JsonLines
-from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture
+from orthus_jax.data.sources.layout import Draft, Options, Picture
 from orthus_jax.data.sources.local_pictures import local_picture, picture_root
 from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
@@ -18,7 +18,7 @@ from orthus_jax.errors import BadRequest
 _FIELDS = ("images", "captions")
 
 
-class StoryStream(Layout):
+class StoryStream(JsonLayout):
   """A story makes one draft, of kind "story": caption, picture, caption, … in order. The first caption is given, as what a
   story is asked for by; all that follows is to be learnt."""
 
@@ -42,9 +42,7 @@ class StoryStream(Layout):
         if other.name != name:
           self.remarks.add("files of other splits passed over", other.name)
     file = json_files.only(self.path, name, *_FIELDS)
-    self._rows = JsonLines(file)
-    self._first = json_files.first_rows(self._rows)
-    json_files.check(self.name, file, self._first, *_FIELDS)
+    self._open(JsonLines(file), file, *_FIELDS)
     named = [r["images"] for r in self._first if isinstance(r.get("images"), list)]
     self._root = options.pictures or picture_root(file.parent, itertools.chain.from_iterable(named))
 
@@ -52,12 +50,6 @@ class StoryStream(Layout):
   def recognise(cls, path: Path) -> str:
     found = [f for f in json_files.having(path, *_FIELDS) if not json_files.is_array(f)]
     return f'{found[0].name} has rows of "images" and "captions"' if found else ""
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def place(self, row: int) -> tuple[str, str]:
-    return self._rows.place(row)
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     record = self._rows.record(row)
@@ -72,10 +64,7 @@ class StoryStream(Layout):
       caption, image = frames[place]
       check_text(caption)
       segments += [Text(caption, learn=bool(segments)), Picture(local_picture(self._root, image), learn=True)]
-    return (Draft(tuple(segments), f"{self._rows.file.name}:{self._rows.lines[row]}", "story"),)
-
-  def fields(self) -> Mapping[str, str]:
-    return json_files.examples(self._first[0]) if self._first else {}
+    return (Draft(tuple(segments), self._rows.name(row), "story"),)
 
 
 def _order(orders: Any, frames: int) -> list[int]:
