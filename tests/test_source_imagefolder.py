@@ -9,6 +9,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from sources import rejected
 
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.sources.imagefolder import ImageFolder
@@ -36,16 +37,6 @@ def source(path, **options) -> LayoutSource:
 
 def texts(s: LayoutSource) -> list[str | None]:
   return [d and d.texts[0].text for d in s]
-
-
-def rejected(s: LayoutSource) -> list[str]:
-  out = []
-  for row in range(s.rows):
-    try:
-      s.layout.drafts(row)
-    except BadRequest as e:
-      out.append(str(e))
-  return out
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

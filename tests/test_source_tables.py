@@ -9,6 +9,7 @@ import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from sources import rejected
 
 from orthus_jax.data import retrying
 from orthus_jax.data.documents import Image, Text
@@ -53,16 +54,6 @@ def shape(d) -> list:
   return [(s.text if isinstance(s, Text) else int(s.pixels[0, 0, 0]), s.learn) for s in d.segments]
 
 
-def reasons(s: LayoutSource) -> list[str]:
-  out = []
-  for row in range(s.rows):
-    try:
-      s.layout.drafts(row)
-    except BadRequest as e:
-      out.append(str(e))
-  return out
-
-
 @pytest.mark.parametrize("form", ["bytes", "struct", "path"])
 def test_a_picture_and_a_text_a_row(form, tmp_path):
   pictures = [png(1), png(2), None]
@@ -76,30 +67,30 @@ def test_a_picture_and_a_text_a_row(form, tmp_path):
   s = source(ParquetTable, table(tmp_path / "x" / "a.parquet", rows), pairs="to_text", pictures=tmp_path)
   assert [d and shape(d) for d in s][:2] == [[(1, False), ("text 0", True)], [(2, False), ("text 1", True)]]
   assert s[0].meta == {"score": 0.0} and s.bad.distinct == 1 and s.layout.fields()["caption"] == "string (the text)"
-  assert ("its image is empty" in reasons(s)[0]) if form != "struct" else s[2] is None
+  assert ("its image is empty" in rejected(s)[0]) if form != "struct" else s[2] is None
 
 
 def test_bagels_layouts(tmp_path):
   captions = json.dumps({"short": " ", "long": "a cat"})
   rows = [{"image": png(3), "captions": captions}, {"image": png(3), "captions": "{"}, {"image": b"x", "captions": captions}]
   s = source(ParquetTable, table(tmp_path / "t2i" / "a.parquet", rows), pairs="to_image")
-  assert shape(s[0]) == [("a cat", False), (3, True)] and s[1] is None and s[2] is None and "isn't JSON" in reasons(s)[0]
+  assert shape(s[0]) == [("a cat", False), (3, True)] and s[1] is None and s[2] is None and "isn't JSON" in rejected(s)[0]
   rows = [
       {"image_list": [png(1), png(2), png(3)], "instruction_list": [["be 2", "or two"], ["be 3"]]},
       {"image_list": [png(1)], "instruction_list": [["be 2"]]}, {"image_list": [png(1), png(2)], "instruction_list": [[" "]]},
   ]  # fmt: skip
   s = source(ParquetTable, table(tmp_path / "edit" / "a.parquet", rows))
   assert shape(s[0]) == [(1, False), ("be 2", False), (2, True), ("be 3", False), (3, True)] and s[0].kind == "edit"
-  assert "1 pictures and 1 instructions" in reasons(s)[0] and len(reasons(s)) == 2
+  assert "1 pictures and 1 instructions" in rejected(s)[0] and len(rejected(s)) == 2
   rows = [
       {"images": [None, png(1), None], "texts": ["first", None, "last"]}, {"images": [png(1)], "texts": ["both"]},
       {"images": [png(1), None], "texts": [None]}, {"images": [None, None], "texts": ["no", "picture"]},
   ]  # fmt: skip
   s = source(ParquetTable, table(tmp_path / "mixed" / "a.parquet", rows))
-  assert shape(s[0]) == [("first", False), (1, True), ("last", True)] and len(reasons(s)) == 3
+  assert shape(s[0]) == [("first", False), (1, True), ("last", True)] and len(rejected(s)) == 3
   table(tmp_path / "mixed" / "b.parquet", [{"images": [None, png(1)], "texts": [["list"], None]}])
   table(tmp_path / "mixed" / "c.parquet", [{"images": "a.png", "texts": "b"}])
-  said = reasons(source(ParquetTable, tmp_path / "mixed"))
+  said = rejected(source(ParquetTable, tmp_path / "mixed"))
   assert len(said) == 5 and "must be a string" in said[3] and "images must be a list" in said[4]
   with pytest.raises(BadRequest, match="leave out --text and --pairs"):
     ParquetTable(tmp_path / "mixed", Options(pairs="to_text"))
@@ -128,7 +119,7 @@ def test_pictures_by_other_names_and_edits(tmp_path):
   ]
   s = source(ParquetTable, table(tmp_path / "edit" / "a.parquet", rows))
   assert shape(s[0]) == [(1, False), ("be 2", False), (2, True)] and s[0].kind == "edit" and s[1] is None
-  assert "its edited_image is empty" in reasons(s)[0]
+  assert "its edited_image is empty" in rejected(s)[0]
   with pytest.raises(BadRequest, match="leave out --pairs"):
     ParquetTable(tmp_path / "edit", Options(pairs="to_text"))
   turns = [{"user": "q", "assistant": "a"}]
@@ -185,7 +176,7 @@ def test_what_can_be_read_of_a_damaged_file_is(tmp_path):
   good = [i for i, d in enumerate(s) if d]
   assert set(range(200, 400)) < set(good) and 0 in good and s.bad.distinct == 400 - len(good) > 0
   assert all(s[i].texts[0].text == rows[i]["text"] for i in (0, 399, 200))
-  assert all(r.startswith("it can't be read: ") for r in reasons(s))
+  assert all(r.startswith("it can't be read: ") for r in rejected(s))
 
 
 def test_a_file_system_that_fails_for_a_moment_is_asked_again(tmp_path, monkeypatch):
@@ -214,7 +205,7 @@ def test_img2datasets_parquet(tmp_path):
   (folder / "00000_stats.json").write_text("{}")
   s = source(Img2dataset, folder, pairs="to_text")
   assert len(s) == 2 and shape(s[0]) == [(1, False), ("a cat", True)] and s[0].id == "000000000:to_text"
-  assert s[1] is None and "no text in caption" in reasons(s)[0]
+  assert s[1] is None and "no text in caption" in rejected(s)[0]
   assert s.remarks.lines()[0].endswith("(000000002: 404)")
   assert s.remarks.counts == {"rows that img2dataset couldn't fetch (failed_to_download)": 1}
   side = table(tmp_path / "side" / "00000.parquet", [{k: v for k, v in r.items() if k != "jpg"} for r in rows])
@@ -261,16 +252,16 @@ def test_journeydbs_splits_and_paths(tmp_path):
   (tmp_path / "data" / "train" / "train_anno.jsonl").rename(tmp_path / "data" / "train" / "train_anno_repath.jsonl")
   write_journey(tmp_path / "data" / "train", {"img_path": "old", "prompt": "x"})
   s = source(JourneyDB, tmp_path, pairs="to_text")
-  assert [d and d.images[0].pixels[0, 0, 0] for d in s] == [97, 97, 98, 98, 97, None, None] and len(reasons(s)) == 2
+  assert [d and d.images[0].pixels[0, 0, 0] for d in s] == [97, 97, 98, 98, 97, None, None] and len(rejected(s)) == 2
   key = "Content Relevant Questions and Answers"
   options = [["A: oil", "B: ink"], ["oil", "ink"], {"A": "oil", "B": "ink"}, None, ["A: oil"], {"A": 1}]
   answers = ["B", "B", "ink", "ink", "B", 3]
   rows = [{"Task3": {key: [{"Question": "?", "Options": o, "Answer": a}]}} for o, a in zip(options, answers)]
   write_journey(tmp_path / "data" / "test", *({"img_path": "a/./imgs/c.png", **r} for r in rows))
   s = source(JourneyDB, tmp_path, split="test")
-  assert [d and d.texts[1].text for d in s] == ["ink"] * 4 + [None] * 2 and "none of the options" in reasons(s)[0]
+  assert [d and d.texts[1].text for d in s] == ["ink"] * 4 + [None] * 2 and "none of the options" in rejected(s)[0]
   write_journey(tmp_path / "x", "{", {"img_path": "a.png", "prompt": "x", **rows[0]})
-  assert "has no caption" in reasons(source(JourneyDB, tmp_path / "x", text=("caption",)))[1]
+  assert "has no caption" in rejected(source(JourneyDB, tmp_path / "x", text=("caption",)))[1]
   with pytest.raises(BadRequest, match="0 .jsonl files of the split 'valid'"):
     JourneyDB(tmp_path, Options(split="valid"))
   with pytest.raises(BadRequest, match="there is no"):
@@ -296,8 +287,8 @@ def test_coco(tmp_path):
   s = source(Coco, tmp_path, pairs="to_text")
   said = [[(2, False), ("one", True)], [(1, False), ("zero", True)], [(2, False), ("two", True)]]
   assert [d and shape(d) for d in s][:3] == said
-  assert s[0].id == "captions_train2017.json:10:to_text" and len(reasons(s)) == 5
-  assert "is there twice" in reasons(s)[-1] and s.remarks.counts == {"pictures without a caption": 1}
+  assert s[0].id == "captions_train2017.json:10:to_text" and len(rejected(s)) == 5
+  assert "is there twice" in rejected(s)[-1] and s.remarks.counts == {"pictures without a caption": 1}
   with pytest.raises(BadRequest, match="0 of the split 'test' among captions_train2017.json, captions_val2017.json"):
     Coco(tmp_path, Options(split="test"))
   (tmp_path / "annotations" / "captions_val2017.json").unlink()

@@ -18,6 +18,7 @@ from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources.registry import LAYOUTS
 
 TK = tiny.tokenizer()
+ROOT = Path(__file__).parent.parent
 
 
 def png(color: int = 0) -> bytes:
@@ -170,6 +171,6 @@ def test_a_sample_is_recognised_looked_at_prepared_and_read(name, tmp_path, caps
 
 def test_a_place_without_its_layout_is_not_taken_for_the_built_in_worlds(tmp_path, capsys):
   (tmp_path / "data").mkdir()
-  assert cli.main(["prepare", str(tmp_path / "data"), "--config=configs/shapes.py"]) == 2
+  assert cli.main(["prepare", str(tmp_path / "data"), f"--config={ROOT / 'configs' / 'shapes.py'}"]) == 2
   assert "say its layout by --source=NAME" in capsys.readouterr().err
   assert not list((tmp_path / "data").iterdir())
