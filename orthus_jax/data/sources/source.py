@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import operator
@@ -95,24 +95,24 @@ class LayoutSource:
     else:
       row = int(np.searchsorted(self._ends, index, side="right"))
       nth = index - (int(self._ends[row - 1]) if row else 0)
-    return self._document(row, lambda drafts: drafts[nth], self._picture)
+    return self._document(row, nth, self.layout.drafts, self._picture)
 
   def row(self, row: int) -> list[Document | None]:
-    """All documents of a row; a picture that several of them show is read once.
+    """All documents of a row, which is read once, and so is a picture that several of them show.
 
     Raises:
       BadRequest: too many rows are bad.
     """
     count = self._per_row if self._per_row is not None else int(np.diff(self._ends, prepend=0)[row])
-    picture = functools.cache(self._picture)
-    return [self._document(row, operator.itemgetter(nth), picture) for nth in range(count)]
+    drafts, picture = functools.cache(self.layout.drafts), functools.cache(self._picture)
+    return [self._document(row, nth, drafts, picture) for nth in range(count)]
 
   def _document(
-      self, row: int, choose: Callable, picture: Callable[[Path | bytes], Image]
+      self, row: int, nth: int, drafts: Callable[[int], Sequence[Draft]], picture: Callable[[Path | bytes], Image]
   ) -> Document | None:
     self.bad.saw()
     try:
-      return self._read(choose(self.layout.drafts(row)), picture)
+      return self._read(drafts(row)[nth], picture)
     except BadRequest as e:
       self.bad.report(*self.layout.place(row), str(e))
     except OSError as e:
