@@ -6,8 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from orthus_jax.inference.model import Model
 from orthus_jax.interop import names
+from orthus_jax.models import params as params_lib
 from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models.heads.masked import HIDDEN
+from orthus_jax.models.orthus import Orthus
 
 
 def split_prediction(x_t: jax.Array, prediction: jax.Array, abar: jax.Array, *, kind: str) -> tuple[jax.Array, jax.Array]:
@@ -49,6 +53,117 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
     )  # fmt: skip
 
   return run(z_XD, jnp.asarray(noise_NC))
+
+
+def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool) -> list:
+  """A greedy answer by plain Python, which computes every branch's whole row anew for each new position.
+
+  Args:
+    model: of any system.
+    prompt: laid out.
+    seed: of the request.
+    weights: of the prompt's own prediction and its branches'.
+    branches: laid out, what guidance compares with.
+    max_new: positions at most.
+    first_boi: whether it begins with a picture, and ends with it.
+
+  Returns:
+    Tokens and features, in order.
+  """
+  net: Orthus = params_lib.merge(model.graphdef, model.params)
+  config, tk, how = model.config.model, model.tokenizer, model.config.sampling
+  P, C, kind = config.vision_tokenizer.patches, config.vision_tokenizer.latent_dim, config.image_head.kind
+  codebook = np.asarray(model.params["vision_tokenizer/codebook"])
+  key = jax.random.key(seed)
+  text = np.zeros(config.transformer.vocab_size, bool)
+  text[: tk.vocab_size] = tk.text_ids_mask()
+
+  @jax.jit
+  def states(tokens, features, slot, hidden):
+    n = tokens.shape[0]
+    return net(
+        tokens[None], features_BJC=features[None], slot_BT=slot[None], position_BT=jnp.arange(n)[None],
+        segment_ids_BT=jnp.ones((1, n), int), hidden_BJ=hidden[None] if kind == "masked" else None,
+    )[0]  # fmt: skip
+
+  def row(laid):
+    """(token or feature) items of a laid-out prompt."""
+    features = model.encode([i.pixels for i in laid.images]).reshape(-1, C) if laid.images else np.zeros((0, C))
+    patches = iter(features)
+    return [next(patches) if image >= 0 else int(t) for t, image in zip(laid.tokens_T, laid.image_T)]
+
+  def all_states(items):
+    size = 96  # one program for all lengths: causality keeps what follows from mattering
+    tokens, slot, features = np.zeros(size, int), np.full(size, -1), np.zeros((size, C), np.float32)
+    hidden = np.zeros(size, bool)
+    patches = 0
+    for i, item in enumerate(items):
+      if isinstance(item, int):
+        tokens[i] = item
+      else:
+        slot[i] = patches
+        hidden[patches] = item is None
+        features[patches] = 0 if item is None else item
+        patches += 1
+    return states(tokens, features, slot, hidden)[: len(items)]
+
+  def next_patch(histories, k):
+    z = jnp.stack([all_states(items)[-1] for items in histories])
+    if kind == "diffusion":
+      noise = jax.random.normal(k, (1, C))
+      return np.asarray(draw(net.image_head, z[None], weights, noise, steps=how.steps)[0])
+    if kind == "regression":
+      return np.tensordot(np.asarray(weights), np.asarray(net.image_head(z)), 1) / config.diffusion.latent_scale
+    start = config.image_token_start
+    logits = np.tensordot(np.asarray(weights), np.asarray(net.logits(z))[:, start : start + len(codebook)], 1)
+    return codebook[int(jax.random.categorical(k, logits / how.image_temperature))]
+
+  def whole_picture(histories, k):
+    codes, S = [HIDDEN] * P, how.steps
+    for step in range(1, S + 1):
+      patches = [None if c == HIDDEN else codebook[c] for c in codes]
+      z = jnp.stack([all_states([*items, *patches])[-P:] for items in histories])
+      start = config.image_token_start
+      logits = np.tensordot(np.asarray(weights), np.asarray(net.logits(z))[..., start : start + len(codebook)], 1)
+      at_step = jax.random.fold_in(k, step)
+      drawn = np.asarray(jax.random.categorical(jax.random.fold_in(at_step, 0), jnp.asarray(logits, jnp.float32)))
+      noise = np.asarray(jax.random.gumbel(jax.random.fold_in(at_step, 1), (P,)))
+      temperature = how.image_temperature * np.prod([1 - s / S for s in range(1, step + 1)])
+      unknown = [p for p in range(P) if codes[p] == HIDDEN]
+      log_p = np.asarray(jax.nn.log_softmax(logits, axis=-1))
+      sure = {p: log_p[p, drawn[p]] + temperature * noise[p] for p in unknown}
+      codes = [int(drawn[p]) if p in sure else codes[p] for p in range(P)]
+      left = max(min(int(P * np.cos(step / S * np.pi / 2) + 1e-4), len(unknown) - 1), 1)
+      for p in sorted(unknown, key=sure.get)[: left if step < S else 0]:
+        codes[p] = HIDDEN
+    return [codebook[c] for c in codes]
+
+  main, guides = row(prompt), [row(b) for b in branches]
+  if first_boi:
+    main.append(tk.boi)
+  out, image = [], []
+  drawing = first_boi
+  while len(out) < max_new:
+    k = jax.random.fold_in(key, len(out))
+    if drawing and len(image) < P:
+      histories = [main, *(g + [tk.boi] + image for g in guides)]
+      fresh = whole_picture(histories, k) if kind == "masked" else [next_patch(histories, k)]
+      image += fresh
+    elif drawing:
+      fresh, drawing, image = [tk.eoi], False, []
+    else:
+      logits = np.array(net.logits(all_states(main)[-1]))
+      allowed = text.copy()
+      allowed[[tk.sep, tk.eos]] = True
+      allowed[tk.boi] = len(out) + P + 2 <= max_new
+      fresh = [int(np.where(allowed, logits, -np.inf).argmax())]
+      drawing = fresh[0] == tk.boi
+    out += fresh
+    main += fresh
+    last = fresh[-1]
+    if isinstance(last, int) and (last in (tk.sep, tk.eos) or (last == tk.eoi and first_boi)):
+      break
+  return out
 
 
 def import_params(published: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

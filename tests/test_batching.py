@@ -10,7 +10,7 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine, engine_state, samplers, scheduler
+from orthus_jax.inference import engine, engine_state, prompt_reader, samplers, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 
@@ -101,7 +101,7 @@ def test_reading_in_chunks_changes_nothing(model, monkeypatch):
       Request(document("red"), respond="image"),
   ]
   whole = answers(model, requests)
-  monkeypatch.setattr(scheduler, "_CHUNK", 8)
+  monkeypatch.setattr(prompt_reader, "_CHUNK", 8)
   assert all(alike(a, b) for a, b in zip(whole, answers(model, requests)))
 
 

@@ -14,8 +14,6 @@ from orthus_jax.data.sequence import layout, unconditional
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import samplers
 from orthus_jax.inference.model import Model
-from orthus_jax.models import params as params_lib
-from orthus_jax.models.orthus import Orthus
 
 TK = tiny.tokenizer()
 CONFIG = tiny.config(model__vision_embedding__patch_positions=True)
@@ -25,67 +23,6 @@ P, C = 16, 4
 @pytest.fixture(scope="module")
 def model() -> Model:
   return tiny.lively_model()
-
-
-def reference(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool):
-  """Plain Python: recompute every branch's whole row for each new position. Returns (tokens, features)."""
-  net: Orthus = params_lib.merge(model.graphdef, model.params)
-  key = jax.random.key(seed)
-  text = np.zeros(CONFIG.model.transformer.vocab_size, bool)
-  text[: TK.vocab_size] = TK.text_ids_mask()
-
-  @jax.jit
-  def states(tokens, features, slot):
-    n = tokens.shape[0]
-    return net(
-        tokens[None], features_BJC=features[None], slot_BT=slot[None], position_BT=jnp.arange(n)[None],
-        segment_ids_BT=jnp.ones((1, n), int),
-    )[0]  # fmt: skip
-
-  def row(laid):
-    """(token or feature) items of a laid-out prompt."""
-    features = model.encode([i.pixels for i in laid.images]).reshape(-1, C) if laid.images else np.zeros((0, C))
-    patches = iter(features)
-    return [next(patches) if image >= 0 else int(t) for t, image in zip(laid.tokens_T, laid.image_T)]
-
-  def last_state(items):
-    size = 96  # one program for all lengths: causality keeps what follows from mattering
-    tokens, slot, features = np.zeros(size, int), np.full(size, -1), np.zeros((size, C), np.float32)
-    patches = 0
-    for i, item in enumerate(items):
-      if isinstance(item, int):
-        tokens[i] = item
-      else:
-        features[patches], slot[i] = item, patches
-        patches += 1
-    return states(tokens, features, slot)[len(items) - 1]
-
-  main, guides = row(prompt), [row(b) for b in branches]
-  if first_boi:
-    main.append(TK.boi)
-  out, image = [], []
-  drawing = first_boi
-  for n in range(max_new):
-    k = jax.random.fold_in(key, n)
-    if drawing and len(image) < P:
-      rows = [main, *(g + [TK.boi] + image for g in guides)]
-      z = jnp.stack([last_state(r) for r in rows])
-      item = np.asarray(plain.draw(net.image_head, z[None], weights, jax.random.normal(k, (1, C)), steps=4)[0])
-      image.append(item)
-    elif drawing:
-      item, drawing, image = TK.eoi, False, []
-    else:
-      logits = np.array(net.logits(last_state(main)))
-      allowed = text.copy()
-      allowed[[TK.sep, TK.eos]] = True
-      allowed[TK.boi] = n + P + 2 <= max_new
-      item = int(np.where(allowed, logits, -np.inf).argmax())
-      drawing = item == TK.boi
-    out.append(item)
-    main.append(item)
-    if isinstance(item, int) and (item in (TK.sep, TK.eos) or (item == TK.eoi and first_boi)):
-      break
-  return out
 
 
 def pictures_of(model, items):
@@ -107,7 +44,7 @@ def test_drawing_agrees_with_a_plain_loop(model, edit, kind):
   else:
     branches, weights = [nothing], [3.0, -2.0]
   laid = layout(prompt, TK, patches=P, respond=True)
-  items = reference(model, laid, seed=7, weights=weights, branches=branches, max_new=P + 2, first_boi=True)
+  items = plain.answer(model, laid, seed=7, weights=weights, branches=branches, max_new=P + 2, first_boi=True)
   drawn = model.generate([prompt], respond="image", sampling=sampling, seeds=[7])[0]
   assert [type(s) for s in drawn.segments[len(prompt.segments):]] == [Image]
   difference = np.abs(drawn.images[-1].pixels.astype(int) - pictures_of(model, items)[0].astype(int))
@@ -121,7 +58,7 @@ def test_free_interleaving_agrees_with_a_plain_loop(model):
   eager = tiny.eager_to_draw(model, prompt)
   sampling = dataclasses.replace(CONFIG.sampling, guidance=2.0, max_new_tokens=60)
   nothing = layout(unconditional(document(), sampling.unconditional_prompt), TK, patches=P, respond=True)
-  items = reference(eager, laid, seed=0, weights=[2.0, -1.0], branches=[nothing], max_new=60, first_boi=False)
+  items = plain.answer(eager, laid, seed=0, weights=[2.0, -1.0], branches=[nothing], max_new=60, first_boi=False)
   story = eager.generate([prompt], sampling=sampling, seeds=[0])[0].segments[1:]
   drawn, expected = [s.pixels for s in story if isinstance(s, Image)], pictures_of(eager, items)
   assert items[0] == TK.boi and len(drawn) >= 2 and len(expected) >= 2  # guidance starts afresh at the second

@@ -9,17 +9,22 @@ import numpy as np
 import plain
 import pytest
 
-from orthus_jax.config import DiffusionConfig
+from orthus_jax.config import DiffusionConfig, ModelConfig, TransformerConfig, VisionTokenizerConfig
 from orthus_jax.diffusion import process, solvers
 from orthus_jax.errors import BadRequest
-from orthus_jax.models.heads.diffusion import DiffusionHead, mean_losses
+from orthus_jax.models.heads.base import mean_losses
+from orthus_jax.models.heads.diffusion import DiffusionHead
 
 SMALL = DiffusionConfig(width=16, blocks=2, latent_scale=0.5, draws=3)
 PAPER = DiffusionConfig(width=16, blocks=2, target="noise", schedule="linear", zero_terminal_snr=False)
 
 
 def head(config=SMALL):
-  return DiffusionHead(config, latent_dim=4, width=8, dtype="float32", rngs=nnx.Rngs(params=0))
+  model = ModelConfig(
+      transformer=TransformerConfig(width=8, dtype="float32"), vision_tokenizer=VisionTokenizerConfig(latent_dim=4),
+      diffusion=config,
+  )  # fmt: skip
+  return DiffusionHead(model, rngs=nnx.Rngs(params=0))
 
 
 @pytest.mark.parametrize("config", [SMALL, PAPER])

@@ -10,7 +10,7 @@ import tiny
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
-from orthus_jax.models.heads.diffusion import mean_losses
+from orthus_jax.models.heads.base import mean_losses
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import plan_run

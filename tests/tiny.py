@@ -52,6 +52,21 @@ def config(**changes) -> Config:
   return config_lib.from_dict(Config, tree)
 
 
+_DIFFUSION = dict(width=16, blocks=1, latent_scale=1.0, loss_weight=1.0)
+_SAMPLING = dict(guidance=2.0, unconditional_prompt="generate an image", max_new_tokens=24)
+SYSTEMS = {
+    "orthus": {},
+    "regression": dict(model__image_head__kind="regression", model__diffusion=_DIFFUSION, sampling=_SAMPLING),
+    "chameleon": dict(
+        model__image_head__kind="codes", model__vision_embedding__kind="argmin", model__diffusion={}, sampling=_SAMPLING
+    ),
+    "showo": dict(
+        model__image_head__kind="masked", model__vision_embedding__kind="argmin", model__diffusion={},
+        model__transformer__image_attention="full", sampling=dict(steps=4, **_SAMPLING),
+    ),
+}  # fmt: skip
+
+
 class TinySource:
   """Coloured pictures with captions, both ways round, edits and free stories; document i is always the same."""
 

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from orthus_jax.config import ranges
 from orthus_jax.config.data import DataConfig
+from orthus_jax.config.image_head import check_sampling
 from orthus_jax.config.model import ModelConfig
 from orthus_jax.config.optimizer import OptimizerConfig
 from orthus_jax.config.ranges import Count, Range, Seed, Share, Sometimes, Weight, Whole
@@ -175,8 +176,8 @@ class Config:
         f"run.batch_size={self.run.batch_size} must be a multiple of optimizer.accumulation={self.optimizer.accumulation}",
     )
     require(
-        self.task != "orthus" or self.model.transformer.text_loss_weight + self.model.diffusion.loss_weight > 0,
-        "model.transformer.text_loss_weight and model.diffusion.loss_weight are both 0: nothing would be learnt",
+        self.task != "orthus" or self.model.transformer.text_loss_weight + self.model.image_loss_weight > 0,
+        "model.transformer.text_loss_weight and the image head's loss_weight are both 0: nothing would be learnt",
     )
     require(
         not self.model.transformer.merge_positions or self.mesh.context == 1,
@@ -197,6 +198,7 @@ class Config:
         "task=vision_tokenizer has no layers to adapt: set model.lora.rank=0",
     )
     if self.task == "orthus":
+      check_sampling(self.model.image_head.kind, self.sampling)
       need = self.model.vision_tokenizer.patches + 4
       require(
           self.data.sequence_length >= need,

@@ -10,6 +10,7 @@ import re
 from typing import Annotated, Literal
 
 from orthus_jax.config import ranges
+from orthus_jax.config.image_head import OF_CODES, DiffusionConfig, ImageHeadConfig, check_fields
 from orthus_jax.config.ranges import Chunk, Layers, Range, Weight, Width
 from orthus_jax.config.typed import require
 from orthus_jax.config.vision import VisionEmbeddingConfig, VisionTokenizerConfig
@@ -49,8 +50,9 @@ class TransformerConfig:
     attention_block: positions per tile of a TPU's kernel, at most.
     attention_backward: a TPU's kernel for gradients: "fused" (one, which computes the scores once; it leaves the queries'
       gradient as a sum of parts, one per tile of keys, in the compute dtype) or "split" (two, which compute them twice).
-    text_loss_weight: of cross-entropy in text_loss_weight * cross-entropy + diffusion.loss_weight * diffusion; 0 leaves
-      the LM head out of the step.
+    image_attention: within a picture, "causal" or "full": each patch sees the whole of its picture, and what stands before
+      it, as Show-o has it.
+    text_loss_weight: of the text's cross-entropy, beside the pictures' loss with its own weight; 0 leaves it out of the step.
     loss_chunk: positions of a row whose logits exist at a time in training; 0 means all. With `merge_positions`, all do.
   """
 
@@ -74,6 +76,7 @@ class TransformerConfig:
   attention: Literal["auto", "xla", "splash", "cudnn"] = "auto"
   attention_block: Annotated[int, Range(128, 2**16)] = 512
   attention_backward: Literal["fused", "split"] = "fused"
+  image_attention: Literal["causal", "full"] = "causal"
   text_loss_weight: Weight = 1.0
   loss_chunk: Chunk = 512
 
@@ -133,55 +136,11 @@ class LoraConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
-  """The diffusion head and its process.
-
-  Attributes:
-    width: of the head's MLP.
-    blocks: residual blocks of the head.
-    target: what the head predicts: "velocity" (released code) or "noise" (paper, Eq. 3).
-    schedule: betas "scaled_linear" (linear in their square root; released code) or "linear" (paper).
-    beta_start, beta_end: first and last beta.
-    timesteps: of the forward process.
-    zero_terminal_snr: rescale so that the last step is pure noise; needs the velocity target.
-    latent_scale: features are multiplied by this before diffusion and divided by it after.
-    draws: independent (t, eps) per patch and training step.
-    loss_weight: lambda in cross-entropy + lambda * diffusion; 0 leaves the image head out of the step.
-    loss_chunk: patches of a row that the head works on at a time in training, each with all its draws; 0 means all.
-      With `merge_positions`, all are.
-  """
-
-  width: Width = 1536
-  blocks: Annotated[int, Range(1, 256)] = 3
-  target: Literal["velocity", "noise"] = "velocity"
-  schedule: Literal["scaled_linear", "linear"] = "scaled_linear"
-  beta_start: Annotated[float, Range(1e-6, 1, below=True)] = 0.00085
-  beta_end: Annotated[float, Range(1e-6, 1, below=True)] = 0.012
-  timesteps: Annotated[int, Range(2, 100_000)] = 1000
-  zero_terminal_snr: bool = True
-  latent_scale: Annotated[float, Range(1e-6, 1e6)] = 0.1
-  draws: Annotated[int, Range(1, 4096)] = 8
-  loss_weight: Weight = 100.0
-  loss_chunk: Chunk = 512
-
-  def __post_init__(self):
-    where = "model.diffusion"
-    ranges.check(self, where)
-    require(
-        not (self.zero_terminal_snr and self.target == "noise"),
-        f"{where}.target=noise can't start from pure noise: set {where}.zero_terminal_snr=False",
-    )
-    require(
-        self.beta_start < self.beta_end,
-        f"{where}.beta_start={self.beta_start} must be below {where}.beta_end={self.beta_end}",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """An Orthus model: one backbone, a vision tokenizer, a vision embedding and an image head.
+  """A model: one backbone, a vision tokenizer, a vision embedding and an image head.
 
   Attributes:
+    diffusion: of the heads that draw features, image_head.kind=diffusion or regression.
     image_token_start: the first row of the token embedding that stands for an image code; `vision_tokenizer.codes`
       rows follow from there.
   """
@@ -189,6 +148,7 @@ class ModelConfig:
   transformer: TransformerConfig = TransformerConfig()
   vision_tokenizer: VisionTokenizerConfig = VisionTokenizerConfig()
   vision_embedding: VisionEmbeddingConfig = VisionEmbeddingConfig()
+  image_head: ImageHeadConfig = ImageHeadConfig()
   diffusion: DiffusionConfig = DiffusionConfig()
   lora: LoraConfig = LoraConfig()
   image_token_start: Annotated[int, Range(0, 2**24)] = 4
@@ -201,3 +161,30 @@ class ModelConfig:
         f"model.transformer.vocab_size={self.transformer.vocab_size} has no room for image codes"
         f" {self.image_token_start}..{end - 1} (model.image_token_start, model.vision_tokenizer.codes)",
     )
+    self._check_system()
+
+  def _check_system(self) -> None:
+    """Refuses parts that make no sense together."""
+    kind, attention = self.image_head.kind, self.transformer.image_attention
+    check_fields(self.image_head, self.diffusion)
+    if kind in OF_CODES:
+      require(
+          self.vision_embedding.kind == "argmin",
+          f"model.image_head.kind={kind} draws codes, and model.vision_embedding.kind={self.vision_embedding.kind} reads"
+          " features that no code has: set it to argmin",
+      )
+    require(
+        kind != "masked" or attention == "full",
+        "model.image_head.kind=masked predicts all patches of a picture at once, from all that are known: set"
+        f" model.transformer.image_attention=full, not {attention}",
+    )
+    require(
+        kind == "masked" or attention == "causal",
+        f"model.image_head.kind={kind} predicts a patch from those before it, and with"
+        f" model.transformer.image_attention={attention} it would see the patch itself: set it to causal",
+    )
+
+  @property
+  def image_loss_weight(self) -> float:
+    """Of the pictures' loss; 0 leaves the image head out of the step."""
+    return self.image_head.loss_weight if self.image_head.kind in OF_CODES else self.diffusion.loss_weight

@@ -18,8 +18,8 @@ class SamplingConfig:
   """How documents are generated.
 
   Attributes:
-    steps: solver steps per patch.
-    guidance: scale s of v_u + s (v_c - v_u); 1 turns it off.
+    steps: solver steps per patch; with image_head.kind=masked, passes over a picture.
+    guidance: scale s of v_u + s (v_c - v_u), of features' predictions or codes' logits; 1 turns it off.
     image_guidance: in editing, the scale of the picture's part (v_img - v_0); `guidance` is then the text's.
     unconditional_prompt: what the unconditional row is told in the place of the prompt.
     temperature: of text; 0 is greedy.
@@ -30,6 +30,8 @@ class SamplingConfig:
     late_steps: solver steps of each picture's later patches; 0 means as many as the first ones.
     late_from: the share of a picture's patches that comes before the later ones.
     guidance_interval: (low, high), the part of diffusion time in which guidance holds: 0 is the picture, 1 pure noise.
+    image_temperature: of codes (image_head.kind=codes; 0 takes the likeliest), or of the noise on confidences (masked).
+    image_top_k: codes are sampled among the k likeliest (image_head.kind=codes); 0 means all.
     repetition_penalty: how much less likely text becomes that the response holds already; 1 turns it off.
     weights: "stored", or "int8" for those that are read at every position; one choice for all that is generated together.
     cache: keys and values in the "compute" dtype, or "int8"; likewise.
@@ -47,6 +49,8 @@ class SamplingConfig:
   late_steps: Annotated[int, Range(0, ranges.MAX_INT, note="0 means sampling.steps")] = 0
   late_from: Share = 0.5
   guidance_interval: tuple[Share, Share] = (0.0, 1.0)
+  image_temperature: Annotated[float, Range(1e-4, 1e4, also=(0,), note="0 takes the likeliest")] = 1.0
+  image_top_k: Annotated[int, Range(0, ranges.MAX_INT, note="0 means all")] = 0
   repetition_penalty: Annotated[float, Range(1e-4, 1e4, note="1 turns it off")] = 1.0
   weights: Literal["stored", "int8"] = "stored"
   cache: Literal["compute", "int8"] = "compute"

@@ -36,7 +36,7 @@ def learns(config: Config, texts: Any, images: Any) -> Any:
     images: how many pictures are, likewise.
   """
   model = config.model
-  return (texts > 0) & (model.transformer.text_loss_weight > 0) | (images > 0) & (model.diffusion.loss_weight > 0)
+  return (texts > 0) & (model.transformer.text_loss_weight > 0) | (images > 0) & (model.image_loss_weight > 0)
 
 
 def batch_learns(config: Config, batch: Batch) -> bool:
@@ -49,5 +49,6 @@ def check_learnt(learns_D: np.ndarray) -> None:
   if not learns_D.any():
     raise BadRequest(
         f'none of the {len(learns_D)} documents has anything to learn: mark what is to be learnt with "learn": true'
-        " (or leave the key out), and give its loss a weight (model.transformer.text_loss_weight, model.diffusion.loss_weight)"
+        " (or leave the key out), and give its loss a weight: model.transformer.text_loss_weight; model.diffusion.loss_weight or,"
+        " for codes, model.image_head.loss_weight"
     )

@@ -6,7 +6,7 @@ of one key-value cache, rows first. As a slot beyond a lane's length is never se
 back, and a lane that has been freed needs no cleaning.
 
 `read` takes prompts into lanes, `admit` has rows begin, `advance` moves all rows ahead by some positions, each in its own
-mode: text, or patches of an image. Which request is in which row is the scheduler's business.
+mode: text, or patches of an image (`drawing.py`). Which request is in which row is the scheduler's business.
 
 Axes: B rows, G guides, X = B + G lanes, A lanes that are read into, T prompt positions, N positions a call, C latent
 values, D width, V vocabulary, P patches.
@@ -21,11 +21,12 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference import samplers
+from orthus_jax.inference import drawing, samplers
 from orthus_jax.inference.engine_state import Made, Order, Program, State
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.cache import Cache
-from orthus_jax.models.orthus import Orthus
+from orthus_jax.models.heads.base import Turn
+from orthus_jax.models.orthus import Orthus, last_seen
 from orthus_jax.models.params import Params
 
 
@@ -36,7 +37,7 @@ class Prompts(NamedTuple):
     tokens_AT: int32.
     patch_AT: int32, which patch of its picture stands there, -1 for none.
     features_ATC: the patches; None where no prompt of the chunk has any.
-    start_A: int32, where the chunk's first position stands.
+    start_A: int32, where each prompt's first position of the chunk stands.
     lane_A: int32.
   """
 
@@ -56,7 +57,13 @@ def read(graphdef: Any, params: Params, cache: Cache, prompts: Prompts, *, windo
     is_patch_AT = prompts.patch_AT >= 0
     drawn_ATD = model.embed_features(prompts.features_ATC, patch_BJ=jnp.maximum(prompts.patch_AT, 0))
     x_ATD = jnp.where(is_patch_AT[..., None], drawn_ATD, x_ATD)
-  return model.transformer.extend(x_ATD, cache, start_B=prompts.start_A, lane_B=prompts.lane_A, window=window)[1]
+  last_AT = None
+  if model.config.transformer.image_attention == "full":
+    place_AT = prompts.start_A[:, None] + jnp.arange(prompts.tokens_AT.shape[1])
+    last_AT = last_seen(prompts.patch_AT, place_AT, model.config.vision_tokenizer.patches)
+  return model.transformer.extend(
+      x_ATD, cache, start_B=prompts.start_A, lane_B=prompts.lane_A, last_BT=last_AT, window=window
+  )[1]
 
 
 class Admission(NamedTuple):
@@ -103,21 +110,6 @@ def admit(state: State, a: Admission) -> State:
   )
 
 
-def _feed(
-    model: Orthus, s: State, owner_X: jax.Array, opens_B: jax.Array, window: int
-) -> tuple[jax.Array, Cache, jax.Array]:
-  """Feeds every lane its row's input, each at its own place: (states [X, D], the cache, the slots then in use)."""
-  B = s.token_B.shape[0]
-  owner_G, owned_G, is_patch_B = owner_X[B:], s.owner_G < B, s.patch_B > 0
-  drawn_B1D = model.embed_features(s.feature_BC[:, None], patch_BJ=jnp.maximum(s.patch_B - 1, 0)[:, None])
-  x_BD = jnp.where(is_patch_B[:, None], drawn_B1D[:, 0], model.embed_tokens(s.token_B))
-  start_X = s.length_X.at[B:].set(jnp.where(opens_B[owner_G], s.origin_G, s.length_X[B:]))
-  hidden_X1D, cache = model.transformer.extend(x_BD[owner_X][:, None], s.cache, start_B=start_X, window=window)
-  # A guide that its row doesn't need now stays where it is: what it was fed will be overwritten.
-  moved_X = jnp.concatenate([s.active_B, (s.active_B & (opens_B | is_patch_B))[owner_G] & owned_G])
-  return hidden_X1D[:, 0], cache, start_X + moved_X
-
-
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
 def advance(
     graphdef: Any, params: Params, state: State, text_V: jax.Array, stop_at: jax.Array, *, config: ModelConfig,
@@ -138,6 +130,8 @@ def advance(
   model: Orthus = params_lib.merge(graphdef, params)
   B, N, ids = state.token_B.shape[0], program.positions, program.ids
   V, C = text_V.shape[0], state.feature_BC.shape[1]
+  whole_pictures = model.image_head.whole_pictures
+  move = drawing.by_pictures if whole_pictures else drawing.by_patches
   P = config.vision_tokenizer.patches
   token_V = jnp.arange(V)
   stop_V = (token_V == ids.sep) | (token_V == ids.eos)
@@ -151,58 +145,57 @@ def advance(
 
   def turn(carry: tuple[jax.Array, State, Made]) -> tuple[jax.Array, State, Made]:
     n, s, made = carry
-    is_patch_B = s.patch_B > 0
-    opens_B = ~is_patch_B & (s.token_B == ids.boi)
-    hidden_XD, cache, length_X = _feed(model, s, owner_X, opens_B, program.window)
-    draws_B = (opens_B | (is_patch_B & (s.patch_B < P))) & s.active_B
-    closes_B = is_patch_B & (s.patch_B == P) & s.active_B
-    reads_B = ~draws_B & ~closes_B & s.active_B
     key_B = jax.vmap(jax.random.fold_in)(row_key_B, s.made_B)
-
-    def draw() -> jax.Array:
-      solver_B = jnp.where(s.patch_B < order.late, order.solvers[:, 0], order.solvers[:, 1])
-      head = model.image_head
-      return head.sample(
-          hidden_XD, head.initial_noise(key_B), owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, solvers=program.solvers,
-          solver_B=solver_B, interval_B2=order.interval, wanted_B=draws_B,
-      )  # fmt: skip
+    moved = move(
+        model, s,
+        Turn(
+            owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, wanted_B=s.active_B, solvers=program.solvers,
+            solver_B=jnp.where(s.patch_B < order.late, order.solvers[:, 0], order.solvers[:, 1]),
+            interval_B2=order.interval, temperature_B=order.image_temperature, top_k_B=order.image_top_k,
+        ), program,
+    )  # fmt: skip
+    reads_B, closes_B = moved.reads_B, moved.closes_B
 
     def speak() -> jax.Array:
       # An image needs P patches and its end; after that, at least the separator.
       room_B = (s.made_B + P + 2 <= order.max_new) & (s.images_B < order.max_images)
       allowed_BV = (text_V | stop_V)[None] | (boi_V[None] & room_B[:, None])
-      logits_BV = model.logits(hidden_XD[:B])
+      logits_BV = model.logits(moved.hidden_XD[:B])
       if program.repeats:
         logits_BV = samplers.repeat_less(logits_BV, s.said_BV & text_V, order.text.repetition_penalty)
       return samplers.sample_token(logits_BV, allowed_BV, key_B, order.text, sampled=program.sampled)
 
-    # Each head runs only on a turn on which some row needs it.
-    feature_BC = jax.lax.cond(draws_B.any(), draw, lambda: jnp.zeros((B, C), jnp.float32))
+    # Likewise run only on a turn on which some row needs it.
     token_B = jax.lax.cond(reads_B.any(), speak, lambda: jnp.zeros((B,), jnp.int32))
-    token_B = jnp.where(closes_B, ids.eoi, jnp.where(draws_B, ids.image, token_B))
-    images_B, made_B = s.images_B + closes_B, s.made_B + s.active_B
+    token_B = jnp.where(closes_B, ids.eoi, jnp.where(reads_B, token_B, ids.image))
+    images_B, made_B = s.images_B + closes_B, s.made_B + moved.gains_B
     ends_B = (reads_B & stop_V[token_B]) | (closes_B & order.stop_after_images & (images_B >= order.max_images))
     active_B = s.active_B & ~ends_B & (made_B < order.max_new)
+    tells_B = moved.gains_B > 0
+    at = jnp.arange(B), jnp.where(tells_B, made.count_B, N)  # of a row that has made nothing, nowhere
     made = Made(
-        tokens_BN=made.tokens_BN.at[:, n].set(token_B), features_BNC=made.features_BNC.at[:, n].set(feature_BC),
-        count_B=made.count_B + s.active_B, active_B=active_B, positions=n + 1,
+        tokens_BN=made.tokens_BN.at[at].set(token_B, mode="drop"),
+        features_BNC=made.features_BNC.at[at].set(moved.feature_BC, mode="drop"),
+        count_B=made.count_B + tells_B, active_B=active_B, positions=n + 1, code_BP=moved.code_BP,
+        pictures_B=closes_B & whole_pictures,
     )  # fmt: skip
     said_BV = s.said_BV.at[jnp.arange(B), token_B].max(reads_B) if program.repeats else s.said_BV
     s = s._replace(
-        cache=cache, length_X=length_X, active_B=active_B, token_B=token_B, feature_BC=feature_BC,
-        patch_B=jnp.where(draws_B, s.patch_B + 1, 0), made_B=made_B, images_B=images_B, said_BV=said_BV,
+        cache=moved.cache, length_X=moved.length_X, active_B=active_B, token_B=token_B, feature_BC=moved.feature_BC,
+        patch_B=moved.patch_B, code_BP=moved.code_BP, made_B=made_B, images_B=images_B, said_BV=said_BV,
         owner_G=jnp.where(active_B[owner_G], s.owner_G, B),
     )  # fmt: skip
     return n + 1, s, made
 
   def more(carry: tuple[jax.Array, State, Made]) -> jax.Array:
-    n, s, _ = carry
+    n, s, made = carry
     ended = (state.active_B & ~s.active_B).sum()
-    return (n < N) & s.active_B.any() & (ended < stop_at)
+    return (n < N) & s.active_B.any() & (ended < stop_at) & ~made.pictures_B.any()
 
   none = Made(
       tokens_BN=jnp.zeros((B, N), jnp.int32), features_BNC=jnp.zeros((B, N, C), jnp.float32),
-      count_B=jnp.zeros(B, jnp.int32), active_B=state.active_B, positions=jnp.int32(0),
+      count_B=jnp.zeros(B, jnp.int32), active_B=state.active_B, positions=jnp.int32(0), code_BP=state.code_BP,
+      pictures_B=jnp.zeros(B, bool),
   )  # fmt: skip
   _, state, made = jax.lax.while_loop(more, turn, (jnp.int32(0), state, none))
   return state, made

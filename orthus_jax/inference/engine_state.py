@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import samplers
+from orthus_jax.models import systems
 from orthus_jax.models.cache import Cache
 from orthus_jax.parallel import mesh as mesh_lib
 
@@ -37,6 +38,8 @@ class Order(NamedTuple):
     interval: [B, 2], guidance holds at diffusion steps t in [low, high) alone.
     solvers: int32 [B, 2], which of the call's solvers draws the first patches of an image, and which the later ones.
     late: int32, the first of the later patches.
+    passes: int32, over a picture, by heads that draw whole pictures.
+    image_temperature, image_top_k: how codes are sampled.
     text: how text is sampled.
   """
 
@@ -48,12 +51,15 @@ class Order(NamedTuple):
   interval: jax.Array
   solvers: jax.Array
   late: jax.Array
+  passes: jax.Array
+  image_temperature: jax.Array
+  image_top_k: jax.Array
   text: samplers.TextSampling
 
 
 class State(NamedTuple):
   """All that is on the way. A row's next input is `feature_BC` where `patch_B` > 0 (it is that patch of its image, from 1),
-  else `token_B`.
+  else `token_B`; or, with a head that draws whole pictures, it is `code_BP`, at that pass.
 
   Attributes:
     cache: of all lanes.
@@ -65,6 +71,7 @@ class State(NamedTuple):
     made_B: int32, positions it has made.
     images_B: int32, images it has finished.
     said_BV: bool, the text that it has said.
+    code_BP: int32, the codes of its picture as far as they are known; without patches, where the head draws them one by one.
   """
 
   cache: Cache
@@ -79,6 +86,7 @@ class State(NamedTuple):
   made_B: jax.Array
   images_B: jax.Array
   said_BV: jax.Array
+  code_BP: jax.Array
   order: Order
 
 
@@ -91,6 +99,8 @@ class Made(NamedTuple):
     count_B: int32.
     active_B: bool, whether there is more to come.
     positions: int32, turns that the loop took.
+    code_BP: the codes of the pictures that are drawn whole, which aren't among the positions.
+    pictures_B: bool, the rows of which one became whole in the last turn; it goes ahead of their last position.
   """
 
   tokens_BN: jax.Array
@@ -98,6 +108,8 @@ class Made(NamedTuple):
   count_B: jax.Array
   active_B: jax.Array
   positions: jax.Array
+  code_BP: jax.Array
+  pictures_B: jax.Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,19 +136,21 @@ class Program:
 def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool = False) -> State:
   """A state in which nothing is on the way; with `int8`, its cache is in 8 bits."""
   B, G, V = rows, guides, config.transformer.vocab_size
+  P = config.vision_tokenizer.patches if systems.image_head(config).whole_pictures else 0
 
   def zeros(*shape: int, dtype=jnp.int32) -> jax.Array:
     return jnp.zeros(shape, dtype)
 
   order = Order(
       seed=zeros(B), max_new=zeros(B), max_images=zeros(B), stop_after_images=zeros(B, dtype=bool), weight=jnp.ones(B),
-      interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), text=samplers.TextSampling.greedy(B),
+      interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), passes=jnp.ones(B, jnp.int32),
+      image_temperature=jnp.ones(B), image_top_k=zeros(B), text=samplers.TextSampling.greedy(B),
   )  # fmt: skip
   return State(
       cache=Cache.empty(config.transformer, batch=B + G, slots=slots, int8=int8), length_X=zeros(B + G), origin_G=zeros(G),
       owner_G=jnp.full(G, B, jnp.int32), weight_G=jnp.zeros(G), active_B=zeros(B, dtype=bool), token_B=zeros(B),
       feature_BC=jnp.zeros((B, config.vision_tokenizer.latent_dim)), patch_B=zeros(B), made_B=zeros(B), images_B=zeros(B),
-      said_BV=zeros(B, V, dtype=bool), order=order,
+      said_BV=zeros(B, V, dtype=bool), code_BP=zeros(B, P), order=order,
   )  # fmt: skip
 
 

@@ -22,7 +22,8 @@ from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview
 from orthus_jax.inference.scheduler import Network, Scheduler, Size
 from orthus_jax.interop import huggingface
-from orthus_jax.models import params as params_lib, quantized
+from orthus_jax.models import params as params_lib, quantized, systems
+from orthus_jax.models.heads.base import untrained
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import mesh as mesh_lib
@@ -191,7 +192,8 @@ class Model:
     weights, cache = requests[0].bits
     network = Network(
         graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
-        text_V=text_V, encode=self.encode, ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
+        text_V=text_V, encode=self.encode, codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
+        ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
     slots = max(r.slots for r in requests)
     size = Size(
@@ -292,7 +294,6 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> M
       raise BadRequest(f"{path} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
     tokenizer = checkpoint.load_tokenizer(run, step)
     model = Model.create(config, checkpoint.load_params(path, place=place(config)), tokenizer)
-  # A fresh head's last layer is zero, and one step of training makes it something else.
-  if not model.no_pictures and not np.any(model.params["image_head/output/kernel"]):
+  if not model.no_pictures and untrained(systems.image_head(model.config.model), model.params):
     return dataclasses.replace(model, no_pictures=_UNTRAINED)
   return model

@@ -10,11 +10,13 @@ from typing import Literal
 import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig
+from orthus_jax.config.image_head import check_sampling
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, layout, unconditional
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import systems
 
 Respond = Literal["auto", "image", "text"]
 
@@ -118,10 +120,11 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   """
   vision, longest, document = config.vision_tokenizer, config.transformer.max_positions, request.document
   sampling, P = request.sampling or sampling, vision.patches
-  most = config.diffusion.timesteps
-  if max(sampling.steps, sampling.late_steps) > most:
-    steps = max(sampling.steps, sampling.late_steps)
-    raise BadRequest(f"sampling.steps={steps} must be at most {most}, the model's timesteps")
+  check_sampling(config.image_head.kind, sampling)
+  most, what = systems.image_head(config).most_steps(config)
+  steps = max(sampling.steps, sampling.late_steps)
+  if steps > most:
+    raise BadRequest(f"sampling.steps={steps} must be at most {most}, the {what}")
   fitted = dataclasses.replace(
       document,
       segments=tuple(

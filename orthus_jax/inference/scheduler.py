@@ -17,13 +17,12 @@ from jax.sharding import NamedSharding
 import numpy as np
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference import engine, engine_state
+from orthus_jax.inference import engine, engine_state, prompt_reader
 from orthus_jax.inference.requests import Lane, Prepared
 from orthus_jax.inference.samplers import TextSampling
+from orthus_jax.models import systems
 from orthus_jax.models.params import Params
 
-_CHUNK = 256  # positions of prompts that are read at once
-_READ = 64  # lanes that are read into at once
 _SHORT = 512  # slots that are looked at always
 
 
@@ -36,6 +35,7 @@ class Network(NamedTuple):
     ids: of special tokens.
     text_V: bool, the ids of ordinary text.
     encode: pictures to features [I, P, C].
+    codebook_KC: the codes' features.
   """
 
   graphdef: Any
@@ -44,6 +44,7 @@ class Network(NamedTuple):
   ids: engine_state.Ids
   text_V: np.ndarray
   encode: Callable[[Sequence[np.ndarray]], np.ndarray]
+  codebook_KC: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,8 @@ class Scheduler:
     self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats
     )
+    vision = network.config.vision_tokenizer
+    self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
     self._mesh = _mesh(network.params)
     with self._on_mesh():
       self._state = _maker(network.config, size, self._mesh)()
@@ -152,7 +155,13 @@ class Scheduler:
         if lane.key is None or self._held[g] != lane.key:
           to_read.append((B + g, lane))
         self._held[g] = lane.key
-    self._read(to_read)
+    pictures = [image.pixels for _, lane in to_read for image in lane.pictures]
+    encoded = iter(self._net.encode(pictures)) if pictures else iter(())
+    prompts = [(n, lane, [next(encoded) for _ in lane.pictures]) for n, lane in to_read]
+    X = self._size.rows + self._size.guides
+    for chunk, end in prompt_reader.chunks(prompts, self._net.config, lanes=X, sep=self._net.ids.sep):
+      cache = engine.read(self._net.graphdef, self._net.params, self._state.cache, chunk, window=self._window(end))
+      self._state = self._state._replace(cache=cache)
     owned = [(g, row, lane) for row, request, guides in chosen for g, lane in zip(guides, request.guides)]
     A, A2 = self._size.rows, self._size.guides  # padded to all there may be, so that one program is compiled
 
@@ -188,6 +197,9 @@ class Scheduler:
         interval=of(lambda r: [times * x for x in r.sampling.guidance_interval], np.float32),
         solvers=of(lambda r: [self._solvers.index(s) for s in r.solvers], np.int32),
         late=of(lambda r: round(r.sampling.late_from * r.patches), np.int32),
+        passes=of(lambda r: r.sampling.steps, np.int32),
+        image_temperature=of(lambda r: r.sampling.image_temperature, np.float32),
+        image_top_k=of(lambda r: r.sampling.image_top_k, np.int32),
         text=TextSampling(
             temperature=of(lambda r: r.sampling.temperature, np.float32), top_k=of(lambda r: r.sampling.top_k, np.int32),
             top_p=of(lambda r: r.sampling.top_p, np.float32),
@@ -195,46 +207,9 @@ class Scheduler:
         ),
     )  # fmt: skip
 
-  def _read(self, lanes: list[tuple[int, Lane]]) -> None:
-    """Reads prompts into lanes, in chunks; the last token of a row's prompt is read too, and overwritten by itself."""
-    vision, X = self._net.config.vision_tokenizer, self._size.rows + self._size.guides
-    lanes = sorted(lanes, key=lambda item: -len(item[1]))
-    pictures = [image.pixels for _, lane in lanes for image in lane.pictures]
-    encoded = iter(self._net.encode(pictures)) if pictures else iter(())
-    features: list[Any] = [
-        np.concatenate([next(encoded) for _ in lane.pictures]) if lane.pictures else None for _, lane in lanes
-    ]
-    for first in range(0, len(lanes), _READ):
-      group, theirs = lanes[first : first + _READ], features[first : first + _READ]
-      longest, A = len(group[0][1]), _power(len(group))
-      T = min(-(-longest // 32) * 32, _CHUNK)
-      for start in range(0, longest, T):
-        tokens = np.full((A, T), self._net.ids.sep, np.int32)
-        patch = np.full((A, T), -1, np.int32)
-        drawn = np.zeros((A, T, vision.latent_dim), np.float32)
-        where = np.full(A, X, np.int32)
-        for a, ((lane, prompt), own) in enumerate(zip(group, theirs)):
-          n = len(prompt.tokens_T[start : start + T])
-          if n == 0:
-            continue  # its prompt is over; what a padding row computes goes nowhere
-          where[a] = lane
-          tokens[a, :n], patch[a, :n] = prompt.tokens_T[start : start + T], prompt.patch_T[start : start + T]
-          at = np.flatnonzero(patch[a] >= 0)
-          if len(at):
-            before = int((prompt.patch_T[:start] >= 0).sum())
-            drawn[a, at] = own[before : before + len(at)]
-        prompts = engine.Prompts(
-            tokens_AT=tokens, patch_AT=patch, features_ATC=drawn if (patch >= 0).any() else None,
-            start_A=np.full(A, start, np.int32), lane_A=where,
-        )  # fmt: skip
-        cache = engine.read(
-            self._net.graphdef, self._net.params, self._state.cache, prompts, window=self._window(start + T)
-        )
-        self._state = self._state._replace(cache=cache)
-
   def _advance(self, *, others: bool) -> Iterator[Progress]:
     size = self._size
-    ahead = max(self._length[r] for r in self._rows) + size.positions
+    ahead = max(self._length[r] for r in self._rows) + size.positions + self._block
     for row in self._guides:
       ahead = max(ahead, *(len(lane) + self._rows[row][1].patches + 1 for lane in self._rows[row][1].guides), 0)
     program = dataclasses.replace(self._program, window=self._window(int(ahead)))
@@ -247,10 +222,15 @@ class Scheduler:
     self.turns += int(made.positions)
     for row in sorted(self._rows):
       ticket, n, done = self._rows[row][0], int(made.count_B[row]), not made.active_B[row]
-      self._length[row] += n
+      tokens_N, features_NC = made.tokens_BN[row, :n], made.features_BNC[row, :n]
+      if made.pictures_B[row]:
+        features_PC = self._net.codebook_KC[made.code_BP[row]]
+        tokens_N = np.insert(tokens_N, n - 1, [self._net.ids.image] * len(features_PC))
+        features_NC = np.concatenate([features_NC[:-1], features_PC, features_NC[-1:]])
+      self._length[row] += len(tokens_N)
       if done:
         del self._rows[row], self._guides[row]
-      yield Progress(ticket, made.tokens_BN[row, :n], made.features_BNC[row, :n], done)
+      yield Progress(ticket, tokens_N, features_NC, done)
 
   def _window(self, ahead: int) -> int:
     """Slots to look at: all of a short cache; of a long one as few of some sizes as hold what there is."""
@@ -270,11 +250,6 @@ def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> C
   if mesh is None:
     return jax.jit(create)
   return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
-
-
-def _power(n: int) -> int:
-  """The next power of two, so that few programs are compiled."""
-  return 1 << (n - 1).bit_length()
 
 
 def _mesh(params: Params) -> jax.sharding.Mesh | None:

@@ -11,8 +11,7 @@ import numpy as np
 from orthus_jax.config import ModelConfig
 from orthus_jax.interop import names, safetensors
 from orthus_jax.interop.published_arrays import DECODER
-from orthus_jax.models import params as params_lib
-from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models import params as params_lib, systems
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
@@ -52,11 +51,7 @@ def fresh(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) 
   """
   values = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
   if any(n.startswith("image_head/") for n in shapes):
-    t = model.transformer
-    head = DiffusionHead(
-        model.diffusion, latent_dim=model.vision_tokenizer.latent_dim, width=t.width, dtype=t.dtype,
-        rngs=nnx.Rngs(params=seed),
-    )  # fmt: skip
+    head = systems.image_head(model)(model, rngs=nnx.Rngs(params=seed))
     values |= {f"image_head/{n}": np.asarray(v) for n, v in params_lib.split(head)[1].items()}
   return values
 

@@ -24,11 +24,12 @@ def causal_attention(
     *,
     segment_ids_BT: jax.Array,
     shared_ids_BT: jax.Array | None = None,
+    last_BT: jax.Array | None = None,
     backend: str = "auto",
     block: int = 512,
     fused: bool = True,
 ) -> jax.Array:
-  """Causal attention that stays within a segment.
+  """Causal attention that stays within a segment; `last_BT` lets positions see some way ahead.
 
   On a mesh, each device attends for its own rows, heads and positions; where positions are split, it gathers the keys
   and values of the whole row.
@@ -39,6 +40,7 @@ def causal_attention(
     v_BTKH: values.
     segment_ids_BT: documents of a packed row; positions of different ids don't see each other.
     shared_ids_BT: a second segment that each position sees; for backends that take a mask.
+    last_BT: the row's last place that each position sees, for backends that take a mask; its own where this is left out.
     backend: see TransformerConfig.attention; every one honours segment ids.
     block: positions per tile of the kernels that have tiles, at most.
     fused: have a TPU's kernel compute all gradients at once; see TransformerConfig.attention_backward.
@@ -52,16 +54,21 @@ def causal_attention(
   backend = kernels.choose(
       backend, platform=sharded.platform(), length=q_BTNH.shape[1], context=sharded.ways("positions"),
       head_dim=q_BTNH.shape[-1], dtype=q_BTNH.dtype, shared=shared_ids_BT is not None,
-      capability=sharded.compute_capability(),
+      ahead=last_BT is not None, capability=sharded.compute_capability(),
   )  # fmt: skip
   if backend == "splash":
     return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block, fused=fused)
   own = _cudnn if backend == "cudnn" else _xla
   query = ("batch", "positions", "heads", None)
   keys = ("batch", "positions", "kv_heads", None)
-  ids = (segment_ids_BT,) if shared_ids_BT is None else (segment_ids_BT, shared_ids_BT)
-  o_BTNH = sharded.per_device(own, (query, keys, keys, *[("batch", "positions")] * len(ids)), query)(
-      q_BTNH, k_BTKH, v_BTKH, *ids
+  mask = {"segment": segment_ids_BT, "shared": shared_ids_BT, "last": last_BT}
+  mask = {n: x for n, x in mask.items() if x is not None}
+
+  def of_pieces(q_BTNH, k_BTKH, v_BTKH, *pieces):
+    return own(q_BTNH, k_BTKH, v_BTKH, **dict(zip(mask, pieces)))
+
+  o_BTNH = sharded.per_device(of_pieces, (query, keys, keys, *[("batch", "positions")] * len(mask)), query)(
+      q_BTNH, k_BTKH, v_BTKH, *mask.values()
   )
   return checkpoint_name(o_BTNH, RESIDUAL_NAME)
 
@@ -71,50 +78,55 @@ def _whole(k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array) -> t
   return tuple(sharded.gather(x, "positions", dimension=1) for x in (k_BTKH, v_BTKH, segment_ids_BT))
 
 
-def _seen(segment_ids_BT: jax.Array, segment_ids_BS: jax.Array, shared_ids_BT: jax.Array | None) -> jax.Array:
+def _seen(segment_BT: jax.Array, segment_BS: jax.Array, shared_BT: jax.Array | None) -> jax.Array:
   """[B, T, S]: the segments that each of a device's positions sees, ahead or behind."""
-  seen_BTS = segment_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
-  if shared_ids_BT is not None:
-    seen_BTS |= shared_ids_BT[:, :, None] == segment_ids_BS[:, None, :]
+  seen_BTS = segment_BT[:, :, None] == segment_BS[:, None, :]
+  if shared_BT is not None:
+    seen_BTS |= shared_BT[:, :, None] == segment_BS[:, None, :]
   return seen_BTS
 
 
-def _causal(T: int, S: int) -> jax.Array:
-  """[T, S]: what lies behind each of a device's positions."""
+def _not_beyond(T: int, S: int, last_BT: jax.Array | None) -> jax.Array:
+  """[T, S] or [B, T, S]: what doesn't lie beyond the last place that each of a device's positions sees."""
+  if last_BT is not None:
+    return jnp.arange(S) <= last_BT[..., None]
   if T == S:
     return jnp.tril(jnp.ones((T, T), bool))
   return jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
 
 
 def _xla(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
-) -> jax.Array:
-  k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  seen_BTS = _seen(segment_ids_BT, segment_ids_BS, shared_ids_BT)
-  return _attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _causal(*seen_BTS.shape[1:]))
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment: jax.Array, shared: jax.Array | None = None,
+    last: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+  k_BSKH, v_BSKH, segment_BS = _whole(k_BTKH, v_BTKH, segment)
+  seen_BTS = _seen(segment, segment_BS, shared)
+  T, S = seen_BTS.shape[1:]
+  return _attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _not_beyond(T, S, last))
 
 
 def _cudnn(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segment_ids_BT: jax.Array, shared_ids_BT=None
-) -> jax.Array:
-  k_BSKH, v_BSKH, segment_ids_BS = _whole(k_BTKH, v_BTKH, segment_ids_BT)
-  seen_BTS = _seen(segment_ids_BT, segment_ids_BS, shared_ids_BT)
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment: jax.Array, shared: jax.Array | None = None,
+    last: jax.Array | None = None,
+) -> jax.Array:  # fmt: skip
+  k_BSKH, v_BSKH, segment_BS = _whole(k_BTKH, v_BTKH, segment)
+  seen_BTS = _seen(segment, segment_BS, shared)
   T, S = seen_BTS.shape[1:]
-  if T == S:  # cuDNN skips what lies ahead if it is told so other than by the mask
+  if T == S and last is None:  # cuDNN skips what lies ahead if it is told so other than by the mask
     return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS, causal=True)
-  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _causal(T, S), causal=False)
+  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _not_beyond(T, S, last), causal=False)
 
 
-def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, position_BT: jax.Array) -> jax.Array:
+def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, last_BT: jax.Array) -> jax.Array:
   """Attention of new positions to a cache that already holds their own keys and values.
 
   Args:
     q_BTNH: queries, rotated.
     k_BSKH: cached keys, slot s holding position s.
     v_BSKH: cached values.
-    position_BT: where each query stands; it sees slots up to its own.
+    last_BT: the last slot that each query sees.
   """
-  mask_BTS = jnp.arange(k_BSKH.shape[1]) <= position_BT[:, :, None]
+  mask_BTS = jnp.arange(k_BSKH.shape[1]) <= last_BT[:, :, None]
   return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
 

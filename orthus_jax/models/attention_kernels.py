@@ -20,7 +20,7 @@ RESIDUAL_NAME = "attention"  # what a remat policy calls an attention's results
 
 def choose(
     backend: str, *, platform: str, length: int, context: int, head_dim: int, dtype: jnp.dtype, shared: bool = False,
-    capability: tuple[int, int] | None = None,
+    ahead: bool = False, capability: tuple[int, int] | None = None,
 ) -> str:
   """The backend to use: "xla", "splash" or "cudnn".
 
@@ -32,6 +32,7 @@ def choose(
     head_dim: values per head.
     dtype: of queries, keys and values.
     shared: whether positions see a second segment.
+    ahead: whether some see ahead.
     capability: compute capability of the GPUs; None where it isn't known.
 
   Raises:
@@ -40,10 +41,14 @@ def choose(
   wrong = {"splash": _splash_wrong, "cudnn": _cudnn_wrong, "xla": lambda **_: None}
   facts = dict(platform=platform, length=length, context=context, head_dim=head_dim, dtype=dtype, capability=capability)
   if backend == "auto":
-    backend = {"tpu": "xla" if shared else "splash", "gpu": "cudnn"}.get(platform, "xla")
+    backend = {"tpu": "xla" if shared or ahead else "splash", "gpu": "cudnn"}.get(platform, "xla")
     return backend if wrong[backend](**facts) is None else "xla"
   if shared and backend == "splash":
     raise BadRequest("model.transformer.attention=splash can't do data.turns=separate; set data.turns=sequence")
+  if ahead and backend == "splash":
+    raise BadRequest(
+        "model.transformer.attention=splash can't do model.transformer.image_attention=full; set attention to auto"
+    )
   if backend not in wrong:
     raise BadRequest(f"unknown attention backend {backend!r}: choose one of auto, {', '.join(sorted(wrong))}")
   problem = wrong[backend](**facts)

@@ -1,7 +1,8 @@
-"""Orthus: one backbone over text tokens and image features, with a head per modality.
+"""Orthus: one backbone over text tokens and image features, with a head per modality. (With other parts, other systems of the
+paper: see `systems.py`.)
 
 Axes: B rows, T positions, M images a row, P patches an image, J = M * P patches a row, C latent values, D width,
-V vocabulary, K codes, R resolution.
+V vocabulary, K codes, R resolution, X rows of a running batch and then their guides.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.models import params as params_lib, quantized, vision_embedding
-from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models import params as params_lib, quantized, systems, vision_embedding
+from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
@@ -38,7 +39,7 @@ class Orthus(nnx.Module):
     self.transformer = Transformer(t, lora=c.lora, rngs=rngs)
     lm_head_DV = t.width**-0.5 * jax.random.normal(rngs.params(), (t.width, t.vocab_size))
     self.lm_head = param(lm_head_DV.astype(t.param_dtype), "embed", "vocab")
-    self.image_head = DiffusionHead(c.diffusion, latent_dim=v.latent_dim, width=t.width, dtype=t.dtype, rngs=rngs)
+    self.image_head = systems.image_head(c)(c, rngs=rngs)
 
   def embed_features(self, features_BJC: jax.Array, *, patch_BJ: jax.Array | None = None) -> jax.Array:
     """Embeds image features: [B, J, D] in the compute dtype.
@@ -63,15 +64,26 @@ class Orthus(nnx.Module):
     table_VD = sharded.constrain(self.token_embedding[...].astype(self.config.transformer.dtype), "vocab", None)
     return jnp.take(table_VD, tokens_BT, axis=0)
 
-  def embed(self, tokens_BT: jax.Array, *, features_BJC: jax.Array, slot_BT: jax.Array) -> jax.Array:
+  def hide(self, patches_BJD: jax.Array, hidden_BJ: jax.Array) -> jax.Array:
+    """Embedded patches of whole pictures, with the head's own embedding in the place of those that are hidden."""
+    patch_1J = (jnp.arange(patches_BJD.shape[1]) % self.config.vision_tokenizer.patches)[None]
+    hidden_11D = self.image_head.hidden_embedding[...].astype(patches_BJD.dtype)[None, None]
+    return jnp.where(hidden_BJ[..., None], self.vision_embedding.placed(hidden_11D, patch_1J), patches_BJD)
+
+  def embed(
+      self, tokens_BT: jax.Array, *, features_BJC: jax.Array, slot_BT: jax.Array, hidden_BJ: jax.Array | None = None
+  ) -> jax.Array:
     """Embeds an interleaved row.
 
     Args:
       tokens_BT: token ids; whatever stands at image positions is not read.
       features_BJC: the row's image features.
       slot_BT: which of them stands at each position; -1 where a token does.
+      hidden_BJ: bool, features that the model isn't to see, for heads that hide some.
     """
     patches_BJD = self.embed_features(features_BJC)
+    if hidden_BJ is not None:
+      patches_BJD = self.hide(patches_BJD, hidden_BJ)
     gathered_BTD = jnp.take_along_axis(patches_BJD, jnp.maximum(slot_BT, 0)[..., None], axis=1)
     return jnp.where((slot_BT >= 0)[..., None], gathered_BTD, self.embed_tokens(tokens_BT))
 
@@ -84,11 +96,15 @@ class Orthus(nnx.Module):
       position_BT: jax.Array,
       segment_ids_BT: jax.Array,
       shared_ids_BT: jax.Array | None = None,
+      hidden_BJ: jax.Array | None = None,
   ) -> jax.Array:
     """States [B, T, D] after the final norm: what both heads read."""
-    x_BTD = self.embed(tokens_BT, features_BJC=features_BJC, slot_BT=slot_BT)
+    x_BTD = self.embed(tokens_BT, features_BJC=features_BJC, slot_BT=slot_BT, hidden_BJ=hidden_BJ)
+    last_BT = None
+    if self.config.transformer.image_attention == "full":
+      last_BT = last_seen(slot_BT, jnp.arange(slot_BT.shape[1])[None], self.config.vision_tokenizer.patches)
     return self.transformer(
-        x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT
+        x_BTD, position_BT=position_BT, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT, last_BT=last_BT
     )
 
   def logits(self, hidden: jax.Array) -> jax.Array:
@@ -98,6 +114,35 @@ class Orthus(nnx.Module):
     kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
     logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
     return logits if scale_1V is None else logits * scale_1V[0]
+
+
+  def code_logits(self, hidden: jax.Array) -> jax.Array:
+    """The LM head's logits of the image codes' tokens alone: [..., K] in fp32."""
+    kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
+    codes = slice(self.config.image_token_start, self.config.image_token_start + self.config.vision_tokenizer.codes)
+    logits = jnp.matmul(hidden, kernel_DV[:, codes], preferred_element_type=jnp.float32)
+    return logits if scale_1V is None else logits * scale_1V[0, codes]
+
+  def feature_of(self, code: jax.Array) -> jax.Array:
+    """Codes' features [..., C], of codes [...]."""
+    return self.vision_tokenizer.codebook[...].astype(jnp.float32)[code]
+
+  def next_feature(self, hidden_XD: jax.Array, turn: Turn) -> jax.Array:
+    """The next patch of each row of a running batch, [B, C] in fp32, by a head that draws one patch after the other."""
+    if self.image_head.of_codes:
+      return self.feature_of(self.image_head.next_code(self.code_logits(hidden_XD), turn))
+    return self.image_head.next_feature(hidden_XD, turn)
+
+
+def last_seen(slot_BT: jax.Array, place_BT: jax.Array, patches: int) -> jax.Array:
+  """Where the last position stands that each one sees, with full attention within pictures: [B, T].
+
+  Args:
+    slot_BT: the patch that stands at each position, numbered on through whole pictures; -1 for none.
+    place_BT: where each position stands.
+    patches: P.
+  """
+  return jnp.where(slot_BT >= 0, place_BT + patches - 1 - slot_BT % patches, place_BT)
 
 
 @functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint

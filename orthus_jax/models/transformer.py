@@ -196,6 +196,7 @@ class Transformer(nnx.Module):
       position_BT: jax.Array,
       segment_ids_BT: jax.Array,
       shared_ids_BT: jax.Array | None = None,
+      last_BT: jax.Array | None = None,
   ) -> jax.Array:
     """States after the final norm of whole rows.
 
@@ -204,12 +205,13 @@ class Transformer(nnx.Module):
       position_BT: within each document, from 0.
       segment_ids_BT: the document each position belongs to; a state sees its own document alone.
       shared_ids_BT: a second segment that each position sees, where there is one.
+      last_BT: the row's last place that each position sees; its own where this is left out.
 
     Returns:
       [B, T, D] in the compute dtype.
     """
     attend = functools.partial(
-        attention.causal_attention, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT,
+        attention.causal_attention, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT, last_BT=last_BT,
         backend=self.config.attention, block=self.config.attention_block, fused=self.config.attention_backward == "fused",
     )  # fmt: skip
 
@@ -230,6 +232,7 @@ class Transformer(nnx.Module):
       *,
       start_B: jax.Array,
       lane_B: jax.Array | None = None,
+      last_BT: jax.Array | None = None,
       window: int | None = None,
   ) -> tuple[jax.Array, Cache]:
     """Appends T positions to rows of a cache.
@@ -240,6 +243,7 @@ class Transformer(nnx.Module):
       cache: what came before.
       start_B: the place of each row's first new position. What would lie beyond the last slot is dropped.
       lane_B: which of the cache's rows each is, one beyond the last for none; all of them in order where it is left out.
+      last_BT: the last place that each new position sees; its own where this is left out.
       window: slots that are looked at; all where it is left out.
 
     Returns:
@@ -247,6 +251,7 @@ class Transformer(nnx.Module):
     """
     B, T, _ = x_BTD.shape
     position_BT = start_B[:, None] + jnp.arange(T)
+    last_BT = position_BT if last_BT is None else last_BT
     lane_B1 = (jnp.arange(B) if lane_B is None else lane_B)[:, None]
 
     def body(carry, scanned):
@@ -258,7 +263,7 @@ class Transformer(nnx.Module):
         nonlocal longer
         longer = cache.put(l, lane_B1, position_BT, k_BTKH, v_BTKH)
         k_BSKH, v_BSKH = longer.get(l, lane_B, window, dtype=q_BTNH.dtype)
-        return attention.cached_attention(q_BTNH, k_BSKH, v_BSKH, position_BT=position_BT)
+        return attention.cached_attention(q_BTNH, k_BSKH, v_BSKH, last_BT=last_BT)
 
       x_BTD = layer(x_BTD, position_BT, attend)
       return (x_BTD, longer), None

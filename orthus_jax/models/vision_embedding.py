@@ -50,6 +50,10 @@ class VisionEmbedding(nnx.Module):
       [B, P, D] in the embedding's dtype; distances and softmax are computed in fp32.
     """
     embedded_BPD = self._embed(features_BPC, embedding_KD)
+    return self.placed(embedded_BPD, patch_BP)
+
+  def placed(self, embedded_BPD: jax.Array, patch_BP: jax.Array) -> jax.Array:
+    """With what tells where each patch stands."""
     if not self.config.patch_positions:
       return embedded_BPD
     return embedded_BPD + self.position_embedding[...].astype(embedded_BPD.dtype)[patch_BP]

@@ -13,6 +13,7 @@ import dataclasses
 import math
 
 from orthus_jax.config import Config, ModelConfig, VisionTokenizerConfig
+from orthus_jax.models import systems
 from orthus_jax.planning.instruction_flops import causal_share
 from orthus_jax.training import flops
 
@@ -87,8 +88,8 @@ def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
 
 
 def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str, float]:
-  c, vision, head = config.model.transformer, config.model.vision_tokenizer, config.model.diffusion
-  rows, P, C, W = config.run.batch_size, vision.patches, vision.latent_dim, head.width
+  c, vision = config.model.transformer, config.model.vision_tokenizer
+  rows, P, C = config.run.batch_size, vision.patches, vision.latent_dim
   given = rows * config.data.images_per_row * P
   learnt = rows * config.data.learnt_images_per_row * P
   own = any(n.startswith("vision_embedding/") for n in trained)
@@ -97,14 +98,14 @@ def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str,
       "soft": vision.codes * (C * (1 + own) + c.width * (1 + 2 * embeds)), "argmin": vision.codes * C,
       "linear": C * c.width * (1 + own),  # the encoder is frozen: nobody asks for the features' gradients
   }[config.model.vision_embedding.kind]}  # fmt: skip
-  if head.loss_weight:
-    per_draw = 256 * W + W * W + C * W + head.blocks * 5 * W * W + 2 * W * W + C * W
-    forwards = head.draws * per_draw + c.width * W
-    trains = any(n.startswith("image_head/") for n in trained)
-    # Nobody asks for gradients of the noised features or of the step's sinusoid. With more chunks than one, each is
-    # computed again for its gradient.
-    backwards = (forwards - head.draws * (256 * W + C * W)) * (inside or trains) + forwards * trains
-    chunks = head.loss_chunk and config.data.learnt_images_per_row * P > head.loss_chunk
+  if config.model.image_loss_weight:
+    head, of_codes = flops.image_head(config.model), systems.image_head(config.model).of_codes
+    forwards = head["all"]
+    trains = "lm_head" in trained if of_codes else any(n.startswith("image_head/") for n in trained)
+    backwards = (forwards - head["inputs"]) * (inside or trains) + forwards * trains
+    # With more chunks than one, each is computed again for its gradient; cross-entropy's chunks have theirs at once.
+    chunk = 0 if of_codes else config.model.diffusion.loss_chunk
+    chunks = chunk and config.data.learnt_images_per_row * P > chunk
     again = forwards * bool(chunks and (inside or trains) and not c.merge_positions)
     program["image head"] = learnt * 2.0 * (forwards + backwards + again)
   if not (config.data.cache_features or config.data.source == "prepared"):

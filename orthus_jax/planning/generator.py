@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from orthus_jax.config import Config
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import engine, engine_state
+from orthus_jax.models import systems
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import shapes_and_axes
 from orthus_jax.parallel import mesh as mesh_lib
@@ -31,7 +32,7 @@ class GeneratorPlan:
   Attributes:
     title, topology: as asked.
     rows: prompts at once, over all devices.
-    solver_steps: of the diffusion head, for each patch.
+    solver_steps: of the diffusion head, for each patch; or passes over a picture.
     memory: bytes on one device: "parameters", "arguments", "temporaries", "peak", "capacity".
     fits: whether 5% of the memory stays free; None where that can't be told.
     flops, bytes: of one device, for the whole batch.
@@ -63,7 +64,7 @@ def make(
 ) -> GeneratorPlan:
   """Compiles the generator for a topology and works out its plan.
 
-  Every turn of the engine's loop is counted as one that draws a patch, and the loop as running until a picture is done.
+  Every turn of the engine's loop is counted as one that draws a patch (or passes over a picture), and the loop as running until a picture is done.
 
   Raises:
     BadRequest: if the devices can't share the rows.
@@ -83,8 +84,11 @@ def make(
       for n, s in shapes.items()
     }
     slots = _PROMPT + patches + 2
+    # A head that draws whole pictures passes over them so many times, and reads them once more.
+    whole_pictures = systems.image_head(config.model).whole_pictures
+    turns = 2 + (config.sampling.steps if whole_pictures else patches)
     fixed = engine_state.Program(
-        positions=patches + 2, window=slots, solvers=((config.sampling.solver, config.sampling.steps),),
+        positions=turns, window=slots, solvers=((config.sampling.solver, config.sampling.steps),),
         ids=engine_state.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2),
     )  # fmt: skip
     whole = NamedSharding(mesh, PartitionSpec())
@@ -123,7 +127,7 @@ def text(plan: GeneratorPlan) -> str:
   """A plan as a few lines of text."""
   m, t = plan.memory, plan.times
   lines = [
-      f"{plan.title}  generating on {plan.topology}: {plan.rows} pictures at once, {plan.solver_steps} solver steps a patch",
+      f"{plan.title}  generating on {plan.topology}: {plan.rows} pictures at once, sampling.steps={plan.solver_steps}",
       f"memory of one device: parameters {m['parameters'] / GIB:.2f} GiB, temporaries (the cache among them)"
       f" {m['temporaries'] / GIB:.2f}, peak {m['peak'] / GIB:.2f}"
       + (f" of {m['capacity'] / GIB:.2f}" if m["capacity"] else ""),

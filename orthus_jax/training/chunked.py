@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from orthus_jax.config import ModelConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
-from orthus_jax.models.heads.diffusion import DiffusionHead, mean_losses
+from orthus_jax.models.heads.base import FeatureHead, mean_losses
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import sharded
 
@@ -144,7 +144,7 @@ _cross_entropy.defvjp(_forward, _backward)
 
 
 def head_losses(
-    head: DiffusionHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array, *, config: ModelConfig
+    head: FeatureHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array, *, config: ModelConfig
 ) -> jax.Array:
   """`mean_losses`, `config.diffusion.loss_chunk` patches of each device's rows at a time: [B, G, P].
 

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from typing import Literal
 
 from orthus_jax.config import ModelConfig, TransformerConfig
-from orthus_jax.models import lora
+from orthus_jax.models import lora, systems
 
 # The backward pass of a product is two more of its size: the gradient of its input, and of its weight.
 Pass = Literal["trained", "passed", "frozen", "absent"]
@@ -92,16 +92,21 @@ def token(
 
 
 def patch(config: ModelConfig, *, learnt: bool = True) -> float:
-  """FLOPs of a training step per image patch: the vision embedding, and the image head over its draws where it is learnt."""
-  c, vision, width = config.diffusion, config.vision_tokenizer, config.transformer.width
+  """FLOPs of a training step per image patch: the vision embedding, and the image head where it is learnt."""
+  vision, width = config.vision_tokenizer, config.transformer.width
   embedding = 2.0 * {
       "soft": vision.codes * (vision.latent_dim + width) * 3, "argmin": vision.codes * vision.latent_dim,
       "linear": vision.latent_dim * width * 3,
   }[config.vision_embedding.kind]  # fmt: skip
-  blocks = c.blocks * 5 * c.width**2 + 2 * c.width**2
-  per_draw = 256 * c.width + c.width**2 + 2 * vision.latent_dim * c.width + blocks
-  head = 2.0 * (c.draws * per_draw + width * c.width) * 3
-  return embedding + (head if learnt else 0.0)
+  return embedding + (2.0 * image_head(config)["all"] * 3 if learnt else 0.0)
+
+
+def image_head(config: ModelConfig) -> dict[str, float]:
+  """Multiplications of a learnt patch by the image head, forwards: "all", and the "inputs" whose gradient nobody asks for."""
+  head = systems.image_head(config)
+  products = head.products(config)
+  lm_head = config.transformer.width * config.transformer.vocab_size if head.of_codes else 0
+  return {"all": products["draws"] + products["state"] + lm_head, "inputs": products["inputs"]}
 
 
 def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:

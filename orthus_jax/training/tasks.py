@@ -37,7 +37,7 @@ def batch_digest(document_ids: list[str]) -> int:
 
 
 class OrthusTask:
-  """Cross-entropy over text positions plus diffusion over image positions."""
+  """Cross-entropy over text positions plus the image head's loss over image positions."""
 
   def __init__(self, config: Config, pipeline: Any):
     self.config = config
@@ -47,7 +47,7 @@ class OrthusTask:
     return Orthus(self.config.model, rngs=nnx.Rngs(params=self.config.run.seed))
 
   def counts(self, batch: Batch) -> losses.Counts:
-    return losses.counts(batch, self.config.model.vision_tokenizer.patches)
+    return losses.counts(batch, self.config.model)
 
   def loss(
       self, model: Orthus, batch: Batch, key: jax.Array, *, total: losses.Counts, row_B: jax.Array, step: Any = 0

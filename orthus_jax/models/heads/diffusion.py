@@ -6,47 +6,23 @@ D backbone width, W head width, Q draws, R guidance rows, S solver steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from orthus_jax.config import DiffusionConfig
+from orthus_jax.config import ModelConfig
 from orthus_jax.diffusion import process, solvers as solver_lib
-from orthus_jax.models import quantized
+from orthus_jax.models.heads.base import FeatureHead, Turn, mixed
+from orthus_jax.models.heads.layers import Linear, layer_norm
 from orthus_jax.models.params import param
 from orthus_jax.parallel import sharded
 
 _FREQUENCIES = 256
-
-
-class Linear(nnx.Module):
-  """x @ kernel + bias; Xavier-uniform unless `std` is given (0 makes it start as nothing)."""
-
-  def __init__(self, inputs: int, outputs: int, axes: tuple, *, rngs: nnx.Rngs, std: float | None = None):
-    if std is None:
-      bound = math.sqrt(6.0 / (inputs + outputs))
-      kernel = jax.random.uniform(rngs.params(), (inputs, outputs), minval=-bound, maxval=bound)
-    else:
-      kernel = std * jax.random.normal(rngs.params(), (inputs, outputs))
-    self.kernel = param(kernel, *axes)
-    self.bias = param(jnp.zeros((outputs,)), axes[1])
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    kernel, scale = quantized.parts(self.kernel[...], x.dtype)
-    y = x @ kernel
-    return (y if scale is None else y * scale[0].astype(x.dtype)) + self.bias[...].astype(x.dtype)
-
-
-def _layer_norm(x: jax.Array) -> jax.Array:
-  x32 = x.astype(jnp.float32)
-  x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-  return (x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 def sinusoid(t: jax.Array, *, dtype: str | jnp.dtype = jnp.float32) -> jax.Array:
@@ -69,7 +45,7 @@ class Block(nnx.Module):
 
   def __call__(self, x: jax.Array, modulation: jax.Array) -> jax.Array:
     shift, scale, gate = jnp.split(modulation, 3, axis=-1)
-    h = _layer_norm(x) * self.norm_scale[...].astype(x.dtype) + self.norm_bias[...].astype(x.dtype)
+    h = layer_norm(x) * self.norm_scale[...].astype(x.dtype) + self.norm_bias[...].astype(x.dtype)
     h = h * (1.0 + scale) + shift
     return x + gate * self.down(jax.nn.silu(self.up(h)))
 
@@ -81,14 +57,17 @@ class Modulations(NamedTuple):
   final: jax.Array
 
 
-class DiffusionHead(nnx.Module):
+class DiffusionHead(FeatureHead):
   """Predicts velocity (or noise) of a noised feature given the step and the backbone's state."""
 
-  def __init__(self, config: DiffusionConfig, *, latent_dim: int, width: int, dtype: str, rngs: nnx.Rngs):
-    c, W = config, config.width
+  zero_when_fresh = "output/kernel"
+
+  def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
+    c, W = config.diffusion, config.diffusion.width
+    latent_dim, width = config.vision_tokenizer.latent_dim, config.transformer.width
     self.config = c
     self.latent_dim = latent_dim
-    self.dtype = dtype
+    self.dtype = config.transformer.dtype
     self.time_in = Linear(_FREQUENCIES, W, (None, "head_width"), rngs=rngs, std=0.02)
     self.time_out = Linear(W, W, ("head_in", "head_width"), rngs=rngs, std=0.02)
     self.condition = Linear(width, W, ("embed", "head_width"), rngs=rngs)
@@ -96,6 +75,19 @@ class DiffusionHead(nnx.Module):
     self.blocks = nnx.List([Block(W, rngs=rngs) for _ in range(c.blocks)])
     self.final_modulation = Linear(W, 2 * W, ("head_in", "head_width"), rngs=rngs, std=0.0)
     self.output = Linear(W, latent_dim, ("head_in", None), rngs=rngs, std=0.0)
+
+  @classmethod
+  def products(cls, config: ModelConfig) -> dict[str, float]:
+    c, C = config.diffusion, config.vision_tokenizer.latent_dim
+    W = c.width
+    per_draw = _FREQUENCIES * W + W * W + 2 * C * W + c.blocks * 5 * W * W + 2 * W * W
+    state = config.transformer.width * W
+    # Nobody asks for gradients of the noised features or of the step's sinusoid.
+    return {"draws": c.draws * float(per_draw), "inputs": c.draws * float(_FREQUENCIES * W + C * W), "state": float(state)}
+
+  @classmethod
+  def most_steps(cls, config: ModelConfig) -> tuple[float, str]:
+    return config.diffusion.timesteps, "model's timesteps"
 
   def modulations(self, t: jax.Array, z_D: jax.Array) -> Modulations:
     """All shifts, scales and gates for steps t [...] (any leading shape) and one state z [..., D]."""
@@ -114,7 +106,7 @@ class DiffusionHead(nnx.Module):
     for block, m in zip(self.blocks, modulations.blocks):
       h = block(h, m)
     shift, scale = jnp.split(modulations.final, 2, axis=-1)
-    return self.output(_layer_norm(h) * (1.0 + scale) + shift).astype(jnp.float32)
+    return self.output(layer_norm(h) * (1.0 + scale) + shift).astype(jnp.float32)
 
   def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> jax.Array:
     """Prediction for x [..., C] at steps t [...] given states z [..., D]."""
@@ -137,6 +129,27 @@ class DiffusionHead(nnx.Module):
     x0 = c.latent_scale * feature.astype(jnp.float32)
     prediction = self(process.add_noise(x0, eps, abar), t, z)
     return jnp.square(prediction - process.target(x0, eps, abar, kind=c.target))
+
+  def merged_losses(self, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array) -> jax.Array:
+    """Draws are merged into the rows too."""
+    t_BGPQ, eps_BGPQC = jax.vmap(jax.vmap(jax.vmap(self.draw)))(key_BGP)
+    Q = t_BGPQ.shape[-1]
+
+    def split(x):  # said of the merged axis, as a compiler would else gather every row for the head's first product
+      return sharded.constrain(x, "batch", *(None,) * (x.ndim - 1))
+
+    def rows(x):  # one per position and draw
+      return split(jnp.repeat(x.reshape(-1, x.shape[-1]), Q, axis=0))
+
+    t_X, eps_XC = split(t_BGPQ.reshape(-1)), split(eps_BGPQC.reshape(-1, eps_BGPQC.shape[-1]))
+    errors_XC = split(self.errors(rows(z_BGPD), rows(feature_BGPC), t_X, eps_XC))
+    return jnp.mean(errors_XC.reshape(*t_BGPQ.shape[:3], -1), axis=-1)
+
+  def next_feature(self, z_XD: jax.Array, turn: Turn) -> jax.Array:
+    return self.sample(
+        z_XD, self.initial_noise(turn.key_B), owner_X=turn.owner_X, mix_BX=turn.mix_BX, key_B=turn.key_B,
+        solvers=turn.solvers, solver_B=turn.solver_B, interval_B2=turn.interval_B2, wanted_B=turn.wanted_B,
+    )  # fmt: skip
 
   def initial_noise(self, key_B: jax.Array) -> jax.Array:
     """What sampling starts from, standard normal [B, C]."""
@@ -200,9 +213,8 @@ class DiffusionHead(nnx.Module):
       v_XC = self.denoise(x_BC[owner_X] if guided else x_BC, modulations_X)
       v_BC = v_XC[:B]
       if guided:
-        mixed_BC = jnp.matmul(mix_BX, v_XC, precision=jax.lax.Precision.HIGHEST)
         inside_B = (row_B.t >= interval_B2[:, 0]) & (row_B.t < interval_B2[:, 1])
-        v_BC = jnp.where(inside_B[:, None], mixed_BC, v_BC)
+        v_BC = jnp.where(inside_B[:, None], mixed(v_XC, mix_BX), v_BC)
       more_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
       return solver_lib.step(x_BC, v_BC, previous_BC, more_BC, row_B), None
 
@@ -213,31 +225,3 @@ class DiffusionHead(nnx.Module):
 def _normal(key_B: jax.Array, n: jax.Array, size: int) -> jax.Array:
   """Noise [B, size] of each row's n-th step."""
   return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, n), (size,)))(key_B)
-
-
-def mean_losses(
-    head: DiffusionHead, z_BGPD: jax.Array, feature_BGPC: jax.Array, key_BGP: jax.Array, *, merge: bool = False
-) -> jax.Array:
-  """`head.loss` vmapped over image positions: [B, G, P].
-
-  With `merge`, positions and draws are merged into the rows of one matrix instead, for CPUs
-  (TransformerConfig.merge_positions); the numbers are the same.
-  """
-
-  def over_positions(f: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(jax.vmap(jax.vmap(f)))
-
-  if not merge:
-    return over_positions(head.loss)(z_BGPD, feature_BGPC, key_BGP)
-  t_BGPQ, eps_BGPQC = over_positions(head.draw)(key_BGP)
-  Q = t_BGPQ.shape[-1]
-
-  def split(x):  # said of the merged axis, as a compiler would else gather every row for the head's first product
-    return sharded.constrain(x, "batch", *(None,) * (x.ndim - 1))
-
-  def rows(x):  # one per position and draw
-    return split(jnp.repeat(x.reshape(-1, x.shape[-1]), Q, axis=0))
-
-  t_X, eps_XC = split(t_BGPQ.reshape(-1)), split(eps_BGPQC.reshape(-1, eps_BGPQC.shape[-1]))
-  errors_XC = split(head.errors(rows(z_BGPD), rows(feature_BGPC), t_X, eps_XC))
-  return jnp.mean(errors_XC.reshape(*t_BGPQ.shape[:3], -1), axis=-1)

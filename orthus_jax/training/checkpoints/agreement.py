@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orthus_jax.config import Config, to_dict
+from orthus_jax.models import systems
 from orthus_jax.training.optimizer import schedule
 
 # Where and how fast the same numbers are computed, and what is logged, kept and drawn of them.
@@ -35,10 +36,11 @@ _FIRST = (
 _OWN = (
     *(f for f in FREE if f.startswith("model.")), *_FIRST, "model.transformer.dtype", "model.transformer.param_dtype",
     "model.transformer.text_loss_weight", "model.vision_tokenizer.dtype", "model.diffusion.draws",
-    "model.diffusion.loss_weight",
+    "model.diffusion.loss_weight", "model.image_head.loss_weight",
 )  # fmt: skip
 _NEVER = (
     "model.transformer.norm_placement", "model.vision_tokenizer.norm_groups", "model.image_token_start", "model.lora",
+    "model.image_head.kind",
 )  # fmt: skip
 
 
@@ -105,6 +107,8 @@ def other_model(old: Config, new: Config, *, part: str = "model") -> tuple[list[
     found = [d for d in found if not _in(d.field, ("model.lora",))]
   elif not ranks[1]:  # the arrays have adapters that the model has no place for, whatever their scale
     found = [d for d in found if not _in(d.field, ("model.lora.alpha", "model.lora.targets"))]
+  if not systems.image_head(old.model).has_parameters:  # no array of theirs means another head's
+    found = [d for d in found if not _in(d.field, ("model.image_head", "model.diffusion"))]
   return [d for d in found if _in(d.field, _NEVER)], [d for d in found if not _in(d.field, _NEVER)]
 
 
