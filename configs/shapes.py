@@ -2,8 +2,10 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments: `:runlocal` for a few steps; `:long` for three times as many, from four times as many documents, with a share for
-edits and stories too; `:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
+Arguments, several with commas between them: `:runlocal` for a few steps; `:long` for three times as many, from four times as
+many documents, with a share for edits and stories too; `:chameleon`, `:showo`, `:regression`, `:argmin`, `:linear` for the
+systems and ablations that the paper compares Orthus with (docs/systems.md); `:decoder` fine-tunes the vision tokenizer's decoder
+alone, as docs/decoder.md tells:
 
     orthus train --config=configs/shapes.py:decoder --workdir=runs/shapes_decoder
     orthus train --config=configs/shapes.py --workdir=runs/shapes \\
@@ -14,8 +16,11 @@ from ml_collections import ConfigDict
 
 
 def get_config(arg: str = "") -> ConfigDict:
-  """The config; `arg` is "", "runlocal", "long" or "decoder"."""
-  runlocal = arg == "runlocal"
+  """The config; `arg` holds words of those above."""
+  words = arg.split(",") if arg else []
+  if unknown := set(words) - {"runlocal", "long", "decoder", *SYSTEMS}:
+    raise ValueError(f"configs/shapes.py has no argument {min(unknown)!r}: runlocal, long, decoder, {', '.join(SYSTEMS)}")
+  runlocal = "runlocal" in words
   config = ConfigDict()
   config.task = "orthus"
   config.model = dict(
@@ -55,11 +60,60 @@ def get_config(arg: str = "") -> ConfigDict:
       steps=8 if runlocal else 1680, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
-  if arg == "long":
+  for word in words:
+    if word in SYSTEMS:
+      SYSTEMS[word](config)
+  if "long" in words:
     _train_longer(config)
-  if arg == "decoder":
+  if "decoder" in words:
     _decoder(config)
   return config
+
+
+def _regression(config: ConfigDict) -> None:
+  """The next feature as the state's prediction of it, by squared error."""
+  config.model.image_head = dict(kind="regression")
+  del config.model.diffusion["draws"]
+  del config.sampling["steps"]
+
+
+def _embedding(config: ConfigDict, kind: str) -> None:
+  config.model.vision_embedding.kind = kind
+  del config.model.vision_embedding["temperature"]
+  if kind == "linear":
+    del config.model.vision_embedding["fresh_rows"]
+
+
+def _argmin(config: ConfigDict) -> None:
+  """A feature enters as the row of its nearest code."""
+  _embedding(config, "argmin")
+
+
+def _linear(config: ConfigDict) -> None:
+  """A feature enters by a projection."""
+  _embedding(config, "linear")
+
+
+def _chameleon(config: ConfigDict) -> None:
+  """Codes in, codes out by the LM head, one after the other."""
+  _embedding(config, "argmin")
+  del config.model["diffusion"]
+  config.model.image_head = dict(kind="codes", loss_weight=1.0)
+  del config.sampling["steps"]
+
+
+def _showo(config: ConfigDict) -> None:
+  """Codes in, hidden codes out, all of a picture at once and over again; full attention within pictures."""
+  _embedding(config, "argmin")
+  del config.model["diffusion"]
+  config.model.image_head = dict(kind="masked", loss_weight=1.0)
+  config.model.transformer.image_attention = "full"
+  config.sampling.steps = 8
+
+
+SYSTEMS = {
+    "regression": _regression, "argmin": _argmin, "linear": _linear, "chameleon": _chameleon, "showo": _showo,
+}  # fmt: skip
 
 
 def _decoder(config: ConfigDict) -> None:

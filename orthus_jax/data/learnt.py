@@ -49,6 +49,6 @@ def check_learnt(learns_D: np.ndarray) -> None:
   if not learns_D.any():
     raise BadRequest(
         f'none of the {len(learns_D)} documents has anything to learn: mark what is to be learnt with "learn": true'
-        " (or leave the key out), and give its loss a weight: model.transformer.text_loss_weight; model.diffusion.loss_weight or,"
-        " for codes, model.image_head.loss_weight"
+        " (or leave the key out), and give its loss a weight: model.transformer.text_loss_weight for words,"
+        " model.diffusion.loss_weight (of codes model.image_head.loss_weight) for pictures"
     )

@@ -90,6 +90,7 @@ class Result:
     baselines: what a trivial model scores.
     seconds: by part.
     cases: everything judged, in the data set's order.
+    measures: what isn't a share, such as a distance, by name.
   """
 
   scores: dict[str, float]
@@ -98,12 +99,14 @@ class Result:
   baselines: dict[str, float]
   seconds: dict[str, float]
   cases: tuple[Case, ...]
+  measures: dict[str, float] = dataclasses.field(default_factory=dict)
 
   def to_json(self) -> dict[str, Any]:
     """All but the cases, as JSON holds it."""
     return {
         "scores": dict(self.scores), "intervals": {k: list(v) for k, v in self.intervals.items()},
-        "counts": dict(self.counts), "baselines": dict(self.baselines), "seconds": dict(self.seconds),
+        "counts": dict(self.counts), "baselines": dict(self.baselines), "measures": dict(self.measures),
+        "seconds": dict(self.seconds),
     }  # fmt: skip
 
 

@@ -16,7 +16,8 @@ from orthus_jax.data.documents import Document, Source, Text
 from orthus_jax.data.shapes import records
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.results import Result, summarize
+from orthus_jax.evaluation import picture_quality
+from orthus_jax.evaluation.results import Case, Result, summarize
 from orthus_jax.evaluation.shapes_cases import JUDGES, Example
 
 KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
@@ -87,7 +88,8 @@ def evaluate(
 
   Returns:
     Scores by the names in SECTIONS, and by part: "open_TYPE", "yes_no_TYPE", "pair_TYPE", "edit_OPERATION".
-    What wasn't measured is absent.
+    What wasn't measured is absent. Measures: of pictures drawn of captions, see `picture_quality.compare`, and
+    "pictures_per_second", compiling included.
 
   Raises:
     BadRequest: if there is no document of this world among them.
@@ -114,7 +116,21 @@ def evaluate(
     done += len(requests)
     seconds[kind] = generated - begin
     seconds["judging"] = seconds.get("judging", 0.0) + time.monotonic() - generated
-  return summarize(cases, means=_MEANS, seconds=seconds, seed=seed)
+  return dataclasses.replace(
+      summarize(cases, means=_MEANS, seconds=seconds, seed=seed), measures=_measures(model, chosen, cases, seconds)
+  )
+
+
+def _measures(
+    model: Any, chosen: dict[str, list[Document]], cases: Sequence[Case], seconds: dict[str, float]
+) -> dict[str, float]:
+  """Of the pictures drawn of captions, beside the documents' own."""
+  originals = {d.id: d.images[-1].pixels for d in chosen["caption_to_image"]}
+  drawn = [(c.picture, originals[c.id]) for c in cases if c.kind == "caption_to_image" and c.picture is not None]
+  if len(drawn) < 2 or not hasattr(model, "encode"):
+    return {}
+  speed = {"pictures_per_second": len(drawn) / seconds["caption_to_image"]}
+  return speed | picture_quality.compare(model, *zip(*drawn))
 
 
 def _choose(documents: Source, limits: Limits) -> dict[str, list[Document]]:

@@ -64,7 +64,8 @@ def make(
 ) -> GeneratorPlan:
   """Compiles the generator for a topology and works out its plan.
 
-  Every turn of the engine's loop is counted as one that draws a patch (or passes over a picture), and the loop as running until a picture is done.
+  Every turn of the engine's loop is counted as one that draws a patch (or passes over a picture), and the loop as running
+  until a picture is done.
 
   Raises:
     BadRequest: if the devices can't share the rows.
