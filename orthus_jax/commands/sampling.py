@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     return common.number(*ranges.of(SamplingConfig, field))
 
   add = parser.add_argument_group("how (default: as the model's config says)").add_argument
-  add("--steps", type=number("steps"), help="solver steps a patch")
+  add("--steps", type=number("steps"), help="solver steps a patch; with a masked head, passes over a picture")
   add("--solver", choices=("ddim", "dpm", "ddpm"), help="ddim; dpm, for fewer steps; or ddpm, random and for many steps")
   add("--late-steps", type=number("late_steps"), metavar="N", help="solver steps of each picture's later patches")
   add("--late-from", type=number("late_from"), metavar="SHARE", help="of a picture's patches that come before the later ones")
@@ -28,6 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   add("--image-guidance", type=number("image_guidance"), help="in editing: how closely the result keeps to the picture")
   add("--guidance-interval", type=common.number(float, ranges.Range(0, 1)), nargs=2, metavar=("LOW", "HIGH"),
       help="part of diffusion time in which guidance holds: 0 is the picture, 1 pure noise")  # fmt: skip
+  add("--image-temperature", type=number("image_temperature"),
+      help="of codes, 0 takes the likeliest; with a masked head, of the noise on its confidence")
+  add("--image-top-k", type=number("image_top_k"), help="codes among the k likeliest; 0 means all")
   add("--unconditional-prompt", metavar="TEXT", help="what guidance compares the prompt with")
   add("--temperature", type=number("temperature"), help="of text; 0 is greedy")
   add("--top-k", type=number("top_k"), help="text among the k likeliest tokens; 0 means all")
