@@ -223,6 +223,7 @@ def warm_up(systems: dict[str, Any]) -> dict[str, float]:
     begin = time.perf_counter()
     features = system.draw()
     first[name] = time.perf_counter() - begin
+    print(f"{name}: {first[name]:.1f} s for the first draw, compiling included", flush=True)
     assert np.isfinite(features).all(), f"{name} drew features that aren't finite"
     if isinstance(system, Theirs):
       expected = features
