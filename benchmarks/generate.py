@@ -1,7 +1,10 @@
-"""Measures how fast pictures are drawn: on a CPU beside what the released code does, elsewhere beside the memory's limit.
+"""Measures how fast pictures are drawn: beside what the released code does (not on TPUs), and beside the memory's limit.
 
     python benchmarks/generate.py                              # CPU: the quickstart's model, and the ratio to PyTorch
     python benchmarks/generate.py --seven-b --batches=1,64     # an accelerator: the 7B model, and the share of the limit
+
+On a GPU that PyTorch uses too, leave it room: XLA_CLIENT_MEM_FRACTION=0.7. In float32 there, both compare alike only with
+JAX_DEFAULT_MATMUL_PRECISION=highest; in bfloat16 the difference is printed and nothing is asked of it.
 
 Weights are random; nothing needs training. `Model.generate` draws with guidance (two rows a request), each batch size a
 request many, in turns with the plain loop of `torch_generate.py`, which draws one picture at a time; both first have to
@@ -132,7 +135,7 @@ class Theirs:
     self.patches = min(patches, vision.patches)
     self.noise = noises(0, (vision.patches, vision.latent_dim))[: self.patches]
     self.options = dict(steps=sampling.steps, guidance=sampling.guidance)
-    self.loop = torch_generate.Loop(model.config, {n: np.asarray(v) for n, v in model.params.items()})
+    self.loop = torch_generate.Loop(model.config, model.params)
     self.threads = torch_generate.choose_threads(lambda: self.loop.draw(self.prompts, self.noise[:2], **self.options))
 
   def draw(self) -> np.ndarray:
@@ -220,12 +223,15 @@ def warm_up(systems: dict[str, Any]) -> dict[str, float]:
     begin = time.perf_counter()
     features = system.draw()
     first[name] = time.perf_counter() - begin
+    print(f"{name}: {first[name]:.1f} s for the first draw, compiling included", flush=True)
     assert np.isfinite(features).all(), f"{name} drew features that aren't finite"
     if isinstance(system, Theirs):
       expected = features
     elif expected is not None:
       error = np.abs(features[: len(expected)] - expected).max() / np.abs(expected).max()
-      assert error < _AGREEMENT, f"{name} draws other features than PyTorch: {error:.2g} of the largest"
+      print(f"{name} draws PyTorch's features to {error:.2g} of the largest")
+      rounded = system.model.config.model.transformer.dtype != "float32"
+      assert rounded or error < _AGREEMENT, f"{name} draws other features than PyTorch"
   return first
 
 
@@ -252,8 +258,10 @@ def not_compared(model: Model, options: argparse.Namespace) -> str:
   """Why the PyTorch loop is left out; empty where it isn't."""
   if options.no_torch:
     return "--no-torch"
-  if jax.default_backend() != "cpu" or model.config.model.transformer.dtype != "float32":
-    return "it is for CPUs and float32"
+  if jax.default_backend() == "tpu":
+    return "it is for CPUs and GPUs"
+  if jax.default_backend() == "cpu" and model.config.model.transformer.dtype != "float32":
+    return "on a CPU it is for float32"
   s = model.config.sampling
   if s != dataclasses.replace(
       s, solver="ddim", late_steps=0, guidance_interval=(0.0, 1.0), weights="stored", cache="compute"
@@ -301,8 +309,7 @@ def main() -> None:
 
   first = warm_up(systems)
   if theirs:
-    print(f"PyTorch runs {theirs.threads} thread(s); both draw the same features, to {_AGREEMENT:g} of the largest, in"
-          f" {theirs.patches} of {P} patches")  # fmt: skip
+    print(f"PyTorch runs {theirs.threads} thread(s) and draws {theirs.patches} of {P} patches")
   seconds = {name: [] for name in systems}
   for _ in range(options.rounds):
     for name, system in systems.items():  # in turns

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,17 +21,19 @@ from orthus_jax.diffusion import process
 
 
 class Loop:
-  """Draws the features of a picture."""
+  """Draws the features of a picture, in the model's dtype; on a GPU if PyTorch finds one."""
 
-  def __init__(self, config: Config, params: dict[str, np.ndarray]):
+  def __init__(self, config: Config, params: dict[str, Any]):
     self.config = config
+    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    self.dtype = getattr(torch, config.model.transformer.dtype)
     self.p: dict[str, torch.Tensor] = {}
     for name, value in params.items():
       if name.startswith("vision_tokenizer/"):
         continue  # features are drawn, not decoded
       # Layers are stacked along the first axis.
-      layers = {name.replace("/layers/", f"/{i}/"): v for i, v in enumerate(value)} if "/layers/" in name else {name: value}
-      self.p |= {n: torch.tensor(np.asarray(v, np.float32)) for n, v in layers.items()}
+      whole = self.tensor(name, value)
+      self.p |= {name.replace("/layers/", f"/{i}/"): v for i, v in enumerate(whole)} if "/layers/" in name else {name: whole}
     for name, value in self.p.items():
       last = name.rpartition("/")[2]
       if last in ("q", "k", "v"):
@@ -40,7 +43,13 @@ class Loop:
       if last in ("q", "k", "v", "out", "gate", "up", "down", "kernel", "lm_head"):
         self.p[name] = value.T.contiguous()  # [out, in], as nn.Linear keeps it
     half = config.model.transformer.head_dim // 2
-    self.frequency = config.model.transformer.rope_theta ** (-torch.arange(half) / half)
+    self.frequency = config.model.transformer.rope_theta ** (-torch.arange(half, device=self.device) / half)
+
+  def tensor(self, name: str, value: Any) -> torch.Tensor:
+    """A parameter as it is computed in; on a GPU, where jax has it, without a copy."""
+    dtype = torch.float32 if name == "vision_embedding/codebook" else self.dtype
+    found = torch.from_dlpack(value) if self.device.type == "cuda" else torch.tensor(np.asarray(value, np.float32))
+    return found.to(self.device, dtype)
 
   @torch.inference_mode()
   def draw(self, prompts: Sequence[Sequence[int]], noise: np.ndarray, *, steps: int, guidance: float) -> np.ndarray:
@@ -57,25 +66,26 @@ class Loop:
     """
     length = max(map(len, prompts))
     tokens = torch.tensor([[0] * (length - len(ids)) + list(ids) for ids in prompts])
-    real = torch.tensor([[False] * (length - len(ids)) + [True] * len(ids) for ids in prompts])
+    tokens = tokens.to(self.device)
+    real = torch.tensor([[False] * (length - len(ids)) + [True] * len(ids) for ids in prompts]).to(self.device)
     self.cache: dict[str, torch.Tensor] = {}
     hidden = self.extend(F.embedding(tokens, self.p["token_embedding"]), real)
-    history = torch.zeros(0, noise.shape[1])
-    for start in torch.tensor(np.asarray(noise)):
+    history = torch.zeros(0, noise.shape[1], device=self.device)
+    for start in torch.tensor(np.asarray(noise), device=self.device):
       F.linear(hidden[:, -1], self.p["lm_head"])
       feature = self.sample(hidden[:, -1], start, steps=steps, guidance=guidance)
       history = torch.cat([history, feature[None]])
       last = self.embed(history)[-1]
-      real = torch.cat([real, torch.ones(2, 1, dtype=torch.bool)], 1)
+      real = torch.cat([real, torch.ones(2, 1, dtype=torch.bool, device=self.device)], 1)
       hidden = self.extend(last.expand(2, 1, -1), real)
-    return history.numpy()
+    return history.cpu().numpy()
 
   def embed(self, history: torch.Tensor) -> torch.Tensor:
     """Every patch so far through the soft VQ."""
     c, codes = self.config.model, self.p["vision_embedding/codebook"]
     distance = (history * history).sum(-1, keepdim=True) - 2 * history @ codes.T + (codes * codes).sum(-1)
     rows = self.p["token_embedding"][c.image_token_start : c.image_token_start + c.vision_tokenizer.codes]
-    embedded = (-distance / c.vision_embedding.temperature).softmax(-1) @ rows
+    embedded = (-distance / c.vision_embedding.temperature).softmax(-1).to(self.dtype) @ rows
     if c.vision_embedding.patch_positions:
       embedded = embedded + self.p["vision_embedding/position_embedding"][: len(history)]
     return embedded
@@ -83,9 +93,9 @@ class Loop:
   def extend(self, x: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
     """States of new positions x [2, T, D]; `real` [2, S] tells all positions so far from padding on the left."""
     T, S = x.shape[1], real.shape[1]
-    seen = (real[:, None] & torch.ones(T, S, dtype=torch.bool).tril(S - T))[:, None]
+    seen = (real[:, None] & torch.ones(T, S, dtype=torch.bool, device=self.device).tril(S - T))[:, None]
     if T > 1:  # padding must see something
-      seen = seen | torch.eye(T, S, dtype=torch.bool)
+      seen = seen | torch.eye(T, S, dtype=torch.bool, device=self.device)
     position = (real.cumsum(1) - 1).clamp(min=0)[:, -T:]
     angle = (position[..., None] * self.frequency)[:, :, None]
     turn = angle.cos(), angle.sin()
@@ -107,7 +117,7 @@ class Loop:
       norm = f"{name}/attention/{kind}_norm"
       h = F.layer_norm(h, (t.head_dim,), eps=t.norm_eps) * p[f"{norm}/scale"] + p[f"{norm}/bias"]
       a, b = h.chunk(2, -1)
-      return torch.cat([a * turn[0] - b * turn[1], b * turn[0] + a * turn[1]], -1).transpose(1, 2)
+      return torch.cat([a * turn[0] - b * turn[1], b * turn[0] + a * turn[1]], -1).to(x.dtype).transpose(1, 2)
 
     q = heads("q")
     for kind in ("k", "v"):
@@ -130,7 +140,8 @@ class Loop:
     times = process.timesteps(c, steps)
     abar = process.alphas_cumprod(c)[times].tolist()
     for t, now, then in zip(times.tolist(), abar, [*abar[1:], 1.0]):
-      conditional, unconditional = head(self, x.expand(2, -1), torch.tensor([t, t]), z)
+      both = x.to(z.dtype).expand(2, -1), torch.tensor([t, t], device=self.device), z
+      conditional, unconditional = head(self.p, c.blocks, self.linear, *both).float()
       v = unconditional + guidance * (conditional - unconditional)
       a, s = now**0.5, (1 - now) ** 0.5
       x0, eps = ((x - s * v) / a, v) if c.target == "noise" else (a * x - s * v, a * v + s * x)

@@ -44,8 +44,8 @@ steps, so that as many documents are seen, and the learning rate grows with the 
 The decoder's learning rate, batch and steps are the paper's too, 1e-5 and 256 x 15,000, and so is the frozen encoder. Its loss
 isn't told, and ours: squared and absolute error by halves, LPIPS of weight 0.5, no discriminator.
 
-The adapters are ours, with ten times post-training's learning rate. Beside them, a run's state takes 17 GB; what else a step
-takes of an 80 GB GPU was reckoned, not measured.
+The adapters are ours, with ten times post-training's learning rate. Beside them, a run's state takes 17 GB; a step on an H100
+was measured at 33.4 GiB (docs/lora.md).
 
 Not told there, and ours: schedule, warm-up, weight decay, clipping, precision, caption dropping, the mix, all of edits' and
 stories' numbers (post-training's rate and batch, two passes over 400k edits, 160k windows of stories), and packing: a row of

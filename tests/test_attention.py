@@ -37,7 +37,10 @@ def value_and_grads(backend, mesh=None, size=H, **options):
     (_, o), grads = grad(*qkv)
   else:
     config = MeshConfig(**{"fsdp": 1, **mesh})
-    devices = jax.devices()[: np.prod([config.data, config.fsdp, config.tensor, config.context])]
+    size = np.prod([config.data, config.fsdp, config.tensor, config.context])
+    devices = jax.devices()[:size]
+    if len(devices) < size:
+      pytest.skip(f"needs {size} devices")
     with jax.set_mesh(mesh_lib.make_mesh(config, devices=devices)):
       (_, o), grads = grad(*qkv)
   return [np.asarray(x) for x in (o, *grads)]
@@ -65,6 +68,7 @@ def test_plain_attention_on_meshes(mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh, fused", [(None, False), *((m, True) for m in (None, *MESHES))], ids=str)
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a kernel for TPUs, interpreted on CPUs")
 def test_splash_agrees(mesh, fused):
   for a, b in zip(plain(), value_and_grads("splash", mesh, fused=fused), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
@@ -76,6 +80,7 @@ SIZES = [(64, True, None), *(pytest.param(*p, marks=pytest.mark.slow) for p in (
 
 
 @pytest.mark.parametrize("size, fused, mesh", SIZES)
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="a kernel for TPUs, interpreted on CPUs")
 def test_splash_takes_heads_of_any_size(size, fused, mesh):
   found = value_and_grads("splash", mesh, size=size, fused=fused)
   for a, b in zip(value_and_grads("xla", size=size), found, strict=True):

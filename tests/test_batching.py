@@ -253,5 +253,5 @@ def test_memory_is_the_cache_and_little_else(model):
   params = sum(x.nbytes for x in net.params.values())
   assert memory.alias_size_in_bytes >= cache  # given back in place
   assert memory.argument_size_in_bytes <= 1.1 * (cache + params)
-  # One layer's keys and values are laid out anew for the product; this model has two layers.
-  assert memory.temp_size_in_bytes <= 0.6 * cache
+  # One layer's keys and values are laid out anew for the product; this model has two layers. A GPU cuts them out first.
+  assert memory.temp_size_in_bytes <= (1.1 if jax.default_backend() == "gpu" else 0.6) * cache

@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from orthus_jax import cli
+from orthus_jax.commands import common
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data import images
@@ -159,3 +160,10 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   served = subprocess.run(command, input=asked, capture_output=True, text=True)
   assert served.returncode == 1 and json.loads(served.stdout)["failed"] == 1, served.stderr
   assert images.load_image(answers / "a-0.png").shape == (8, 8, 3)
+
+
+@pytest.mark.parametrize("theirs", [{}, {"XLA_CLIENT_MEM_FRACTION": "0.5"}, {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.5"}], ids=str)
+def test_a_gpus_memory_is_taken_unless_somebody_said_how_much(theirs):
+  environ = dict(theirs)
+  common.take_memory(environ)
+  assert environ == (theirs or {"XLA_CLIENT_MEM_FRACTION": "0.92"})

@@ -304,6 +304,12 @@ def test_a_row_of_each_stage_holds_its_documents():
     assert data.images_per_row >= pictures * documents
 
 
+def test_a_gpus_plan_says_whose_bytes_it_counts(small):
+  config, compiled, _ = small
+  notes = report.from_program(config, hardware.parse("h100:8"), compiled, title="tiny", images=True).notes
+  assert any("a GPU is faster than both times" in n for n in notes)
+
+
 @pytest.mark.parametrize("machine", ["h100-1", "h200-1"])
 def test_7b_beside_adapters_fits_one_gpu(machine):
   config = load_config(f"{SEVEN_B}:post-lora-{machine}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 import ctypes
 import functools
 import logging
@@ -93,6 +93,12 @@ def _check_xla_flags(given: str) -> None:
     raise BadRequest(f"XLA_FLAGS={given}: {said[0]}: unset it, or correct it")
 
 
+def take_memory(environ: MutableMapping[str, str]) -> None:
+  """Lets a process have 92% of a GPU's memory where nobody said how much: of jax's 75%, 20 GB of an 80 GB GPU lie idle."""
+  if not {"XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"} & set(environ):
+    environ["XLA_CLIENT_MEM_FRACTION"] = "0.92"
+
+
 def initialize(*, verbose: bool = False, devices: bool = True) -> None:
   """Quiet logs, and compiled programs kept from one command to the next.
 
@@ -104,6 +110,7 @@ def initialize(*, verbose: bool = False, devices: bool = True) -> None:
     BadRequest: if JAX_PLATFORMS names devices that aren't here, or XLA_FLAGS what XLA doesn't know.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's C++ log: errors alone
+  take_memory(os.environ)
   ours = logging.getLogger("orthus_jax")
   if not ours.handlers:
     ours.addHandler(_ToStderr())

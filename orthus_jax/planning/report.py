@@ -127,6 +127,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
     notes.append("the closed form leaves out the matrix products of Muon's updates")
   if chip.platform == "gpu":
     notes.append("compiled for CPU devices in the place of GPUs: FLOPs and collectives are the partitioned program's")
+    notes.append("bytes are the CPU's program's, which writes out whole attention matrices: a GPU is faster than both times")
   return Plan(
       title=title, topology=str(topology), chips=topology.chips, mesh=mesh, rows=config.run.batch_size,
       length=config.data.sequence_length, remat=config.model.transformer.remat, memory=memory, fits=fits, flops=flops,
