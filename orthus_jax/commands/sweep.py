@@ -20,7 +20,7 @@ from orthus_jax.paths import check_writable, user_path
 _EXAMPLES = """examples:
   orthus sweep --config=configs/shapes.py --workdir=sweeps/rates --grid run.seed=0,1,2 --grid optimizer.learning_rate=2e-3,4e-3
   orthus sweep --config=configs/study.py --workdir=sweeps/study --dry-run       a file with a get_sweep says its runs itself
-  orthus sweep --config=configs/shapes.py --workdir=sweeps/drawn --draws=20 --draw "optimizer.learning_rate=loguniform(1e-4,1e-2)"
+  orthus sweep --config=configs/shapes.py --workdir=sweeps/b2 --draws=20 --draw "optimizer.learning_rate=loguniform(1e-4,1e-2)"
 The same command goes on with what is missing, and starts again what died. Exit status: 0 all finished, 1 some failed, 2 a
 request that can't be served, 75 stopped and saved (start the same command again), 130 interrupted. docs/sweep.md tells more.
 """
