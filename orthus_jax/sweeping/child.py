@@ -15,6 +15,8 @@ import time
 from orthus_jax import errors
 from orthus_jax.sweeping.machine import Share
 
+ORTHUS = (sys.executable, "-m", "orthus_jax.cli")
+
 
 class Child:
   """`orthus VERB …`, begun.
@@ -39,7 +41,7 @@ class Child:
         if share.cores:
           os.sched_setaffinity(0, share.cores)  # which the child takes over
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "orthus_jax.cli", *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            [*ORTHUS, *argv], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             env=os.environ | share.environment, start_new_session=True,
         )  # fmt: skip
       finally:
