@@ -14,15 +14,15 @@ import pytest
 from test_faults import write_config
 from test_report import Page
 
-from orthus_jax import cli, lock
+from orthus_jax import cli, lock, lock_record
+from orthus_jax.config import to_dict
+from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest
-from orthus_jax.sweeping import child, machine, table, todo
+from orthus_jax.sweeping import child, machine, table
 
 # Trains nothing, in a moment, and leaves what training leaves.
 STAND_IN = """
-import json, os, pathlib, signal, sys, time
-from orthus_jax.config import to_dict
-from orthus_jax.config.command_line import read_config
+import ast, json, os, pathlib, signal, sys, time
 verb, *argv = sys.argv[1:]
 with open(os.environ["CALLS"], "a") as f:
   f.write(json.dumps([verb, *argv]) + chr(10))
@@ -34,19 +34,23 @@ if verb == "evaluate":
 if verb == "generate":
   if "bad" in argv[0]:
     sys.exit("orthus: this model draws nothing")
-  from PIL import Image
   requests, out = (pathlib.Path(a.partition("=")[2]) for a in argv[1:3])
   out.mkdir(parents=True)
-  Image.new("RGB", (8, 8), "red").save(out / "a.png")
+  (out / "a.png").write_bytes(b"a picture")
   with open(out / "results.jsonl", "w") as f:
     for line in requests.read_text().splitlines():
       f.write(json.dumps({"id": json.loads(line)["id"], "response": [{"image": "a.png"}]}) + chr(10))
   sys.exit()
-config, options = read_config(argv)
-workdir = pathlib.Path(options["workdir"])
+config = json.loads(pathlib.Path(__file__).with_name("base.json").read_text())
+flags = dict(a.split("=", 1) for a in argv)
+for name, value in flags.items():
+  if name.startswith("--config."):
+    _, section, field = name.split(".")
+    config[section][field] = value if field == "path" else ast.literal_eval(value)
+workdir = pathlib.Path(flags["--workdir"])
 workdir.mkdir(exist_ok=True)
-(workdir / "config.json").write_text(json.dumps(to_dict(config)))
-steps, seed, rate = config.run.steps, config.run.seed, config.optimizer.learning_rate
+(workdir / "config.json").write_text(json.dumps(config))
+steps, seed, rate = config["run"]["steps"], config["run"]["seed"], config["optimizer"]["learning_rate"]
 def save(step):
   (workdir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
 if os.environ.get("DIES", "none") in workdir.name:
@@ -75,6 +79,7 @@ class Sweep:
     self.folder, self.calls_file = folder / "sweep", folder / "calls"
     self._monkeypatch = monkeypatch
     (folder / "stand_in.py").write_text(STAND_IN)
+    (folder / "base.json").write_text(json.dumps(to_dict(load_config(self.config.partition("=")[2]))))
     monkeypatch.setattr(child, "ORTHUS", (sys.executable, str(folder / "stand_in.py")))
     monkeypatch.setenv("CALLS", str(self.calls_file))
 
@@ -206,7 +211,8 @@ def test_a_file_that_changes_meanwhile_starts_nothing_else(sweep, tmp_path, caps
 pathlib.Path({str(file)!r}).write_text(pathlib.Path({str(file)!r}).read_text().replace("'batch_size': 8", "'batch_size': 4"))
 """)
   assert sweep("--pictures=0") == 1 and sweep.calls == ["train seed=0"]
-  assert "seed=1 failed: " in (said := capsys.readouterr().err) and "has changed since the sweep began (run.batch_size 8 -> 4)" in said
+  said = capsys.readouterr().err
+  assert "seed=1 failed: " in said and "has changed since the sweep began (run.batch_size 8 -> 4)" in said
 
 
 @pytest.mark.parametrize("argv, said", [
@@ -326,3 +332,51 @@ def test_intervals_of_means():
   assert table.interval([1.0, 1.0, 1.0])["low"] == 1.0
   two = table.interval([1.0, 3.0])
   assert (two["low"], two["high"]) == pytest.approx((2 - 12.7062, 2 + 12.7062), abs=1e-3)
+
+
+# --- in earnest -----------------------------------------------------------------------------------------------------
+
+SWEEP = """
+from orthus_jax import sweep
+
+def get_sweep():
+  fields = {"data.path": "gone"}
+  return sweep.product([sweep.Run("good"), sweep.Run("bad", overrides=fields)], sweep.grid({"run.seed": [0, 1]}))
+"""
+
+
+@pytest.mark.slow
+def test_a_sweep_outlives_a_run_that_is_killed_and_others_that_cant_begin(tmp_path):
+  config = write_config(tmp_path, run__steps=300, run__checkpoint_every=10, run__log_every=10)
+  with Path(config.partition("=")[2]).open("a") as file:
+    file.write(SWEEP)
+  folder, killed = tmp_path / "sweep", tmp_path / "sweep" / "runs" / "good,seed=1"
+
+  def start(*more: str) -> subprocess.Popen:
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    command = [sys.executable, "-m", "orthus_jax.cli", "sweep", config, f"--workdir={folder}", "--jobs=2", *more]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+  def runs() -> dict[str, dict]:
+    return {r["id"]: r for r in json.loads((folder / "table.json").read_text())["runs"]}
+
+  process = start("--pictures=0")
+  while process.poll() is None and not (killed / "checkpoints" / "10" / "manifest.json").exists():
+    time.sleep(0.02)
+  os.kill(lock_record.read(killed / "lock")["pid"], signal.SIGKILL)
+  said = process.communicate(timeout=120)[1]
+  assert process.returncode == 1 and "good,seed=1 failed: killed by SIGKILL" in said and "3 of 4 runs failed" in said
+  assert {i: r["state"] for i, r in runs().items()} == {
+      "good,seed=0": "finished", "good,seed=1": "failed", "bad,seed=0": "failed", "bad,seed=1": "failed",
+  }  # fmt: skip
+  assert "gone" in runs()["bad,seed=0"]["error"] and 10 <= runs()["good,seed=1"]["step"] < 300
+  first = (folder / "runs" / "good,seed=0" / "report.json").stat().st_mtime_ns
+
+  process = start()
+  said = process.communicate(timeout=120)[1]
+  assert process.returncode == 1 and "2 of 4 runs failed" in said and "good,seed=0" not in said
+  assert {r["state"] for i, r in runs().items() if "good" in i} == {"finished"}
+  assert (folder / "runs" / "good,seed=0" / "report.json").stat().st_mtime_ns == first
+  assert json.loads((killed / "report.json").read_text())["trained_steps"] < 300
+  page = (folder / "index.html").read_text()
+  assert page.count("data:image/png") == 3 and page.count("<svg") >= 3
