@@ -31,17 +31,23 @@ class Run:
   """One run of a sweep, told by how it differs from the config that the sweep is of.
 
   Attributes:
-    name: what its directory's name begins with; by default its argument.
+    name: what its directory's name begins with, in the place of what it overrides; by default its argument, and overrides.
     argument: for the config file's get_config; by default what `orthus sweep --config=FILE:ARGUMENT` gives.
     overrides: dotted field → value, as in {"optimizer.learning_rate": 1e-3}.
     evaluate: options of `orthus evaluate` for when it is trained ("" for none); by default it isn't evaluated beyond its
       own report.
+    named: fields that the name stands for; by default all of a run with a name.
   """
 
   name: str = ""
   argument: str | None = None
   overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   evaluate: str | None = None
+  named: frozenset[str] | None = None
+
+  def __post_init__(self):
+    if self.named is None:
+      object.__setattr__(self, "named", frozenset(self.overrides) if self.name else frozenset())
 
 
 Runs = Run | Iterable[Run]
@@ -166,7 +172,7 @@ def _merged(runs: Iterable[Run]) -> Run:
     overrides |= run.overrides
   return Run(
       "-".join(r.name for r in runs if r.name), _one("argument", [r.argument for r in runs]), overrides,
-      _one("evaluate", [r.evaluate for r in runs]),
+      _one("evaluate", [r.evaluate for r in runs]), frozenset().union(*(r.named or () for r in runs)),
   )  # fmt: skip
 
 

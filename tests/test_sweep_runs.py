@@ -15,6 +15,7 @@ from test_faults import write_config
 from test_report import Page
 
 from orthus_jax import cli, lock, lock_record
+from orthus_jax.commands import evaluate, generate
 from orthus_jax.config import to_dict
 from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest
@@ -71,6 +72,9 @@ save(steps)
 """
 
 
+PARSERS = {"generate": generate.parser, "evaluate": evaluate.parser}
+
+
 class Sweep:
   """`orthus sweep` over a config file, with the stand-in."""
 
@@ -97,6 +101,8 @@ class Sweep:
     lines = self.calls_file.read_text().splitlines() if self.calls_file.exists() else []
     told = []
     for verb, *argv in map(json.loads, lines):
+      if verb in PARSERS:
+        PARSERS[verb]().parse_args(argv)  # the command takes what it was given
       place = argv[0] if verb != "train" else next(a for a in argv if a.startswith("--workdir"))
       told.append(f"{verb} {place.rpartition('/')[2]}")
     return sorted(told)
@@ -159,9 +165,10 @@ def test_groups_that_cant_draw_are_asked_once(sweep, tmp_path):
   requests = tmp_path / "requests.jsonl"
   requests.write_text('{"id": "x", "prompt": "a box"}\n{"id": "y", "prompt": "a lid"}\n')
   bad = f"--config.data.path={tmp_path / 'pictures'}"
-  for _ in range(2):
+  for first in (True, False):
     assert sweep(bad, f"--prompts={requests}", grid="data.text=('bad',),('text',)") == 0
-  assert not sweep.calls
+    verbs = [c.partition(" ")[0] for c in sweep.calls]
+    assert verbs == (["generate", "generate", "train", "train"] if first else [])
   page = (sweep.folder / "index.html").read_text()
   assert "this model draws nothing" in page and page.count("data:image/png") == 2 and "a lid" in page
 
@@ -364,7 +371,7 @@ def test_a_sweep_outlives_a_run_that_is_killed_and_others_that_cant_begin(tmp_pa
   while process.poll() is None and not (killed / "checkpoints" / "10" / "manifest.json").exists():
     time.sleep(0.02)
   os.kill(lock_record.read(killed / "lock")["pid"], signal.SIGKILL)
-  said = process.communicate(timeout=120)[1]
+  said = process.communicate(timeout=300)[1]
   assert process.returncode == 1 and "good,seed=1 failed: killed by SIGKILL" in said and "3 of 4 runs failed" in said
   assert {i: r["state"] for i, r in runs().items()} == {
       "good,seed=0": "finished", "good,seed=1": "failed", "bad,seed=0": "failed", "bad,seed=1": "failed",
@@ -372,11 +379,10 @@ def test_a_sweep_outlives_a_run_that_is_killed_and_others_that_cant_begin(tmp_pa
   assert "gone" in runs()["bad,seed=0"]["error"] and 10 <= runs()["good,seed=1"]["step"] < 300
   first = (folder / "runs" / "good,seed=0" / "report.json").stat().st_mtime_ns
 
-  process = start()
-  said = process.communicate(timeout=120)[1]
+  process = start("--pictures=0")
+  said = process.communicate(timeout=300)[1]
   assert process.returncode == 1 and "2 of 4 runs failed" in said and "good,seed=0" not in said
   assert {r["state"] for i, r in runs().items() if "good" in i} == {"finished"}
   assert (folder / "runs" / "good,seed=0" / "report.json").stat().st_mtime_ns == first
   assert json.loads((killed / "report.json").read_text())["trained_steps"] < 300
-  page = (folder / "index.html").read_text()
-  assert page.count("data:image/png") == 3 and page.count("<svg") >= 3
+  assert (folder / "index.html").read_text().count("<svg") >= 3

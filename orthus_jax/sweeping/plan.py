@@ -91,8 +91,9 @@ def _planned(run: Run, spec: str, base: Config, common: Sequence[str], evaluate:
   tree = to_dict(config)
   fields = {field: _at(tree, field) for field in run.overrides}
   first = run.name or run.argument or ""
-  group = _name(first, {f: v for f, v in fields.items() if f != SEED})
-  return Planned(_name(first, fields), group, spec, (*common, *own), fields, config, evaluate)
+  said = {f: v for f, v in fields.items() if f == SEED or f not in (run.named or ())}
+  group = _name(first, {f: v for f, v in said.items() if f != SEED})
+  return Planned(_name(first, said), group, spec, (*common, *own), fields, config, evaluate)
 
 
 def _text(field: str, value: Any) -> str:
