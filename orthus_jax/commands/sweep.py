@@ -91,7 +91,7 @@ def main(argv: Sequence[str]) -> int:
     _list(runs, now, left, todo.in_all(left, options.jobs), spec, options)
     return 0
   if options.print:
-    unfinished = [r for r in runs if now[r.id].what != "finished"]
+    unfinished = [r for r in runs if now[r.id].what not in ("finished", "running")]
     return _print(getattr(scripts, options.print), folder.absolute(), spec, unfinished, options)
   if options.collect:
     return _tell(conduct.collect(folder, spec, runs, now), folder, {}, options.json)
@@ -212,7 +212,7 @@ def _list(
 
 def _print(script, folder: Path, spec: str, left: Sequence, options: argparse.Namespace) -> int:
   if not left:
-    raise BadRequest(f"all runs of {folder} are finished: there is nothing to print; --collect writes the tables again")
+    raise BadRequest(f"nothing is left to print: all runs of {folder} are finished or under way; --collect writes the tables")
   more = {"at_once": options.jobs if options.jobs > 1 else None} if options.print == "slurm" else {}
   text = script(folder, spec, left, **more)
   if not options.out:

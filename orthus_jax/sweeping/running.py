@@ -20,6 +20,7 @@ from orthus_jax.progress import bar
 from orthus_jax.sweeping import state
 from orthus_jax.sweeping.child import Child
 from orthus_jax.sweeping.machine import Share
+from orthus_jax.training import terminal
 
 _RESTARTS = 3  # of one command that asks to be started again (75, 76), as launch/local.sh does more patiently
 _LOOK = 0.1  # seconds between looks at the children
@@ -58,6 +59,7 @@ class Signals:
 
   def __enter__(self) -> Signals:
     self.first, self.count = 0, 0
+    self._stderr = terminal.may_be_lost()
     heard = (s for s in _ASK if signal.getsignal(s) != signal.SIG_IGN)  # nohup ignores SIGHUP
     self._old = {s: signal.signal(s, self._came) for s in heard}
     return self
@@ -65,6 +67,7 @@ class Signals:
   def __exit__(self, *_: object) -> None:
     for number, handler in self._old.items():
       signal.signal(number, handler)
+    terminal.give_back(self._stderr)
 
   def _came(self, number: int, frame: FrameType | None) -> None:
     # What schedulers send ahead, and a terminal that is lost, hastens nothing when it comes again.
@@ -97,7 +100,17 @@ class Runner:
     """Does them, as far as no signal comes; returns why those failed that did."""
     waiting, self._failed = deque(tasks), {}
     self._over, self._of, self._heard = 0, len(tasks), 0
-    show = None if self._quiet or not any(t.steps for t in tasks) else bar("steps")
+    try:
+      self._go(waiting, tasks)
+    except BaseException:  # a disk that is full, say: they are in sessions of their own, and would go on
+      for active in self._active.values():
+        active.child.end(at_once=False)
+      raise
+    return self._failed
+
+  def _go(self, waiting: deque[Task], tasks: Sequence[Task]) -> None:
+    total = sum(t.steps for t in tasks)
+    show = bar("steps") if total and not self._quiet else None
     shown, ended = 0.0, 0
     while (waiting and not self._signals.count) or self._active:
       self._pass_signals_on()
@@ -109,13 +122,11 @@ class Runner:
         if status is not None and not self._went_on(slot, active, status):
           ended += active.task.steps
       if show and time.monotonic() - shown > _SHOW:
-        done = ended + sum(_done(self._folder, a.task) for a in self._active.values())
-        show(min(done, sum(t.steps for t in tasks) - 1), sum(t.steps for t in tasks))
+        show(min(ended + sum(_done(self._folder, a.task) for a in self._active.values()), total - 1), total)
         shown = time.monotonic()
       time.sleep(_LOOK)
     if show:
-      show(sum(t.steps for t in tasks), sum(t.steps for t in tasks))
-    return self._failed
+      show(total, total)
 
   def _begin(self, slot: int, task: Task) -> None:
     try:
