@@ -295,6 +295,7 @@ def test_a_slurm_array_does_what_is_left(sweep, tmp_path, capsys):
 
 
 def test_each_tpu_takes_a_run_after_the_other(sweep, tmp_path, capsys):
+  assert sweep("--collect") == 2 and "nothing to collect" in capsys.readouterr().err
   assert sweep("--print=tpu", grid="run.seed=0,1,2") == 0
   script = capsys.readouterr().out
   (tmp_path / "launch").mkdir()
@@ -307,6 +308,8 @@ def test_each_tpu_takes_a_run_after_the_other(sweep, tmp_path, capsys):
   wanted = [f"a {place}=0 --config.run.seed=0", f"a {place}=2 --config.run.seed=2", f"b {place}=1 --config.run.seed=1"]
   assert sorted((tmp_path / "calls").read_text().splitlines()) == wanted
   assert subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True).returncode != 0
+  # What the jobs leave is a sweep's.
+  assert sweep("--collect", grid="run.seed=0,1,2") == 0 and [r["state"] for r in sweep.table()["runs"]] == ["missing"] * 3
 
 
 # --- parts ----------------------------------------------------------------------------------------------------------

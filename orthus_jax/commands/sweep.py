@@ -20,7 +20,7 @@ from orthus_jax.paths import check_writable, user_path
 _EXAMPLES = """examples:
   orthus sweep --config=configs/shapes.py --workdir=sweeps/rates --grid run.seed=0,1,2 --grid optimizer.learning_rate=2e-3,4e-3
   orthus sweep --config=configs/study.py --workdir=sweeps/study --dry-run       a file with a get_sweep says its runs itself
-  orthus sweep --config=configs/shapes.py --workdir=sweeps/b2 --draws=20 --draw "optimizer.learning_rate=loguniform(1e-4,1e-2)"
+  orthus sweep --config=configs/shapes.py --workdir=sweeps/lr --draws=20 --draw "optimizer.learning_rate=loguniform(1e-4,1e-2)"
 The same command goes on with what is missing, and starts again what died. Exit status: 0 all finished, 1 some failed, 2 a
 request that can't be served, 75 stopped and saved (start the same command again), 130 interrupted. docs/sweep.md tells more.
 """
@@ -92,8 +92,11 @@ def main(argv: Sequence[str]) -> int:
     return 0
   if options.print:
     unfinished = [r for r in runs if now[r.id].what not in ("finished", "running")]
+    state.open_folder(folder, spec=spec, runs=runs, write=True)  # where the cluster's jobs leave their runs
     return _print(getattr(scripts, options.print), folder.absolute(), spec, unfinished, options)
   if options.collect:
+    if not (folder / state.MARK).is_file():
+      raise BadRequest(f"--workdir={folder} holds no sweep yet: there is nothing to collect")
     return _tell(conduct.collect(folder, spec, runs, now), folder, {}, options.json)
   for config in {r.config.data: r.config for r in runs}.values():
     common.check_data_place(config)
