@@ -1,12 +1,15 @@
 """`orthus sweep`: how a sweep is written, planned, run, resumed and told of."""
 
+import argparse
+import os
 from pathlib import Path
 import re
 
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 import pytest
 
-from orthus_jax import sweep
+from orthus_jax import errors, sweep
+from orthus_jax.commands import sweep as command
 from orthus_jax.config import Config, to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest
@@ -162,3 +165,25 @@ def test_bad_sweeps_are_refused_before_anything_starts(tmp_path, body, said):
 def test_a_file_without_a_sweep_is_refused():
   with pytest.raises(BadRequest, match="has no get_sweep: write one .* --grid run.seed=0,1,2"):
     plan_lib.plan(SHAPES)
+
+
+EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", 50))
+FIELDS = ("run.seed", "optimizer.learning_rate", "data.path", "data.kinds", "run", "optimizer.name", "run.nothing", "a b", "")
+VALUES = st.lists(st.sampled_from(["1", "0", "-1", "1e-3", "nan", "muon", "''", "()", "(('edit',1.0),)", "[", "{1}", "é"]))
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(st.sampled_from(FIELDS), VALUES | st.text(), st.sampled_from(["grid", "draw"]))
+def test_whatever_is_asked_for_makes_runs_or_one_line(field, values, how):
+  text = f"{field}={values if isinstance(values, str) else ','.join(values)}"
+  if how == "draw":
+    text = f"{field}=choice({text.partition('=')[2]})"
+  options = argparse.Namespace(grid=[], draw=[], draws=None, draws_seed=0)
+  options.__dict__ |= {"grid": [text]} if how == "grid" else {"draw": [text], "draws": 2}
+  try:
+    runs = plan_lib.plan(SHAPES, more=command._more(options))
+  except BadRequest as e:
+    assert "\n" not in errors.one_line(str(e)) and str(e)
+    return
+  for run in runs:
+    assert read_config(run.flags)[0] == run.config

@@ -129,13 +129,12 @@ class Runner:
       show(total, total)
 
   def _begin(self, slot: int, task: Task) -> None:
+    self._tell(f"begins    {task.id}" + (f", from step {task.start}" if task.start else ""))
     try:
       task.check()
-    except BadRequest as e:
+      self._active[slot] = _Active(task, 0, self._child(slot, task, 0))
+    except (BadRequest, ValueError) as e:  # ValueError: an argument that no command line can hold
       self._ended(task, str(e))
-      return
-    self._tell(f"begins    {task.id}" + (f", from step {task.start}" if task.start else ""))
-    self._active[slot] = _Active(task, 0, self._child(slot, task, 0))
 
   def _child(self, slot: int, task: Task, part: int) -> Child:
     name, argv = task.parts[part]
