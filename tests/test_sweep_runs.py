@@ -163,14 +163,16 @@ def test_the_table_has_all_of_it(sweep, capsys):
 
 def test_groups_that_cant_draw_are_asked_once(sweep, tmp_path):
   requests = tmp_path / "requests.jsonl"
-  requests.write_text('{"id": "x", "prompt": "a box"}\n{"id": "y", "prompt": "a lid"}\n')
+  requests.write_text('{"id": "x", "prompt": "a box"}\n\n{"prompt": "a <image> lid", "images": ["pictures/1.png"]}\n')
   bad = f"--config.data.path={tmp_path / 'pictures'}"
   for first in (True, False):
     assert sweep(bad, f"--prompts={requests}", grid="data.text=('bad',),('text',)") == 0
     verbs = [c.partition(" ")[0] for c in sweep.calls]
     assert verbs == (["generate", "generate", "train", "train"] if first else [])
   page = (sweep.folder / "index.html").read_text()
-  assert "this model draws nothing" in page and page.count("data:image/png") == 2 and "a lid" in page
+  assert "this model draws nothing" in page and page.count("data:image/png") == 2 and "a &lt;image&gt; lid" in page
+  _, second = (sweep.folder / "requests.jsonl").read_text().splitlines()
+  assert json.loads(second) == {"id": "line-3", "prompt": "a <image> lid", "images": [f"{tmp_path}/pictures/1.png"]}
 
 
 def test_runs_are_evaluated_where_asked_and_once_for_each_way(sweep, capsys):
@@ -220,6 +222,7 @@ pathlib.Path({str(file)!r}).write_text(pathlib.Path({str(file)!r}).read_text().r
   assert sweep("--pictures=0") == 1 and sweep.calls == ["train seed=0"]
   said = capsys.readouterr().err
   assert "seed=1 failed: " in said and "has changed since the sweep began (run.batch_size 8 -> 4)" in said
+  assert [r["state"] for r in sweep.table()["runs"]] == ["finished", "failed"]
 
 
 @pytest.mark.parametrize("argv, said", [
@@ -235,7 +238,8 @@ pathlib.Path({str(file)!r}).write_text(pathlib.Path({str(file)!r}).read_text().r
     (("--draws=2", "--draw=run.seed=integer(1)"), "integer takes two numbers"),
     ((), "has no get_sweep"),
     (("--grid=run.seed=1", "--out=x"), "--out is of --print"),
-    (("--grid=run.seed=1", "--prompts=nowhere"), "--prompts=nowhere is no file"),
+    (("--grid=run.seed=1", "--prompts=nowhere"), "--prompts=nowhere can't be read: "),
+    (("--grid=run.seed=1", f"--prompts={__file__}"), "can't be read: Extra data"),
     (("--grid=run.seed=1", "--what"), "unrecognized arguments: --what"),
 ])  # fmt: skip
 def test_bad_requests_are_told_in_a_line_and_leave_nothing(tmp_path, capsys, argv, said):

@@ -68,19 +68,17 @@ def main(argv: Sequence[str]) -> int:
   if options.out and not options.print:
     raise BadRequest("--out is of --print: leave it out; the tables and the page are in --workdir")
   folder, more = Path(options.workdir), _more(options)
-  prompts = Path(options.prompts) if options.prompts else None
-  if prompts is not None and not prompts.is_file():
-    raise BadRequest(f"--prompts={prompts} is no file")
   check_writable(folder, option="--workdir")
   common.initialize(devices=False)
 
-  from orthus_jax.sweeping import conduct, machine, plan, scripts, state, todo
+  from orthus_jax.sweeping import conduct, machine, pictures, plan, scripts, state, todo
   from orthus_jax.sweeping.running import Signals
 
   common_flags = [a for a in config_flags if re.match(r"--?config\.", a)]
   runs = plan.plan(spec, common=common_flags, more=more, evaluate=options.evaluate)
   for run in runs:
     _check_evaluation(run.evaluate)
+  prompts = pictures.read_requests(Path(options.prompts)) if options.prompts else ""
   shares = machine.shares(options.jobs)
   strangers = state.open_folder(folder, spec=spec, runs=runs, write=False)
   now = conduct.states(folder, runs)

@@ -35,7 +35,7 @@ def make_data(runs: Sequence[Planned]) -> None:
 
 def carry_out(
     folder: Path, runs: Sequence[Planned], shares: Sequence[Share], signals: Signals, *, quiet: bool, count: int,
-    prompts: Path | None,
+    prompts: str,
 ) -> dict[str, str]:  # fmt: skip
   """Does what the sweep lacks.
 
@@ -46,7 +46,7 @@ def carry_out(
     signals: which end it early.
     quiet: tell nothing on the way.
     count: pictures to draw for each group; 0 for none.
-    prompts: a file of requests for them; by default captions of the runs' data.
+    prompts: requests for them, from `pictures.read_requests`; empty for captions of the runs' data.
 
   Returns:
     Why runs failed, by id. A group that can't draw isn't a failure; its page says why.

@@ -35,21 +35,21 @@ class Drawing:
   out: Path
 
 
-def write_requests(folder: Path, config: Config, *, count: int, given: Path | None = None) -> Path | None:
+def write_requests(folder: Path, config: Config, *, count: int, given: str = "") -> Path | None:
   """Settles what is drawn, in FOLDER/requests.jsonl: captions of held-out documents, a kind after the other.
 
   Args:
     folder: the sweep's.
     config: of one of its runs.
     count: how many; 0 for none.
-    given: a file of requests to take in their place, as `orthus generate --requests` reads it.
+    given: requests to take in their place, from `read_requests`.
 
   Returns:
     The file; None where nothing can be drawn.
   """
   file = folder / "requests.jsonl"
-  if given is not None:
-    text = given.read_text(encoding="utf-8")
+  if given:
+    text = given
   elif not count or config.task != "orthus" or not config.model.vision_tokenizer.decoder:
     return None
   else:
@@ -68,6 +68,30 @@ def write_requests(folder: Path, config: Config, *, count: int, given: Path | No
   if not file.is_file() or file.read_text(encoding="utf-8") != text:
     files.write_text(file, text)
   return file
+
+
+def read_requests(file: Path) -> str:
+  """A file of requests as `orthus generate --requests` reads it, with its pictures' places whole, so that it can lie elsewhere.
+
+  Raises:
+    BadRequest: if it can't be read, or holds none.
+  """
+  lines = []
+  try:
+    for at, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+      if not line.strip():
+        continue
+      record = json.loads(line)
+      if not isinstance(record, dict):
+        raise ValueError(f"line {at} isn't a JSON object")
+      if isinstance(images := record.get("images"), list):
+        record["images"] = [str(file.absolute().parent / i) if isinstance(i, str) else i for i in images]
+      lines.append(json.dumps({"id": f"line-{at}"} | record) + "\n")
+  except (OSError, ValueError) as e:
+    raise BadRequest(f"--prompts={file} can't be read: {files.first_line(e)}") from e
+  if not lines:
+    raise BadRequest(f"--prompts={file} holds no request: give a JSON object a line")
+  return "".join(lines)
 
 
 def _captions(source, count: int) -> list[str]:
@@ -113,14 +137,8 @@ def keep_failure(drawing: Drawing, error: str) -> None:
 
 def asked(requests: Path) -> list[tuple[str, str]]:
   """(id, prompt) of each request."""
-  found = []
-  for at, line in enumerate(requests.read_text(encoding="utf-8").splitlines(), 1):
-    try:
-      record = json.loads(line)
-      found.append((str(record.get("id", f"line-{at}")), str(record.get("prompt", ""))))
-    except (ValueError, AttributeError):
-      continue
-  return found
+  records = map(json.loads, requests.read_text(encoding="utf-8").splitlines())
+  return [(str(r["id"]), str(r.get("prompt", ""))) for r in records]
 
 
 def drawn(drawing: Drawing) -> dict[str, Path]:

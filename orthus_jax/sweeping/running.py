@@ -134,6 +134,8 @@ class Runner:
       task.check()
       self._active[slot] = _Active(task, 0, self._child(slot, task, 0))
     except (BadRequest, ValueError) as e:  # ValueError: an argument that no command line can hold
+      told = {"part": "start", "began": time.strftime("%Y-%m-%d %H:%M:%S"), "seconds": 0.0, "status": None, "error": str(e)}
+      state.keep_attempts(self._folder, task.id, [*state.attempts(self._folder, task.id), told])
       self._ended(task, str(e))
 
   def _child(self, slot: int, task: Task, part: int) -> Child:
