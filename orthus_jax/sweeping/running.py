@@ -125,7 +125,7 @@ class Runner:
         show(min(ended + sum(_done(self._folder, a.task) for a in self._active.values()), total - 1), total)
         shown = time.monotonic()
       time.sleep(_LOOK)
-    if show:
+    if show and not self._signals.count:
       show(total, total)
 
   def _begin(self, slot: int, task: Task) -> None:
