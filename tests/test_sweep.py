@@ -144,7 +144,7 @@ def test_shortened_fields_stay_apart():
     ("sweep.grid({'run.seed': []})", "an empty grid: run.seed has no values"),
     ("sweep.grid({'optimizer.lerning_rate': [1]})", "unknown field --config.optimizer.lerning_rate; the nearest is"
      " --config.optimizer.learning_rate"),
-    ("sweep.grid({'run.steps': [1, 0]})", "run.steps=0 must be at least 1"),
+    ("sweep.grid({'run.steps': [1, 0]})", "the run run.steps=0: run.steps=0 must be at least 1"),
     ("sweep.grid({'run.steps': ['many']})", "bad options"),
     ("sweep.grid({'run': [{'steps': 1}]})", "run is a section: a sweep overrides its fields, such as run.steps"),
     ("sweep.grid({'run': [1]})", "run is a section: override its fields"),

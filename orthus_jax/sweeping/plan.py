@@ -75,9 +75,13 @@ def plan(
   planned = []
   for run in runs:
     own = spec if run.argument is None else f"{file}:{run.argument}"
-    if own not in bases:
-      bases[own] = load_config(own)
-    planned.append(_planned(run, own, bases[own], common, run.evaluate if evaluate is None else evaluate))
+    try:
+      if own not in bases:
+        bases[own] = load_config(own)
+      planned.append(_planned(run, own, bases[own], common, run.evaluate if evaluate is None else evaluate))
+    except BadRequest as e:
+      said = ", ".join(filter(None, [run.name or run.argument, *(f"{f}={v}" for f, v in run.overrides.items())]))
+      raise BadRequest(f"the run {said if len(said) <= 80 else f'{said[:80]}…'}: {e}" if said else str(e)) from e
   _refuse_twins(planned)
   return planned
 
