@@ -66,7 +66,8 @@ with open(workdir / "metrics.jsonl", "w") as f:
     f.write(json.dumps({"step": step, "loss": rate * 100 + seed + 1 / step}) + chr(10))
 save(steps)
 (workdir / "report.json").write_text(json.dumps({
-    "params_digest": f"{seed}{rate}", "trained_steps": steps, "parameters": 7, "scores": {"edits": 0.5 + seed / 10},
+    "params_digest": f"{seed}{rate}", "trained_steps": steps, "parameters": 7,
+    "scores": {"edits": 0.5 + seed / 10, "psnr": 20.5}, "counts": {"edits": 10},
     "seconds": {"train": 2.0 * steps, "total": 3.0 * steps},
 }))
 """
@@ -156,7 +157,7 @@ def test_the_table_has_all_of_it(sweep, capsys):
   assert [line["optimizer.learning_rate"] for line in lines][:2] == ["0.01", "0.03"]
   assert lines[0]["edits"] == "0.5" and lines[0]["state"] == "finished" and lines[0]["params_digest"] == "00.01"
   page = (sweep.folder / "index.html").read_text()
-  assert page.count("<svg") == 1 and "Edits carried out" in page and "60.0 ± 24.8" in page
+  assert page.count("<svg") == 1 and "Edits carried out" in page and "60.0 ± 24.8" in page and "20.5 ± 0" in page
   assert page.count("data:image/png") == 6  # three colours of boxes, for each group
   assert set(told["pictures"]["optimizer.learning_rate=0.01"]) == {"000", "001", "002"}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 import urllib.parse
@@ -34,11 +34,13 @@ def write(
     drawings: group → what draws for it.
     requests: what all were asked to draw.
   """
+  shares = {n for r in runs for n in r["counts"]}  # scores that are counted, of so many judgements
   colour = {g["group"]: f"c{i % COLOURS}" for i, g in enumerate(groups)}
   asked = pictures.asked(requests) if requests is not None and drawings else []
   return write_page(
       folder / "index.html", "sweep.html.j2", title=title, subtitle=_subtitle(runs, groups), groups=groups, colour=colour,
-      failed=[r for r in runs if r["error"]], headline=_headline(groups), curves=_draw_curves(folder, runs, colour),
+      failed=[r for r in runs if r["error"]],
+      headline=_headline(groups, shares), shares=shares, curves=_draw_curves(folder, runs, colour),
       prompts=[p for _, p in asked], drawings=[_drawn(name, d, asked) for name, d in drawings.items()],
       scores=list(dict.fromkeys(n for g in groups for n in g["scores"])),
       rows=[{**r, "report": _link(folder, r["id"]), "duration": duration(r["costs"].get("seconds", 0.0))} for r in runs],
@@ -59,16 +61,15 @@ def _many(n: int, what: str) -> str:
   return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
-def _headline(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _headline(groups: Sequence[Mapping[str, Any]], shares: Collection[str]) -> list[dict[str, Any]]:
   """The scores that say most, as bars of all groups; the first few of those that there are where none is known."""
   there = dict.fromkeys(n for g in groups for n in g["scores"])
   names = [n for n in HEADLINE if n in there] or list(there)[:_FEW]
   found = []
   for name in names:
     bars = [{"group": g["group"], **g["scores"][name]} for g in groups if name in g["scores"]]
-    ends = [abs(v) for b in bars for v in (b["mean"], b["low"], b["high"]) if v is not None]
-    # Shares are shown as such; what is none, against the largest.
-    full = 1.0 if max(ends) <= 1.5 else max(ends)
+    # A share of 1 fills a bar; of what is no share, the largest value does.
+    full = 1.0 if name in shares else max(max(abs(b["mean"]), abs(b["high"] or 0.0)) for b in bars) or 1.0
     for b in bars:
       b |= {f"{end}_at": None if b[end] is None else min(max(b[end] / full, 0.0), 1.0) for end in ("mean", "low", "high")}
     found.append({"label": HEADLINE[name][0] if name in HEADLINE else name, "name": name, "bars": bars})
