@@ -17,6 +17,7 @@ from orthus_jax.parallel import platforms
 
 _VERBS = {
     "train": "train a model from a config file",
+    "sweep": "train many runs that differ, and compare them",
     "generate": "draw, answer, edit or tell a story with a trained model",
     "evaluate": "score a trained model",
     "convert": "bring a published checkpoint in, or a trained one out",

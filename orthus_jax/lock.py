@@ -55,6 +55,11 @@ def hold(folder: Path) -> Iterator[None]:
         p.rmdir()
 
 
+def held(folder: Path) -> bool:
+  """Whether a command works in `folder`."""
+  return lock_record.held(folder / NAME, patience=_PATIENCE)
+
+
 def release_all(patience: float = 2.0) -> None:
   """Gives back what this process holds, ahead of os._exit; a file system that hangs doesn't hold it up."""
   for lock in list(_held):

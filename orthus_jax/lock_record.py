@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -54,6 +56,30 @@ def write(path: Path, record: dict[str, Any], beat: int) -> None:
       os.ftruncate(file, len(text))
   finally:
     os.close(file)  # upon which network file systems show it to others
+
+
+def held(path: Path, *, patience: float) -> bool:
+  """Whether somebody seems to hold the lock, without asking for it.
+
+  Args:
+    path: the lock's file.
+    patience: seconds without a sign of life after which another machine's process counts as dead.
+  """
+  if not (there := read(path)):
+    return False
+  try:
+    if there.get("machine") != machine():
+      return time.time() - path.stat().st_mtime < patience
+    file = os.open(path, os.O_RDONLY)
+  except OSError:
+    return False
+  try:
+    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+  except OSError as e:
+    return e.errno in (errno.EWOULDBLOCK, errno.EACCES)
+  finally:
+    os.close(file)
+  return False
 
 
 def holder(there: dict[str, Any]) -> str:

@@ -141,6 +141,7 @@ def _orthus(
       "parameters": result.parameters,
       "versions": checkpoint.versions(),
       "seconds": dict(result.seconds),
+      "trained_steps": result.steps,
   }
   figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
   if config.run.report and hosts.primary():
@@ -225,7 +226,9 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
-  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
+  figures: dict[str, Any] = {
+      "params_digest": result.params_digest, "seconds": dict(result.seconds), "trained_steps": result.steps,
+  }  # fmt: skip
   if config.run.report:
     figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))

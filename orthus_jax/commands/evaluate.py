@@ -22,7 +22,8 @@ _EXAMPLES = """examples:
 """
 
 
-def _parser() -> common.Parser:
+def parser() -> common.Parser:
+  """The options."""
   parser = common.Parser(
       prog="orthus evaluate", epilog=_EXAMPLES,
       description="Scores a trained model; prints a table, writes evaluation.json and worst.html.",
@@ -51,7 +52,7 @@ def _parser() -> common.Parser:
 
 def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
-  options = _parser().parse_args(argv)
+  options = parser().parse_args(argv)
   given = sampling.given(options)
   if options.out:
     _check(Path(options.out))

@@ -32,7 +32,8 @@ a request is a line such as
 _SEEDS = Range(-(2**31), 2**31 - 1)  # a row's is an int32
 
 
-def _parser() -> common.Parser:
+def parser() -> common.Parser:
+  """The options."""
   parser = common.Parser(
       prog="orthus generate",
       description="Draws, answers, edits or tells a story. Pictures of the prompt come before its text, or where it says"
@@ -66,7 +67,7 @@ def _parser() -> common.Parser:
 
 def main(argv: Sequence[str]) -> int:
   """Generates responses to one prompt."""
-  args = _parser().parse_args(argv)
+  args = parser().parse_args(argv)
   begin = time.monotonic()
   chosen = sampling.given(args)
   if args.requests:

@@ -26,6 +26,19 @@ def load_config(spec: str) -> Config:
     BadRequest: on a missing or broken file, an unknown field or a wrong type.
   """
   file, colon, argument = spec.partition(":")
+  values = call(spec, "get_config", *([argument] if colon else []))
+  if not isinstance(values, ConfigDict):
+    raise BadRequest(f"get_config of {file} must return an ml_collections.ConfigDict, not {type(values).__name__}")
+  return from_dict(Config, values.to_dict())
+
+
+def call(spec: str, function: str, *arguments: Any, missing: Any = None) -> Any:
+  """What a function of a config file returns; `missing`, if that is given, where the file has none of that name.
+
+  Raises:
+    BadRequest: on a missing or broken file, and for whatever the function raises.
+  """
+  file = spec.partition(":")[0]
   path = Path(user_path(file))
   if not path.is_file():
     raise BadRequest(f"there is no config file {file!r}; configs/ has some")
@@ -35,14 +48,13 @@ def load_config(spec: str) -> Config:
   module = importlib.util.module_from_spec(module_spec)
   try:
     module_spec.loader.exec_module(module)
-    values = module.get_config(argument) if colon else module.get_config()
+    if missing is not None and not hasattr(module, function):
+      return missing
+    return getattr(module, function)(*arguments)
   except BadRequest:
     raise
   except Exception as e:  # whatever a user's file may raise
     raise BadRequest(f"the config file {file} fails: {type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}") from e
-  if not isinstance(values, ConfigDict):
-    raise BadRequest(f"get_config of {file} must return an ml_collections.ConfigDict, not {type(values).__name__}")
-  return from_dict(Config, values.to_dict())
 
 
 def read_config(argv: Sequence[str], default: Config | None = None) -> tuple[Config, dict[str, Any]]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
+import functools
+import html
 import math
 
 import numpy as np
 
 _WIDTH, _HEIGHT = 360, 190
+_TOO_FEW = '<p class="quiet">too few values for a curve</p>'
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 10, 26
 
 
@@ -61,21 +65,81 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], *, label: str, smoothed
   Returns:
     An <svg> element; a note in words where there are fewer than two values.
   """
-  points = [(float(x), float(y)) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
+  points = _finite(xs, ys)
   if len(points) < 2:
-    return '<p class="quiet">too few values for a curve</p>'
+    return _TOO_FEW
   x, y = np.asarray(points).T
-  low, high = _range(y)
-  left, right = float(x[0]), float(x[-1])
+  lines = [(x, y, "raw" if smoothed else "line")]
+  if smoothed:
+    lines.append((x, smooth(y, len(y) / 50), "line"))
+  return _chart(lines, *_range(y), label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Series:
+  """One thing of several in a chart.
+
+  Attributes:
+    css: class of its lines, which gives the colour.
+    runs: (xs, ys) of each; they may end at different places.
+  """
+
+  css: str
+  runs: Sequence[tuple[Sequence[float], Sequence[float]]]
+
+
+def series_chart(series: Sequence[Series], *, label: str, smoothed: bool = True) -> str:
+  """Several things with axes: each one's mean over its runs, the runs themselves faint behind it.
+
+  The mean is drawn as far as all its runs go.
+
+  Args:
+    series: those with fewer than two values are left out.
+    label: said to readers who can't see the chart.
+    smoothed: smooth all lines.
+
+  Returns:
+    An <svg> element; a note in words where there is nothing to draw.
+  """
+  faint, strong, every = [], [], []
+  for one in series:
+    runs = []
+    for xs, ys in one.runs:
+      if len(points := _finite(xs, ys)) > 1:
+        x, y = np.asarray(points).T
+        every.append(y)
+        runs.append((x, smooth(y, len(y) / 50) if smoothed else y))
+    if not runs:
+      continue
+    if len(runs) > 1:
+      faint += [(x, y, f"raw {one.css}") for x, y in runs]
+    x = functools.reduce(np.intersect1d, (x for x, _ in runs))
+    if len(x) > 1:
+      strong.append((x, np.mean([np.interp(x, *run) for run in runs], axis=0), f"line {one.css}"))
+  if not every:
+    return _TOO_FEW
+  ranges = [_range(y) for y in every]
+  return _chart([*faint, *strong], min(low for low, _ in ranges), max(high for _, high in ranges), label)
+
+
+_Line = tuple[np.ndarray, np.ndarray, str]  # xs, ys, CSS classes
+
+
+def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+  return [(float(x), float(y)) for x, y in zip(xs, ys) if y is not None and math.isfinite(y)]
+
+
+def _chart(lines: Sequence[_Line], low: float, high: float, label: str) -> str:
+  left, right = float(min(x[0] for x, _, _ in lines)), float(max(x[-1] for x, _, _ in lines))
 
   def at(px: float, py: float) -> tuple[float, float]:
     u = _LEFT + (px - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT)
     v = _HEIGHT - _BOTTOM - (py - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
     return u, min(max(v, _TOP), _HEIGHT - _BOTTOM)
 
-  def path(values: np.ndarray, css: str) -> str:
-    places = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*p) for p in zip(x, values)))
-    return f'<polyline class="{css}" points="{places}"/>'
+  def path(line: _Line) -> str:
+    places = " ".join(f"{u:.1f},{v:.1f}" for u, v in (at(*p) for p in zip(line[0], line[1])))
+    return f'<polyline class="{line[2]}" points="{places}"/>'
 
   parts = []
   for tick in ticks(low, high, 4):
@@ -87,10 +151,8 @@ def line_chart(xs: Sequence[float], ys: Sequence[float], *, label: str, smoothed
     # A label at either end leans inwards, so that it isn't cut.
     parts.append(f'<text x="{u:.1f}" y="{_HEIGHT - 8}" text-anchor="{"end" if u > _WIDTH - 24 else "middle"}">'
                  f'{number(tick)}</text>')
-  parts.append(path(y, "raw" if smoothed else "line"))
-  if smoothed:
-    parts.append(path(smooth(y, len(y) / 50), "line"))
-  return (f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}">'
+  parts += map(path, lines)
+  return (f'<svg class="chart" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{html.escape(label)}">'
           f'{"".join(parts)}</svg>')
 
 

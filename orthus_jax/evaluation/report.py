@@ -23,7 +23,7 @@ from orthus_jax.evaluation.results import Case, Result
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metric_writer import read_metrics
 
-_HEADLINE = {
+HEADLINE = {
     "single_object": ("Pictures of one thing right", "another caption's picture"),
     "geneval_overall": ("Pictures, mean of six tasks", "another caption's picture"),
     "open_accuracy": ("Open answers right", "the commonest answer"),
@@ -31,11 +31,11 @@ _HEADLINE = {
     "edits": ("Edits carried out", "leaving it as it is"),
     "story_turns": ("Turns of stories right", ""),
 }
-_CURVES = {
+CURVES = {
     "text_loss": "Text loss", "image_loss": "Image loss", "loss": "Loss", "text_accuracy": "Text accuracy",
     "grad_norm": "Gradient norm", "learning_rate": "Learning rate", "tokens_per_second": "Positions a second",
 }  # fmt: skip
-_NOT_SMOOTHED = ("learning_rate",)
+NOT_SMOOTHED = ("learning_rate",)
 _KINDS = {
     "caption_to_image": "Pictures from captions", "question": "Questions", "image_to_caption": "Captions",
     "edit": "Edits", "story": "Stories",
@@ -56,7 +56,8 @@ def _data_url(pixels: np.ndarray) -> str:
   return "data:image/png;base64," + base64.b64encode(images_lib.png_bytes(pixels)).decode()
 
 
-def _write(path: Path, template: str, **values: Any) -> Path:
+def write_page(path: Path, template: str, **values: Any) -> Path:
+  """Writes a page of one of templates/."""
   files.write_text(path, _environment().get_template(template).render(**values))
   return path
 
@@ -95,7 +96,7 @@ def write_report(
   values |= {name: [] for name in ("headline", "drawings", "questions", "captions", "edits", "stories", "rows")}
   if result is not None:
     values |= _examples(result) | {"headline": _headline(result), "rows": _rows(result)}
-  return _write(workdir / "report.html", "report.html.j2", **values)
+  return write_page(workdir / "report.html", "report.html.j2", **values)
 
 
 def write_worst(path: Path, *, result: Result, title: str, subtitle: str = "", most: int = 40) -> Path:
@@ -116,7 +117,7 @@ def write_worst(path: Path, *, result: Result, title: str, subtitle: str = "", m
        "cases": sorted(by_kind[kind], key=_badness)[:most]}
       for kind, label in _KINDS.items() if by_kind[kind]
   ]  # fmt: skip
-  return _write(Path(path), "worst.html.j2", title=title, subtitle=subtitle, groups=groups)
+  return write_page(Path(path), "worst.html.j2", title=title, subtitle=subtitle, groups=groups)
 
 
 def _badness(case: Case) -> tuple[bool, float]:
@@ -133,7 +134,7 @@ def _subtitle(config: Config, figures: Mapping[str, Any]) -> str:
   if isinstance(figures.get("parameters"), int):
     parts.insert(0, f"{figures['parameters'] / 1e6:.1f} million parameters")
   if "total" in figures.get("seconds", {}):
-    parts.append(f"{_duration(figures['seconds']['total'])} in all")
+    parts.append(f"{duration(figures['seconds']['total'])} in all")
   return ", ".join(parts)
 
 
@@ -151,7 +152,7 @@ def _score(result: Result, name: str) -> dict[str, Any]:
 
 def _headline(result: Result) -> list[dict[str, Any]]:
   return [{"label": label, "trivial": trivial} | _score(result, name)
-          for name, (label, trivial) in _HEADLINE.items() if name in result.scores]  # fmt: skip
+          for name, (label, trivial) in HEADLINE.items() if name in result.scores]  # fmt: skip
 
 
 def _examples(result: Result) -> dict[str, Any]:
@@ -182,13 +183,13 @@ def _examples(result: Result) -> dict[str, Any]:
 def _draw_curves(workdir: Path) -> list[dict[str, Any]]:
   records = read_metrics(workdir)
   found = []
-  for name, label in _CURVES.items():
+  for name, label in CURVES.items():
     points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), (int, float))]
     if len(points) > 1 and not (name == "loss" and any("text_loss" in r for r in records)):
       steps, values = zip(*points)
       # The file is read by people who want a rough figure: the mean of the last twentieth, not one noisy value.
-      last = float(np.mean(values[-max(len(values) // 20, 1):])) if name not in _NOT_SMOOTHED else values[-1]
-      svg = curves.line_chart(steps, values, label=f"{label} by step", smoothed=name not in _NOT_SMOOTHED)
+      last = float(np.mean(values[-max(len(values) // 20, 1):])) if name not in NOT_SMOOTHED else values[-1]
+      svg = curves.line_chart(steps, values, label=f"{label} by step", smoothed=name not in NOT_SMOOTHED)
       found.append({"label": label, "last": curves.number(float(f"{last:.3g}")), "svg": markupsafe.Markup(svg)})
   return found
 
@@ -203,11 +204,12 @@ def _parts(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
     parts["other"] = rest
   # Shades of one colour tell neighbours apart.
   shades = np.linspace(1.0, 0.25, len(parts))
-  return [{"label": k.replace("_", " "), "share": v, "time": _duration(v), "opacity": f"{o:.2f}"}
+  return [{"label": k.replace("_", " "), "share": v, "time": duration(v), "opacity": f"{o:.2f}"}
           for (k, v), o in zip(parts.items(), shades)]  # fmt: skip
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+  """For people: 12.3 s, 5 min 2 s, 1 h 20 min."""
   if seconds < 100:
     return f"{seconds:.1f} s"
   minutes, rest = divmod(round(seconds), 60)
@@ -218,7 +220,7 @@ def _duration(seconds: float) -> str:
 def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:
   facts = []
   if "total" in figures.get("seconds", {}):
-    facts.append(("Time", _duration(figures["seconds"]["total"])))
+    facts.append(("Time", duration(figures["seconds"]["total"])))
   if "peak_memory_bytes" in figures:
     facts.append(("Peak memory", f"{figures['peak_memory_bytes'] / 2**30:.2f} GiB"))
   known = ("scores", "intervals", "counts", "baselines", "seconds", "peak_memory_bytes", "params_digest", "versions")

@@ -69,6 +69,7 @@ class Result:
     graphdef, params: the model; `params` the averaged ones where an average is kept, none but on process 0.
     parameters: how many numbers it has.
     seconds: by part: "setup", "compile", "train".
+    steps: how many were trained in that time, which are fewer than `run.steps` where it went on from a checkpoint.
     params_digest: SHA-256 over the final parameters' bytes.
   """
 
@@ -76,6 +77,7 @@ class Result:
   params: Params
   parameters: int
   seconds: dict[str, float]
+  steps: int
   params_digest: str
 
 
@@ -134,7 +136,7 @@ def train(
       )
       seconds |= more
       size = sum(math.prod(v.shape) for v in state.params.values())
-      result = Result(layout.graphdef, _gathered(state.averaged), size, seconds, _digest(state.params))
+      result = Result(layout.graphdef, _gathered(state.averaged), size, seconds, run.steps - start, _digest(state.params))
     finally:
       watchdog.close()
       saver.close()
