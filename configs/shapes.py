@@ -4,8 +4,8 @@
 
 Arguments, several with commas between them: `:runlocal` for a few steps; `:long` for three times as many, from four times as
 many documents, with a share for edits and stories too; `:chameleon`, `:showo`, `:regression`, `:argmin`, `:linear` for the
-systems and ablations that the paper compares Orthus with (docs/systems.md); `:decoder` fine-tunes the vision tokenizer's decoder
-alone, as docs/decoder.md tells:
+systems and ablations that the paper compares Orthus with (docs/systems.md); `:decoder` fine-tunes the vision tokenizer's
+decoder alone, as docs/decoder.md tells:
 
     orthus train --config=configs/shapes.py:decoder --workdir=runs/shapes_decoder
     orthus train --config=configs/shapes.py --workdir=runs/shapes \\

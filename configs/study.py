@@ -1,12 +1,13 @@
 """The paper's comparison in small: its systems and ablations on the built-in world, everything else equal (docs/study.md).
 
-    orthus sweep --config=configs/study.py --workdir=study                # 36 runs, some seven hours on two CPU cores
+    orthus sweep --config=configs/study.py --workdir=study                # 30 runs, some five hours on two CPU cores
     orthus sweep --config=configs/study.py:systems --workdir=study        # Orthus, Chameleon and Show-o alone: 9 runs
     orthus sweep --config=configs/study.py:smoke --workdir=/tmp/smoke     # four systems for a few steps each
 
 Arguments: `:systems` (the paper's Table 2), `:embeddings` (Table 3, from understanding alone), `:unified` (Table 4), `:head`
-(diffusion against regression), `:ablations` (temperature, head, draws, weight, target, schedule), `:smoke`; none is all but the
-last two. All may share a workdir: a run is trained once. Each run is configs/shapes.py with the same documents, steps and seeds.
+(diffusion against regression), `:both` (embeddings in the whole mix), `:ablations` (temperature, head, draws, weight, target,
+schedule), `:smoke`; none is all but the last two. All may share a workdir: a run is trained once. Each run is configs/shapes.py
+with the same documents, steps and seeds.
 """
 
 import importlib.util
