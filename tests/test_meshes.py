@@ -95,6 +95,13 @@ def test_meshes_agree_with_one_device(name, accumulation):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["regression", "chameleon", "showo"])
+def test_every_system_agrees_with_one_device(name):
+  whole, found = (run(mesh, **tiny.SYSTEMS[name]) for mesh in (None, MESHES["fsdp 2 x context 2 x tensor 2"]))
+  assert max(apart(whole, found)) < 1e-5
+
+
+@pytest.mark.slow
 def test_chunks_agree_with_whole_rows():
   whole = run(model__transformer__loss_chunk=0, model__diffusion__loss_chunk=0)
   assert max(apart(one_device(), whole)) < 1e-5

@@ -124,6 +124,12 @@ def test_closed_form_agrees_with_the_traced_program(remat):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["regression", "chameleon", "showo"])
+def test_closed_form_knows_every_system(name):
+  check_closed_form(tiny.config(run__batch_size=2, **tiny.SYSTEMS[name]))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("remat, targets", [
     ("none", (".*",)), ("kv_mlp", (".*",)), ("qkv", (".*",)), ("full", (".*",)), ("mlp", ("attention/(q|out)", "mlp/down")),
     ("dots", ("attention/k", "mlp/up")),
