@@ -17,7 +17,7 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 
 _FRESH = "this is no Orthus yet: codebook_in starts as the VQGAN's codebook, and the diffusion head fresh"
-_OF_CODES = "pictures are drawn as codes by the LM head's image rows, trained in Anole and not in the published Chameleon"
+_OF_CODES = "as a Chameleon it draws codes by the LM head's image rows, trained in Anole and not in the published Chameleon"
 
 
 def tie(said: Mapping[str, Any], entries: dict[str, safetensors.Entry], notes: list[str]) -> None:
