@@ -1,21 +1,27 @@
 """A Chameleon or Anole that stays one: it draws codes, as its own code does, and goes out as it came."""
 
+import dataclasses
 import json
 import shutil
 
 from converting import convert, refused
+from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 import published_weights as weights
 import pytest
 
 import orthus_jax as oj
-from orthus_jax.config import RunConfig
+from orthus_jax.config import DiffusionConfig, ImageHeadConfig, RunConfig, VisionEmbeddingConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
+from orthus_jax.models.orthus import Orthus
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.training import initial_state
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
-from orthus_jax.training.state import TrainState
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import TrainState, plan_state
 
 CODES = "--image-head=codes"
 CHAMELEON = ["ChameleonForConditionalGeneration"]
@@ -112,3 +118,27 @@ def test_a_codebook_of_the_embeddings_own_has_no_place_in_a_published_chameleon(
   saver.close()
   error = refused(capsys, f"--from={run}", f"--to={tmp_path / 'x'}")
   assert "vision_embedding/codebook differs from vision_tokenizer/codebook" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, width", [("diffusion", 40), ("codes", 1536)])
+def test_training_begins_with_a_published_chameleon(kind, width, anole, chameleon, caplog):
+  """Its head is made by the run, so that it may be of any size and kind."""
+  base = checkpoint.load_config(chameleon)
+  model = dataclasses.replace(
+      base.model, image_head=ImageHeadConfig(kind=kind), diffusion=DiffusionConfig(width=width),
+      vision_embedding=VisionEmbeddingConfig(kind="soft" if kind == "diffusion" else "argmin"),
+  )  # fmt: skip
+  config = dataclasses.replace(base, model=model, run=RunConfig(init_from=(("", str(anole)),)))
+  initial_state.check_sources(config)
+  layout, _ = plan_state(
+      lambda: Orthus(config.model, rngs=nnx.Rngs(params=0)), select=frozenset, ema=False,
+      mesh=mesh_lib.make_mesh(config.mesh), optimizer=make_optimizer(config.optimizer, config.run),
+  )  # fmt: skip
+  found = initial_state.initial_values(config, layout)
+  assert weights.same(found, checkpoint.load_params(chameleon))
+  caplog.clear()
+  with caplog.at_level("INFO"):
+    initial_state._tell_of_fresh(config, set(layout.shapes.params), set(found))
+  said = f"{anole} has no image head: this model's (model.image_head.kind=diffusion, 36 parameters) starts fresh"
+  assert [r.message for r in caplog.records] == [said] * (kind == "diffusion")
