@@ -25,6 +25,7 @@ from orthus_jax.config import (
   from_dict,
   to_dict,
 )  # fmt: skip
+from orthus_jax.config.image_head import OF_CODES
 from orthus_jax.interop import published_fields, published_head, published_positions
 
 OURS = "orthus_jax"
@@ -215,6 +216,7 @@ def hard_wired(model: ModelConfig) -> list[str]:
         lines.append(f"{part}.{f.name}={a} where the released code has {b}")
   if model.vision_tokenizer.norm_groups != _GROUPS:
     lines.append(f"vision_tokenizer.norm_groups={model.vision_tokenizer.norm_groups} where the released code has {_GROUPS}")
-  if model.image_token_start != ModelConfig().image_token_start:
+  by_name = model.image_head.kind in OF_CODES  # transformers' Chameleon finds the codes by their tokens' names
+  if model.image_token_start != ModelConfig().image_token_start and not by_name:
     lines.append(f"image_token_start={model.image_token_start} where the released code has {ModelConfig().image_token_start}")
   return lines
