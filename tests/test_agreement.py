@@ -392,3 +392,55 @@ def test_a_model_is_loaded_with_its_own_tokenizer(place, tmp_path):
     with pytest.raises(BadRequest, match="tokenizer.json is missing: bring back"):
       use()
   assert not (tmp_path / "out").exists()
+
+
+# --- other systems --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def systems(place):
+  """A run of a Chameleon, beside `place / "run"`, which is an Orthus."""
+  train(place, place / "chameleon", **tiny.SYSTEMS["chameleon"])
+  return place
+
+
+@pytest.mark.slow
+def test_a_chameleon_begins_any_system(systems, tmp_path, caplog):
+  source = systems / "chameleon"
+  for name, kind in (("orthus", "diffusion"), ("regression", "regression"), ("showo", "masked"), ("chameleon", "codes")):
+    caplog.clear()
+    with caplog.at_level("INFO"):
+      train(systems, tmp_path / name, run__init_from=[["", str(source)]], run__steps=1, **tiny.SYSTEMS[name])
+    said = f"{source} has no image head: this model's (model.image_head.kind={kind}, "
+    assert (said in caplog.text) is (name != "chameleon") and "brings none of them" not in caplog.text
+    other = "other settings than this run's: model.transformer.image_attention causal -> full\n"
+    assert (other in caplog.text) is (name == "showo") and caplog.text.count("other settings") == (name == "showo")
+
+
+@pytest.mark.parametrize("source, name, kinds", [
+    ("orthus", "chameleon", ("diffusion", "codes")), ("orthus", "regression", ("diffusion", "regression")),
+    ("showo", "chameleon", ("masked", "codes")), ("showo", "orthus", ("masked", "diffusion")),
+    ("regression", "orthus", ("regression", "diffusion")), ("regression", "showo", ("regression", "masked")),
+])  # fmt: skip
+def test_one_systems_head_is_not_anothers(tmp_path, source, name, kinds):
+  run = begun(tmp_path / "run", **tiny.SYSTEMS[source])
+  said = f"{run} was trained with model.image_head.kind={kinds[0]}, and means nothing with {kinds[1]}: set it to {kinds[0]}"
+  with pytest.raises(BadRequest, match=said):
+    initial_state.check_sources(tiny.config(run__init_from=[["", str(run)]], **tiny.SYSTEMS[name]), tmp_path / "new", TK)
+
+
+def test_another_systems_state_is_not_gone_on_with(systems, tmp_path):
+  with pytest.raises(BadRequest, match="isn't a state of this model and optimizer .*to take its parameters alone, set"):
+    train(systems, tmp_path / "new", run__resume_from=str(systems / "chameleon"), run__steps=3)
+
+
+@pytest.mark.parametrize("source, to", [("run", "chameleon"), ("run", "regression"), ("run", "showo"), ("chameleon", "orthus")])
+def test_a_config_that_was_made_another_systems_ends_in_one_line(systems, tmp_path, source, to):
+  run = shutil.copytree(systems / source, tmp_path / "run")
+  changes = dict(tiny.SYSTEMS[to], run__steps=3)
+  (run / "config.json").write_text(json.dumps(to_dict(setup(systems, **changes))))
+  for use in (lambda: oj.load(run), lambda: to_huggingface(run, tmp_path / "out"), lambda: train(systems, run, **changes)):
+    with pytest.raises(BadRequest) as e:
+      use()
+    assert "\n" not in str(e.value), e.value
+  assert not (tmp_path / "out").exists() and checkpoint.steps(run) == [2]

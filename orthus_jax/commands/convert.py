@@ -16,6 +16,7 @@ import tqdm
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
+from orthus_jax.interop import published_head
 from orthus_jax.paths import check_writable, user_path
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
@@ -26,8 +27,9 @@ from. A Hugging Face directory holds config.json, safetensors (one file, or seve
 image processor's files; the released code and transformers load it.
 
 A plain Chameleon or Anole becomes the start of Orthus' first stage of training: codebook_in is a copy of the VQGAN's
-codebook, and the diffusion head is fresh. transformers' Chameleon lacks the VQGAN's decoder: without --decoder, such a
-model reads pictures but can't draw.
+codebook, and the diffusion head is fresh. With --image-head=codes it stays a Chameleon, which draws code by code with its
+LM head, as Anole was trained to, and is exported as one. transformers' Chameleon lacks the VQGAN's decoder: without
+--decoder, such a model reads pictures but can't draw.
 
 The work is done a piece at a time, in little memory whatever the model's size. What is wrong with the input is all told
 at once, and a target appears under its name only when it is complete."""
@@ -35,6 +37,7 @@ at once, and a target appears under its name only when it is complete."""
 _EXAMPLES = """examples:
   orthus convert --from=Orthus-7B-instruct --to=runs/orthus-7b
   orthus convert --from=chameleon-7b --decoder=vqgan.safetensors --to=runs/stage1
+  orthus convert --from=anole-7b --image-head=codes --to=runs/anole
   orthus convert --from=runs/mine --to=mine-hf --dtype=bfloat16
   orthus train --config=FILE --workdir=DIR "--config.run.init_from=(('','runs/stage1'),)"
 
@@ -57,6 +60,9 @@ def _parser() -> common.Parser:
       help="of every array; default keep, whatever each is stored in")
   add("--decoder", type=user_path, default="", metavar="FILE",
       help="a safetensors file with the VQGAN's decoder.* and post_quant_conv.*, with or without a prefix")
+  add("--image-head", choices=published_head.KINDS,
+      help="how a Chameleon or Anole is to draw: diffusion, as an Orthus to be trained, or codes, as it is; default: what its"
+      " config.json says that we exported, else diffusion")
   add("--seed", type=common.number(int, SEED), default=0, help="of a fresh diffusion head; default 0")
   add("--shard-size", type=common.number(float, Range(1e-6, 1e6)), default=5.0, metavar="GB",
       help="largest file of a Hugging Face directory; default 5")
@@ -79,11 +85,14 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
   if options.decoder and form == "huggingface":
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
+  if options.image_head and form == "huggingface":
+    raise BadRequest("--image-head is for a conversion from a Hugging Face directory: a native checkpoint says what it is")
   check_writable(target.parent, option="--to")
   with _bar() as progress:
     if form == "native":
       result = import_huggingface.to_native(
-          source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed, progress=progress
+          source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed,
+          image_head=options.image_head or "", progress=progress,
       )
     else:
       size = int(options.shard_size * 1e9)

@@ -33,7 +33,10 @@ _NO_DECODER = (
     "this checkpoint has no VQGAN decoder, so it can't draw: convert it with --decoder=FILE, or ask for text"
     " (respond=text)"
 )
-_UNTRAINED = "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text)"
+_UNTRAINED = (
+    "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text); a"
+    " Chameleon or Anole draws as it is once it is converted with --image-head=codes"
+)
 _SLOTS = 64  # the cache's length is a multiple of it, so that few programs are compiled
 
 
@@ -266,12 +269,14 @@ def generate(model: Model, document: Document, **options: Any) -> Document:
   return model.generate([document], seeds=[seed], **options)[0]
 
 
-def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> Model:
+def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, image_head: str = "") -> Model:
   """Loads a model from a run's directory, one of its checkpoints, or a Hugging Face directory.
 
   Args:
     path: of the checkpoint.
     mesh: what its arrays are to lie on, each device reading its part alone; by default, all on the first device.
+    image_head: how a Hugging Face directory of Chameleon or Anole is to draw: "codes", as it is, or "diffusion", as an Orthus
+      to be trained; by default what its config.json says that we exported, else the latter.
 
   Raises:
     BadRequest: if it holds no complete checkpoint, or the checkpoint and its config disagree.
@@ -285,13 +290,16 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None) -> M
     return None if mesh is None else lambda n, s, _: mesh_lib.sharding(mesh, s, axes[n]) if n in axes else None
 
   if huggingface.is_checkpoint(path):
-    found = huggingface.open_checkpoint(path)
+    found = huggingface.open_checkpoint(path, image_head=image_head)
     model = Model.create(found.config, found.load(place(found.config)), found.tokenizer)
   else:
     run, step = checkpoint.find(path)
     config = checkpoint.load_config(run)
     if config.task != "orthus":
       raise BadRequest(f"{path} holds a {config.task}, not an Orthus: give a run of task \"orthus\"")
+    if image_head not in ("", config.model.image_head.kind):
+      own = config.model.image_head.kind
+      raise BadRequest(f"{path} was trained with image_head.kind={own}: it can't be read with image_head={image_head}")
     tokenizer = checkpoint.load_tokenizer(run, step)
     model = Model.create(config, checkpoint.load_params(path, place=place(config)), tokenizer)
   if not model.no_pictures and untrained(systems.image_head(model.config.model), model.params):

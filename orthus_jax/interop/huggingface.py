@@ -2,7 +2,7 @@
 
 Everything that is wrong with a directory is found, and told at once, before a byte of an array is read. What a plain
 Chameleon or Anole lacks is made: `codebook_in` is the VQGAN's codebook and the diffusion head is fresh, the start of the
-paper's first stage.
+paper's first stage. On request it stays the Chameleon that it is, and draws codes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from orthus_jax.config import Config, DataConfig, ModelConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, image_code_name
 from orthus_jax.errors import BadRequest, one_line
-from orthus_jax.interop import json_files, names, needed_arrays, processor, safetensors
+from orthus_jax.interop import json_files, names, needed_arrays, processor, published_head, safetensors
 from orthus_jax.interop.published_arrays import (
   DECODER,
   INDEX_FILE,
@@ -131,17 +131,22 @@ class Checkpoint:
     return loaded
 
 
-def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike = "", seed: int = 0) -> Checkpoint:
+def open_checkpoint(
+    directory: str | os.PathLike, *, decoder: str | os.PathLike = "", seed: int = 0, image_head: str = ""
+) -> Checkpoint:
   """Checks a directory, and opens it.
 
   Args:
     directory: config.json, safetensors in one file or several with an index, and tokenizer.json.
     decoder: a safetensors file with the VQGAN's decoder, in the place of the directory's.
     seed: of a fresh diffusion head.
+    image_head: what it is read with: "diffusion", Orthus', fresh for a Chameleon or Anole; "codes", as the Chameleon that it
+      is; empty for what its config.json says under our key, and Orthus' where it says nothing.
 
   Raises:
     BadRequest: naming everything that is missing, left over, cut off, of another shape or dtype, or not supported.
   """
+  published_head.check_asked(image_head)
   directory, problems, notes = Path(directory), [], []
   said = read_json(directory / CONFIG_FILE, problems)
   sound = not problems
@@ -152,7 +157,7 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
     entries = {k: v for k, v in entries.items() if not (k.startswith(DECODER) and taken)} | taken
   said = {**said, "vq_config": _with_resolution(said.get("vq_config"), directory)}
   others = len(problems)
-  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems, notes)
+  model, sampling = read_config(said, {k: e.shape for k, e in entries.items()}, problems, notes, image_head=image_head)
   sound &= len(problems) == others
   tokenizer = None
   try:
@@ -170,7 +175,7 @@ def open_checkpoint(directory: str | os.PathLike, *, decoder: str | os.PathLike 
   if sound:
     shapes = describe(model)[1]
     needed_arrays.tie(said, entries, notes)
-    lacking = () if absent else needed_arrays.lacking(entries, notes)
+    lacking = () if absent else needed_arrays.lacking(model, entries, notes)
     expected = {k: p for k, p in names.table(shapes).items() if not p.name.startswith(lacking)}
     needed_arrays.check_arrays(entries, expected, absent, problems, notes)
     if not problems:

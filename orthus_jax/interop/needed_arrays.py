@@ -16,6 +16,9 @@ from orthus_jax.models import params as params_lib, systems
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _CODEBOOK_IN, _CODEBOOK = "model.codebook_in.weight", "model.vqmodel.quantize.embedding.weight"
 
+_FRESH = "this is no Orthus yet: codebook_in starts as the VQGAN's codebook, and the diffusion head fresh"
+_OF_CODES = "as a Chameleon it draws codes by the LM head's image rows, trained in Anole and not in the published Chameleon"
+
 
 def tie(said: Mapping[str, Any], entries: dict[str, safetensors.Entry], notes: list[str]) -> None:
   """Where the token embedding and the LM head are one array, lends it to the one that isn't there."""
@@ -28,11 +31,11 @@ def tie(said: Mapping[str, Any], entries: dict[str, safetensors.Entry], notes: l
       entries[missing] = entries[lent]
 
 
-def lacking(entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[str, ...]:
+def lacking(model: ModelConfig, entries: dict[str, safetensors.Entry], notes: list[str]) -> tuple[str, ...]:
   """Beginnings of the names of what this kind of checkpoint never holds; `codebook_in` is lent the VQGAN's codebook."""
   starts: list[str] = []
   if _CODEBOOK_IN not in entries and not any(k.startswith("mlp_head.") for k in entries):
-    notes.append("this is no Orthus yet: codebook_in starts as the VQGAN's codebook, and the diffusion head fresh")
+    notes.append(_FRESH if systems.image_head(model).has_parameters else _OF_CODES)
     starts.append("image_head/")
     if _CODEBOOK in entries:
       entries[_CODEBOOK_IN] = entries[_CODEBOOK]
@@ -54,6 +57,19 @@ def fresh(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) 
     head = systems.image_head(model)(model, rngs=nnx.Rngs(params=seed))
     values |= {f"image_head/{n}": np.asarray(v) for n, v in params_lib.split(head)[1].items()}
   return values
+
+
+def lent(model: ModelConfig) -> dict[str, str]:
+  """Parameters that a published checkpoint of this kind of model never holds, and which of its own each is.
+
+  Where patches are codes, there is one codebook.
+  """
+  return {"vision_embedding/codebook": "vision_tokenizer/codebook"} if systems.image_head(model).of_codes else {}
+
+
+def published(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+  """Shapes of the parameters that a published checkpoint of a model holds."""
+  return {n: s for n, s in shapes.items() if n not in lent(model)}
 
 
 def check_arrays(

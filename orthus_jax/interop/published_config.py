@@ -16,6 +16,7 @@ from typing import Any
 from orthus_jax.config import (
   BadRequest,
   DiffusionConfig,
+  ImageHeadConfig,
   ModelConfig,
   SamplingConfig,
   TransformerConfig,
@@ -24,7 +25,8 @@ from orthus_jax.config import (
   from_dict,
   to_dict,
 )  # fmt: skip
-from orthus_jax.interop import published_fields, published_positions
+from orthus_jax.config.image_head import OF_CODES
+from orthus_jax.interop import published_fields, published_head, published_positions
 
 OURS = "orthus_jax"
 _MODEL_TYPES = ("chameleon", "orthus", "anole")
@@ -40,6 +42,7 @@ _VISION = {
     "resolution": "resolution", "base_channels": "base_channels", "channel_multipliers": "channel_multiplier",
     "res_blocks": "num_res_blocks", "latent_dim": "embed_dim", "codes": "num_embeddings",
 }  # fmt: skip
+_PARTS = ("vision_embedding", "image_head", "diffusion", "sampling")  # of our key, each a section of ours
 # Parts that are counted one by one.
 _MOST = {"num_hidden_layers": 10_000, "vq_config.num_res_blocks": 1000, "vq_config.channel_multiplier": 1000}
 # Read as well, but not by these tables.
@@ -73,8 +76,9 @@ def _part(problems: list[str], said: Mapping[str, Any], key: str, where: str = "
 
 
 def read_config(
-    said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], problems: list[str], notes: list[str] | None = None
-) -> tuple[ModelConfig, SamplingConfig]:
+    said: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], problems: list[str], notes: list[str] | None = None,
+    *, image_head: str = "",
+) -> tuple[ModelConfig, SamplingConfig]:  # fmt: skip
   """What a config.json says, `pixels`, `param_dtype` and `image_token_start` apart, which other files say.
 
   Args:
@@ -83,6 +87,7 @@ def read_config(
       whether there is a decoder.
     problems: gets a line for each field that can't be met; its default stands in then.
     notes: gets a line with the fields that were passed over.
+    image_head: the kind that the model is to have, where it isn't the file's.
   """
   before = len(problems)
   kind = said.get("model_type", "chameleon")
@@ -119,6 +124,8 @@ def read_config(
   groups = _typed(problems, ours, "norm_groups", _GROUPS, f"{OURS}.")
   if groups < 1:
     problems.append(f"config.json: {OURS}.norm_groups={groups} must be at least 1")
+  parts = published_head.read({part: _part(problems, ours, part, f"{OURS}.") for part in _PARTS}, shapes, image_head, problems)
+  attention = _typed(problems, ours, "image_attention", t.image_attention, f"{OURS}.")
   model = ModelConfig()
   if len(problems) > before:
     return model, SamplingConfig()
@@ -127,15 +134,17 @@ def read_config(
         transformer=TransformerConfig(
             **backbone, head_dim=backbone["width"] // backbone["heads"], rope_theta=theta,
             norm_placement="swin" if swin else "pre", dtype="float32" if computed == "float32" else "bfloat16",
+            image_attention=attention,
         ),
         vision_tokenizer=VisionTokenizerConfig(
             **vision, norm_groups=groups,
             decoder=any(key.startswith("model.vqmodel.decoder.") for key in shapes),
         ),
-        vision_embedding=from_dict(VisionEmbeddingConfig, ours.get("vision_embedding", {}), where="vision_embedding"),
-        diffusion=from_dict(DiffusionConfig, _head_size(shapes) | ours.get("diffusion", {}), where="diffusion"),
+        vision_embedding=from_dict(VisionEmbeddingConfig, parts["vision_embedding"], where="vision_embedding"),
+        image_head=from_dict(ImageHeadConfig, parts["image_head"], where="image_head"),
+        diffusion=from_dict(DiffusionConfig, {**_head_size(shapes), **parts["diffusion"]}, where="diffusion"),
     )  # fmt: skip
-    return model, from_dict(SamplingConfig, ours.get("sampling", {}), where="sampling")
+    return model, from_dict(SamplingConfig, parts["sampling"], where="sampling")
   except (BadRequest, AttributeError, TypeError) as e:
     problems.append(f"config.json: {e}")
     return model, SamplingConfig()
@@ -176,7 +185,7 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
     raise BadRequest("a published checkpoint has no place for vision_embedding.kind=linear; such a model can't be exported")
   vq = {theirs: getattr(v, ours) for ours, theirs in _VISION.items()}
   return {
-      "architectures": ["OrthusForConditionalGeneration"], "model_type": "chameleon",
+      "architectures": [published_head.architecture(model.image_head.kind)], "model_type": "chameleon",
       **{theirs: getattr(t, ours) for ours, theirs in _TRANSFORMER.items()},
       "rope_theta": t.rope_theta, "rope_scaling": None, "swin_norm": t.norm_placement == "swin", "hidden_act": "silu",
       "attention_bias": False, "mlp_bias": False, "model_parallel_size": 1, "tie_word_embeddings": False,
@@ -186,17 +195,18 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
           "in_channels": 3, "out_channels": 3, "attn_resolutions": None, "attn_type": "vanilla", "dropout": 0.0,
       },
       OURS: {
-          "norm_groups": v.norm_groups, "vision_embedding": to_dict(model.vision_embedding),
-          "diffusion": to_dict(model.diffusion), "sampling": to_dict(sampling),
+          "norm_groups": v.norm_groups, "image_attention": t.image_attention,
+          **{part: to_dict(getattr(model, part)) for part in _PARTS if part != "sampling"}, "sampling": to_dict(sampling),
       },
   }  # fmt: skip
 
 
 def hard_wired(model: ModelConfig) -> list[str]:
   """What of this model the released code, which has no field for it, runs otherwise: one line each."""
+  embedding = VisionEmbeddingConfig(kind=published_head.embedding(model.image_head.kind))
   wired: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
       "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight", "loss_chunk")),
-      "vision_embedding": (model.vision_embedding, VisionEmbeddingConfig(), ("fresh_rows",)),
+      "vision_embedding": (model.vision_embedding, embedding, ("fresh_rows",)),
   }
   lines = []
   for part, (have, want, training) in wired.items():
@@ -206,6 +216,7 @@ def hard_wired(model: ModelConfig) -> list[str]:
         lines.append(f"{part}.{f.name}={a} where the released code has {b}")
   if model.vision_tokenizer.norm_groups != _GROUPS:
     lines.append(f"vision_tokenizer.norm_groups={model.vision_tokenizer.norm_groups} where the released code has {_GROUPS}")
-  if model.image_token_start != ModelConfig().image_token_start:
+  by_name = model.image_head.kind in OF_CODES  # transformers' Chameleon finds the codes by their tokens' names
+  if model.image_token_start != ModelConfig().image_token_start and not by_name:
     lines.append(f"image_token_start={model.image_token_start} where the released code has {ModelConfig().image_token_start}")
   return lines

@@ -14,7 +14,7 @@ import PIL.Image
 from orthus_jax.config import Config, DiffusionConfig, ModelConfig, TransformerConfig
 from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import huggingface, json_files, names, processor
+from orthus_jax.interop import huggingface, json_files, names, needed_arrays, processor
 from orthus_jax.interop.published_config import hard_wired, read_config, write_config
 from orthus_jax.models.orthus import describe
 
@@ -70,12 +70,13 @@ def write(folder: Path, config: Config, *, run: Path, originals: Path, dtype: st
 def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype: str, changed: bool) -> None:
   said = json_files.load(file) if file.is_file() else {}
   ours = write_config(config.model, config.sampling, dtype=dtype)
-  keys = {k: p.shape for k, p in names.table(describe(config.model)[1]).items()}
+  keys = {k: p.shape for k, p in names.table(needed_arrays.published(config.model, describe(config.model)[1])).items()}
   if said:
     problems: list[str] = []
     model, sampling = read_config(said, keys, problems)
     # Without a vocabulary_map no version of the published code starts.
-    usable = "Orthus" in str(said.get("architectures", "Orthus")) and bool(said.get("vocabulary_map"))
+    its = ours["architectures"][0].removesuffix("ForConditionalGeneration")
+    usable = its in str(said.get("architectures", its)) and bool(said.get("vocabulary_map"))
     if not problems and usable and sampling == config.sampling and _essence(model) == _essence(config.model):
       if not changed:
         return

@@ -57,12 +57,7 @@ def first_state(
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     named = ", ".join(f"{prefix or 'all'} from {path}" for prefix, path in run.init_from)
     _log.info("starting from scratch%s", f", but for {named} (run.init_from)" if named else "")
-    adapters = lora.names(layout.shapes.params) - set(values)
-    if adapters:
-      _log.info("%d adapters (model.lora) begin anew, and change nothing yet", len(adapters) // 2)
-    fresh = sorted(set(layout.shapes.params) - set(values) - adapters)
-    if fresh and any(not prefix for prefix, _ in run.init_from):
-      _log.warning("%d parameters start fresh, as run.init_from brings none of them: %s", len(fresh), ", ".join(fresh[:5]))
+    _tell_of_fresh(config, set(layout.shapes.params), set(values))
     for prefix, path in run.init_from:
       _tell_of_model(config, prefix, path)
   if int(state.step) > run.steps:
@@ -117,7 +112,8 @@ def initial_tokenizer(config: Config, shapes: Params) -> Params:
 
 def _taken(config: Config, path: str, prefix: str, shapes: Params, shardings: dict[str, Any]) -> Params:
   """What one source brings: all of it but a vision tokenizer's judges; of a whole model for a vision tokenizer, that alone."""
-  whole = config.task == "vision_tokenizer" and (its := origins.of(path).config) is not None and its.task == "orthus"
+  origin = origins.of(path)
+  whole = config.task == "vision_tokenizer" and origin.config is not None and origin.config.task == "orthus"
   part = "vision_tokenizer/" if whole else ""
 
   def place(name, shape, dtype):
@@ -128,7 +124,9 @@ def _taken(config: Config, path: str, prefix: str, shapes: Params, shardings: di
   def wanted(name):
     return name.startswith(part) and not name.startswith(JUDGES)
 
-  return {n.removeprefix(part): v for n, v in checkpoint.load_params(path, place=place, wanted=wanted).items()}
+  head = "codes" if origin.headless else ""  # the run makes its own
+  params = checkpoint.load_params(path, place=place, wanted=wanted, image_head=head)
+  return {n.removeprefix(part): v for n, v in params.items()}
 
 
 def check_sources(config: Config, workdir: Path | None = None, tokenizer: TextTokenizer | None = None) -> None:
@@ -181,8 +179,26 @@ def _other_model(config: Config, prefix: str, origin: origins.Origin) -> tuple[l
   part = "model"
   if prefix or "vision_tokenizer" in (origin.config.task, config.task):
     part = f"model.{prefix.removesuffix('/') or 'vision_tokenizer'}"
-  refused, told = agreement.other_model(origin.config, config, part=part)
-  return refused, [d for d in told if not (origin.fresh_head and d.field.startswith("model.diffusion."))]
+  return agreement.other_model(origin.config, config, part=part, headless=origin.headless)
+
+
+def _tell_of_fresh(config: Config, names: set[str], brought: set[str]) -> None:
+  """What of the model begins anew beside what `run.init_from` brings."""
+  adapters = lora.names(names) - brought
+  if adapters:
+    _log.info("%d adapters (model.lora) begin anew, and change nothing yet", len(adapters) // 2)
+  fresh = names - brought - adapters
+  head = {n for n in fresh if n.startswith("image_head/")}
+  whole = [path for prefix, path in config.run.init_from if not prefix]
+  if head and (headless := [path for path in whole if origins.of(path).headless]):
+    _log.info(
+        "%s has no image head: this model's (model.image_head.kind=%s, %d parameters) starts fresh",
+        headless[0], config.model.image_head.kind, len(head),
+    )  # fmt: skip
+    fresh -= head
+  if fresh and whole:
+    some = ", ".join(sorted(fresh)[:5])
+    _log.warning("%d parameters start fresh, as run.init_from brings none of them: %s", len(fresh), some)
 
 
 def _tell_of_model(config: Config, prefix: str, path: str) -> None:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from orthus_jax.config import Config, to_dict
-from orthus_jax.models import systems
 from orthus_jax.training.optimizer import schedule
 
 # Where and how fast the same numbers are computed, and what is logged, kept and drawn of them.
@@ -42,6 +41,7 @@ _NEVER = (
     "model.transformer.norm_placement", "model.vision_tokenizer.norm_groups", "model.image_token_start", "model.lora",
     "model.image_head.kind",
 )  # fmt: skip
+_OF_HEAD = ("model.image_head", "model.diffusion", "model.vision_embedding.kind")
 
 
 class Difference(NamedTuple):
@@ -93,13 +93,16 @@ def another_run(old: Config, new: Config, *, done: int | None, data_known: bool)
   return [d for d in differences(old, new) if not allowed(d)]
 
 
-def other_model(old: Config, new: Config, *, part: str = "model") -> tuple[list[Difference], list[Difference]]:
+def other_model(
+    old: Config, new: Config, *, part: str = "model", headless: bool = False
+) -> tuple[list[Difference], list[Difference]]:
   """How a model's fields differ from those that some arrays were trained with: (what is refused, what is told).
 
   Args:
     old: what they were trained with.
     new: what they are to be used with.
     part: the part of the model that they are, as a field.
+    headless: whether no image head is among them: then any may begin, and have pictures read as it needs them.
   """
   found = [d for d in differences(old, new) if _in(d.field, (part,)) and not _in(d.field, _OWN)]
   ranks = old.model.lora.rank, new.model.lora.rank
@@ -107,8 +110,8 @@ def other_model(old: Config, new: Config, *, part: str = "model") -> tuple[list[
     found = [d for d in found if not _in(d.field, ("model.lora",))]
   elif not ranks[1]:  # the arrays have adapters that the model has no place for, whatever their scale
     found = [d for d in found if not _in(d.field, ("model.lora.alpha", "model.lora.targets"))]
-  if not systems.image_head(old.model).has_parameters:  # no array of theirs means another head's
-    found = [d for d in found if not _in(d.field, ("model.image_head", "model.diffusion"))]
+  if headless:
+    found = [d for d in found if not _in(d.field, _OF_HEAD)]
   return [d for d in found if _in(d.field, _NEVER)], [d for d in found if not _in(d.field, _NEVER)]
 
 

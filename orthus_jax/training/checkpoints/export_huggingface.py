@@ -16,9 +16,9 @@ import numpy as np
 import tensorstore as ts
 
 from orthus_jax import files
-from orthus_jax.config import LoraConfig
+from orthus_jax.config import LoraConfig, ModelConfig
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import huggingface, names, published_arrays, published_files, safetensors
+from orthus_jax.interop import huggingface, names, needed_arrays, published_arrays, published_files, safetensors
 from orthus_jax.interop.published_config import write_config
 from orthus_jax.models import lora, params as params_lib
 from orthus_jax.models.orthus import describe
@@ -67,14 +67,15 @@ def to_huggingface(
   wrong = params_lib.differences({n: tuple(h.shape) for n, h in handles.items()}, describe(config.model)[1])
   if wrong:
     raise huggingface.refusal(f"{source} doesn't fit its config", wrong)
+  _check_lent(config.model, handles)
   own = lora.names(handles)
   # Each adapter is read with its weight.
   merging = {
       n: functools.partial(Merging.read, handles, n, config.model.lora) for n in handles if lora.names_of(n)[0] in own
   }
-  stored = {n: v for n, v in stored.items() if n not in own}
   config = dataclasses.replace(config, model=dataclasses.replace(config.model, lora=LoraConfig()))
-  shapes = describe(config.model)[1]
+  shapes = needed_arrays.published(config.model, describe(config.model)[1])
+  stored = {n: v for n, v in stored.items() if n in shapes}
   table = names.table(shapes)
   dtypes = {n: stored_dtype(h.dtype.numpy_dtype, dtype) for n, (_, h) in stored.items()}
   total = huggingface.size_bytes((dtypes[n], s) for n, s in shapes.items())
@@ -109,6 +110,15 @@ def to_huggingface(
     rounded = ", which rounds them to bfloat16; --dtype=float32 doesn't" if coarse else ""
     notes = [f"the adapters of {len(merging)} stacked weights are merged into them{rounded}", *notes]
   return Result(len(table), total, tuple(notes))
+
+
+def _check_lent(model: ModelConfig, handles: Mapping[str, ts.TensorStore]) -> None:
+  """Refuses a model that reads by one codebook and draws by another, where the published format has a place for one."""
+  for name, lent in needed_arrays.lent(model).items():
+    if not np.array_equal(handles[name].read().result(), handles[lent].read().result()):
+      raise BadRequest(
+          f"{name} differs from {lent}, and a published Chameleon has a place for one codebook: such a model can't be exported"
+      )
 
 
 def _open_native(folder: Path) -> dict[str, tuple[Path, ts.TensorStore]]:

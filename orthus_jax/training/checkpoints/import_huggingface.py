@@ -33,6 +33,7 @@ def to_native(
     dtype: str = "keep",
     decoder: str = "",
     seed: int = 0,
+    image_head: str = "",
     progress: Progress | None = None,
 ) -> Result:
   """Writes a native checkpoint of a Hugging Face directory.
@@ -43,13 +44,14 @@ def to_native(
     dtype: of every array: "keep", "float32" or "bfloat16".
     decoder: a file with a VQGAN decoder; see `huggingface.open_checkpoint`.
     seed: of a fresh diffusion head.
+    image_head: what it is read with, "diffusion" or "codes"; see `huggingface.open_checkpoint`.
     progress: called with (bytes done, in all).
 
   Raises:
     BadRequest: naming all that is wrong with the source, or why the target can't be written.
   """
   check_target(source, target)
-  found = huggingface.open_checkpoint(source, decoder=decoder, seed=seed)
+  found = huggingface.open_checkpoint(source, decoder=decoder, seed=seed, image_head=image_head)
   specs = {}
   for name, shape in found.shapes.items():
     stacked = found.stacked(name)

@@ -9,6 +9,7 @@ from orthus_jax.config import Config
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
+from orthus_jax.models import systems
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
 
@@ -20,7 +21,7 @@ class Origin(NamedTuple):
     config: which they were trained with.
     tokenizer: of an Orthus.
     data: what the last step saw; see `workdir.made_with`.
-    fresh_head: whether the image head isn't among them.
+    headless: whether no image head is among them: a Chameleon has none, and draws by its LM head.
     unknown: what can't be told of them, and why; empty for nothing.
   """
 
@@ -28,7 +29,7 @@ class Origin(NamedTuple):
   config: Config | None = None
   tokenizer: TextTokenizer | None = None
   data: dict[str, Any] | None = None
-  fresh_head: bool = False
+  headless: bool = False
   unknown: str = ""
 
 
@@ -43,8 +44,9 @@ def of(path: str) -> Origin:
     return Origin(Path(path))
   if huggingface.is_checkpoint(path):
     found = huggingface.open_checkpoint(path)
-    fresh = any(n.startswith("image_head/") for n in found.fresh)
-    return Origin(Path(path), found.config, found.tokenizer, fresh_head=fresh)
+    if any(n.startswith("image_head/") for n in found.fresh):
+      found = huggingface.open_checkpoint(path, image_head="codes")  # what it is, and not what may be made of it
+    return Origin(Path(path), found.config, found.tokenizer, headless=_headless(found.config))
   run, step = checkpoint.find(path)
   data = checkpoint.data_of(run / "checkpoints" / str(step))
   try:
@@ -53,7 +55,12 @@ def of(path: str) -> Origin:
     return Origin(run, data=data, unknown=f"{e}: whether its parameters are of this kind of model can't be told")
   if config.task != "orthus":
     return Origin(run, config, data=data)
+  headless = _headless(config)
   if not (run / "tokenizer.json").is_file():
     unknown = f"{run / 'tokenizer.json'} is missing: whether the parameters were trained with this tokenizer can't be told"
-    return Origin(run, config, data=data, unknown=unknown)
-  return Origin(run, config, checkpoint.load_tokenizer(run, step), data)
+    return Origin(run, config, data=data, headless=headless, unknown=unknown)
+  return Origin(run, config, checkpoint.load_tokenizer(run, step), data, headless)
+
+
+def _headless(config: Config) -> bool:
+  return not systems.image_head(config.model).has_parameters

@@ -100,7 +100,7 @@ def load_config(run: Path) -> Config:
 
 def load_params(
     path: str | os.PathLike, *, average: bool = True, place: Place | None = None,
-    wanted: Callable[[str], bool] = lambda name: True,
+    wanted: Callable[[str], bool] = lambda name: True, image_head: str = "",
 ) -> Params:  # fmt: skip
   """The parameters of a checkpoint, averaged ones in the place of their own where there are any.
 
@@ -111,6 +111,7 @@ def load_params(
     place: (name, shape, dtype) → the sharding that an array is read onto, each device's part alone; None for a numpy
       array, as all are without this argument and from an .npz.
     wanted: by name; others aren't read.
+    image_head: what a Hugging Face directory is read with; see `huggingface.open_checkpoint`.
   """
   text = str(path)
   if text.startswith("asset:"):
@@ -124,7 +125,7 @@ def load_params(
     except (OSError, ValueError) as e:
       raise BadRequest(f"{path} can't be read as named arrays: {e}") from e
   if huggingface.is_checkpoint(path):
-    return huggingface.open_checkpoint(path).load(place, wanted)
+    return huggingface.open_checkpoint(path, image_head=image_head).load(place, wanted)
   run, step = find(path)
   with orbax_items.quiet(), ocp.StandardCheckpointer() as reader:
     folder = run / "checkpoints" / str(step)
