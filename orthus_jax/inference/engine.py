@@ -172,7 +172,10 @@ def advance(
     ends_B = (reads_B & stop_V[token_B]) | (closes_B & order.stop_after_images & (images_B >= order.max_images))
     active_B = s.active_B & ~ends_B & (made_B < order.max_new)
     tells_B = moved.gains_B > 0
-    at = jnp.arange(B), jnp.where(tells_B, made.count_B, N)  # of a row that has made nothing, nowhere
+    if whole_pictures:
+      at = jnp.arange(B), jnp.where(tells_B, made.count_B, N)  # of a row that has made nothing, nowhere
+    else:
+      at = slice(None), n  # all that are active have made a position each turn
     made = Made(
         tokens_BN=made.tokens_BN.at[at].set(token_B, mode="drop"),
         features_BNC=made.features_BNC.at[at].set(moved.feature_BC, mode="drop"),
