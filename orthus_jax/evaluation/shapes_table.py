@@ -73,4 +73,10 @@ def table(result: Result) -> str:
     )  # fmt: skip
   out = io.StringIO()
   rich.console.Console(file=out, width=112, no_color=True, highlight=False).print(shown)
-  return "\n".join(line.rstrip() for line in out.getvalue().splitlines()).strip("\n") + "\n"
+  lines = [line.rstrip() for line in out.getvalue().splitlines()]
+  if m := result.measures:
+    lines.append(
+        f"  pictures as a whole: Fréchet distance {m['frechet']:.3f}, {100 * m['sharpness']:.0f}% as sharp as the real ones;"
+        f" {m['pictures_per_second']:.1f} a second"
+    )
+  return "\n".join(lines).strip("\n") + "\n"

@@ -43,7 +43,7 @@ def _row(folder: Path, run: Planned, now: State) -> dict[str, Any]:
       "id": run.id, "group": run.group, "seed": run.config.run.seed, "state": now.what, "step": now.step,
       "steps": run.config.run.steps, "error": now.error, "config": run.spec, "fields": run.fields,
       "losses": {n: v for n in LOSSES if (v := _last(metrics, n)) is not None},
-      "scores": {n: v for n, v in scored.get("scores", {}).items() if _number(v)},
+      "scores": {n: v for n, v in {**scored.get("scores", {}), **scored.get("measures", {})}.items() if _number(v)},
       "intervals": scored.get("intervals", {}), "counts": scored.get("counts", {}),
       "costs": {n: v for n, v in costs.items() if v is not None}, "params_digest": report.get("params_digest", ""),
   }  # fmt: skip
