@@ -4,10 +4,10 @@
     orthus sweep --config=configs/study.py:systems --workdir=study        # Orthus, Chameleon and Show-o alone: 9 runs
     orthus sweep --config=configs/study.py:smoke --workdir=/tmp/smoke     # four systems for a few steps each
 
-Arguments: `:systems` (Orthus, Chameleon, Show-o), `:embeddings` (from understanding alone), `:unified` (both tasks or one), `:head`
-(diffusion against regression), `:both` (embeddings in the whole mix), `:ablations` (temperature, head, draws, weight, target,
-schedule), `:smoke`; none is all but the last two. All may share a workdir: a run is trained once. Each run is configs/shapes.py
-with the same documents, steps and seeds.
+Arguments: `:systems` (Orthus, Chameleon, Show-o), `:embeddings` (from understanding alone), `:unified` (both tasks or one),
+`:head` (diffusion against regression), `:both` (embeddings in the whole mix), `:ablations` (temperature, head, draws, weight,
+target, schedule), `:smoke`; none is all but the last two. All may share a workdir: a run is trained once. Each run is
+configs/shapes.py with the same documents, steps and seeds.
 """
 
 import importlib.util
