@@ -109,4 +109,5 @@ def get_sweep(arg: str = "") -> list[sweep.Run]:
     raise ValueError(f"configs/study.py has no part {unknown[0]!r}: {', '.join(PARTS)}, smoke")
   chosen = [w for w in arg.split(",") if w] or [p for p in PARTS if p != "ablations"]
   runs = {run.name: run for part in chosen for run in PARTS[part]()}
-  return sweep.product(list(runs.values()), sweep.grid({"run.seed": SEEDS}))
+  # Seed by seed, so that what is finished first can be compared.
+  return sweep.product(sweep.grid({"run.seed": SEEDS}), list(runs.values()))
