@@ -80,7 +80,8 @@ def test_an_order_is_judged_by_runs_of_the_same_seed(chameleon, said):
 def test_the_study_in_small_gives_its_tables(tmp_path):
   command.orthus("sweep", f"--config={STUDY}:smoke", f"--workdir={tmp_path}/smoke", "--pictures=2")
   table = json.loads((tmp_path / "smoke" / "table.json").read_text())
-  assert {r["id"]: r["state"] for r in table["runs"]} == dict.fromkeys(("orthus", "chameleon", "showo", "regression"), "finished")
+  names = ("orthus", "chameleon", "showo", "regression")
+  assert {r["id"]: r["state"] for r in table["runs"]} == dict.fromkeys(names, "finished")
   assert {len(p) for p in table["pictures"].values()} == {2}
   shown = tables().tables(table)
   assert "| chameleon |" in shown and all(r["params_digest"][:16] in shown for r in table["runs"])
