@@ -1,7 +1,7 @@
 """Pictures drawn again patch by patch, each given the true ones before it: what an image head can tell from its states.
 
-It is how far Orthus-base has come, whose backbone is frozen while its head learns; no head can tell more than its state, so what
-doesn't follow from the patches before is made up. Axes: P patches, C latent values, T positions.
+It is how far Orthus-base has come, whose backbone is frozen while its head learns. What doesn't follow from the patches before,
+no head can tell, and it is made up. Axes: P patches, C latent values, T positions.
 """
 
 from __future__ import annotations
