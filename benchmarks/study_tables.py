@@ -85,6 +85,11 @@ def _cell(group: Mapping[str, Any], score: str) -> str:
   return f"{scale * value['mean']:.{digits}f}{half}"
 
 
+def _cost(group: Mapping[str, Any], name: str, scale: float) -> str:
+  cost = group["costs"].get(name)
+  return "" if cost is None else f"{scale * cost['mean']:.2f}"
+
+
 def _line(cells: Sequence[str]) -> str:
   return f"| {' | '.join(cells)} |"
 
@@ -102,8 +107,8 @@ def tables(table: Mapping[str, Any]) -> str:
     lines += [_line(heads), "|---" * len(heads) + "|"]
     for name in there:
       g = groups[name]
-      seconds, parameters = (g["costs"][c]["mean"] for c in ("seconds_a_step", "parameters"))
-      cells = [name, *(_cell(g, s) for s in scores), f"{seconds:.2f}", f"{parameters / 1e6:.2f}", str(g["finished"])]
+      costs = [_cost(g, "seconds_a_step", 1.0), _cost(g, "parameters", 1e-6)]
+      cells = [name, *(_cell(g, s) for s in scores), *costs, str(g["finished"])]
       lines.append(_line(cells + ([paper[name]] if paper else [])))
     lines.append("")
   lines += ["### The paper's orders", "", "| order | score | difference, the better way up | here |", "|---|---|---|---|"]
