@@ -88,6 +88,12 @@ def test_what_decays():
   assert "vision_embedding/position_embedding" in spared
 
 
+@pytest.mark.parametrize("name, spared", [("showo", {"image_head/hidden_embedding"}), ("chameleon", set())])
+def test_a_hidden_patch_s_embedding_does_not_decay(name, spared):
+  heads = [n for n in describe(tiny.config(**tiny.SYSTEMS[name]).model)[1] if n.startswith("image_head/")]
+  assert {n for n in heads if not optimizer_lib.decays(n)} == spared
+
+
 def gradients():
   return [jax.tree.map(lambda g, s=s: g * 10.0**-s, parameters(seed=s)) for s in range(1, STEPS + 1)]
 

@@ -34,7 +34,7 @@ def schedule(config: OptimizerConfig, steps: int, *, peak: float | None = None) 
 
 def decays(name: str) -> bool:
   """Whether weight decay applies: to matrices, but not to norms, biases, embeddings or codebooks."""
-  return not re.search(r"norm|bias|scale|(token|position)_embedding|codebook", name)
+  return not re.search(r"norm|bias|scale|(token|position|hidden)_embedding|codebook", name)
 
 
 def make_optimizer(config: OptimizerConfig, run: RunConfig) -> optax.GradientTransformation:
