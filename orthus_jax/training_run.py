@@ -23,7 +23,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction
 from orthus_jax.inference.model import Model
-from orthus_jax.inference.requests import Respond
+from orthus_jax.inference.requests import Respond, check_drawing
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
@@ -53,6 +53,8 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check(mesh, config)
+    if config.task == "orthus" and (config.run.report or config.run.sample_every):
+      check_drawing(config.sampling, config.model)  # or it would be found out when all is trained
     tokenizer = _open_tokenizer(config, workdir) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
     if tokenizer is not None:

@@ -241,6 +241,18 @@ def test_parts_that_make_no_sense_together_are_refused(changes, said):
     tiny.config(**changes)
 
 
+@pytest.mark.parametrize("name, said", [("showo", "at most 16, the patches"), ("orthus", "at most 1000, the model's timesteps")])
+@pytest.mark.parametrize("draws", [dict(run__report=True), dict(run__sample_every=2)])
+def test_passes_that_no_picture_can_take_are_refused_before_training(name, said, draws, tmp_path):
+  from orthus_jax import training_run
+
+  parts = dict(tiny.SYSTEMS[name])
+  sampling = dict(parts.pop("sampling", {}), steps=1001)
+  with pytest.raises(BadRequest, match=f"sampling.steps=1001 must be {said}"):
+    training_run.run(tiny.config(**parts, **draws, sampling=sampling), tmp_path / "run", begin=0.0)
+  assert not (tmp_path / "run").exists()
+
+
 def test_every_kind_is_in_the_table():
   import typing
 

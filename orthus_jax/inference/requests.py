@@ -106,6 +106,19 @@ class Prepared:
     return (s.solver, s.steps), (s.solver, s.late_steps or s.steps)
 
 
+def check_drawing(sampling: SamplingConfig, config: ModelConfig) -> None:
+  """Refuses settings that a model can't draw by.
+
+  Raises:
+    BadRequest: if its image head has no such setting, or fewer steps.
+  """
+  check_sampling(config.image_head.kind, sampling)
+  most, what = systems.image_head(config).most_steps(config)
+  steps = max(sampling.steps, sampling.late_steps)
+  if steps > most:
+    raise BadRequest(f"sampling.steps={steps} must be at most {most}, the {what}")
+
+
 def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, sampling: SamplingConfig) -> Prepared:
   """Lays a request's prompts out.
 
@@ -120,11 +133,7 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   """
   vision, longest, document = config.vision_tokenizer, config.transformer.max_positions, request.document
   sampling, P = request.sampling or sampling, vision.patches
-  check_sampling(config.image_head.kind, sampling)
-  most, what = systems.image_head(config).most_steps(config)
-  steps = max(sampling.steps, sampling.late_steps)
-  if steps > most:
-    raise BadRequest(f"sampling.steps={steps} must be at most {most}, the {what}")
+  check_drawing(sampling, config)
   fitted = dataclasses.replace(
       document,
       segments=tuple(
