@@ -253,6 +253,21 @@ def test_passes_that_no_picture_can_take_are_refused_before_training(name, said,
   assert not (tmp_path / "run").exists()
 
 
+def test_a_part_of_another_system_can_be_the_start(monkeypatch):
+  from orthus_jax.training import initial_state
+  from orthus_jax.training.checkpoints.origins import Origin
+
+  has = {n: np.zeros(1) for n in ("transformer/norm/scale", "lm_head", "image_head/hidden_embedding")}
+  showo = Origin("runs/showo", tiny.config(**tiny.SYSTEMS["showo"]))
+  monkeypatch.setattr(initial_state.origins, "of", lambda path: showo)
+  monkeypatch.setattr(
+      initial_state.checkpoint, "load_params", lambda path, wanted, **_: {n: v for n, v in has.items() if wanted(n)}
+  )
+  assert set(initial_state._taken(tiny.config(), "runs/showo", "transformer/", {}, {})) == {"norm/scale"}
+  with pytest.raises(BadRequest, match="runs/showo has no parameter transfromer/…"):
+    initial_state._taken(tiny.config(), "runs/showo", "transfromer/", {}, {})
+
+
 def test_every_kind_is_in_the_table():
   import typing
 

@@ -111,10 +111,10 @@ def initial_tokenizer(config: Config, shapes: Params) -> Params:
 
 
 def _taken(config: Config, path: str, prefix: str, shapes: Params, shardings: dict[str, Any]) -> Params:
-  """What one source brings: all of it but a vision tokenizer's judges; of a whole model for a vision tokenizer, that alone."""
+  """What one source brings: all of it but a vision tokenizer's judges; of a whole model for a part, that part alone."""
   origin = origins.of(path)
-  whole = config.task == "vision_tokenizer" and origin.config is not None and origin.config.task == "orthus"
-  part = "vision_tokenizer/" if whole else ""
+  whole = origin.config is not None and origin.config.task == "orthus"
+  part = ("vision_tokenizer/" if config.task == "vision_tokenizer" else prefix) if whole else ""
 
   def place(name, shape, dtype):
     own = prefix + name.removeprefix(part)
@@ -126,6 +126,8 @@ def _taken(config: Config, path: str, prefix: str, shapes: Params, shardings: di
 
   head = "codes" if origin.headless else ""  # the run makes its own
   params = checkpoint.load_params(path, place=place, wanted=wanted, image_head=head)
+  if not params:
+    raise BadRequest(f"run.init_from: {path} has no parameter {part}…")
   return {n.removeprefix(part): v for n, v in params.items()}
 
 
