@@ -241,7 +241,7 @@ def test_parts_that_make_no_sense_together_are_refused(changes, said):
     tiny.config(**changes)
 
 
-@pytest.mark.parametrize("name, said", [("showo", "at most 16, the patches"), ("orthus", "at most 1000, the model's timesteps")])
+@pytest.mark.parametrize("name, said", [("showo", "at most 16, the patches"), ("orthus", "at most 1000, the model's time")])
 @pytest.mark.parametrize("draws", [dict(run__report=True), dict(run__sample_every=2)])
 def test_passes_that_no_picture_can_take_are_refused_before_training(name, said, draws, tmp_path):
   from orthus_jax import training_run
