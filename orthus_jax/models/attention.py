@@ -58,17 +58,25 @@ def causal_attention(
   )  # fmt: skip
   if backend == "splash":
     return kernels.splash(q_BTNH, k_BTKH, v_BTKH, segment_ids_BT, block=block, fused=fused)
-  own = _cudnn if backend == "cudnn" else _xla
   query = ("batch", "positions", "heads", None)
   keys = ("batch", "positions", "kv_heads", None)
-  mask = {"segment": segment_ids_BT, "shared": shared_ids_BT, "last": last_BT}
-  mask = {n: x for n, x in mask.items() if x is not None}
+  masks = {"segment": segment_ids_BT, "shared": shared_ids_BT, "last": last_BT}
+  masks = {n: x for n, x in masks.items() if x is not None}
 
-  def of_pieces(q_BTNH, k_BTKH, v_BTKH, *pieces):
-    return own(q_BTNH, k_BTKH, v_BTKH, **dict(zip(mask, pieces)))
+  def own(q_BTNH, k_BTKH, v_BTKH, *pieces):
+    mine = dict(zip(masks, pieces))
+    k_BSKH, v_BSKH, segment_BS = _whole(k_BTKH, v_BTKH, mine["segment"])
+    seen_BTS = _seen(mine["segment"], segment_BS, mine.get("shared"))
+    T, S = seen_BTS.shape[1:]
+    if backend == "cudnn" and T == S and last_BT is None:  # it skips what lies ahead if told so other than by the mask
+      return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS, causal=True)
+    mask_BTS = seen_BTS & _not_beyond(T, S, mine.get("last"))
+    if backend == "cudnn":
+      return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, mask_BTS, causal=False)
+    return _attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS)
 
-  o_BTNH = sharded.per_device(of_pieces, (query, keys, keys, *[("batch", "positions")] * len(mask)), query)(
-      q_BTNH, k_BTKH, v_BTKH, *mask.values()
+  o_BTNH = sharded.per_device(own, (query, keys, keys, *[("batch", "positions")] * len(masks)), query)(
+      q_BTNH, k_BTKH, v_BTKH, *masks.values()
   )
   return checkpoint_name(o_BTNH, RESIDUAL_NAME)
 
@@ -93,28 +101,6 @@ def _not_beyond(T: int, S: int, last_BT: jax.Array | None) -> jax.Array:
   if T == S:
     return jnp.tril(jnp.ones((T, T), bool))
   return jnp.arange(S) <= (sharded.index("positions") * T + jnp.arange(T))[:, None]
-
-
-def _xla(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment: jax.Array, shared: jax.Array | None = None,
-    last: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
-  k_BSKH, v_BSKH, segment_BS = _whole(k_BTKH, v_BTKH, segment)
-  seen_BTS = _seen(segment, segment_BS, shared)
-  T, S = seen_BTS.shape[1:]
-  return _attend(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _not_beyond(T, S, last))
-
-
-def _cudnn(
-    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, *, segment: jax.Array, shared: jax.Array | None = None,
-    last: jax.Array | None = None,
-) -> jax.Array:  # fmt: skip
-  k_BSKH, v_BSKH, segment_BS = _whole(k_BTKH, v_BTKH, segment)
-  seen_BTS = _seen(segment, segment_BS, shared)
-  T, S = seen_BTS.shape[1:]
-  if T == S and last is None:  # cuDNN skips what lies ahead if it is told so other than by the mask
-    return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS, causal=True)
-  return kernels.cudnn(q_BTNH, k_BSKH, v_BSKH, seen_BTS & _not_beyond(T, S, last), causal=False)
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, last_BT: jax.Array) -> jax.Array:

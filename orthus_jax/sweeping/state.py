@@ -128,6 +128,7 @@ def attempts(folder: Path, name: str) -> list[dict[str, Any]]:
 
 
 def keep_attempts(folder: Path, name: str, told: list[dict[str, Any]]) -> None:
+  """Writes what `attempts` reads."""
   files.write_text(folder / "attempts" / f"{name}.json", json.dumps(told, indent=1) + "\n")
 
 
