@@ -10,9 +10,10 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine, engine_state, prompt_reader, samplers, scheduler
+from orthus_jax.inference import engine, engine_state, prompt_reader, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
+from orthus_jax.models import samplers
 
 P = 16
 

@@ -12,8 +12,8 @@ import tiny
 from orthus_jax.data.documents import Image, document
 from orthus_jax.data.sequence import layout, unconditional
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import samplers
 from orthus_jax.inference.model import Model
+from orthus_jax.models import samplers
 
 TK = tiny.tokenizer()
 CONFIG = tiny.config(model__vision_embedding__patch_positions=True)
@@ -103,7 +103,7 @@ def _draws(n=4000, **options):
   options = dict(temperature=1.0, top_k=0, top_p=1.0) | options
   allowed = jnp.asarray([True, True, True, options.pop("last", True)])
   keys = jax.random.split(jax.random.key(0), n)
-  how = samplers.TextSampling(**{k: jnp.full(n, v) for k, v in options.items()}, repetition_penalty=jnp.ones(n))
+  how = samplers.TokenSampling(**{k: jnp.full(n, v) for k, v in options.items()}, repetition_penalty=jnp.ones(n))
   tokens = samplers.sample_token(jnp.broadcast_to(logits, (n, 4)), jnp.broadcast_to(allowed, (n, 4)), keys, how)
   return np.bincount(tokens, minlength=4) / n
 

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference import drawing, samplers
+from orthus_jax.inference import drawing
 from orthus_jax.inference.engine_state import Made, Order, Program, State
-from orthus_jax.models import params as params_lib
+from orthus_jax.models import params as params_lib, samplers
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.orthus import Orthus, last_seen

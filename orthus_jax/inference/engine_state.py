@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.inference import samplers
-from orthus_jax.models import systems
+from orthus_jax.models import samplers, systems
 from orthus_jax.models.cache import Cache
 from orthus_jax.parallel import mesh as mesh_lib
 
@@ -54,7 +53,7 @@ class Order(NamedTuple):
   passes: jax.Array
   image_temperature: jax.Array
   image_top_k: jax.Array
-  text: samplers.TextSampling
+  text: samplers.TokenSampling
 
 
 class State(NamedTuple):
@@ -144,7 +143,7 @@ def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool
   order = Order(
       seed=zeros(B), max_new=zeros(B), max_images=zeros(B), stop_after_images=zeros(B, dtype=bool), weight=jnp.ones(B),
       interval=jnp.zeros((B, 2)), solvers=zeros(B, 2), late=zeros(B), passes=jnp.ones(B, jnp.int32),
-      image_temperature=jnp.ones(B), image_top_k=zeros(B), text=samplers.TextSampling.greedy(B),
+      image_temperature=jnp.ones(B), image_top_k=zeros(B), text=samplers.TokenSampling.greedy(B),
   )  # fmt: skip
   return State(
       cache=Cache.empty(config.transformer, batch=B + G, slots=slots, int8=int8), length_X=zeros(B + G), origin_G=zeros(G),

@@ -19,9 +19,9 @@ import numpy as np
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import engine, engine_state, prompt_reader
 from orthus_jax.inference.requests import Lane, Prepared
-from orthus_jax.inference.samplers import TextSampling
 from orthus_jax.models import systems
 from orthus_jax.models.params import Params
+from orthus_jax.models.samplers import TokenSampling
 
 _SHORT = 512  # slots that are looked at always
 
@@ -200,7 +200,7 @@ class Scheduler:
         passes=of(lambda r: r.sampling.steps, np.int32),
         image_temperature=of(lambda r: r.sampling.image_temperature, np.float32),
         image_top_k=of(lambda r: r.sampling.image_top_k, np.int32),
-        text=TextSampling(
+        text=TokenSampling(
             temperature=of(lambda r: r.sampling.temperature, np.float32), top_k=of(lambda r: r.sampling.top_k, np.int32),
             top_p=of(lambda r: r.sampling.top_p, np.float32),
             repetition_penalty=of(lambda r: r.sampling.repetition_penalty, np.float32),

@@ -79,7 +79,7 @@ def read(folder: Path, run: Planned) -> State:
       there = checkpoint.load_config(workdir)
     except BadRequest as e:
       return State("failed", step, str(e))
-    differing = [d for d in agreement.differences(there, run.config) if not within(d.field, _MAY_DIFFER)]
+    differing = [d for d in agreement.differences(there, run.config) if not agreement.within(d.field, _MAY_DIFFER)]
     if differing:
       d, more = differing[0], f", and {len(differing) - 1} more fields" if differing[1:] else ""
       raise BadRequest(
@@ -97,11 +97,6 @@ def read(folder: Path, run: Planned) -> State:
   if step >= run.config.run.steps and report(workdir):
     return State("trained", step)
   return State("half" if step else "missing", step)
-
-
-def within(field: str, table: tuple[str, ...]) -> bool:
-  """Whether a table names a field, or a section that it is in."""
-  return any(field == f or field.startswith(f"{f}.") for f in table)
 
 
 def report(workdir: Path) -> dict[str, Any]:

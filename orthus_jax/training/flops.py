@@ -106,7 +106,7 @@ def image_head(config: ModelConfig) -> dict[str, float]:
   head = systems.image_head(config)
   products = head.products(config)
   lm_head = config.transformer.width * config.transformer.vocab_size if head.of_codes else 0
-  return {"all": products["draws"] + products["state"] + lm_head, "inputs": products["inputs"]}
+  return {"all": products["all"] + lm_head, "inputs": products["inputs"]}
 
 
 def passes(config: ModelConfig, trained: Collection[str]) -> dict[str, Pass]:

@@ -68,10 +68,9 @@ class ImageHead(nnx.Module):
     """Multiplications of a learnt patch in training, forwards.
 
     Returns:
-      "draws": of what is done for each draw; "inputs": those of them whose input has no gradient; "state": of what is done
-      once. Without the LM head's own.
+      "all", and the "inputs" among them whose gradient nobody asks for. Without the LM head's own.
     """
-    return {"draws": 0.0, "inputs": 0.0, "state": 0.0}
+    return {"all": 0.0, "inputs": 0.0}
 
   @classmethod
   def most_steps(cls, config: ModelConfig) -> tuple[float, str]:

@@ -83,7 +83,7 @@ class DiffusionHead(FeatureHead):
     per_draw = _FREQUENCIES * W + W * W + 2 * C * W + c.blocks * 5 * W * W + 2 * W * W
     state = config.transformer.width * W
     # Nobody asks for gradients of the noised features or of the step's sinusoid.
-    return {"draws": c.draws * float(per_draw), "inputs": c.draws * float(_FREQUENCIES * W + C * W), "state": float(state)}
+    return {"all": float(c.draws * per_draw + state), "inputs": float(c.draws * (_FREQUENCIES * W + C * W))}
 
   @classmethod
   def most_steps(cls, config: ModelConfig) -> tuple[float, str]:

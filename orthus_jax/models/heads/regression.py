@@ -46,7 +46,7 @@ class RegressionHead(FeatureHead):
   def products(cls, config: ModelConfig) -> dict[str, float]:
     c = config.diffusion
     head = 2 * c.blocks * c.width**2 + c.width * (config.vision_tokenizer.latent_dim + config.transformer.width)
-    return {"draws": 0.0, "inputs": 0.0, "state": float(head)}
+    return {"all": float(head), "inputs": 0.0}
 
   def __call__(self, z: jax.Array) -> jax.Array:
     """The prediction, scaled as in training: [..., C] in fp32 for states [..., D]."""

@@ -86,8 +86,8 @@ def another_run(old: Config, new: Config, *, done: int | None, data_known: bool)
       return new.data.caption_dropout == 0
     if d.field == "data.mixture" and [w for _, w in d.old] != [w for _, w in d.new]:
       return False
-    return _in(d.field, FREE) or (_in(d.field, MOVED) and (data_known or done is None)) or (
-        _in(d.field, _FIRST) and done is not None
+    return within(d.field, FREE) or (within(d.field, MOVED) and (data_known or done is None)) or (
+        within(d.field, _FIRST) and done is not None
     )
 
   return [d for d in differences(old, new) if not allowed(d)]
@@ -104,20 +104,20 @@ def other_model(
     part: the part of the model that they are, as a field.
     headless: whether no image head is among them: then any may begin, and have pictures read as it needs them.
   """
-  found = [d for d in differences(old, new) if _in(d.field, (part,)) and not _in(d.field, _OWN)]
+  found = [d for d in differences(old, new) if within(d.field, (part,)) and not within(d.field, _OWN)]
   ranks = old.model.lora.rank, new.model.lora.rank
   if not ranks[0]:  # adapters begin anew, if there are to be any
-    found = [d for d in found if not _in(d.field, ("model.lora",))]
+    found = [d for d in found if not within(d.field, ("model.lora",))]
   elif not ranks[1]:  # the arrays have adapters that the model has no place for, whatever their scale
-    found = [d for d in found if not _in(d.field, ("model.lora.alpha", "model.lora.targets"))]
+    found = [d for d in found if not within(d.field, ("model.lora.alpha", "model.lora.targets"))]
   if headless:
-    found = [d for d in found if not _in(d.field, _OF_HEAD)]
-  return [d for d in found if _in(d.field, _NEVER)], [d for d in found if not _in(d.field, _NEVER)]
+    found = [d for d in found if not within(d.field, _OF_HEAD)]
+  return [d for d in found if within(d.field, _NEVER)], [d for d in found if not within(d.field, _NEVER)]
 
 
 def other_settings(old: Config, new: Config) -> list[Difference]:
   """What may matter of how a config differs from the one whose whole state it takes over."""
-  return [d for d in differences(old, new) if not _in(d.field, (*FREE, *MOVED, *_FIRST))]
+  return [d for d in differences(old, new) if not within(d.field, (*FREE, *MOVED, *_FIRST))]
 
 
 def listed(found: list[Difference]) -> str:
@@ -125,7 +125,8 @@ def listed(found: list[Difference]) -> str:
   return ", ".join(map(str, found))
 
 
-def _in(field: str, table: tuple[str, ...]) -> bool:
+def within(field: str, table: tuple[str, ...]) -> bool:
+  """Whether a table names a field, or a section that it is in."""
   return any(field == f or field.startswith(f"{f}.") for f in table)
 
 

@@ -1,4 +1,4 @@
-"""Which text token comes next, each row by rules of its own. Axes: B rows, V vocabulary."""
+"""Which token, or image code, comes next, each row by rules of its own. Axes: B rows, V vocabulary or codes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 
-class TextSampling(NamedTuple):
-  """How each row's text is sampled; all [B].
+class TokenSampling(NamedTuple):
+  """How each row's tokens are sampled; all [B].
 
   Attributes:
     temperature: 0 is greedy.
@@ -24,14 +24,14 @@ class TextSampling(NamedTuple):
   repetition_penalty: jax.Array
 
   @classmethod
-  def greedy(cls, rows: int) -> TextSampling:
+  def greedy(cls, rows: int) -> TokenSampling:
     """The likeliest token always."""
     ones = jnp.ones(rows)
     return cls(temperature=0 * ones, top_k=jnp.zeros(rows, jnp.int32), top_p=ones, repetition_penalty=ones)
 
 
 def sample_token(
-    logits_BV: jax.Array, allowed_BV: jax.Array, key_B: jax.Array, how: TextSampling, *, sampled: bool = True
+    logits_BV: jax.Array, allowed_BV: jax.Array, key_B: jax.Array, how: TokenSampling, *, sampled: bool = True
 ) -> jax.Array:
   """Samples one token a row.
 
