@@ -1,6 +1,7 @@
 """Every system of the paper holds what Orthus holds: against a plain loop, beside neighbours, by gradients, on a mesh."""
 
 import dataclasses
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -9,13 +10,18 @@ import plain
 import pytest
 import tiny
 
+from orthus_jax.config import ImageHeadConfig
+from orthus_jax.config.image_head import OF_CODES, SAMPLING_FIELDS
 from orthus_jax.data.documents import Image, document
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.sequence import layout, unconditional
 from orthus_jax.errors import BadRequest
+from orthus_jax.inference.prompt_reader import cuts
+from orthus_jax.inference.requests import Lane, Request
+from orthus_jax.inference.responses import Finished
 from orthus_jax.models import params as params_lib, systems
 from orthus_jax.models.heads import masked
-from orthus_jax.models.orthus import describe
+from orthus_jax.models.orthus import describe, last_seen
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
@@ -77,9 +83,6 @@ def test_a_request_does_not_depend_on_its_neighbours(name):
   model = tiny.lively_model(**tiny.SYSTEMS[name])
   prompts = [document("draw a red box"), document("two"), document(tiny.TinySource()[0].images[0].pixels, "what is this")]
   responds = ["image", "image", "text"]
-  from orthus_jax.inference.requests import Request
-  from orthus_jax.inference.responses import Finished
-
   def run(chosen):
     requests = [Request(prompts[i], respond=responds[i], seed=5 + i) for i in chosen]
     found = {e.index: e.document for e in model.stream(requests, strict=True) if isinstance(e, Finished)}
@@ -131,25 +134,33 @@ def test_ways_of_computing_a_loss_agree(name):
       np.testing.assert_allclose(found[way][1][n], g, atol=1e-5, err_msg=f"{way} {n}")
 
 
-def test_codes_cost_what_the_lm_head_says_of_them():
-  """Against the plain sum over learnt patches of -log softmax over the whole vocabulary."""
-  loss, params, batch = _loss_of(config := tiny.config(**tiny.SYSTEMS["chameleon"]))
+@pytest.mark.parametrize("name", ["chameleon", "showo"])
+def test_codes_cost_what_the_lm_head_says_of_them(name):
+  """Against the plain sum of -log softmax over the whole vocabulary: of learnt patches, or of those of them that are hidden."""
+  loss, params, batch = _loss_of(config := tiny.config(**tiny.SYSTEMS[name]))
   model = params_lib.merge(describe(config.model)[0], params)
-  features = batch.images
-  hidden = model(
-      batch.tokens_BT, features_BJC=features.reshape(len(features), -1, C), slot_BT=batch.slot_BT,
-      position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT, shared_ids_BT=batch.shared_ids_BT,
+  B, M = batch.images.shape[:2]
+  learnt = (np.asarray(batch.learnt_image_BG)[:, :, None] == np.arange(M)).any(1)
+  hidden, count, own = None, P, 0
+  if name == "showo":
+    drawn = masked.MaskedHead.hidden(jax.random.key(0), jnp.arange(B), images=M, patches=P)
+    hidden, count, own = np.asarray(drawn) & learnt[..., None], masked.MaskedHead.learnt_patches(P), 1
+  states = model(
+      batch.tokens_BT, features_BJC=batch.images.reshape(B, -1, C), slot_BT=batch.slot_BT, position_BT=batch.position_BT,
+      segment_ids_BT=batch.segment_ids_BT, shared_ids_BT=batch.shared_ids_BT,
+      hidden_BJ=None if hidden is None else jnp.asarray(hidden.reshape(B, -1)),
   )  # fmt: skip
-  log_p = np.asarray(jax.nn.log_softmax(model.logits(hidden), axis=-1))
+  log_p = np.asarray(jax.nn.log_softmax(model.logits(states), axis=-1))
   codebook = np.asarray(params["vision_tokenizer/codebook"])
-  total = count = 0
+  total = pictures = 0
   for b, row in enumerate(np.asarray(batch.learnt_image_BG)):
     for image, start in {(int(i), int(s)) for i, s in zip(row, batch.learnt_start_BG[b]) if i >= 0}:
+      pictures += 1
       for p in range(P):
-        code = np.square(features[b, image, p] - codebook).sum(-1).argmin()
-        total -= log_p[b, start + p, config.model.image_token_start + code]
-        count += 1
-  assert float(loss(params, batch)[1]["image_loss"]) == pytest.approx(total / count, rel=1e-4)
+        code = np.square(batch.images[b, image, p] - codebook).sum(-1).argmin()
+        if hidden is None or hidden[b, image, p]:  # a hidden patch is told by its own state, another by the one before
+          total -= log_p[b, start + p + own, config.model.image_token_start + code]
+  assert float(loss(params, batch)[1]["image_loss"]) == pytest.approx(total / (count * pictures), rel=1e-4)
 
 
 def test_hidden_patches_are_learnt_and_nothing_of_them_is_seen():
@@ -181,8 +192,6 @@ def test_full_attention_reaches_to_the_end_of_a_picture_and_no_further():
   second = first + P + 2  # a picture behind it
   slot[0, second : second + P] = P + np.arange(P)
   x = jnp.asarray(np.random.default_rng(0).standard_normal((1, T, 32)), jnp.float32)
-  from orthus_jax.models.orthus import last_seen
-
   last = last_seen(jnp.asarray(slot), jnp.arange(T)[None], P)
 
   def states(x):
@@ -201,9 +210,6 @@ def test_full_attention_reaches_to_the_end_of_a_picture_and_no_further():
     "cut, whole, expected", [(8, False, [0, 8, 16, 24, 26]), (16, True, [0, 4, 20, 26]), (26, True, [0, 26])]
 )
 def test_prompts_are_cut_where_pictures_allow(cut, whole, expected):
-  from orthus_jax.inference.prompt_reader import cuts
-  from orthus_jax.inference.requests import Lane
-
   patch = np.concatenate([np.full(4, -1), np.arange(P), np.full(6, -1)]).astype(np.int32)
   lane = Lane(tokens_T=np.zeros(26, np.int32), patch_T=patch, pictures=(), weight=1.0)
   assert cuts(lane, cut, whole_pictures=whole) == expected
@@ -269,11 +275,6 @@ def test_a_part_of_another_system_can_be_the_start(monkeypatch):
 
 
 def test_every_kind_is_in_the_table():
-  import typing
-
-  from orthus_jax.config import ImageHeadConfig
-  from orthus_jax.config.image_head import OF_CODES, SAMPLING_FIELDS
-
   kinds = set(typing.get_args(typing.get_type_hints(ImageHeadConfig)["kind"]))
   assert kinds == set(systems.IMAGE_HEADS) == set(SAMPLING_FIELDS)
   assert {k for k, head in systems.IMAGE_HEADS.items() if head.of_codes} == set(OF_CODES)

@@ -10,6 +10,7 @@ import tiny
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import through_head
+from orthus_jax.inference.model import Model
 
 
 def copies(n=3):
@@ -19,7 +20,7 @@ def copies(n=3):
 
 
 @pytest.mark.parametrize("name", ["regression", "chameleon"])
-def test_each_patch_follows_from_the_true_ones_before_it(name):
+def test_each_patch_follows_from_the_true_ones_before_it(name, monkeypatch):
   """The first patch is the engine's own, and a change of a patch moves what is drawn after it alone."""
   model = tiny.lively_model(**tiny.SYSTEMS[name], model__transformer__layers=1)
   if name == "chameleon":
@@ -27,13 +28,10 @@ def test_each_patch_follows_from_the_true_ones_before_it(name):
   d = copies(1)[0]
   features = through_head.draw(model, d, key=jax.random.key(0))
   how = dataclasses.replace(model.config.sampling, guidance=1.0, image_guidance=1.0)
-  shown = []
-  decode = type(model).decode
-  try:
-    type(model).decode = lambda self, f: shown.append(np.stack(f)) or decode(self, f)
+  shown, decode = [], Model.decode
+  with monkeypatch.context() as patched:
+    patched.setattr(Model, "decode", lambda self, f: shown.append(np.stack(f)) or decode(self, f))
     model.generate([dataclasses.replace(d, segments=d.segments[:2])], respond="image", sampling=how)
-  finally:
-    type(model).decode = decode
   np.testing.assert_allclose(features[0], shown[0][0, 0], atol=1e-4)
   other = d.images[-1].pixels.copy()
   other[-1, -1] = 255 - other[-1, -1]  # the last patch, which nothing follows

@@ -52,7 +52,7 @@ def config(**changes) -> Config:
   return config_lib.from_dict(Config, tree)
 
 
-_DIFFUSION = dict(width=16, blocks=1, latent_scale=1.0, loss_weight=1.0)
+_DIFFUSION = dict(width=16, blocks=1, latent_scale=0.5, loss_weight=1.0)
 _SAMPLING = dict(guidance=2.0, unconditional_prompt="generate an image", max_new_tokens=24)
 SYSTEMS = {
     "orthus": {},
