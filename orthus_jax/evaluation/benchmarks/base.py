@@ -1,0 +1,115 @@
+"""What every benchmark's scorer gives back, and the intervals of its figures.
+
+A scorer reads the files that the benchmark's own tools read, and gives that tool's figures. Where the tool has a fault, its
+figure stands among `scores`, and `straight` has beside it what a straight reading of the same files gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_RESAMPLES = 1000
+_NAMED = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+  """A benchmark's figures.
+
+  Attributes:
+    benchmark: its name, as `orthus score` takes it.
+    protocol: whose figures these are: the tool, its commit or version, and what was chosen where it has variants.
+    scores: by name, in the tool's own units and order; "a/b" is b of subtask a.
+    units: what a score is counted in, by name; what isn't named is in `unit`.
+    unit: of the others, such as "%" or "of 2,000"; "" for a plain number.
+    intervals: 95% bootstrap intervals, by the score's name.
+    counts: how many answers, pictures or pairs each score rests on.
+    straight: what a straight reading gives where the tool's figure differs from it, by the score's name.
+    notes: what was met in the files that a reader of the figures must know, a line each.
+    rows: per answer or picture what was read and how it was judged, as JSON holds it.
+  """
+
+  benchmark: str
+  protocol: str
+  scores: dict[str, float]
+  unit: str = ""
+  units: dict[str, str] = dataclasses.field(default_factory=dict)
+  intervals: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+  counts: dict[str, int] = dataclasses.field(default_factory=dict)
+  straight: dict[str, float] = dataclasses.field(default_factory=dict)
+  notes: tuple[str, ...] = ()
+  rows: tuple[dict[str, Any], ...] = ()
+
+  def to_json(self) -> dict[str, Any]:
+    """All but the rows, as JSON holds it; figures that aren't finite are the words "nan", "inf" and "-inf"."""
+    values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
+    return _finite(values)
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(v) for v in value]
+  if isinstance(value, float | np.floating):
+    return float(value) if np.isfinite(value) else str(float(value))
+  return value
+
+
+class Notes:
+  """Counts what a file holds that isn't as it should be, and names the first few."""
+
+  def __init__(self) -> None:
+    self._found: dict[str, list[str]] = {}
+
+  def add(self, what: str, file: Path, line: int | None = None, name: str = "") -> None:
+    """Counts one.
+
+    Args:
+      what: what is the matter and what the tool does with it, as it stands behind a number: "lines without four columns, …".
+      file: where it was met.
+      line: counted from 1.
+      name: of the item, where it has one.
+    """
+    where = file.name if line is None else f"{file.name}:{line}"
+    self._found.setdefault(what, []).append(f"{where} ({name})" if name else where)
+
+  def lines(self) -> tuple[str, ...]:
+    """A line for each matter, in the order in which they were met."""
+    return tuple(
+        f"{len(at):,} {what}: {', '.join(at[:_NAMED])}{', …' if len(at) > _NAMED else ''}" for what, at in self._found.items()
+    )
+
+
+def bootstrap(
+    units_UK: np.ndarray, statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]], *, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+  """95% intervals of figures that follow from sums over independent units.
+
+  Units that are alike are drawn together, so that it takes time for the number of different ones.
+
+  Args:
+    units_UK: for each unit that is drawn as a whole (a prompt, a picture, a question) K numbers that are added up.
+    statistic: from sums [N, K] of N resamples to figures [N] by name. What isn't finite is left out of an interval.
+    seed: of the draws.
+
+  Returns:
+    (low, high) by name; none where no resample has a finite figure.
+  """
+  if not len(units_UK):
+    return {}
+  rows_RK, count_R = np.unique(np.asarray(units_UK, np.float64), axis=0, return_counts=True)
+  drawn_NR = np.random.default_rng(seed).multinomial(len(units_UK), count_R / len(units_UK), size=_RESAMPLES)
+  with np.errstate(all="ignore"):
+    figures = statistic(drawn_NR @ rows_RK)
+  found = {}
+  for name, value_N in figures.items():
+    if len(finite := value_N[np.isfinite(value_N)]):
+      low, high = np.quantile(finite, (0.025, 0.975))
+      found[name] = (float(low), float(high))
+  return found

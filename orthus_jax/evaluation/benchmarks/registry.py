@@ -1,0 +1,30 @@
+"""The benchmarks that can be scored, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import importlib
+from types import ModuleType
+
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks.base import Score
+
+# Name → what it is. A module of the same name has `score(path, *, …) -> Score`, `LAYOUT`, the files that it reads in words,
+# and `OPTIONS`, what `orthus score` says of each keyword argument.
+BENCHMARKS: dict[str, str] = {}
+
+
+def module(name: str) -> ModuleType:
+  """A benchmark's module.
+
+  Raises:
+    BadRequest: if there is none of that name.
+  """
+  if name not in BENCHMARKS:
+    raise BadRequest(f"no benchmark is called {name!r}: {', '.join(BENCHMARKS)}")
+  return importlib.import_module(f"orthus_jax.evaluation.benchmarks.{name}")
+
+
+def scorer(name: str) -> Callable[..., Score]:
+  """A benchmark's scorer."""
+  return module(name).score
