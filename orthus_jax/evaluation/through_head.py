@@ -46,12 +46,24 @@ def evaluate(model: Model, documents: Sequence[Document], *, seed: int = 0) -> d
   pictures = [d.images[-1].pixels for d in documents]
   features = model.encode(pictures)
   codebook_KC = np.asarray(model.params["vision_tokenizer/codebook"], np.float32)
-  nearest = [codebook_KC[np.square(f[:, None] - codebook_KC).sum(-1).argmin(-1)] for f in features]
-  drawn = [draw(model, d, key=jax.random.fold_in(jax.random.key(seed), n)) for n, d in enumerate(documents)]
+  made = {
+      "through_head": draw_all(model, documents, seed=seed), "unquantised": list(features),
+      "quantised": nearest(features, codebook_KC),
+  }  # fmt: skip
   return {
-      f"psnr_{name}": float(np.mean([psnr(a, b) for a, b in zip(pictures, model.decode(list(made)))]))
-      for name, made in (("through_head", drawn), ("unquantised", features), ("quantised", nearest))
+      f"psnr_{name}": float(np.mean([psnr(a, b) for a, b in zip(pictures, model.decode(f))])) for name, f in made.items()
   }
+
+
+def nearest(features_NPC: np.ndarray, codebook_KC: np.ndarray) -> list[np.ndarray]:
+  """The nearest codes' rows of each picture's features, [P, C]."""
+  return [codebook_KC[np.square(f_PC[:, None] - codebook_KC).sum(-1).argmin(-1)] for f_PC in features_NPC]
+
+
+def draw_all(model: Model, documents: Sequence[Document], *, seed: int = 0) -> list[np.ndarray]:
+  """`draw` for each document, each with a key of its own."""
+  key = jax.random.key(seed)
+  return [draw(model, d, key=jax.random.fold_in(key, n)) for n, d in enumerate(documents)]
 
 
 def draw(model: Model, document: Document, *, key: jax.Array) -> np.ndarray:
