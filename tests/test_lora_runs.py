@@ -132,3 +132,21 @@ def test_what_a_run_goes_on_from_has_the_same_adapters_or_none(adapted, tmp_path
     assert message in str(refused.value)
   with pytest.raises(BadRequest, match="model.lora.alpha differs"):
     checkpoint.check_workdir(folder, tiny.config(**LORA | dict(model__lora__alpha=1.0)))
+
+
+def test_a_head_of_codes_draws_as_before_once_adapters_are_merged(tmp_path, capsys):
+  """The LM head over the image rows draws, and no adapter stands beside it."""
+  part = "vision_tokenizer/"  # its codebook is the embedding's too, as in all that is published
+  vqgan = {n.removeprefix(part): v for n, v in tiny.lively_model().params.items() if n.startswith(part)}
+  np.savez(tmp_path / "vqgan.npz", **vqgan)
+  more = dict(run__steps=3, optimizer__learning_rate=0.1, run__init_from=[[part, str(tmp_path / "vqgan.npz")]])
+  config = tiny.config(**LORA | tiny.SYSTEMS["chameleon"] | more)
+  result = train(tmp_path / "run", config)
+  assert lora.names(result.params)
+  assert cli.main(["convert", f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'out'}", "--format=huggingface"]) == 0
+  assert "are merged" in capsys.readouterr().out
+  inside, out = oj.load(tmp_path / "run"), oj.load(tmp_path / "out", image_head="codes")
+  np.testing.assert_allclose(outputs(out), outputs(inside), atol=1e-5, rtol=1e-5)
+  prompt = oj.document("a red box")
+  drawn = [m.generate([prompt], respond="image", sampling=inside.config.sampling)[0].images[-1].pixels for m in (inside, out)]
+  np.testing.assert_array_equal(*drawn)

@@ -22,6 +22,8 @@ from orthus_jax.inference.responses import Finished
 from orthus_jax.models import params as params_lib, systems
 from orthus_jax.models.heads import masked
 from orthus_jax.models.orthus import describe, last_seen
+from orthus_jax.training import loop
+from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
@@ -53,6 +55,22 @@ def test_drawing_agrees_with_a_plain_loop(name):
   assert [type(s) for s in drawn.segments[2:]] == [Image]
   expected = model.decode(features_of(items))[0]
   assert np.abs(drawn.images[-1].pixels.astype(int) - expected.astype(int)).max() <= 1  # rounding
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_where_it_stopped(tmp_path):
+  """Of the system that draws most on the way: what is hidden; the others share the rest of its lines with Orthus."""
+
+  def train(folder, steps):
+    # A constant rate, as a schedule would look at how long the run is to be.
+    config = tiny.config(**tiny.SYSTEMS["showo"], run__steps=steps, optimizer__schedule="constant", optimizer__warmup_steps=0)
+    (folder / "config.json").unlink(missing_ok=True)
+    checkpoint.open_workdir(folder, config, TK)
+    return loop.train(config, folder, OrthusTask(config, Pipeline(tiny.TinySource(), TK, config)))
+
+  whole, half = train(tmp_path / "whole", 2), train(tmp_path / "part", 1)
+  assert half.params_digest != whole.params_digest
+  assert train(tmp_path / "part", 2).params_digest == whole.params_digest
 
 
 @pytest.mark.slow
