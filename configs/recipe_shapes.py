@@ -12,7 +12,7 @@ The argument is the stage. Each begins with what the one before made, by `run.in
     edit        from Orthus-base: a picture, an instruction, the edited picture
     story       from Orthus-base: a picture a sentence
 
-Arguments after a comma: `runlocal` for a few steps. Models, optimizer and mix are configs/shapes.py's.
+`,runlocal` behind a stage's name takes a few steps of a shallow model. Models, optimizer and mix are configs/shapes.py's.
 """
 
 import importlib.util
@@ -51,6 +51,7 @@ def get_config(arg: str = "post") -> ConfigDict:
     config.run.update(steps=4, log_every=1, checkpoint_every=0, batch_size=4)
     config.data.documents = tuple((kind, 40) for kind, _ in _DOCUMENTS)
     if config.task == "orthus":
+      config.model.transformer.update(layers=1, scan_unroll=1)
       config.run.report = False
       config.data.later_kinds = ()
   return config

@@ -1,20 +1,19 @@
 #!/usr/bin/env bash
 # The paper's recipe in small, stage by stage (configs/recipe_shapes.py), then a page of what each stage gained.
 #
-#   launch/recipe_shapes.sh runs/recipe [--config.field=value ...]
+#   launch/recipe_shapes.sh runs/recipe
 #
 # The same command goes on where it was stopped: finished stages are left alone, a half one goes on from its checkpoint. A stage
-# whose directory is removed is done again (remove what follows it too, if it is to begin with the new one). Overrides are for
-# all stages that have the field. RECIPE_WORDS=,runlocal tries every stage for a few steps.
+# whose directory is removed is done again; remove those behind it too, if they are to begin with the new one.
+# RECIPE_WORDS=,runlocal tries every stage for a few steps.
 set -euo pipefail
 
-if [ $# -lt 1 ]; then
-  echo "usage: $0 WORKDIR [--config.field=value ...]" >&2
+if [ $# -ne 1 ]; then
+  echo "usage: $0 WORKDIR" >&2
   exit 2
 fi
 here=$(cd "$(dirname "$0")/.." && pwd)
 out=${1%/}
-shift
 config=$here/configs/recipe_shapes.py
 
 # stage NAME INIT_FROM: trains it unless its report says that it is done.
@@ -24,15 +23,15 @@ stage() {
     return
   fi
   echo "recipe: $1" >&2
-  orthus train --config="$config:$1${RECIPE_WORDS:-}" --workdir="$out/$1" "--config.run.init_from=$2" "${@:3}"
+  orthus train --config="$config:$1${RECIPE_WORDS:-}" --workdir="$out/$1" "--config.run.init_from=$2"
 }
 
-stage tokenizer "()" "$@"
-stage chameleon "(('vision_tokenizer/','$out/tokenizer/weights.npz'),)" "$@"
-stage base "(('','$out/chameleon'),)" "$@"
-stage decoder "(('','$out/base'),)" "$@"
+stage tokenizer "()"
+stage chameleon "(('vision_tokenizer/','$out/tokenizer/weights.npz'),)"
+stage base "(('','$out/chameleon'),)"
+stage decoder "(('','$out/base'),)"
 tuned="(('','$out/base'),('vision_tokenizer/','$out/decoder'))"
-stage post "$tuned" "$@"
-stage edit "$tuned" "$@"
-stage story "$tuned" "$@"
+stage post "$tuned"
+stage edit "$tuned"
+stage story "$tuned"
 python "$here/benchmarks/recipe_page.py" "$out"
