@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 
 from orthus_jax import files, paths
-from orthus_jax.commands import common, sampling
+from orthus_jax.commands import benchmark, common, sampling
 from orthus_jax.config import Config
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption
   orthus evaluate runs/shapes --quick              what the report of a run measures
   orthus evaluate runs/shapes --stories=0 --steps=50 --guidance=2 --out=runs/guidance-2
+  orthus evaluate runs/post --benchmark=geneval --data=geneval/prompts --out=runs/geneval
 """
 
 
@@ -30,21 +31,24 @@ def parser() -> common.Parser:
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   parser.add_argument("run", type=paths.user_path, metavar="RUN", help="a run's directory, or one of its checkpoints")
-  parser.add_argument("--benchmark", choices=("shapes",), default="shapes", help="default shapes, the built-in world")
-  parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default test")
+  parser.add_argument("--benchmark", choices=("shapes", *benchmark.NAMES), default="shapes", metavar="NAME",
+                      help=f"shapes, the built-in world (default), or {', '.join(benchmark.NAMES)}")  # fmt: skip
+  parser.add_argument("--split", choices=("train", "validation", "test"), help="of shapes; default test")
   parser.add_argument("--quick", action="store_true", help="about a third of the split, one picture a caption")
   some = common.number(int, Range(0, 2**31 - 1))
-  limits = parser.add_argument_group("how much (default: the whole split)")
+  limits = parser.add_argument_group("how much of shapes (default: the whole split)")
   limits.add_argument("--captions-per-tag", type=some, metavar="N", help="captions of each GenEval tag to draw")
-  limits.add_argument("--samples", type=common.number(int, Range(1, 2**20)), metavar="N", help="pictures a caption; default 4")
+  limits.add_argument("--samples", type=common.number(int, Range(1, 2**20)), metavar="N",
+                      help="pictures a caption or prompt; default 4, or the benchmark's own number")  # fmt: skip
   limits.add_argument("--questions", type=some, metavar="N", help="pictures to ask all their questions about")
   limits.add_argument("--captions", type=some, metavar="N", help="pictures to describe")
   limits.add_argument("--edits", type=some, metavar="N", help="pictures to edit")
   limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
+  benchmark.add_options(parser)
   sampling.add_options(parser)
   parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
   parser.add_argument("--data", type=paths.user_path, metavar="DIR",
-                      help="where the prepared data set lies; default as in training")  # fmt: skip
+                      help="where the data lies; of shapes by default as in training")  # fmt: skip
   parser.add_argument("--out", type=paths.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
   return parser
@@ -53,6 +57,10 @@ def parser() -> common.Parser:
 def main(argv: Sequence[str]) -> int:
   """Evaluates, and writes what came out."""
   options = parser().parse_args(argv)
+  benchmark.check(options)
+  if options.benchmark != "shapes":
+    return benchmark.main(options)
+  options.split = options.split or "test"
   given = sampling.given(options)
   if options.out:
     _check(Path(options.out))

@@ -1,0 +1,210 @@
+"""Benchmarks that ask about pictures: MME, POPE, VQAv2, GQA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from orthus_jax import files
+from orthus_jax.data.documents import Document
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs import prompts
+from orthus_jax.evaluation.runs.prompts import Template
+from orthus_jax.evaluation.runs.task import Asking, Item, picture
+
+MME_SUBTASKS = (
+    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
+    "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
+)  # fmt: skip
+_PICTURES = (".jpg", ".png", ".jpeg")
+
+
+def _json(path: Path) -> Any:
+  try:
+    return json.loads(path.read_text(encoding="utf-8"))
+  except ValueError as e:
+    raise BadRequest(f"{path} isn't JSON: {files.first_line(e)}") from e
+
+
+def _only(data: Path, pattern: str, what: str) -> Path:
+  """The one file of a name that may vary."""
+  found = [data] if data.is_file() else sorted(data.rglob(pattern))
+  if len(found) == 1:
+    return found[0]
+  some = f"{len(found)} files {pattern}, so name the one that is meant" if found else f"no {pattern}: name {what}"
+  raise BadRequest(f"{data} has {some}")
+
+
+def _pictures(data: Path, images: Path | None, *names: str) -> Path:
+  """Where a benchmark's pictures lie: where --images says, or in a folder of their usual name."""
+  if images is not None:
+    return images
+  base = data if data.is_dir() else data.parent
+  return next((base / n for n in names if (base / n).is_dir()), base)
+
+
+class _Asked(Asking):
+  """Questions whose prompts are made by a template."""
+
+  def __init__(self, template: Template):
+    self._template = template
+
+  def _item(self, name: str, path: Path, question: str, **facts: Any) -> Item:
+    return Item(name, functools.partial(self._prompt, path, question), {"question": question, **facts})
+
+  def _prompt(self, path: Path, question: str) -> Document:
+    return prompts.asking(self._template, picture(path), question)
+
+
+class Mme(_Asked):
+  """SUBTASK.txt, four columns: picture, question, truth, answer.
+
+  Read from the release: a folder a subtask, whose pictures have two questions each in a text file of their name; both may lie
+  in folders of their own, images and questions_answers_YN.
+  """
+
+  def __init__(self, data: Path, template: Template, images: Path | None = None):
+    super().__init__(template)
+    home = next((p for p in (data, data / "MME_Benchmark", data / "MME_Benchmark_release_version") if _subtasks(p)), None)
+    if home is None:
+      raise BadRequest(f"{data} has no folder of MME's ({', '.join(MME_SUBTASKS[:3])}, …): name the release's")
+    self._home = home
+    missing = [s for s in MME_SUBTASKS if s not in _subtasks(home)]
+    if missing:
+      raise BadRequest(f"{home} lacks {len(missing)} of MME's {len(MME_SUBTASKS)} subtasks: {', '.join(missing)}")
+    self.sources = [path for subtask in MME_SUBTASKS for path in self._files(subtask)]
+
+  def _files(self, subtask: str) -> list[Path]:
+    folder = self._home / subtask
+    inner = folder / "questions_answers_YN"
+    return sorted((inner if inner.is_dir() else folder).glob("*.txt"))
+
+  @functools.cached_property
+  def items(self) -> Sequence[Item]:
+    return [item for subtask in MME_SUBTASKS for path in self._files(subtask) for item in self._questions(subtask, path)]
+
+  def _questions(self, subtask: str, path: Path) -> Iterator[Item]:
+    folder = path.parent.with_name("images") if path.parent.name == "questions_answers_YN" else path.parent
+    shown = next((p for e in _PICTURES if (p := folder / f"{path.stem}{e}").is_file()), folder / f"{path.stem}.jpg")
+    for number, line in enumerate(filter(str.strip, path.read_text(encoding="utf-8").splitlines()), 1):
+      question, tab, truth = line.strip().rpartition("\t")
+      if not tab or truth.strip().lower() not in ("yes", "no"):
+        raise BadRequest(f"{path}:{number} isn't a question, a tab and Yes or No")
+      name, facts = f"{subtask}/{path.stem}/{number}", dict(subtask=subtask, truth=truth.strip(), shown=shown.name)
+      yield self._item(name, shown, question, **facts)
+
+  def _prompt(self, path: Path, question: str) -> Document:
+    # The questions end in "Please answer yes or no.", and so want no more words about it.
+    return prompts.asking(self._template, picture(path), question, short=False)
+
+  def finish(self, out: Path) -> Path:
+    answers, rows = self.answers(out), dict[str, list[str]]()
+    for item in self.items:
+      if item.id in answers:
+        columns = (*(item.facts[n] for n in ("shown", "question", "truth")), " ".join(answers[item.id].split()))
+        rows.setdefault(item.facts["subtask"], []).append("\t".join(columns))
+    folder = out / "results"
+    folder.mkdir(exist_ok=True)
+    for subtask, lines in rows.items():
+      files.write_text(folder / f"{subtask}.txt", "\n".join(lines) + "\n")
+    return folder
+
+
+def _subtasks(folder: Path) -> list[str]:
+  return [s for s in MME_SUBTASKS if (folder / s).is_dir()]
+
+
+class Pope(_Asked):
+  """A file of JSON lines a split, with `question` and `answer`."""
+
+  def __init__(self, data: Path, template: Template, images: Path | None = None):
+    super().__init__(template)
+    self.sources = sorted(data.rglob("*_pope_*.json")) if data.is_dir() else [data]
+    if not self.sources:
+      raise BadRequest(f"{data} has no coco_pope_SPLIT.json: name the folder of POPE's questions")
+    self._images = _pictures(data, images, "val2014", "images")
+
+  @functools.cached_property
+  def items(self) -> Sequence[Item]:
+    found = []
+    for path in self.sources:
+      for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+          row = json.loads(line)
+          question, shown = str(row["text"]), str(row["image"])
+        except (ValueError, KeyError, TypeError) as e:
+          raise BadRequest(f"{path}:{number} isn't a question of POPE's (question_id, image, text, label)") from e
+        found.append(self._item(f"{path.stem}/{number}", self._images / Path(shown).name, question, split=path.stem, row=row))
+    return found
+
+  def finish(self, out: Path) -> Path:
+    answers, rows = self.answers(out), dict[str, list[str]]()
+    for item in self.items:
+      if item.id in answers:
+        row = item.facts["row"]
+        record = {"question_id": row.get("question_id"), "question": item.facts["question"], "answer": answers[item.id]}
+        rows.setdefault(item.facts["split"], []).append(json.dumps(record, ensure_ascii=False))
+    folder = out / "answers"
+    folder.mkdir(exist_ok=True)
+    for split, lines in rows.items():
+      files.write_text(folder / f"{split.rpartition('_')[2]}.json", "\n".join(lines) + "\n")
+    return folder
+
+
+class Vqav2(_Asked):
+  """One JSON list of `question_id` and `answer`, named as the evaluation server wants it."""
+
+  def __init__(self, data: Path, template: Template, images: Path | None = None):
+    super().__init__(template)
+    self.sources = [_only(data, "v2_OpenEnded_mscoco_*_questions.json", "VQAv2's questions")]
+    self._split = self.sources[0].name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
+    self._images = _pictures(data, images, self._folder, "images")
+
+  @property
+  def _folder(self) -> str:
+    return "test2015" if self._split.startswith("test") else self._split
+
+  @functools.cached_property
+  def items(self) -> Sequence[Item]:
+    found = []
+    for row in _json(self.sources[0])["questions"]:
+      shown = self._images / f"COCO_{self._folder}_{int(row['image_id']):012d}.jpg"
+      found.append(self._item(str(row["question_id"]), shown, row["question"]))
+    return found
+
+  def finish(self, out: Path) -> Path:
+    answers = self.answers(out)
+    rows = [{"question_id": int(i.id), "answer": answers[i.id].strip()} for i in self.items if i.id in answers]
+    path = out / f"v2_OpenEnded_mscoco_{self._split}_orthus_results.json"
+    files.write_text(path, json.dumps(rows, ensure_ascii=False))
+    return path
+
+
+class Gqa(_Asked):
+  """One JSON list of `questionId` and `prediction`, in lower case and without full stops at the end, as LLaVA converts them."""
+
+  def __init__(self, data: Path, template: Template, images: Path | None = None):
+    super().__init__(template)
+    self.sources = [_only(data, "*_questions.json", "GQA's balanced questions of a split")]
+    self._split = self.sources[0].name.removesuffix("_questions.json")
+    self._images = _pictures(data, images, "images", "allImages")
+
+  @functools.cached_property
+  def items(self) -> Sequence[Item]:
+    found = []
+    for name, row in _json(self.sources[0]).items():
+      if row.get("isBalanced", True):
+        found.append(self._item(name, self._images / f"{row['imageId']}.jpg", row["question"]))
+    return found
+
+  def finish(self, out: Path) -> Path:
+    answers = self.answers(out)
+    rows = [
+        {"questionId": i.id, "prediction": answers[i.id].rstrip(".").lower()} for i in self.items if i.id in answers
+    ]  # fmt: skip
+    path = out / f"{self._split}_predictions.json"
+    files.write_text(path, json.dumps(rows, ensure_ascii=False))
+    return path

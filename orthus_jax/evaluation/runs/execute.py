@@ -1,0 +1,145 @@
+"""A benchmark run: all that it asks in one running batch, kept as it comes, with the protocol recorded beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from orthus_jax import files
+from orthus_jax.config import SamplingConfig
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs.task import Item, Task, iterate
+from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import Request
+from orthus_jax.inference.responses import Failed, Finished
+
+PROTOCOL = "protocol.json"
+_AT_ONCE = 4096  # requests whose prompts are laid out together
+_WITH_PICTURES = 512
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass
+class Outcome:
+  """What a run came to.
+
+  Attributes:
+    files: what the benchmark's scorer is given.
+    answered: items that have an answer now.
+    failed: (id, reason) of those that can't be asked.
+  """
+
+  files: Path
+  answered: int
+  failed: list[tuple[str, str]]
+
+
+def run(
+    model: Model, task: Task, out: Path, *, sampling: SamplingConfig, seed: int, protocol: dict[str, Any],
+    batch_size: int = 64, limit: int | None = None, progress: Callable[[int, int], None] | None = None,
+) -> Outcome:  # fmt: skip
+  """Asks a model all that a benchmark asks.
+
+  Args:
+    model: which answers.
+    task: the benchmark's.
+    out: where the answers go; one that holds some of this protocol's is gone on with.
+    sampling: how.
+    seed: each item's own seed follows from it and from the item's id.
+    protocol: what the answers depend on; written to `out`.
+    batch_size: rows at once.
+    limit: the first so many items alone.
+    progress: called with (done, in all).
+
+  Raises:
+    BadRequest: if `out` holds another protocol's answers.
+  """
+  items = task.items
+  _begin(out, protocol)
+  done = task.done(out)
+  wanted = list(iterate(items, done, limit=limit))
+  total = len(items[:limit])
+  count, failed = total - len(wanted), []
+  if task.max_new_tokens:
+    sampling = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, task.max_new_tokens))
+  for item, event in _answers(model, task, wanted, sampling, seed, batch_size):
+    if isinstance(event, str):
+      failed.append((item.id, event))
+      continue
+    task.keep(out, item, event)
+    count += 1
+    if progress:
+      progress(count, total)
+  if failed:
+    _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
+  return Outcome(task.finish(out), count, failed)
+
+
+def _answers(
+    model: Model, task: Task, items: Sequence[Item], sampling: SamplingConfig, seed: int, batch_size: int
+) -> Iterator[tuple[Item, Any]]:
+  """(item, document, or why there is none), as they come."""
+  # Pictures of all questions at once wouldn't fit into memory. The last rows of a share run beside empty ones, so it is large.
+  size = max(_AT_ONCE if task.respond == "image" else _WITH_PICTURES, 8 * batch_size)
+  for begin in range(0, len(items), size):
+    ready: list[Item] = []
+    requests: list[Request] = []
+    for item in items[begin : begin + size]:
+      try:
+        prompt = item.prompt()
+      except BadRequest as e:
+        yield item, str(e)
+        continue
+      ready.append(item)
+      requests.append(Request(prompt, respond=task.respond, seed=item.seed(seed), sampling=sampling))
+    for event in model.stream(requests, batch_size=batch_size):
+      if isinstance(event, Finished):
+        yield ready[event.index], event.document
+      elif isinstance(event, Failed):
+        yield ready[event.index], event.reason
+
+
+def _some(failed: Sequence[tuple[str, str]]) -> str:
+  shown = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
+  return shown + (" …" if len(failed) > 3 else "")
+
+
+def _begin(out: Path, protocol: dict[str, Any]) -> None:
+  path = out / PROTOCOL
+  protocol = json.loads(json.dumps(protocol))
+  if path.is_file():
+    try:
+      there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as e:
+      raise BadRequest(f"{path} can't be read ({files.first_line(e)}): choose another --out") from e
+    if found := _differences(there, protocol):
+      name, old, new = found[0]
+      raise BadRequest(f"{out} has answers of another protocol ({name} was {old}, and is {new}): choose another --out")
+  out.mkdir(parents=True, exist_ok=True)
+  files.write_text(path, json.dumps(protocol, indent=2) + "\n")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[tuple[str, Any, Any]]:
+  """(field, was, is) of what answers depend on; the libraries' versions may change on the way."""
+  found = []
+  for name in sorted({*old, *new} - {"versions", "limit"}):
+    a, b = old.get(name), new.get(name)
+    if isinstance(a, dict) and isinstance(b, dict):
+      found += _differences(a, b, f"{where}{name}.")
+    elif a != b:
+      found.append((f"{where}{name}", a, b))
+  return found
+
+
+def digest(paths: Sequence[Path]) -> dict[str, str]:
+  """SHA-256 of some files, by name."""
+  found = {}
+  for path in paths:
+    with path.open("rb") as file:
+      found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+  return found

@@ -1,0 +1,42 @@
+"""The benchmarks that a model can be run on, by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs import asking, drawing
+from orthus_jax.evaluation.runs.prompts import Template
+from orthus_jax.evaluation.runs.task import Task
+
+DRAWN = {"geneval": drawing.GenEval, "dpg_bench": drawing.DpgBench, "wise": drawing.Wise}
+ASKED = {"mme": asking.Mme, "pope": asking.Pope, "vqav2": asking.Vqav2, "gqa": asking.Gqa}
+NAMES = (*DRAWN, *ASKED)
+
+
+def task(name: str, data: Path, template: Template, *, samples: int | None = None, images: Path | None = None) -> Task:
+  """A benchmark's task.
+
+  Args:
+    name: of the benchmark.
+    data: where its own data lies.
+    template: how its words are put.
+    samples: pictures a prompt; the benchmark's own number by default.
+    images: where pictures that are asked about lie, if not beside the data.
+
+  Raises:
+    BadRequest: if there is no such benchmark, or its data isn't there.
+  """
+  if not data.exists():
+    raise BadRequest(f"{data} doesn't exist: --data names where the benchmark's own data lies")
+  if name in DRAWN:
+    if images is not None:
+      raise BadRequest(f"--images is for benchmarks that ask about pictures, and {name} asks for them")
+    more: dict[str, Any] = {} if samples is None else {"samples": samples}
+    return DRAWN[name](data, template, **more)
+  if name not in ASKED:
+    raise BadRequest(f"no benchmark is called {name!r}: {', '.join(NAMES)}")
+  if samples is not None:
+    raise BadRequest(f"--samples is for benchmarks that ask for pictures, and {name} asks about them")
+  return ASKED[name](data, template, images)

@@ -1,0 +1,136 @@
+"""A benchmark as something to do: what is asked of a model, and where the answers go in the benchmark's own layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+import dataclasses
+import functools
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+import zlib
+
+import numpy as np
+
+from orthus_jax.data import images as images_lib
+from orthus_jax.data.documents import Document
+from orthus_jax.errors import BadRequest
+
+JOURNAL = "answers.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One thing that is asked of the model.
+
+  Attributes:
+    id: unique within the benchmark, and the same whatever else is asked.
+    prompt: makes the prompt; called when its turn comes, as it may read a picture.
+    facts: of the benchmark's data, what the answer is to be written with.
+  """
+
+  id: str
+  prompt: Callable[[], Document]
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  def seed(self, base: int) -> int:
+    """The item's own seed, which doesn't depend on its place."""
+    return zlib.crc32(f"{base}/{self.id}".encode()) & 0x7FFFFFFF
+
+
+class Task:
+  """What a benchmark asks.
+
+  Attributes:
+    respond: what an answer is.
+    max_new_tokens: longest answer; 0 leaves it to the sampling.
+    sources: the files that the questions come from.
+  """
+
+  respond: Literal["image", "text"]
+  max_new_tokens = 0
+  sources: Sequence[Path] = ()
+
+  @functools.cached_property
+  def items(self) -> Sequence[Item]:
+    """All that is asked, in the benchmark's order."""
+    raise NotImplementedError
+
+  def done(self, out: Path) -> Collection[str]:
+    """Ids of the items that `out` has answers of."""
+    raise NotImplementedError
+
+  def keep(self, out: Path, item: Item, answer: Document) -> None:
+    """Writes one answer, so that a command that is killed goes on behind it."""
+    raise NotImplementedError
+
+  def finish(self, out: Path) -> Path:
+    """Once all is answered: completes the benchmark's layout, and returns what its scorer is given."""
+    raise NotImplementedError
+
+
+class Drawing(Task):
+  """A benchmark of pictures: each has a file, which is there once it is whole."""
+
+  respond = "image"
+
+  def path(self, item: Item) -> Path:
+    """Where an item's picture lies, below the output folder."""
+    raise NotImplementedError
+
+  def done(self, out: Path) -> Collection[str]:
+    return {item.id for item in self.items if (out / self.path(item)).is_file()}
+
+  def keep(self, out: Path, item: Item, answer: Document) -> None:
+    path = out / self.path(item)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(images_lib.png_bytes(answer.images[-1].pixels))
+    part.replace(path)
+
+
+class Asking(Task):
+  """A benchmark of questions: answers gather in a journal, a line each, and become the benchmark's files at the end."""
+
+  respond = "text"
+  max_new_tokens = 16
+
+  def done(self, out: Path) -> Collection[str]:
+    return set(self.answers(out))
+
+  def keep(self, out: Path, item: Item, answer: Document) -> None:
+    text = " ".join(s.text for s in answer.response().texts)
+    with (out / JOURNAL).open("ab") as file:
+      file.write(json.dumps({"id": item.id, "answer": text}, ensure_ascii=False).encode() + b"\n")
+
+  def answers(self, out: Path) -> dict[str, str]:
+    """The answers so far, by id. What a killed command left of a line is cut off, so that the next one begins afresh.
+
+    Raises:
+      BadRequest: if the journal holds anything else.
+    """
+    path, found = out / JOURNAL, {}
+    if not path.is_file():
+      return {}
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+      os.truncate(path, len(whole))
+    for number, line in enumerate(whole.splitlines(), 1):
+      try:
+        record = json.loads(line)
+        found[str(record["id"])] = str(record["answer"])
+      except (ValueError, KeyError, TypeError) as e:
+        raise BadRequest(f"{path}:{number} is no answer of an earlier command: remove the line, or choose another --out") from e
+    return found
+
+
+def iterate(items: Sequence[Item], done: Collection[str], *, limit: int | None = None) -> Iterator[Item]:
+  """Those of the first `limit` that have no answer yet."""
+  return (item for item in items[:limit] if item.id not in done)
+
+
+def picture(path: Path) -> np.ndarray:
+  """A question's picture, upright, as RGB."""
+  return images_lib.load_image(path)

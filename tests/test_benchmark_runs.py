@@ -1,0 +1,162 @@
+"""Published benchmarks run: asked in one batch, kept in their own layouts, gone on with, the protocol recorded."""
+
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+
+from orthus_jax import cli
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs import execute, prompts, registry
+from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
+from orthus_jax.evaluation.runs.task import JOURNAL
+
+BARE = prompts.TEMPLATES["bare"]
+
+
+@pytest.fixture(scope="module")
+def lively():
+  return tiny.lively_model()
+
+
+def save(path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  PIL.Image.fromarray(np.full((20, 24, 3), len(path.stem) * 9 % 256, np.uint8)).save(path)
+
+
+@pytest.fixture
+def geneval(tmp_path):
+  include = [{"class": "bus", "count": 1}]
+  rows = [{"tag": "colors", "include": include, "prompt": f"a photo of a {c} bus"} for c in ("red", "blue")]
+  (tmp_path / "evaluation_metadata.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+  return tmp_path
+
+
+@pytest.fixture
+def pope(tmp_path):
+  save(tmp_path / "val2014" / "COCO_val2014_000000000001.jpg")
+  row = {"image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+  lost = row | {"image": "COCO_val2014_000000000002.jpg"}
+  for split in ("random", "popular"):
+    rows = [{"question_id": n, **r} for n, r in enumerate((row, lost if split == "popular" else row), 1)]
+    (tmp_path / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)) + "\n")
+  return tmp_path
+
+
+@pytest.fixture
+def mme(tmp_path):
+  for subtask in MME_SUBTASKS:
+    folder = tmp_path / "MME_Benchmark" / subtask
+    pictures, texts = (folder / "images", folder / "questions_answers_YN") if subtask == "scene" else (folder, folder)
+    save(pictures / f"0{len(subtask)}.png")
+    texts.mkdir(exist_ok=True)
+    (texts / f"0{len(subtask)}.txt").write_text("Is it?  Please answer yes or no.\tYes\nIs it not?\tNo\n")
+  return tmp_path
+
+
+def run(model, name, data, out, *, template=BARE, progress=None, **changes):
+  task = registry.task(name, data, template)
+  return execute.run(
+      model, task, out, sampling=model.config.sampling, seed=0, protocol={"guidance": 3.0, "versions": {}}, batch_size=4,
+      progress=progress, **changes,
+  )  # fmt: skip
+
+
+def test_pictures_lie_as_geneval_reads_them_and_a_stopped_run_goes_on_to_the_same(lively, geneval, tmp_path):
+  whole = run(lively, "geneval", geneval, tmp_path / "whole")
+  assert whole.answered == 8 and not whole.failed
+
+  def stop(done, total):
+    assert total == 8
+    if done == 3:
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    run(lively, "geneval", geneval, tmp_path / "part", progress=stop)
+  kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "part").rglob("*.png")}
+  assert len(kept) == 3
+  run(lively, "geneval", geneval, tmp_path / "part")
+  assert {p: p.stat().st_mtime_ns for p in kept} == kept
+  names = sorted(str(p.relative_to(tmp_path / "whole")) for p in (tmp_path / "whole").rglob("*") if p.is_file())
+  assert names[:3] == ["00000/metadata.jsonl", "00000/samples/0000.png", "00000/samples/0001.png"] and len(names) == 11
+  for name in names:
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes(), name
+  assert len({(tmp_path / "whole" / n).read_bytes() for n in names if n.endswith(".png")}) == 8  # a seed of its own each
+  assert json.loads((tmp_path / "whole" / "00001/metadata.jsonl").read_text())["prompt"] == "a photo of a blue bus"
+
+
+def test_another_protocols_answers_are_left_alone(lively, geneval, tmp_path):
+  run(lively, "geneval", geneval, tmp_path / "out", limit=1)
+  task = registry.task("geneval", geneval, BARE)
+  with pytest.raises(BadRequest, match=r"another protocol \(guidance was 3.0, and is 5.0\): choose another --out"):
+    execute.run(lively, task, tmp_path / "out", sampling=lively.config.sampling, seed=0, protocol={"guidance": 5.0})
+
+
+def test_answers_become_each_benchmarks_own_files(lively, pope, mme, tmp_path, caplog):
+  outcome = run(lively, "pope", pope, tmp_path / "pope")
+  assert outcome.answered == 3 and [name for name, _ in outcome.failed] == ["coco_pope_popular/2"]
+  assert "1 of 4 can't be asked, and have no answer: coco_pope_popular/2: the picture" in caplog.text
+  rows = [json.loads(line) for line in (outcome.files / "random.json").read_text().splitlines()]
+  assert [r["question_id"] for r in rows] == [1, 2] and rows[0].keys() == {"question_id", "question", "answer"}
+
+  outcome = run(lively, "mme", mme, tmp_path / "mme")
+  assert outcome.answered == 28
+  lines = (outcome.files / "scene.txt").read_text().splitlines()
+  assert [line.split("\t")[:3] for line in lines] == [
+      ["05.png", "Is it?  Please answer yes or no.", "Yes"], ["05.png", "Is it not?", "No"]
+  ]  # fmt: skip
+  assert {p.stem for p in outcome.files.iterdir()} == set(MME_SUBTASKS)
+  assert all(line.count("\t") == 3 for p in outcome.files.iterdir() for line in p.read_text().splitlines())
+
+
+def test_numbers_and_names_of_vqav2_and_gqa_are_kept(lively, tmp_path):
+  folder = tmp_path / "vqa"
+  save(folder / "val2014" / "COCO_val2014_000000000042.jpg")
+  questions = {"questions": [{"question_id": 42000, "image_id": 42, "question": "What is it?"}]}
+  (folder / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps(questions))
+  found = run(lively, "vqav2", folder, tmp_path / "out").files
+  assert found.name == "v2_OpenEnded_mscoco_val2014_orthus_results.json"
+  assert [r["question_id"] for r in json.loads(found.read_text())] == [42000]
+
+  folder = tmp_path / "gqa"
+  save(folder / "images" / "n1.jpg")
+  question = {"imageId": "n1", "question": "What is it?", "isBalanced": True}
+  rows = {"0001": question, "0002": question | {"isBalanced": False}}
+  (folder / "testdev_balanced_questions.json").write_text(json.dumps(rows))
+  found = run(lively, "gqa", folder, tmp_path / "gqa_out").files
+  assert found.name == "testdev_balanced_predictions.json"
+  assert [r["questionId"] for r in json.loads(found.read_text())] == ["0001"]
+
+
+def test_a_line_that_a_killed_command_left_half_is_asked_again(lively, pope, tmp_path):
+  run(lively, "pope", pope, tmp_path / "out")
+  journal = tmp_path / "out" / JOURNAL
+  whole = journal.read_bytes()
+  lines = whole.splitlines(keepends=True)
+  journal.write_bytes(b"".join(lines[:2]) + lines[2][:9])
+  run(lively, "pope", pope, tmp_path / "out")
+  assert sorted(journal.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--benchmark=geneval", "--out=o"], "--benchmark=geneval needs --data=DIR"),
+        (["--benchmark=geneval", "--data=."], "--benchmark=geneval needs --out=DIR"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--quick"], "--quick is for --benchmark=shapes: leave it out"),
+        (["--limit=3"], "--limit is for published benchmarks: leave it out"),
+        (["--benchmark=geneval", "--data=gone", "--out=o"], "gone doesn't exist: --data names where"),
+        (["--benchmark=mme", "--data=.", "--out=o"], "has no folder of MME's (existence, count, position, …)"),
+        (["--benchmark=geneval", "--data=.", "--out=o"], "has no evaluation_metadata.jsonl: name GenEval's"),
+        (["--benchmark=pope", "--data=.", "--out=o", "--samples=2"], "--samples is for benchmarks that ask for pictures"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--template=x"], "no prompt template is called 'x': orthus, cham"),
+    ],
+)
+def test_a_bad_request_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(["evaluate", "run", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+  assert not list(tmp_path.iterdir())
