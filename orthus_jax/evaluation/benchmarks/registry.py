@@ -11,7 +11,9 @@ from orthus_jax.evaluation.benchmarks.base import Score
 
 # Name → what it is. A module of the same name has `score(path, *, …) -> Score`, `LAYOUT`, the files that it reads in words,
 # and `OPTIONS`, what `orthus score` says of each keyword argument.
-BENCHMARKS: dict[str, str] = {}
+BENCHMARKS: dict[str, str] = {
+    "mme": "yes/no questions in 14 subtasks, two a picture",
+}
 
 
 def module(name: str) -> ModuleType:
