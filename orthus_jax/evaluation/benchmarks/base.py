@@ -65,7 +65,13 @@ class Notes:
   """Counts what a file holds that isn't as it should be, and names the first few."""
 
   def __init__(self) -> None:
+    self._said: list[str] = []
     self._found: dict[str, list[str]] = {}
+
+  def say(self, line: str) -> None:
+    """A line about a file as a whole, such as that it is partial; these stand first."""
+    if line not in self._said:
+      self._said.append(line)
 
   def add(self, what: str, file: Path, line: int | None = None, name: str = "") -> None:
     """Counts one.
@@ -81,7 +87,7 @@ class Notes:
 
   def lines(self) -> tuple[str, ...]:
     """A line for each matter, in the order in which they were met."""
-    return tuple(
+    return *self._said, *(
         f"{len(at):,} {what}: {', '.join(at[:_NAMED])}{', …' if len(at) > _NAMED else ''}" for what, at in self._found.items()
     )
 

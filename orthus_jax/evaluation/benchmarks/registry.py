@@ -13,6 +13,7 @@ from orthus_jax.evaluation.benchmarks.base import Score
 # and `OPTIONS`, what `orthus score` says of each keyword argument.
 BENCHMARKS: dict[str, str] = {
     "mme": "yes/no questions in 14 subtasks, two a picture",
+    "pope": "whether an object is in the picture, in three splits",
 }
 
 
