@@ -114,8 +114,8 @@ def _read(file: Path, notes: Notes) -> tuple[list[_Pair], list[dict[str, Any]]]:
       notes.add("pairs of lines that name two pictures, each counted as one picture's questions", file, first + 1)
     pairs.append(pair)
   if not rows:
-    columns = lines[0].count("\t") + 1
-    raise BadRequest(f"{file}:1: {columns} column(s) where MME's files have four: image, question, ground truth, answer")
+    n = lines[0].count("\t") + 1
+    raise BadRequest(f"{file}:1: {n} column{'s' * (n > 1)} where MME's files have four: image, question, ground truth, answer")
   if all(r["parsed"] == "other" for r in rows):
     notes.add("subtasks without one answer that begins with yes or no score 0; with scikit-learn 1.3 or later the tool stops",
               file)  # fmt: skip

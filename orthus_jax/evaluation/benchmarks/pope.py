@@ -137,14 +137,12 @@ def _llava(path: str | Path, questions: str | Path, labels: str | Path | None, n
   category: dict[Any, str] = {}
   text: dict[Any, str] = {}
   for number, row in enumerate(reading.json_lines(asked), 1):
-    def at(number=number):
-      return f"{asked}:{number}"
-    asked_id = reading.field(row, "question_id", (int, str), at, what)
-    category[asked_id], text[asked_id] = reading.field(row, "category", str, at, what), str(row.get("text", ""))
+    asked_id = reading.field(row, "question_id", (int, str), what, asked, number)
+    category[asked_id], text[asked_id] = reading.field(row, "category", str, what, asked, number), str(row.get("text", ""))
   by_split: dict[str, _Split] = {k: _Split(k, [], [], file, reading.json_lines(f), f, "text") for k, f in files.items()}
   seen: set[Any] = set()
   for number, row in enumerate(reading.json_lines(file), 1):
-    asked_id = reading.field(row, "question_id", (int, str), lambda n=number: f"{file}:{n}", f"{_WHAT} of question_id, text")
+    asked_id = reading.field(row, "question_id", (int, str), f"{_WHAT} of question_id and text", file, number)
     if asked_id not in category:
       raise BadRequest(f"{file}:{number}: question {asked_id!r} isn't in {asked.name}: give the question file it answers")
     if asked_id in seen:
@@ -161,7 +159,8 @@ def _llava(path: str | Path, questions: str | Path, labels: str | Path | None, n
     for row in split.answers:
       row["at_label"] = place[row["question_id"]]
     if len(order[name]) != len(split.labels):
-      notes.say(f"{asked.name} has {len(order[name]):,} questions of {name}, {split.labels_file.name} {len(split.labels):,} labels")
+      held = f"{split.labels_file.name} {len(split.labels):,} labels"
+      notes.say(f"{asked.name} has {len(order[name]):,} questions of {name}, {held}")
     for number, (i, label) in enumerate(zip(order[name], split.labels), 1):
       if not text[i].startswith(str(label.get("text", ""))):  # a prompt's suffix may follow
         notes.add(f"labels of {name} whose question isn't the one in its place in {asked.name}", split.labels_file, number)
@@ -178,20 +177,20 @@ def _score(
   what = f"{_WHAT} of {'question_id and text' if llava else 'question and answer'}"
   truth = []
   for number, row in enumerate(split.labels, 1):
-    label = reading.field(row, "label", str, lambda k=number: f"{split.labels_file}:{k}", _LABELS)
+    label = reading.field(row, "label", str, _LABELS, split.labels_file, number)
     truth.append("no" if label == "no" else "yes")
     if truth[-1] != _plain(label):
       notes.add('labels that are no but for case or blanks, counted as yes', split.labels_file, number, label)
     elif label.strip().lower() not in ("yes", "no"):
       notes.add("labels that are neither yes nor no, counted as yes", split.labels_file, number, label)
   if n != len(truth):
-    notes.say(f"{file.name} has {n:,} answers to {split.name} and {split.labels_file.name} {len(truth):,} labels: the counts are"
-              f" of the first {min(n, len(truth)):,}, the yes ratio is of all answers")  # fmt: skip
+    held = f"{n:,} answers to {split.name} and {split.labels_file.name} {len(truth):,} labels"
+    notes.say(f"{file.name} has {held}: counts are of the first {min(n, len(truth)):,}, the yes ratio is of all answers")
   ids = [row.get("question_id") for row in split.labels]
   known = {i: k for k, i in enumerate(ids)} if None not in ids else {}
   rows, matched, said = [], [], []
   for k, (answer, number) in enumerate(zip(split.answers, split.answers_at)):
-    text = reading.field(answer, split.key, str, lambda i=number: f"{file}:{i}", what)
+    text = reading.field(answer, split.key, str, what, file, number)
     said.append(parse(text))
     at = answer.get("at_label", known.get(answer.get("question_id"), k))
     if at < len(truth):
@@ -211,8 +210,8 @@ def _score(
   yes = said.count("yes") / n
   figures = _figures([(r["truth"], r["parsed"]) for r in rows])
   if np.isnan(figures["f1"]):
-    notes.say(f"{file.name}: without answers or labels of yes, or without one that is right, the tool divides by zero: it prints"
-              f" the counts of {split.name} and stops (nan here)")  # fmt: skip
+    notes.say(f"{file.name}: the tool prints the counts of {split.name} and stops at a division by zero (nan here), as there is"
+              " no answer of yes, no label of yes, or no right one among these")  # fmt: skip
   return rows, figures | {"yes_ratio": yes}, _figures(matched, straight=True) | {"yes_ratio": yes}, n
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 import contextlib
 import gc
 import json
@@ -138,26 +138,31 @@ def _name(value: Any) -> str:
   return next((name for kind, name in _KINDS.items() if isinstance(value, kind)), "null")
 
 
-def field(row: Any, name: str, kind: type | tuple[type, ...], where: Callable[[], str], what: str) -> Any:
+def field(
+    row: Any, name: str, kind: type | tuple[type, ...], what: str, path: Path, number: int | str, *, entry: bool = False
+) -> Any:
   """A value of an object, of the kind that it must have.
 
   Args:
     row: the object.
     name: of the value.
-    kind: that it must have.
-    where: tells where the object stands: its file and line, or entry.
+    kind: that it must have, or several.
     what: the file should hold, for the message.
+    path: of the file.
+    number: of the object's line.
+    entry: the number is of the entry of a list, or its key, as the object has no line of its own.
 
   Raises:
     BadRequest: if it isn't there, or of another kind.
   """
-  if not isinstance(row, dict):
-    raise BadRequest(f"{where()}: {_name(row)} where an object is expected: {what}")
-  if name not in row:
-    raise BadRequest(f"{where()}: no {name!r} (it has {', '.join(map(repr, list(row)[:6])) or 'nothing'}): {what}")
-  value = row[name]
   kinds = kind if isinstance(kind, tuple) else (kind,)
-  if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-    names = " or ".join(_KINDS[k] for k in kinds)
-    raise BadRequest(f"{where()}: {name!r} is {reprlib.repr(value)} where {names} is expected: {what}")
-  return value
+  value = row.get(name) if isinstance(row, dict) else None
+  if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
+    return value
+  where = f"{path}: entry {number}" if entry else f"{path}:{number}"
+  if not isinstance(row, dict):
+    raise BadRequest(f"{where}: {_name(row)} where an object is expected: {what}")
+  if name not in row:
+    raise BadRequest(f"{where}: no {name!r} (it has {', '.join(map(repr, list(row)[:6])) or 'nothing'}): {what}")
+  names = " or ".join(_KINDS[k] for k in kinds)
+  raise BadRequest(f"{where}: {name!r} is {reprlib.repr(value)} where {names} is expected: {what}")
