@@ -14,6 +14,7 @@ from orthus_jax.evaluation.benchmarks.base import Score
 BENCHMARKS: dict[str, str] = {
     "mme": "yes/no questions in 14 subtasks, two a picture",
     "pope": "whether an object is in the picture, in three splits",
+    "vqav2": "questions that ten people answered",
 }
 
 
