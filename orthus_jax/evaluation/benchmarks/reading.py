@@ -159,7 +159,7 @@ def field(
   value = row.get(name) if isinstance(row, dict) else None
   if isinstance(value, kinds) and (not isinstance(value, bool) or bool in kinds):
     return value
-  where = f"{path}: entry {number}" if entry else f"{path}:{number}"
+  where = f"{path}: entry {number}" if entry and number != "" else str(path) if entry else f"{path}:{number}"
   if not isinstance(row, dict):
     raise BadRequest(f"{where}: {_name(row)} where an object is expected: {what}")
   if name not in row:
