@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from orthus_jax.errors import one_line
+
 _RESAMPLES = 1000
 _NAMED = 3
+_LETTERS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Notes:
       name: of the item, where it has one.
     """
     where = file.name if line is None else f"{file.name}:{line}"
-    self._found.setdefault(what, []).append(f"{where} ({name})" if name else where)
+    self._found.setdefault(what, []).append(f"{where} ({one_line(name)[:_LETTERS]})" if name else where)
 
   def lines(self) -> tuple[str, ...]:
     """A line for each matter, in the order in which they were met."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -109,13 +110,13 @@ def score(
 
 
 def _find(path: Path, questions: Any, choices: Any, scenes: Any, attentions: Any) -> _Files:
-  if not path.is_file():
+  if not os.path.isfile(path):
     reading.existing(path, "GQA's predictions", folder=True)
-  folder = path.absolute().parent if path.is_file() else path
+  folder = path.absolute().parent if os.path.isfile(path) else path
   what = "GQA's questions"
   asked = reading.existing(questions, what) if questions is not None else reading.only(folder, "*_questions.json", what)
   tier = asked.name.removesuffix(".json").removesuffix("_questions").removesuffix("_all")
-  if path.is_dir():
+  if os.path.isdir(path):
     path = reading.existing(path / f"{tier}_predictions.json", f"GQA's predictions to {asked.name}")
   if choices is None:
     options = folder / f"{tier}_choices.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def score(path: str | Path, *, answers: str | Path | None = None) -> Score:
   """
   path = Path(path)
   notes = Notes()
-  if path.is_file():
+  if os.path.isfile(path):
     program, rows = "main_eval_only.py", _given(path, answers, notes)
   elif answers is not None:
     raise BadRequest(f"answers={answers} goes with a file of answers, and {path} is none")
@@ -67,8 +68,8 @@ def score(path: str | Path, *, answers: str | Path | None = None) -> Score:
     intervals |= bootstrap(np.array([(r["right"], 1) for r in v]), lambda s_NK, k=k: {k: s_NK[:, 0] / s_NK[:, 1]}, seed=seed)
   if n := sum(r["drawn"] for r in rows):
     right = sum(r["drawn"] and r["right"] for r in rows)
-    notes.say(f"{n:,} of {len(rows):,} answers were drawn, as the tool read no option in the response, and {right:,} of these are"
-              " right (a straight reading counts them as wrong)")  # fmt: skip
+    notes.say(f"{n:,} of {len(rows):,} answers were drawn, as the tool read no option in the response; {right:,} of these"
+              " are right (a straight reading counts them as wrong)")  # fmt: skip
   return Score(
       "mmmu", f"{program} {_PROTOCOL}", scores | {f"{s}/acc": _accuracy(v) for s, v in by_subject.items()},
       intervals=intervals, counts={k: len(v) for k, v in groups.items()},

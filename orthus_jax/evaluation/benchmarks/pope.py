@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ def score(path: str | Path, *, labels: str | Path | None = None, questions: str 
       straight[f"mean/{k}"] = float(np.mean([straight[f"{s.name}/{k}"] for s in splits]))
     intervals |= {f"mean/{k}": v for k, v in _intervals(rows).items()}
     counts |= dict.fromkeys((f"mean/{k}" for k in _FIGURES), len(rows))
+  intervals = {k: v for k, v in intervals.items() if scores[k] == scores[k]}
   sizes = ", ".join(f"{s.name} {len(s.labels):,}" for s in splits)
   return Score(
       "pope", PROTOCOL if questions is None else PROTOCOL_LLAVA, scores, intervals=intervals, counts=counts,
@@ -90,7 +92,7 @@ def score(path: str | Path, *, labels: str | Path | None = None, questions: str 
 
 def _label_files(path: Path) -> dict[str, Path]:
   """By split."""
-  if path.is_file():
+  if os.path.isfile(path):
     return {path.stem.removeprefix("coco_pope_").removesuffix("_labels"): path}
   reading.existing(path, "POPE's label files, coco_pope_SPLIT.json,", folder=True)
   found = {p.stem.removeprefix("coco_pope_"): p for p in sorted(path.glob("coco_pope_*.json"))}
@@ -103,12 +105,12 @@ def _label_files(path: Path) -> dict[str, Path]:
 def _own(path: str | Path, labels: str | Path | None) -> list[_Split]:
   """POPE's own form: answers by line."""
   path = Path(path)
-  if not path.is_file():
+  if not os.path.isfile(path):
     reading.existing(path, "POPE's answers, SPLIT.json,", folder=True)
-  base = path if path.is_dir() else path.parent
+  base = path if os.path.isdir(path) else path.parent
   places = [Path(labels)] if labels is not None else [base / "labels", base.parent / "labels", base]
-  files = _label_files(next((p for p in places if p.is_file() or any(p.glob("coco_pope_*.json"))), places[0]))
-  if path.is_file():
+  files = _label_files(next((p for p in places if os.path.isfile(p) or any(p.glob("coco_pope_*.json"))), places[0]))
+  if os.path.isfile(path):
     fits = [k for k in files if k in path.stem] if len(files) > 1 else list(files)
     if len(fits) != 1:
       raise BadRequest(f"{path} may be any of {', '.join(files)}: give its split's label file by labels")

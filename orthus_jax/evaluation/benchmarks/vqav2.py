@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from decimal import ROUND_HALF_UP, Decimal
+import os
 from pathlib import Path
 import reprlib
 from typing import Any
@@ -51,7 +52,7 @@ def score(
   if tool not in _PROTOCOLS:
     raise BadRequest(f"tool={tool}: it must be one of {', '.join(_PROTOCOLS)}")
   path = Path(path)
-  if not path.is_file():
+  if not os.path.isfile(path):
     path = reading.only(reading.existing(path, "VQAv2's results", folder=True), "*_results.json", "VQAv2's results")
   if annotations is None:
     annotations = reading.only(path.absolute().parent, "*_annotations.json", "VQAv2's annotations")
