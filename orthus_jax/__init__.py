@@ -5,6 +5,8 @@
     answer = oj.generate(model, oj.document("a red circle at the top left"))
 """
 
+import importlib
+
 from orthus_jax.config import (
   BadRequest,
   Config,
@@ -26,7 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BadRequest", "Config", "DataConfig", "DiffusionConfig", "Document", "Image", "MeshConfig", "ModelConfig",
     "OptimizerConfig", "RunConfig", "SamplingConfig", "Text", "TransformerConfig", "VisionEmbeddingConfig",
-    "VisionTokenizerConfig", "document", "generate", "load",
+    "VisionTokenizerConfig", "document", "generate", "load", "scores",
 ]  # fmt: skip
 
 
@@ -36,4 +38,6 @@ def __getattr__(name: str):
     from orthus_jax.inference import model
 
     return getattr(model, name)
+  if name == "scores":
+    return importlib.import_module("orthus_jax.scores")
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,8 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from orthus_jax.errors import one_line
+
 _RESAMPLES = 1000
 _NAMED = 3
+_LETTERS = 80
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,13 @@ class Notes:
   """Counts what a file holds that isn't as it should be, and names the first few."""
 
   def __init__(self) -> None:
+    self._said: list[str] = []
     self._found: dict[str, list[str]] = {}
+
+  def say(self, line: str) -> None:
+    """A line about a file as a whole, such as that it is partial; these stand first."""
+    if line not in self._said:
+      self._said.append(line)
 
   def add(self, what: str, file: Path, line: int | None = None, name: str = "") -> None:
     """Counts one.
@@ -77,21 +86,46 @@ class Notes:
       name: of the item, where it has one.
     """
     where = file.name if line is None else f"{file.name}:{line}"
-    self._found.setdefault(what, []).append(f"{where} ({name})" if name else where)
+    self._found.setdefault(what, []).append(f"{where} ({one_line(name)[:_LETTERS]})" if name else where)
 
   def lines(self) -> tuple[str, ...]:
     """A line for each matter, in the order in which they were met."""
-    return tuple(
+    return *self._said, *(
         f"{len(at):,} {what}: {', '.join(at[:_NAMED])}{', …' if len(at) > _NAMED else ''}" for what, at in self._found.items()
     )
+
+
+def resampled(units_UK: np.ndarray, *, seed: int = 0) -> np.ndarray:
+  """Sums over resamples of independent units.
+
+  Args:
+    units_UK: for each unit that is drawn as a whole (a prompt, a picture, a question) K numbers that are added up.
+    seed: of the draws; independent groups of units that are drawn apart (strata) take a seed each.
+
+  Returns:
+    [N, K], a resample a row.
+  """
+  units_UK = np.asarray(units_UK, np.float64)
+  rng = np.random.default_rng(seed)
+  rows_RK, count_R = np.unique(units_UK, axis=0, return_counts=True)
+  u, r = len(units_UK), len(rows_RK)
+  if 16 * r < u:  # units that are alike are drawn together
+    return rng.multinomial(u, count_R / u, size=_RESAMPLES) @ rows_RK
+  return np.stack([np.bincount(rng.integers(u, size=u), minlength=u) @ units_UK for _ in range(_RESAMPLES)])
+
+
+def interval(value_N: np.ndarray) -> tuple[float, float] | None:
+  """What 95% of the resamples' figures lie between; those that aren't finite are left out, None where all are so."""
+  if not len(finite := value_N[np.isfinite(value_N)]):
+    return None
+  low, high = np.quantile(finite, (0.025, 0.975))
+  return float(low), float(high)
 
 
 def bootstrap(
     units_UK: np.ndarray, statistic: Callable[[np.ndarray], Mapping[str, np.ndarray]], *, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
   """95% intervals of figures that follow from sums over independent units.
-
-  Units that are alike are drawn together, so that it takes time for the number of different ones.
 
   Args:
     units_UK: for each unit that is drawn as a whole (a prompt, a picture, a question) K numbers that are added up.
@@ -103,13 +137,7 @@ def bootstrap(
   """
   if not len(units_UK):
     return {}
-  rows_RK, count_R = np.unique(np.asarray(units_UK, np.float64), axis=0, return_counts=True)
-  drawn_NR = np.random.default_rng(seed).multinomial(len(units_UK), count_R / len(units_UK), size=_RESAMPLES)
+  sums_NK = resampled(units_UK, seed=seed)
   with np.errstate(all="ignore"):
-    figures = statistic(drawn_NR @ rows_RK)
-  found = {}
-  for name, value_N in figures.items():
-    if len(finite := value_N[np.isfinite(value_N)]):
-      low, high = np.quantile(finite, (0.025, 0.975))
-      found[name] = (float(low), float(high))
-  return found
+    figures = statistic(sums_NK)
+  return {name: found for name, value_N in figures.items() if (found := interval(value_N))}
