@@ -14,6 +14,7 @@ from orthus_jax.data.documents import Image, Segment, Text
 from orthus_jax.data.shapes import changes, detector, language, records
 from orthus_jax.data.shapes.detector import Detection
 from orthus_jax.data.shapes.world import Thing
+from orthus_jax.evaluation import shapes_geneval
 from orthus_jax.evaluation.results import Marks, Turn
 
 _ATTRIBUTES = {"class": "shape", "color": "color", "size": "size", "place": "place"}
@@ -52,13 +53,13 @@ def picture(detections: Sequence[Detection], meta: Mapping[str, Any]) -> tuple[d
   A single object is right when shape, colour and place are; its size, which only some captions name, is scored apart.
   """
   tag, include = meta["tag"], meta["include"]
-  right, reason = detector.judge_geneval(detections, meta)
+  right, reason = shapes_geneval.verdict(detections, meta)
   marks = {}
   if tag == "single_object":
     (need,) = include
     exact = right and len(detections) == 1
     sizeless = {k: v for k, v in need.items() if k != "size"}
-    right, reason = detector.judge_geneval(detections, {**meta, "include": [sizeless]})
+    right, reason = shapes_geneval.verdict(detections, {**meta, "include": [sizeless]})
     for name, attribute in _ATTRIBUTES.items():
       if name in need:
         found = any(getattr(d, attribute) == need[name] for d in detections)

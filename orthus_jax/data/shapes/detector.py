@@ -8,10 +8,9 @@ sharp or soft, that covers the same pixels best.
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 import dataclasses
 import functools
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -198,53 +197,3 @@ def _identify(offset: np.ndarray, blotch: np.ndarray, region: np.ndarray, rays: 
 def matches(detections: Iterable[Detection], things: Iterable[Thing]) -> bool:
   """Whether a picture shows exactly these things, in any order: shape, colour, size and place."""
   return collections.Counter(d.thing for d in detections) == collections.Counter(things)
-
-
-def relations_between(a: Detection, b: Detection) -> set[str]:
-  """How a stands to b, by GenEval's rule: offset of centres, less a tenth of both boxes, over the offset's length."""
-  offset = np.subtract(a.center, b.center)
-  extent = np.array([a.box[2] - a.box[0] + b.box[2] - b.box[0], a.box[3] - a.box[1] + b.box[3] - b.box[1]])
-  shortened = np.maximum(np.abs(offset) - 0.1 * extent, 0) * np.sign(offset)
-  if np.all(np.abs(shortened) < 1e-3):
-    return set()
-  dx, dy = shortened / np.linalg.norm(offset)
-  ruled = {"left of": dx < -0.5, "right of": dx > 0.5, "above": dy < -0.5, "below": dy > 0.5}
-  return {name for name, holds in ruled.items() if holds}
-
-
-def judge_geneval(detections: Sequence[Detection], metadata: Mapping[str, Any]) -> tuple[bool, str]:
-  """Judges a picture by GenEval's rules.
-
-  Each requirement needs at least `count` detections of its class that also have its colour, size and place and stand
-  in its relation to everything that met the requirement it points at; no excluded class may reach its count.
-
-  Args:
-    detections: from `detect`.
-    metadata: {"include", "exclude"?}, as `language.caption` gives it.
-
-  Returns:
-    Whether it is right, and what is wrong, "" if nothing is.
-  """
-  ranked = sorted(detections, key=lambda d: -d.score)
-  met: list[list[Detection]] = []
-  reasons = []
-  for need in metadata["include"]:
-    found = [d for d in ranked if d.shape == need["class"]]
-    wanted = need["class"]
-    for attribute in ("color", "size", "place"):
-      if attribute in need:
-        found = [d for d in found if getattr(d, attribute) == need[attribute]]
-        wanted += f" {attribute}={need[attribute]}"
-    if "position" in need:
-      how, target = need["position"]
-      wanted += f" {how} {metadata['include'][target]['class']}"
-      targets = met[target]
-      found = [d for d in found if targets and all(how in relations_between(d, t) for t in targets)]
-    if len(found) < need["count"]:
-      reasons.append(f"expected {wanted}>={need['count']}, found {len(found)}")
-    met.append(found[:need["count"]] if len(found) >= need["count"] else [])
-  for ban in metadata.get("exclude", ()):
-    n = sum(d.shape == ban["class"] for d in detections)
-    if n >= ban["count"]:
-      reasons.append(f"expected {ban['class']}<{ban['count']}, found {n}")
-  return not reasons, "; ".join(reasons)
