@@ -127,7 +127,7 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
   """
   found = []
   for number, line in enumerate(lines(path), 1):
-    row = _parsed(line, path, number)
+    row = _parsed(line.rstrip("\n"), path, number)
     if not isinstance(row, dict):
       raise BadRequest(f"{path}:{number}: holds {_name(row)} where an object is expected, one a line")
     found.append(row)
