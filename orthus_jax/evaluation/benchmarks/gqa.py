@@ -37,7 +37,6 @@ _DETAILS = {
     "structural": "accuracyPerStructuralType", "semantic": "accuracyPerSemanticType", "words": "accuracyPerLength",
     "steps": "accuracyPerSteps",
 }  # fmt: skip
-_UNCOUNTED = ("exist", "query: name", "choose name")  # operations that are no steps
 _COMMON = ("color", "material", "shape")  # what is valid of questions whose type has Common in its name
 
 
@@ -57,6 +56,7 @@ def convert(text: str) -> str:
   return text.rstrip(".").lower()
 
 
+@reading.no_collection()
 def score(
     path: str | Path, *, questions: str | Path | None = None, choices: str | Path | None = None, consistency: bool = False,
     grounding: bool = False, scenes: str | Path | None = None, attentions: str | Path | None = None, map_size: int = 7,
@@ -163,11 +163,14 @@ def _judge(
   gold, types = question["answer"], question["types"]
   if files.choices and choices is None:
     raise BadRequest(f"{files.choices} lacks question {asked_id}: give the choices of {files.questions.name}, or choices=none")
-  steps = [s for s in question["semantic"] if not any(o in f"{s['operation']}: {s['argument']}" for o in _UNCOUNTED)]
+  steps = 0
+  for step in question["semantic"]:
+    text = f"{step['operation']}: {step['argument']}"
+    steps += not ("exist" in text or "query: name" in text or "choose name" in text)
   row = {
       "question_id": asked_id, "image_id": question.get("imageId"), "answer": gold, "prediction": predicted,
       "right": predicted == gold, "structural": str(types["structural"]), "semantic": str(types["semantic"]),
-      "words": len(question["question"].split()), "steps": len(steps),
+      "words": len(question["question"].split()), "steps": steps,
   }  # fmt: skip
   common = bool(files.choices) and "Common" in types["detailed"]
   for name, key in (("validity", "valid"), ("plausibility", "plausible")):

@@ -188,13 +188,13 @@ def _score(
   if n != len(truth):
     held = f"{n:,} answers to {split.name} and {split.labels_file.name} {len(truth):,} labels"
     notes.say(f"{file.name} has {held}: counts are of the first {min(n, len(truth)):,}, the yes ratio is of all answers")
-  ids = [row.get("question_id") for row in split.labels]
+  ids = [_id(row) for row in split.labels]
   known = {i: k for k, i in enumerate(ids)} if None not in ids else {}
   rows, matched, said = [], [], []
   for k, (answer, number) in enumerate(zip(split.answers, split.answers_at)):
     text = reading.field(answer, split.key, str, what, file, number)
     said.append(parse(text))
-    at = answer.get("at_label", known.get(answer.get("question_id"), k))
+    at = answer.get("at_label", known.get(_id(answer), k))
     if at < len(truth):
       matched.append((_plain(split.labels[at]["label"]), said[-1]))
     if at != k:
@@ -215,6 +215,11 @@ def _score(
     notes.say(f"{file.name}: the tool prints the counts of {split.name} and stops at a division by zero (nan here), as there is"
               " no answer of yes, no label of yes, or no right one among these")  # fmt: skip
   return rows, figures | {"yes_ratio": yes}, _figures(matched, straight=True) | {"yes_ratio": yes}, n
+
+
+def _id(row: dict[str, Any]) -> int | str | None:
+  value = row.get("question_id")
+  return value if isinstance(value, int | str) else None
 
 
 def _plain(label: str) -> str:

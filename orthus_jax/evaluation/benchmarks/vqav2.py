@@ -35,6 +35,7 @@ _ALIKE = "answers to questions that all people answer alike, compared without no
 _MARKS = "answers judged otherwise by a straight reading, in which a comma between digits takes no other marks along"
 
 
+@reading.no_collection()
 def score(
     path: str | Path, *, annotations: str | Path | None = None, tool: str = "vqaeval", ids: str | Iterable[int] | None = None
 ) -> Score:
@@ -65,7 +66,8 @@ def score(
   for number, annotation in enumerate(_chosen(people, people_file, ids, notes), 1):
     try:
       asked, people_N = annotation["question_id"], [normalise.outer(a["answer"]) for a in annotation["answers"]]
-      keys_N = [(a.get("answer_id"), str(a.get("answer_confidence"))) for a in annotation["answers"]]
+      ids = {str(a.get("answer_id")) for a in annotation["answers"]}
+      keys_N = None if len(ids) == len(people_N) else [str(a) for a in annotation["answers"]]
       answer_type, question_type = annotation["answer_type"], annotation["question_type"]
     except (KeyError, TypeError, AttributeError):
       _explain(annotation, people_file, number)
@@ -133,26 +135,36 @@ def _explain(annotation: Any, file: Path, number: int) -> None:
     reading.field(answer, "answer", str, _ANNOTATIONS, file, number, entry=True)
 
 
-def _agreed(answer: str, people_N: list[str], keys_N: list[tuple]) -> float:
-  """The mean over people of min(1, others who say the same / 3)."""
+def _agreed(answer: str, people_N: list[str], keys_N: list[str] | None) -> float:
+  """The mean over people of min(1, others who say the same / 3).
+
+  No other is who is equal in all: the person alone, or all of a key where keys are given.
+  """
   same = people_N.count(answer)
   if not same:
     return 0.0
-  # No other is who is equal in all, id and confidence too: with ids that differ, the person alone.
-  alike = Counter(zip(people_N, keys_N)) if len(set(keys_N)) < len(keys_N) else None
-  total = 0.0
-  for person in zip(people_N, keys_N):
-    total += min(1, float(same - ((alike[person] if alike else 1) if person[0] == answer else 0)) / 3)
-  return total / len(people_N)
+  if keys_N is None:
+    if same > 3:
+      return 1.0
+    alone, other = min(1, float(same - 1) / 3), min(1, float(same) / 3)
+    return sum([alone if p == answer else other for p in people_N]) / len(people_N)
+  alike = Counter(zip(people_N, keys_N))
+  return sum(min(1, (same - alike[p] * (p[0] == answer)) / 3) for p in zip(people_N, keys_N)) / len(people_N)
 
 
-def _judge(answer: str, people_N: list[str], keys_N: list[tuple], tool: str) -> dict[str, float]:
+def _judge(answer: str, people_N: list[str], keys_N: list[str] | None, tool: str) -> dict[str, float]:
   """An answer's accuracy with a tool, and with a straight reading of its rules."""
-  plain, plain_N = normalise.straight(answer), [normalise.straight(p) for p in people_N]
   said = normalise.outer(answer) if tool == "vqaeval" else normalise.llava(answer)
-  if len(set(people_N)) > 1 or tool == "lmms-eval":
-    full = normalise.full_python3 if tool == "lmms-eval" else normalise.full
-    said, people_N = full(said), [full(p) for p in people_N]
+  full = normalise.full_python3 if tool == "lmms-eval" else normalise.full
+  alike = people_N.count(people_N[0]) == len(people_N)
+  if alike:
+    plain_N = [normalise.straight(people_N[0])] * len(people_N)
+    people_N = [full(people_N[0])] * len(people_N) if tool == "lmms-eval" else people_N
+  else:
+    plain_N = [normalise.straight(p) for p in people_N]
+    people_N = [full(p) for p in people_N]
+  said = said if alike and tool != "lmms-eval" else full(said)
+  plain = normalise.straight(answer)
   accuracy = _agreed(said, people_N, keys_N)
   same = plain == said and plain_N == people_N
   return {"accuracy": accuracy, "straight": accuracy if same else _agreed(plain, plain_N, keys_N)}

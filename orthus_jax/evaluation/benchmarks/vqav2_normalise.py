@@ -30,6 +30,7 @@ CONTRACTIONS = {
 } | {"somebody'd": "somebodyd"}  # the wrong way round in the tool's table
 
 
+@functools.lru_cache(maxsize=1 << 16)  # most answers are given again and again
 def outer(text: str) -> str:
   """What is always done: line breaks and tabs become blanks, outer blanks go."""
   return text.replace("\n", " ").replace("\t", " ").strip()
@@ -56,7 +57,7 @@ def words(text: str) -> str:
   return " ".join(CONTRACTIONS.get(w, w) for w in kept)
 
 
-@functools.lru_cache(maxsize=1 << 16)  # most answers are given again and again
+@functools.lru_cache(maxsize=1 << 16)
 def full(text: str) -> str:
   """All that the tool does to an answer where the ten people's answers differ."""
   return words(punctuation(text))
