@@ -21,6 +21,7 @@ _VERBS = {
     "generate": "draw, answer, edit or tell a story with a trained model",
     "evaluate": "score a trained model",
     "score": "score a benchmark's files, without a model",
+    "compare": "put two runs of a benchmark side by side",
     "convert": "bring a published checkpoint in, or a trained one out",
     "prepare": "make the data set that a config reads",
     "runs": "list runs and their checkpoints, and check these for damage",

@@ -10,6 +10,7 @@ from typing import Any
 
 from orthus_jax import paths
 from orthus_jax.commands import common, sampling
+from orthus_jax.commands.score import table
 from orthus_jax.config.ranges import Range
 from orthus_jax.config.sampling import with_fields
 from orthus_jax.errors import BadRequest
@@ -17,13 +18,15 @@ from orthus_jax.progress import bar
 
 NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa")  # evaluation/runs/registry.py's, without its imports
 OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories")
-_OWN = ("images", "template", "limit", "batch_size")
+_OWN = ("images", "judge", "template", "limit", "batch_size")
+_SHAPES = "orthus_jax.evaluation.shapes_geneval:detect"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options that published benchmarks alone have."""
   add = parser.add_argument_group("published benchmarks").add_argument
   add("--images", type=paths.user_path, metavar="DIR", help="pictures that are asked about, if not beside the data")
+  add("--judge", metavar="MODULE:FUNCTION", help="of geneval: finds what is in a picture; of --data=shapes, its own")
   add("--template", metavar="NAME", help="how prompts are worded: orthus (default), chameleon, showo, llava, bare")
   add("--limit", type=common.number(int, Range(1, 2**31 - 1)), metavar="N", help="the first N pictures or questions alone")
   add("--batch-size", type=common.number(int, Range(1, 2**16)), metavar="N", help="rows at once; default 64")
@@ -53,17 +56,21 @@ def main(options: argparse.Namespace) -> int:
   paths.check_writable(out, option="--out")
   common.initialize()
 
-  from orthus_jax.evaluation.runs import execute, prompts, registry
+  from orthus_jax.evaluation import shapes_geneval
+  from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
   from orthus_jax.inference import model as model_lib
   from orthus_jax.training.checkpoints import workdir as checkpoint
   from orthus_jax.training.state import digest
 
-  name = options.template or "orthus"
+  data, own_world = Path(options.data), options.benchmark == "geneval" and options.data == "shapes"
+  model = None
+  if own_world:  # its captions are told as GenEval's, beside the pictures
+    model = model_lib.load(options.run)
+    data = shapes_geneval.export(_captions(model.config), out)
+  name = options.template or ("bare" if own_world else "orthus")
   images = Path(options.images) if options.images else None
-  task = registry.task(
-      options.benchmark, Path(options.data), prompts.template(name), samples=options.samples, images=images
-  )  # before the model, which takes longer
-  model = model_lib.load(options.run)
+  task = registry.task(options.benchmark, data, prompts.template(name), samples=options.samples, images=images)
+  model = model or model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
   protocol: dict[str, Any] = {
       "benchmark": options.benchmark, "model": digest(model.params), "data": execute.digest(task.sources),
@@ -75,9 +82,38 @@ def main(options: argparse.Namespace) -> int:
       model, task, out, sampling=how, seed=options.seed, protocol=protocol, batch_size=options.batch_size or 64,
       limit=options.limit, progress=bar("drawing" if task.respond == "image" else "answering"),
   )  # fmt: skip
-  record = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
+  asked = len(task.items[: options.limit])
+  if task.respond == "text" and outcome.answered < len(task.items):
+    scored: Any = f"{len(task.items) - outcome.answered:,} questions have no answer, and the benchmark's tool wants all"
+  else:
+    judge = options.judge or (_SHAPES if own_world else None)
+    scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
+  record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
+  if isinstance(scored, str):
+    record["unscored"] = scored
+  else:
+    score, found = scored
+    record["score"] = score.to_json()
+    title = f"{options.benchmark}: {Path(options.run).name}"
+    page.write(out, title=title, score=score, found=found, protocol=protocol)
   if options.json:
     print(json.dumps(record, indent=2))
+    return 0
+  if not isinstance(scored, str):
+    print(table(scored[0]))
+    print(f"written: {out / 'score.json'}, judged.jsonl and index.html")
   else:
-    print(f"{outcome.answered:,} of {outcome.answered + len(outcome.failed):,} answered: {outcome.files}")
-  return 1 if outcome.failed and not outcome.answered else 0
+    print(f"not scored: {scored}")
+  print(f"{outcome.answered:,} of {asked:,} answered: {outcome.files}")
+  return 0
+
+
+def _captions(config: Any) -> Any:
+  """The built-in world's test split, whatever the model was trained on."""
+  from orthus_jax.data.sources import registry as sources
+
+  path = config.data.path if config.data.source == "shapes" else ""
+  source = sources.open_source(
+      dataclasses.replace(config, data=dataclasses.replace(config.data, source="shapes", path=path)), "test"
+  )
+  return (source[n] for n in range(len(source)))

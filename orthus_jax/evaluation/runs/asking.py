@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import functools
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ class _Asked(Asking):
     self._template = template
 
   def _item(self, name: str, path: Path, question: str, **facts: Any) -> Item:
-    return Item(name, functools.partial(self._prompt, path, question), {"question": question, **facts})
+    return Item(name, functools.partial(self._prompt, path, question), {"question": question, **facts}, path)
 
   def _prompt(self, path: Path, question: str) -> Document:
     return prompts.asking(self._template, picture(path), question)
@@ -95,6 +95,9 @@ class Mme(_Asked):
         raise BadRequest(f"{path}:{number} isn't a question, a tab and Yes or No")
       name, facts = f"{subtask}/{path.stem}/{number}", dict(subtask=subtask, truth=truth.strip(), shown=shown.name)
       yield self._item(name, shown, question, **facts)
+
+  def id_of(self, row: Mapping[str, Any]) -> str:
+    return f"{row['subtask']}/{Path(row['image']).stem}/{2 - row['line'] % 2}"  # two lines a picture
 
   def _prompt(self, path: Path, question: str) -> Document:
     # The questions end in "Please answer yes or no.", and so want no more words about it.
@@ -152,6 +155,9 @@ class Pope(_Asked):
     for split, lines in rows.items():
       files.write_text(folder / f"{split.rpartition('_')[2]}.json", "\n".join(lines) + "\n")
     return folder
+
+  def id_of(self, row: Mapping[str, Any]) -> str:
+    return f"coco_pope_{row['split']}/{row['line']}"
 
 
 class Vqav2(_Asked):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import json
 from pathlib import Path
@@ -69,6 +69,10 @@ class GenEval(Drawing):
       if (folder := out / f"{n:05d}").is_dir():  # not those beyond --limit, on which its scorer would stop
         files.write_text(folder / "metadata.jsonl", json.dumps(row))
     return out
+
+  def id_of(self, row: Mapping[str, Any]) -> str:
+    path = Path(row["filename"])
+    return f"{path.parts[-3]}/{path.stem}"
 
 
 class DpgBench(Drawing):

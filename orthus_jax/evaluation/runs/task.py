@@ -28,11 +28,13 @@ class Item:
     id: unique within the benchmark, and the same whatever else is asked.
     prompt: makes the prompt; called when its turn comes, as it may read a picture.
     facts: of the benchmark's data, what the answer is to be written with.
+    picture: the one that is asked about.
   """
 
   id: str
   prompt: Callable[[], Document]
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  picture: Path | None = None
 
   def seed(self, base: int) -> int:
     """The item's own seed, which doesn't depend on its place."""
@@ -68,6 +70,10 @@ class Task:
   def finish(self, out: Path) -> Path:
     """Once all is answered: completes the benchmark's layout, and returns what its scorer is given."""
     raise NotImplementedError
+
+  def id_of(self, row: Mapping[str, Any]) -> str:
+    """The item that a scorer's row is about."""
+    return str(row["question_id"])
 
 
 class Drawing(Task):

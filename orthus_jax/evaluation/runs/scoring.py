@@ -1,0 +1,73 @@
+"""Scoring what a run answered, where that can be done here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+from typing import Any
+
+from orthus_jax import files
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks import registry
+from orthus_jax.evaluation.benchmarks.base import Score
+from orthus_jax.evaluation.runs import judged
+from orthus_jax.evaluation.runs.judged import Judged
+from orthus_jax.evaluation.runs.task import Task
+
+SCORE = "score.json"
+# What has to be done elsewhere first.
+ELSEWHERE = {
+    "geneval": "have a detector judge them: --judge=module:function here, or GenEval's own tool on the same folder",
+    "dpg_bench": "have DPG-Bench's own tool ask its network about them, then `orthus score dpg_bench`",
+    "wise": "have a judge of WISE's score them, then `orthus score wise`",
+}
+
+
+def score(name: str, task: Task, out: Path, given: Path, *, judge: str | None = None) -> tuple[Score, list[Judged]] | str:
+  """Scores a run, and writes score.json and judged.jsonl to its folder.
+
+  Args:
+    name: of the benchmark.
+    task: what was asked.
+    out: the run's folder.
+    given: what `task.finish` gave.
+    judge: for GenEval.
+
+  Returns:
+    (figures, judged answers), or why there are none yet.
+  """
+  if name in ELSEWHERE and not (name == "geneval" and judge):
+    return ELSEWHERE[name]
+  how = _options(name, task)
+  if how is None:
+    return "the answers to this split aren't public: hand the file in at the benchmark's evaluation server"
+  if name == "geneval":
+    how = {"judge": judge}
+  found = registry.scorer(name)(given, **how)
+  rows = judged.judged(name, task, out, found)
+  if name == "geneval":  # as the original tool leaves them
+    files.write_text(out / "results.jsonl", "".join(f"{json.dumps(r)}\n" for r in found.rows))
+  judged.write(out, rows)
+  files.write_text(out / SCORE, json.dumps(found.to_json(), indent=2) + "\n")
+  return found, rows
+
+
+def _options(name: str, task: Task) -> dict[str, Any] | None:
+  """What a scorer needs beside the answers."""
+  source = task.sources[0]
+  needs: dict[str, Callable[[], dict[str, Any] | None]] = {
+      "geneval": lambda: {}, "mme": lambda: {}, "pope": lambda: {"labels": source.parent},
+      "vqav2": lambda: _annotations(source), "gqa": lambda: {"questions": source},
+  }  # fmt: skip
+  return needs[name]()
+
+
+def _annotations(questions: Path) -> dict[str, Any] | None:
+  split = questions.name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
+  if split.startswith("test"):
+    return None
+  found = sorted(questions.parent.rglob(f"v2_mscoco_{split}_annotations.json"))
+  if not found:
+    raise BadRequest(f"{questions.parent} has no v2_mscoco_{split}_annotations.json, VQAv2's answers: put it there to score")
+  return {"annotations": found[0]}
