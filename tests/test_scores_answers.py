@@ -273,6 +273,7 @@ def test_gqa_llavas_conversion():
   lines = reading.json_lines(GOLDEN / "gqa" / "merge.jsonl")
   converted = [{"questionId": r["question_id"], "prediction": gqa.convert(r["text"])} for r in lines]
   assert converted == expected("gqa")["converted_by_llava"]
+  assert gqa.convert(".5 Yes. ..") == ".5 yes. "
 
 
 def test_gqa_where_its_tool_stops():

@@ -99,9 +99,9 @@ def table(score: Score) -> str:
     ))  # fmt: skip
   widths = [max((len(line[i]) for line in lines), default=0) for i in range(6)]
   rows = []
-  for name, value, *rest in lines:
+  for name, figure, *rest in lines:
     cells = (f"{cell:<{w}}" for cell, w in zip(rest, widths[2:]) if w)
-    rows.append(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {'  '.join(cells)}".rstrip())
+    rows.append(f"{name:<{widths[0]}}  {figure:>{widths[1]}}  {'  '.join(cells)}".rstrip())
   notes = [textwrap.fill(f"- {n}", 128, subsequent_indent="  ", break_long_words=False) for n in score.notes]
   intervals = "\nIn brackets: 95% intervals of a bootstrap." * bool(score.intervals)
   return "\n".join([*rows, "", *notes, *[""] * bool(notes), f"Figures as of {score.protocol}.{intervals}"]) + "\n"

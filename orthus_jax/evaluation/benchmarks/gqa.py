@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 import dataclasses
 import os
 from pathlib import Path
@@ -119,10 +120,9 @@ def _find(path: Path, questions: Any, choices: Any, scenes: Any, attentions: Any
   if os.path.isdir(path):
     path = reading.existing(path / f"{tier}_predictions.json", f"GQA's predictions to {asked.name}")
   if choices is None:
-    options = folder / f"{tier}_choices.json"
-    options = options if options.is_file() else None
-  else:
-    options = None if str(choices) == "none" else reading.existing(choices, "GQA's choices")
+    choices = folder / f"{tier}_choices.json"
+    choices = choices if choices.is_file() else "none"
+  options = None if str(choices) == "none" else reading.existing(choices, "GQA's choices")
   return _Files(
       path, asked, options, Path(scenes or folder / f"{tier}_sceneGraphs.json"),
       Path(attentions or folder / f"{tier}_attentions.json"),
@@ -198,7 +198,7 @@ def _chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> floa
   return total / size
 
 
-def _mean(values: list[float]) -> float:
+def _mean(values: Sequence[float]) -> float:
   return 100 * (float(sum(values)) / len(values)) if values else 0.0
 
 

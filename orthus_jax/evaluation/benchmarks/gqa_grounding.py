@@ -69,7 +69,7 @@ class Maps:
       map_SS = np.array([[float(v) for v in row[: self.size]] for row in map_SS[: self.size]])
       if map_SS.shape != (self.size, self.size):
         raise ValueError("another size")
-    except (TypeError, ValueError) as e:
+    except (TypeError, ValueError, OverflowError) as e:
       raise BadRequest(f"{self.maps_file}: the map of question {asked_id} isn't {self.size} × {self.size} numbers") from e
     cover_SS = np.zeros((self.size, self.size))
     about = question["annotations"]
@@ -78,7 +78,7 @@ class Maps:
         box = scene["objects"][pointer]
         across = self._share(box["x"], box["w"], scene["width"])
         down = self._share(box["y"], box["h"], scene["height"])
-      except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+      except (KeyError, TypeError, ValueError, ArithmeticError) as e:
         where = f"{self.scenes_file}: picture {question['imageId']}"
         raise BadRequest(f"{where} has no object {pointer} with x, y, w, h, or no width and height") from e
       cover_SS += np.outer(across, down)

@@ -58,14 +58,16 @@ def score(path: str | Path, *, answers: str | Path | None = None) -> Score:
   by_subject = {s: here for s in SUBJECTS if (here := [r for r in rows if r["subject"] == s])}
   groups: dict[str, list[dict[str, Any]]] = {}
   for discipline, subjects in DISCIPLINES.items():
-    here = {s: by_subject[s] for s in subjects if s in by_subject}
-    groups |= {f"Overall-{discipline}": [r for of in here.values() for r in of]} | here
+    its = {s: by_subject[s] for s in subjects if s in by_subject}
+    groups |= {f"Overall-{discipline}": [r for of in its.values() for r in of]} | its
   groups["Overall"] = rows
   scores = {k: round(_accuracy(v) if k in by_subject else _weighted(v), 3) for k, v in groups.items()}
   straight = {k: round(sum(r["right"] and not r["drawn"] for r in v) / max(1, len(v)), 3) for k, v in groups.items()}
   intervals = {}
   for seed, (k, v) in enumerate(groups.items()):
-    intervals |= bootstrap(np.array([(r["right"], 1) for r in v]), lambda s_NK, k=k: {k: s_NK[:, 0] / s_NK[:, 1]}, seed=seed)
+    units_UK = np.array([(r["right"], 1) for r in v])
+    if found := bootstrap(units_UK, lambda s_NK: {"acc": s_NK[:, 0] / s_NK[:, 1]}, seed=seed):
+      intervals[k] = found["acc"]
   if n := sum(r["drawn"] for r in rows):
     right = sum(r["drawn"] and r["right"] for r in rows)
     notes.say(f"{n:,} of {len(rows):,} answers were drawn, as the tool read no option in the response; {right:,} of these"

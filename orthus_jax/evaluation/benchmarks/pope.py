@@ -116,10 +116,10 @@ def _own(path: str | Path, labels: str | Path | None) -> list[_Split]:
       raise BadRequest(f"{path} may be any of {', '.join(files)}: give its split's label file by labels")
     chosen = {fits[0]: path}
   else:
-    answers = path / "answers" if (path / "answers").is_dir() else path
-    chosen = {k: answers / f"{k}.json" for k in files if (answers / f"{k}.json").is_file()}
+    folder = path / "answers" if (path / "answers").is_dir() else path
+    chosen = {k: folder / f"{k}.json" for k in files if (folder / f"{k}.json").is_file()}
     if missing := [f"{k}.json" for k in files if k not in chosen]:
-      raise BadRequest(f"{answers} lacks {', '.join(missing)}, answers to {files[missing[0][:-5]]} and so on:"
+      raise BadRequest(f"{folder} lacks {', '.join(missing)}, answers to {files[missing[0][:-5]]} and so on:"
                        " give one split's file to score it alone")  # fmt: skip
   splits = []
   for name, file in chosen.items():

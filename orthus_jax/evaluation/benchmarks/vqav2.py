@@ -66,8 +66,8 @@ def score(
   for number, annotation in enumerate(_chosen(people, people_file, ids, notes), 1):
     try:
       asked, people_N = annotation["question_id"], [normalise.outer(a["answer"]) for a in annotation["answers"]]
-      ids = {str(a.get("answer_id")) for a in annotation["answers"]}
-      keys_N = None if len(ids) == len(people_N) else [str(a) for a in annotation["answers"]]
+      answer_ids = {str(a.get("answer_id")) for a in annotation["answers"]}
+      keys_N = None if len(answer_ids) == len(people_N) else [str(a) for a in annotation["answers"]]
       answer_type, question_type = annotation["answer_type"], annotation["question_type"]
     except (KeyError, TypeError, AttributeError):
       _explain(annotation, people_file, number)

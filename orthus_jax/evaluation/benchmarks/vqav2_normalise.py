@@ -6,6 +6,7 @@ import functools
 import re
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'  # of which not: . : ' $ % & * # | ~ ^
+_ANY_MARK = re.compile(f"[{re.escape(_MARKS)}]")
 _FULL_STOP = re.compile(r"\.(?!\d)", re.ASCII)  # the tool's pattern means to heed a digit ahead of it too, and doesn't
 _MOST_FULL_STOPS = 32  # it gives re.UNICODE, which is 32, where a count is due
 _DIGITS_COMMA = re.compile(r"\d,\d", re.ASCII)  # ASCII: its patterns are Python 2's
@@ -43,7 +44,7 @@ def punctuation(text: str, digits_comma: re.Pattern[str] = _DIGITS_COMMA) -> str
   for in the untouched text.
   """
   found = text
-  if any(mark in text for mark in _MARKS):
+  if _ANY_MARK.search(text):
     all_vanish = digits_comma.search(text) is not None
     for mark in _MARKS:
       if mark in found:
