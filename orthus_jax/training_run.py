@@ -21,7 +21,7 @@ from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
-from orthus_jax.evaluation import reconstruction
+from orthus_jax.evaluation import reconstruction, while_training
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Respond, check_drawing
 from orthus_jax.models import params as params_lib
@@ -55,6 +55,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     mesh_lib.check(mesh, config)
     if config.task == "orthus" and (config.run.report or config.run.sample_every):
       check_drawing(config.sampling, config.model)  # or it would be found out when all is trained
+    while_training.check(config)
     tokenizer = _open_tokenizer(config, workdir) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
     if tokenizer is not None:
@@ -134,10 +135,12 @@ def _orthus(
   shown = _prompts(held_out)
 
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
-    model = Model.create(config, params, tokenizer)
-    show(model, shown, workdir / "samples", step, writer)
+    if step < config.run.steps:  # the report has the last step's
+      show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
 
-  result = loop.train(config, workdir, task, on_samples=on_samples, signals=signals)
+  hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
+  hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest,
       "parameters": result.parameters,

@@ -1,6 +1,8 @@
 """Published benchmarks run: asked in one batch, kept in their own layouts, gone on with, the protocol recorded."""
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import PIL.Image
@@ -9,9 +11,11 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.runs import execute, prompts, registry
+from orthus_jax.evaluation import while_training
+from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
 from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
 from orthus_jax.evaluation.runs.task import JOURNAL
+from orthus_jax.training.metric_writer import MetricWriter
 
 BARE = prompts.TEMPLATES["bare"]
 
@@ -138,6 +142,59 @@ def test_a_line_that_a_killed_command_left_half_is_asked_again(lively, pope, tmp
   journal.write_bytes(b"".join(lines[:2]) + lines[2][:9])
   run(lively, "pope", pope, tmp_path / "out")
   assert sorted(journal.read_bytes().splitlines()) == sorted(whole.splitlines())
+
+
+def test_scores_of_training_are_metrics_by_step(lively, pope, tmp_path, caplog):
+  save(pope / "val2014" / "COCO_val2014_000000000002.jpg")  # all pictures are there
+  (tmp_path / "run").mkdir()
+  caplog.set_level("INFO")
+  config = dataclasses.replace(lively.config, run=dataclasses.replace(lively.config.run, evaluate=((f"pope:{pope}", 2),)))
+  while_training.check(config)
+  writer = MetricWriter(tmp_path / "run")
+  hook = while_training.hook(f"pope:{pope}", config, lively.tokenizer, tmp_path / "run")
+  for step in (2, 4):
+    hook(step, lively.graphdef, lively.params, writer)
+  writer.close()
+  rows = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
+  assert [r["step"] for r in rows] == [2, 4] and 0 <= rows[0]["evaluate/pope/mean/accuracy"] <= 1
+  assert (tmp_path / "run/evaluations/pope-000004/score.json").is_file() and "step 4: pope mean/f1" in caplog.text
+  MetricWriter(tmp_path / "run", start=3).close()  # a run that goes on from step 3
+  assert (tmp_path / "run/evaluations.jsonl").read_text().count("step") == 1
+
+
+@pytest.mark.parametrize(
+    ("named", "message"),
+    [
+        ("mme", "'mme' must be shapes or geneval (the built-in world's), or NAME:DIR"),
+        ("dpg_bench:.", "'dpg_bench' isn't scored here without a judge: mme, pope"),
+        ("pope:gone", "gone doesn't exist"),
+    ],
+)
+def test_what_training_cannot_evaluate_is_told_first(lively, named, message):
+  config = dataclasses.replace(lively.config, run=dataclasses.replace(lively.config.run, evaluate=((named, 2),)))
+  with pytest.raises(BadRequest, match=re.escape(message)):
+    while_training.check(config)
+
+
+def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys):
+  save(pope / "val2014" / "COCO_val2014_000000000002.jpg")
+  for name, answers in (("a", ["yes", "no", "no", "no"]), ("b", ["yes", "yes", "no", "yes"])):
+    task, out = registry.task("pope", pope, BARE), tmp_path / name
+    out.mkdir()
+    lines = [json.dumps({"id": i.id, "answer": a}) for i, a in zip(task.items, answers)]
+    (out / JOURNAL).write_text("\n".join(lines) + "\n")
+    (out / execute.PROTOCOL).write_text(json.dumps({"benchmark": "pope", "model": name}))
+    score, found = scoring.score("pope", task, out, task.finish(out))
+    assert page.write(out, title="pope", score=score, found=found, protocol={}).read_text().count("<img") == 4
+  assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b"), "--json"]) == 0
+  told = json.loads(capsys.readouterr().out)
+  rows = {d["tag"]: d for d in told["differences"]}  # all labels are yes
+  assert (rows["popular"]["a"], rows["popular"]["b"], rows["random"]["a"], rows["random"]["b"]) == (0.5, 1.0, 0.0, 0.5)
+  assert (rows["all"]["count"], rows["all"]["better"], rows["all"]["worse"]) == (4, 2, 0)
+  assert told["notes"] == ["model: a and b"]
+  (tmp_path / "b" / execute.PROTOCOL).write_text(json.dumps({"benchmark": "gqa"}))
+  assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 2
+  assert "is a run of pope, and" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from orthus_jax.progress import bar
 NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa")  # evaluation/runs/registry.py's, without its imports
 OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories")
 _OWN = ("images", "judge", "template", "limit", "batch_size")
-_SHAPES = "orthus_jax.evaluation.shapes_geneval:detect"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +85,7 @@ def main(options: argparse.Namespace) -> int:
   if task.respond == "text" and outcome.answered < len(task.items):
     scored: Any = f"{len(task.items) - outcome.answered:,} questions have no answer, and the benchmark's tool wants all"
   else:
-    judge = options.judge or (_SHAPES if own_world else None)
+    judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
     scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
   if isinstance(scored, str):

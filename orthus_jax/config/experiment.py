@@ -110,6 +110,8 @@ class RunConfig:
       from, as long as it has no checkpoint of its own; empty: none.
     log_every: steps between metric records.
     sample_every: steps between picture grids and text samples; 0 never.
+    evaluate: (benchmark, steps) pairs, scored every so many steps as metrics: "shapes" and "geneval" are the built-in world's,
+      "mme:DIR", "pope:DIR", "gqa:DIR" and "vqav2:DIR" those whose data lies there.
     checkpoint_every: steps between checkpoints; 0 only at the end.
     keep_checkpoints: how many of the newest are kept.
     keep_every: those of every so many steps are kept as well; 0: none.
@@ -132,6 +134,7 @@ class RunConfig:
   resume_from: UserPath = ""
   log_every: Count = 10
   sample_every: Sometimes = 0
+  evaluate: tuple[tuple[str, Count], ...] = ()
   checkpoint_every: Sometimes = 0
   keep_checkpoints: Count = 2
   keep_every: Sometimes = 0

@@ -19,6 +19,7 @@ from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules, judge, kept
 
 METADATA = "evaluation_metadata.jsonl"
+JUDGE = "orthus_jax.evaluation.shapes_geneval:detect"
 
 
 def detect(pixels: np.ndarray) -> list[dict[str, Any]]:

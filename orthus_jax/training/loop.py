@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import dataclasses
 import logging
 import math
@@ -86,7 +86,7 @@ def train(
     workdir: Path,
     task: Task,
     *,
-    on_samples: Callable[[int, Any, Params, MetricWriter], None] | None = None,
+    hooks: Sequence[tuple[int, Callable[[int, Any, Params, MetricWriter], None]]] = (),
     signals: Signals | None = None,
 ) -> Result:
   """Trains to `run.steps`, from where `start.first_state` says.
@@ -95,7 +95,7 @@ def train(
     config: the experiment.
     workdir: opened by `checkpoint.open_workdir`.
     task: model, loss and data.
-    on_samples: called every `run.sample_every` steps with (step, graphdef, params, writer).
+    hooks: (steps, what is called every so many of them with (step, graphdef, params, writer)) pairs.
     signals: which may ask to stop early.
 
   Raises:
@@ -132,7 +132,7 @@ def train(
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:
       state, more = _run_steps(
-          config, task, layout, mesh, optimizer, state, saver, writer, on_samples, signals, watchdog, start=start, begin=begin
+          config, task, layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, start=start, begin=begin
       )
       seconds |= more
       size = sum(math.prod(v.shape) for v in state.params.values())
@@ -161,7 +161,7 @@ def _digest(params: Params) -> str:
 
 
 def _run_steps(
-    config, task, layout: Layout, mesh, optimizer, state, saver, writer, on_samples, signals, watchdog, *,
+    config, task, layout: Layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, *,
     start: int, begin: float,
 ):  # fmt: skip
   """The steps themselves, and the last checkpoint: (state, seconds by part)."""
@@ -212,9 +212,10 @@ def _run_steps(
         loss = values["loss"]
     progress.update(tokens=tokens, loss=loss)
     with meter.aside():
-      if on_samples and run.sample_every and done % run.sample_every == 0 and done < run.steps:
-        with watchdog.aside():
-          _samples(on_samples, done, layout, state, writer)
+      for every, hook in hooks:
+        if done % every == 0:
+          with watchdog.aside():
+            _call(hook, done, layout, state, writer)
       if run.checkpoint_every and done % run.checkpoint_every == 0:
         saver.save(state, loss=guard.mean_loss())
     signal = signals.reached(done)
@@ -241,16 +242,16 @@ def _save_last(saver: Checkpointer, state: TrainState, loss: float | None) -> bo
   return saver.latest() == int(state.step) or (saver.save(state, loss=loss) and saver.wait())
 
 
-def _samples(on_samples: Callable, step: int, layout: Layout, state: TrainState, writer: MetricWriter) -> None:
-  """Samples, drawn by process 0 alone where there are several."""
+def _call(hook: Callable, step: int, layout: Layout, state: TrainState, writer: MetricWriter) -> None:
+  """Samples or scores, drawn by process 0 alone where there are several."""
   if not hosts.several():
-    on_samples(step, layout.graphdef, state.averaged, writer)
+    hook(step, layout.graphdef, state.averaged, writer)
     return
   params = _gathered(state.averaged)
   if hosts.primary():
     with jax.set_mesh(hosts.own_mesh(devices=1)):
-      on_samples(step, layout.graphdef, params, writer)
-  hosts.wait(f"samples {step}")
+      hook(step, layout.graphdef, params, writer)
+  hosts.wait(f"hook {step}")
 
 
 def _flops(config: Config, layout: Layout) -> dict[str, float]:

@@ -20,7 +20,7 @@ class MetricWriter:
   """Writes scalars, pictures and texts of one run; one that goes on from a step drops what was written after it.
 
   Args:
-    workdir: gets metrics.jsonl and tensorboard/.
+    workdir: gets metrics.jsonl, evaluations.jsonl and tensorboard/.
     start: the step that the run goes on from.
     enabled: False on all processes but the first.
   """
@@ -31,6 +31,7 @@ class MetricWriter:
     self._lines = None
     if enabled:
       _drop_after(start, workdir / "metrics.jsonl")
+      _drop_after(start, workdir / "evaluations.jsonl")
       self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
       board = workdir / "tensorboard"
       # TensorBoard hides what older files of the run hold of this step and later ones.
@@ -50,6 +51,19 @@ class MetricWriter:
     for name, value in values.items():
       self._board.add_scalar(name, value, step)
 
+  def evaluation(self, step: int, values: dict[str, float]) -> None:
+    """Scores of a benchmark: a line of evaluations.jsonl, beside the training's own metrics."""
+    if self._lines is None:
+      return
+    record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    try:
+      with (self.workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+    except OSError as e:
+      _log.warning("the scores of step %d are lost: %s", step, e.strerror)
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """uint8 [height, width, 3]."""
     if self._board is not None:
@@ -66,18 +80,18 @@ class MetricWriter:
 
 
 def _drop_after(start: int, file: Path) -> None:
-  """Leaves the lines of steps up to `start`, one each; the file is replaced whole, if it has to change at all."""
+  """Leaves the lines of steps up to `start`, one each (and benchmark); the file is replaced whole, if it has to change."""
   if not file.is_file():
     return
   text = file.read_text(encoding="utf-8", errors="replace")
-  kept: dict[int, str] = {}
+  kept: dict[tuple[int, str], str] = {}
   unreadable = 0
   for line in text.splitlines():
     record = _record(line)
     if record is None:
       unreadable += 1
     elif record["step"] <= start:
-      kept[record["step"]] = line
+      kept[record["step"], next((n for n in record if n != "step"), "").rpartition("/")[0]] = line
   if unreadable:
     _log.warning("left %d unreadable lines out of %s, cut short when their process was killed", unreadable, file)
   whole = "".join(f"{line}\n" for _, line in sorted(kept.items()))

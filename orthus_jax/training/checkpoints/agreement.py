@@ -20,8 +20,8 @@ FREE = (
     "model.transformer.merge_positions", "model.transformer.attention", "model.transformer.attention_block",
     "model.transformer.attention_backward", "model.transformer.loss_chunk", "model.transformer.max_positions",
     "model.diffusion.loss_chunk", "sampling", "data.max_bad_share", "tokenizer_loss.whiten", "run.log_every",
-    "run.sample_every", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best", "run.report",
-    "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
+    "run.sample_every", "run.evaluate", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best",
+    "run.report", "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
     "run.hang_timeout",
 )  # fmt: skip
 # Where the same things lie: what they hold is compared instead (`workdir.check_data`, `workdir.check_tokenizer`).

@@ -1,0 +1,91 @@
+"""`run.evaluate`: benchmarks scored every so many steps, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+from orthus_jax.config import Config
+from orthus_jax.data.sources import registry as sources
+from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation import shapes, shapes_geneval
+from orthus_jax.evaluation.runs import execute, prompts, registry, scoring
+from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import check_drawing
+from orthus_jax.models.params import Params
+from orthus_jax.training.metric_writer import MetricWriter
+
+_log = logging.getLogger("orthus_jax.train")
+Hook = Callable[[int, Any, Params, MetricWriter], None]
+OWN_WORLD = ("shapes", "geneval")
+
+
+def check(config: Config) -> None:
+  """Refuses what can't be evaluated, before any work is done.
+
+  Raises:
+    BadRequest: naming it.
+  """
+  for name, _ in config.run.evaluate:
+    benchmark, _, data = name.partition(":")
+    if config.task != "orthus":
+      raise BadRequest("run.evaluate is for task=orthus: a vision tokenizer's report has its scores")
+    if not data and benchmark not in OWN_WORLD:
+      own = " or ".join(OWN_WORLD)
+      raise BadRequest(f"run.evaluate: {name!r} must be {own} (the built-in world's), or NAME:DIR with its data")
+    if data:
+      if benchmark not in registry.ASKED:
+        raise BadRequest(f"run.evaluate: {benchmark!r} isn't scored here without a judge: {', '.join(registry.ASKED)}")
+      registry.task(benchmark, Path(data), prompts.template("orthus"))
+    if benchmark in OWN_WORLD:
+      check_drawing(config.sampling, config.model)
+
+
+def hook(name: str, config: Config, tokenizer: TextTokenizer, workdir: Path) -> Hook:
+  """What scores the model of a step, and writes its figures as metrics `evaluate/BENCHMARK/FIGURE`.
+
+  Args:
+    name: as in `run.evaluate`.
+    config: of the run.
+    tokenizer: of its texts.
+    workdir: gets evaluations/BENCHMARK-STEP, but for `shapes`, which leaves nothing but figures.
+  """
+  benchmark, _, data = name.partition(":")
+
+  def score(step: int, graphdef: Any, params: Params, writer: MetricWriter) -> None:
+    model = Model.create(config, params, tokenizer)
+    figures = (
+        shapes.evaluate(model, _world(config), limits=shapes.Limits.quick()).scores
+        if benchmark == "shapes"
+        else _run(model, benchmark, data, workdir / "evaluations" / f"{benchmark}-{step:06d}", step)
+    )
+    writer.evaluation(step, {f"evaluate/{benchmark}/{n}": v for n, v in figures.items()})
+    main = next((n for n in ("geneval_overall", "Overall", "Perception", "mean/f1", "overall", "accuracy") if n in figures), "")
+    _log.info("step %d: %s %s", step, benchmark, f"{main} {figures[main]:.4g}" if main else "isn't scored")
+
+  return score
+
+
+def _world(config: Config) -> Any:
+  data = config.data if config.data.source == "shapes" else dataclasses.replace(config.data, source="shapes", path="")
+  return sources.open_source(dataclasses.replace(config, data=data), "test")
+
+
+def _run(model: Model, benchmark: str, data: str, out: Path, step: int) -> dict[str, float]:
+  config, template = model.config, "orthus" if data else "bare"
+  if not data:
+    world = _world(config)
+    data = str(shapes_geneval.export((world[n] for n in range(len(world))), out))
+  samples = None if benchmark in registry.ASKED else 1
+  task = registry.task(benchmark, Path(data), prompts.template(template), samples=samples)
+  protocol = {"benchmark": benchmark, "step": step, "template": template, "sampling": dataclasses.asdict(config.sampling)}
+  outcome = execute.run(model, task, out, sampling=config.sampling, seed=0, protocol=protocol)
+  scored = scoring.score(benchmark, task, out, outcome.files, judge=shapes_geneval.JUDGE if benchmark == "geneval" else None)
+  if isinstance(scored, str):
+    _log.warning("step %d: %s isn't scored: %s", step, benchmark, scored)
+    return {}
+  return scored[0].scores
