@@ -94,7 +94,7 @@ def main(options: argparse.Namespace) -> int:
     score, found = scored
     record["score"] = score.to_json()
     title = f"{options.benchmark}: {Path(options.run).name}"
-    page.write(out, title=title, score=score, found=found, protocol=protocol)
+    page.write(out, title=title, score=score, found=found, protocol=protocol, published=not own_world)
   if options.json:
     print(json.dumps(record, indent=2))
     return 0

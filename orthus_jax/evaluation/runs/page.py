@@ -17,7 +17,9 @@ _CASES = 8  # of each sort, of each tag
 _EMBEDDED = 1 << 17  # bytes of a picture that is put into the page; larger ones are linked to
 
 
-def write(out: Path, *, title: str, score: Score, found: Sequence[Judged], protocol: Mapping[str, Any]) -> Path:
+def write(
+    out: Path, *, title: str, score: Score, found: Sequence[Judged], protocol: Mapping[str, Any], published: bool = True
+) -> Path:
   """Writes OUT/index.html.
 
   Args:
@@ -26,8 +28,9 @@ def write(out: Path, *, title: str, score: Score, found: Sequence[Judged], proto
     score: its figures.
     found: the judged answers.
     protocol: what they depend on.
+    published: whether the questions are the benchmark's own, so that others' figures may stand beside.
   """
-  main, times, others = PUBLISHED.get(score.benchmark, ("", 1.0, ()))
+  main, times, others = PUBLISHED.get(score.benchmark, ("", 1.0, ())) if published else ("", 1.0, ())
   own = score.scores.get(main)
   bars: list[dict[str, Any]] = [{"system": p.system, "value": p.value, "source": p.source, "own": False} for p in others]
   if own is not None:
