@@ -6,10 +6,12 @@ import re
 
 import numpy as np
 import PIL.Image
+import pyarrow.parquet
 import pytest
 import tiny
 
 from orthus_jax import cli
+from orthus_jax.data.documents import Text
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import while_training
 from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
@@ -132,6 +134,31 @@ def test_numbers_and_names_of_vqav2_and_gqa_are_kept(lively, tmp_path):
   found = run(lively, "gqa", folder, tmp_path / "gqa_out").files
   assert found.name == "testdev_balanced_predictions.json"
   assert [r["questionId"] for r in json.loads(found.read_text())] == ["0001"]
+
+
+def test_mmmus_pictures_stand_where_a_question_names_them(lively, tmp_path):
+  save(tmp_path / "a.png")
+  data = (tmp_path / "a.png").read_bytes()
+  rows = [
+      {"id": "validation_Art_1", "question": "Is <image 2> like <image 1>?", "options": "['yes', \"it's not\"]",
+       "question_type": "multiple-choice", "answer": "B", "image_1": {"bytes": data, "path": "a"}, "image_2": {"bytes": data}},
+      {"id": "validation_Art_2", "question": "Who made <image 1>?", "options": "[]", "question_type": "open",
+       "answer": "['Dix', 'Otto Dix']", "image_1": {"bytes": data}, "image_2": None},
+  ]  # fmt: skip
+  folder = tmp_path / "MMMU" / "Art"
+  folder.mkdir(parents=True)
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "validation-00000-of-00001.parquet")
+  task = registry.task("mmmu", tmp_path / "MMMU", prompts.template("orthus"))
+  first = task.items[0].prompt()
+  assert [s.text if isinstance(s, Text) else "picture" for s in first.segments] == [
+      "Is ", "picture", " like ", "picture",
+      "?\n\n(A) yes\n(B) it's not\n\nAnswer with the option's letter from the given choices directly.",
+  ]  # fmt: skip
+  outcome = run(lively, "mmmu", tmp_path / "MMMU", tmp_path / "out")
+  answers = json.loads((outcome.files / "Art" / "output.json").read_text())
+  assert answers[0]["index2ans"] == {"A": "yes", "B": "it's not"} and answers[1]["answer"] == ["Dix", "Otto Dix"]
+  score, found = scoring.score("mmmu", task, tmp_path / "out", outcome.files)
+  assert score.counts["Overall"] == 2 and [j.id for j in found] == ["validation_Art_1", "validation_Art_2"]
 
 
 def test_a_line_that_a_killed_command_left_half_is_asked_again(lively, pope, tmp_path):

@@ -16,7 +16,8 @@ from orthus_jax.config.sampling import with_fields
 from orthus_jax.errors import BadRequest
 from orthus_jax.progress import bar
 
-NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa")  # evaluation/runs/registry.py's, without its imports
+# As in evaluation/runs/registry.py, without its imports.
+NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa", "mmmu")
 OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories")
 _OWN = ("images", "judge", "template", "limit", "batch_size")
 

@@ -67,8 +67,12 @@ def _asked(row: Mapping[str, Any], truth: str, answer: str) -> dict[str, Any]:
   return dict(points=float(row["right"]), prompt=str(row.get("question", "")), truth=truth, answer=answer.strip())
 
 
+def _mmmu(row: Mapping[str, Any]) -> dict[str, Any]:
+  return dict(unit=str(row["id"]), tag=row["subject"], **_asked(row, str(row["answer"]), row["response"]))
+
+
 ROWS: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-    "geneval": _geneval, "mme": _mme, "pope": _pope, "gqa": _gqa, "vqav2": _vqav2,
+    "geneval": _geneval, "mme": _mme, "pope": _pope, "gqa": _gqa, "vqav2": _vqav2, "mmmu": _mmmu,
 }  # fmt: skip
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.runs import asking, drawing
+from orthus_jax.evaluation.runs import asking, drawing, mmmu
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Task
 
 DRAWN = {"geneval": drawing.GenEval, "dpg_bench": drawing.DpgBench, "wise": drawing.Wise}
-ASKED = {"mme": asking.Mme, "pope": asking.Pope, "vqav2": asking.Vqav2, "gqa": asking.Gqa}
+ASKED = {"mme": asking.Mme, "pope": asking.Pope, "vqav2": asking.Vqav2, "gqa": asking.Gqa,
+         "mmmu": mmmu.Mmmu}  # fmt: skip
 NAMES = (*DRAWN, *ASKED)
 
 

@@ -58,7 +58,7 @@ def _options(name: str, task: Task) -> dict[str, Any] | None:
   source = task.sources[0]
   needs: dict[str, Callable[[], dict[str, Any] | None]] = {
       "geneval": lambda: {}, "mme": lambda: {}, "pope": lambda: {"labels": source.parent},
-      "vqav2": lambda: _annotations(source), "gqa": lambda: {"questions": source},
+      "vqav2": lambda: _annotations(source), "gqa": lambda: {"questions": source}, "mmmu": lambda: {},
   }  # fmt: skip
   return needs[name]()
 
