@@ -110,6 +110,15 @@ def admit(state: State, a: Admission) -> State:
   )
 
 
+@functools.partial(jax.jit, donate_argnames="state")
+def release(state: State, row_B: jax.Array) -> State:
+  """Ends rows, given as bool [B], before they are done; their guides are free."""
+  ended_G = row_B[jnp.minimum(state.owner_G, len(row_B) - 1)]
+  return state._replace(
+      active_B=state.active_B & ~row_B, owner_G=jnp.where(ended_G, len(row_B), state.owner_G)
+  )  # fmt: skip
+
+
 @functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
 def advance(
     graphdef: Any, params: Params, state: State, text_V: jax.Array, stop_at: jax.Array, *, config: ModelConfig,

@@ -14,13 +14,14 @@ import numpy as np
 
 from orthus_jax.config import Config, SamplingConfig
 from orthus_jax.data import images as images_lib
-from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.data.documents import Document
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import engine_state
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
-from orthus_jax.inference.responses import Event, Failed, Finished, Preview, Response, TextPiece, preview
+from orthus_jax.inference.responses import Event, Failed, Finished
 from orthus_jax.inference.scheduler import Network, Scheduler, Size
+from orthus_jax.inference.telling import Telling
 from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib, quantized, systems
 from orthus_jax.models.heads.base import untrained
@@ -151,31 +152,15 @@ class Model:
     if not ready:
       return
     P = self.config.model.vision_tokenizer.patches
-    side = round(P**0.5)
-    scheduler = self._scheduler([r for _, r in ready], batch_size, positions=preview_rows * side or 64)
-    responses: dict[int, Response] = {}
-    shown: dict[int, int] = {}
-    ended: list[int] = []
+    scheduler = self._scheduler([r for _, r in ready], batch_size, positions=preview_rows * round(P**0.5) or 64)
+    telling = Telling(self.tokenizer, patches=P, decode=self.decode, preview_rows=preview_rows)
     for step in scheduler.run(r for _, r in ready):
       if step is None:  # all rows have been told of: what has ended is decoded together
-        yield from self._finished(ended, responses, requests)
-        ended = []
-        continue
-      index = ready[step.ticket][0]
-      response = responses.setdefault(index, Response(self.tokenizer, P))
-      text = response.add(step.tokens_N, step.features_NC)
-      if step.done:
-        text += response.end()
-        ended.append(index)
-      if text:
-        yield TextPiece(index, text)
-      features_nC = response.unfinished
-      if preview_rows and features_nC is not None and len(features_nC) // side >= shown.get(index, 0) + preview_rows:
-        shown[index] = len(features_nC) // side
-        yield Preview(index, response.pictures, len(features_nC), self._preview(features_nC))
-      elif features_nC is None:
-        shown.pop(index, None)
-    yield from self._finished(ended, responses, requests)
+        yield from telling.ended()
+      else:
+        index = ready[step.ticket][0]
+        yield from telling.add(index, requests[index].document, step)
+    yield from telling.ended()
 
   def _prepare(self, request: Request) -> Prepared:
     if self.no_pictures:
@@ -188,44 +173,29 @@ class Model:
     """A batch that all of some requests fit into, and as many of them at once as are asked for."""
     rows = min(batch_size, _round_up_power(len(requests)))
     guides = sum(sorted((len(r.guides) for r in requests), reverse=True)[:rows])
-    tk = self.tokenizer
-    text_V = np.zeros(self.config.model.transformer.vocab_size, bool)
-    mask = tk.text_ids_mask()
-    text_V[: len(mask)] = mask
     weights, cache = requests[0].bits
-    network = Network(
-        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
-        text_V=text_V, encode=self.encode, codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
-        ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
-    )  # fmt: skip
     slots = max(r.slots for r in requests)
     size = Size(
         rows=rows, guides=min(_round_up_power(guides), 2 * rows) if guides else 0, slots=-(-slots // _SLOTS) * _SLOTS,
         positions=positions, int8=cache == "int8",
     )  # fmt: skip
     return Scheduler(
-        network, size, solvers=[s for r in requests for s in r.solvers],
+        self.network(weights), size, solvers=[s for r in requests for s in r.solvers],
         sampled=any(r.sampling.temperature > 0 for r in requests),
         repeats=any(r.sampling.repetition_penalty != 1 for r in requests),
     )  # fmt: skip
 
-  def _finished(self, ended: list[int], responses: dict[int, Response], requests: Sequence[Request]) -> Iterator[Finished]:
-    """Decodes the pictures of responses that have ended, together."""
-    drawn = [x for i in ended for x in responses[i].texts_and_pictures if not isinstance(x, str)]
-    pictures = iter(self.decode(drawn)) if drawn else iter(())
-    for i in ended:
-      segments = tuple(
-          Text(x, learn=True) if isinstance(x, str) else Image(next(pictures), learn=True)
-          for x in responses.pop(i).texts_and_pictures
-      )
-      d = requests[i].document
-      yield Finished(i, dataclasses.replace(d, segments=(*d.segments, *segments)))
-
-  def _preview(self, features_nC: np.ndarray) -> np.ndarray:
-    """A picture of the patches that are there; the decoder is given their mean for the others."""
-    P = self.config.model.vision_tokenizer.patches
-    rest = np.repeat(features_nC.mean(axis=0, keepdims=True), P - len(features_nC), axis=0)
-    return preview(self.decode([np.concatenate([features_nC, rest])])[0], len(features_nC), P)
+  def network(self, weights: str) -> Network:
+    """What a running batch needs, its weights "stored" as they are or in "int8"."""
+    tk = self.tokenizer
+    text_V = np.zeros(self.config.model.transformer.vocab_size, bool)
+    mask = tk.text_ids_mask()
+    text_V[: len(mask)] = mask
+    return Network(
+        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
+        text_V=text_V, encode=self.encode, codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
+        ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
+    )  # fmt: skip
 
   def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Features [I, P, C] of pictures of the model's resolution."""

@@ -6,7 +6,7 @@ mostly the unconditional one, takes the lane as it is: such a prompt is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -106,6 +106,7 @@ class Scheduler:
     self._length = np.zeros(size.rows, int)  # slots that each row has come to
     self._held: list[bytes | None] = [None] * size.guides  # the prompt in each guide's lane
     self._guides: dict[int, list[int]] = {}  # row → its guides
+    self._joined: list[tuple[int, Prepared, list[int]]] = []  # rows that begin with the next step
     self.turns = 0  # positions that the whole batch was moved ahead
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
@@ -113,22 +114,53 @@ class Scheduler:
 
   def run(self, requests: Iterable[Prepared]) -> Iterator[Progress | None]:
     """Serves requests as they come and as there is room; tells of each as it gets on, and says None when all were told of."""
-    with self._on_mesh():
-      yield from self._run(iter(requests))
-
-  def _run(self, requests: Iterator[Prepared]) -> Iterator[Progress | None]:
-    ticket, waiting = 0, next(requests, None)
-    while waiting is not None or self._rows:
-      chosen: list[tuple[int, Prepared, list[int]]] = []
-      while waiting is not None and (place := self._place(waiting)) is not None:
-        row, guides = place
-        self._rows[row], self._guides[row] = (ticket, waiting), guides
-        chosen.append((row, waiting, guides))
-        ticket, waiting = ticket + 1, next(requests, None)
-      if chosen:
-        self._begin(chosen)
-      yield from self._advance(others=waiting is not None)
+    coming = iter(requests)
+    ticket, waiting = 0, next(coming, None)
+    while waiting is not None or self.busy:
+      while waiting is not None and self.join(ticket, waiting):
+        ticket, waiting = ticket + 1, next(coming, None)
+      yield from self.step(others=waiting is not None)
       yield None
+
+  @property
+  def busy(self) -> int:
+    """Requests that have a row."""
+    return len(self._rows)
+
+  @property
+  def guides_in_use(self) -> int:
+    return sum(map(len, self._guides.values()))
+
+  def join(self, ticket: int, request: Prepared) -> bool:
+    """Gives a request its place, at which it begins with the next step; False where there is no room for it yet."""
+    if (place := self._place(request)) is None:
+      return False
+    row, guides = place
+    self._rows[row], self._guides[row] = (ticket, request), guides
+    self._joined.append((row, request, guides))
+    return True
+
+  def step(self, *, others: bool = False) -> list[Progress]:
+    """Moves all ahead by some positions.
+
+    Args:
+      others: whether more requests wait for a place; then it ends early, as soon as some rows have.
+    """
+    with self._on_mesh():
+      if self._joined:
+        joined, self._joined = self._joined, []
+        self._begin(joined)
+      return self._advance(others=others) if self._rows else []
+
+  def leave(self, tickets: Collection[int]) -> None:
+    """Frees the places of requests that are given up, for the next step's."""
+    rows = [row for row, (ticket, _) in self._rows.items() if ticket in tickets]
+    self._joined = [j for j in self._joined if j[0] not in rows]
+    for row in rows:
+      del self._rows[row], self._guides[row]
+    if rows:
+      with self._on_mesh():
+        self._state = engine.release(self._state, np.isin(np.arange(self._size.rows), rows))
 
   def _place(self, request: Prepared) -> tuple[int, list[int]] | None:
     """A free row, and free guides for it, those first that hold their prompts already."""
@@ -207,7 +239,7 @@ class Scheduler:
         ),
     )  # fmt: skip
 
-  def _advance(self, *, others: bool) -> Iterator[Progress]:
+  def _advance(self, *, others: bool) -> list[Progress]:
     size = self._size
     ahead = max(self._length[r] for r in self._rows) + size.positions + self._block
     for row in self._guides:
@@ -220,6 +252,7 @@ class Scheduler:
     )  # fmt: skip
     made = jax.tree.map(np.asarray, made)
     self.turns += int(made.positions)
+    told = []
     for row in sorted(self._rows):
       ticket, n, done = self._rows[row][0], int(made.count_B[row]), not made.active_B[row]
       tokens_N, features_NC = made.tokens_BN[row, :n], made.features_BNC[row, :n]
@@ -230,7 +263,8 @@ class Scheduler:
       self._length[row] += len(tokens_N)
       if done:
         del self._rows[row], self._guides[row]
-      yield Progress(ticket, tokens_N, features_NC, done)
+      told.append(Progress(ticket, tokens_N, features_NC, done))
+    return told
 
   def _window(self, ahead: int) -> int:
     """Slots to look at: all of a short cache; of a long one as few of some sizes as hold what there is."""
