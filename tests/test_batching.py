@@ -118,7 +118,7 @@ def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
   monkeypatch.setattr(scheduler.engine, "advance", note)
   requests = [Request(document("two"), sampling=how(model, max_new_tokens=90)), Request(document("red"), respond="image")]
   monkeypatch.setattr(scheduler, "_SHORT", 32)
-  prepared = [model._prepare(r) for r in requests]
+  prepared = [model.prepare(r) for r in requests]
 
   def run():
     windows.clear()
@@ -140,7 +140,7 @@ def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
 @pytest.mark.slow
 def test_how_often_the_host_looks_changes_nothing(model):
   requests = mixed(model)[:4]
-  prepared = [model._prepare(r) for r in requests]
+  prepared = [model.prepare(r) for r in requests]
 
   def run(positions):
     found = {}
@@ -234,7 +234,7 @@ def test_the_state_lies_on_the_mesh(model):
   params = {n: jax.device_put(v, mesh_lib.sharding(mesh, v.shape, axes[n])) for n, v in model.params.items()}
   requests = [Request(document(w), respond="image", seed=i) for i, w in enumerate(("red", "blue", "two", "one"))]
   on_mesh = dataclasses.replace(model, params=params)
-  batch = on_mesh._scheduler([on_mesh._prepare(r) for r in requests], 4, positions=64)
+  batch = on_mesh._scheduler([on_mesh.prepare(r) for r in requests], 4, positions=64)
   assert len(batch._state.cache.k_LXSKH.sharding.device_set) == 8 and not batch._state.cache.k_LXSKH.is_fully_replicated
   assert all(alike(a, b) for a, b in zip(answers(model, requests), answers(on_mesh, requests)))
 
@@ -243,7 +243,7 @@ def test_memory_is_the_cache_and_little_else(model):
   size = scheduler.Size(rows=8, guides=8, slots=4096)
   with_cache = scheduler._maker(model.config.model, size, None)
   state = jax.eval_shape(with_cache)
-  prepared = [model._prepare(Request(document("red"), respond="image"))]
+  prepared = [model.prepare(Request(document("red"), respond="image"))]
   net = model._scheduler(prepared, 8, positions=8)._net
   program = engine_state.Program(positions=8, window=4096, solvers=(("ddim", 4),), ids=net.ids)
   lowered = engine.advance.lower(

@@ -54,7 +54,7 @@ def test_pictures_are_fitted_as_the_config_says(model, tmp_path):
   for fitted in (
       Pipeline([d], tiny.tokenizer(), CONFIG).table.pixels[0],
       tasks.TokenizerTask(CONFIG, [d]).batch(0)[0],
-      model._prepare(Request(d, respond="text")).main.pictures[0].pixels,
+      model.prepare(Request(d, respond="text")).main.pictures[0].pixels,
   ):
     np.testing.assert_array_equal(fitted, FITTED)
 

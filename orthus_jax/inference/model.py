@@ -139,7 +139,7 @@ class Model:
     ready: list[tuple[int, Prepared]] = []
     for index, request in enumerate(requests):
       try:
-        prepared = self._prepare(request)
+        prepared = self.prepare(request)
         if ready and prepared.bits != ready[0][1].bits:
           raise BadRequest(
               f"weights and cache are {prepared.bits}, but {ready[0][1].bits} in the first request: one choice for all"
@@ -162,7 +162,12 @@ class Model:
         yield from telling.add(index, requests[index].document, step)
     yield from telling.ended()
 
-  def _prepare(self, request: Request) -> Prepared:
+  def prepare(self, request: Request) -> Prepared:
+    """Lays a request out.
+
+    Raises:
+      BadRequest: if it can't be served.
+    """
     if self.no_pictures:
       if request.respond == "image":
         raise BadRequest(self.no_pictures)

@@ -1,0 +1,271 @@
+"""A running batch that is always open: requests join while others run, are told of as they get on, and may be given up.
+
+One thread moves the batch ahead. All else happens between two of its calls, each of which is some positions long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import dataclasses
+import logging
+import queue
+import threading
+import time
+
+from orthus_jax.errors import BadRequest
+from orthus_jax.inference.model import Model
+from orthus_jax.inference.requests import Prepared, Request
+from orthus_jax.inference.responses import Event, Failed, Finished
+from orthus_jax.inference.scheduler import Scheduler, Size
+from orthus_jax.inference.telling import Telling
+
+_log = logging.getLogger(__name__)
+_SLOTS = 64  # of which the cache's length is a multiple
+
+
+class Full(Exception):
+  """No more requests may wait."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """What is fixed when the engine starts, as its programs are compiled for it.
+
+  Attributes:
+    rows: requests that are answered at once.
+    guides: lanes for what guidance compares them with.
+    slots: positions of a lane, prompt and response; 0 for all that the model has.
+    positions: that rows move ahead in one call: how long one that comes waits at most for its turn.
+    queue: requests that may wait for a row.
+    solvers: (name, steps) pairs that requests may ask for; the model's own is among them always.
+    preview_rows: unfinished pictures are told of every so many rows of patches; 0: never.
+  """
+
+  rows: int = 16
+  guides: int = 16
+  slots: int = 0
+  positions: int = 16
+  queue: int = 64
+  solvers: tuple[tuple[str, int], ...] = ()
+  preview_rows: int = 0
+
+
+class Ticket:
+  """A request on its way.
+
+  Attributes:
+    number: in the order in which requests came.
+    request: what was asked.
+    deadline: on time.monotonic()'s clock; None for none.
+  """
+
+  def __init__(self, engine: Engine, number: int, request: Request, deadline: float | None):
+    self.number, self.request, self.deadline = number, request, deadline
+    self.calls = 0  # that the engine has made since it joined
+    self._engine, self._events = engine, queue.SimpleQueue[Event | None]()
+
+  def events(self, timeout: float | None = None) -> Iterator[Event]:
+    """What comes of the request, its end (`Finished` or `Failed`) last; waits for it.
+
+    Raises:
+      queue.Empty: if nothing came for `timeout` seconds.
+    """
+    while (event := self._events.get(timeout=timeout)) is not None:
+      yield event
+
+  def cancel(self) -> None:
+    """Gives the request up; its row is free at the next call. Nothing where it has ended."""
+    self._engine.cancel(self)
+
+  def put(self, event: Event | None) -> None:
+    self._events.put(event)
+
+
+@dataclasses.dataclass(frozen=True)
+class Load:
+  """How much is on the way.
+
+  Attributes:
+    waiting, rows, guides: requests without a row, rows and guides in use.
+    positions: that all rows together were moved ahead since the start.
+    calls: of the engine.
+  """
+
+  waiting: int
+  rows: int
+  guides: int
+  positions: int
+  calls: int
+
+
+class Engine:
+  """Answers requests until it is closed.
+
+  Args:
+    model: which answers.
+    limits: of the batch.
+  """
+
+  def __init__(self, model: Model, limits: Limits = Limits()):
+    self.model, self.limits = model, limits
+    sampling, config = model.config.sampling, model.config.model
+    longest = config.transformer.max_positions
+    slots = min(limits.slots or longest, longest)
+    self._size = Size(
+        rows=limits.rows, guides=limits.guides, slots=-(-slots // _SLOTS) * _SLOTS, positions=limits.positions,
+        int8=sampling.cache == "int8",
+    )  # fmt: skip
+    own = (sampling.solver, sampling.steps), (sampling.solver, sampling.late_steps or sampling.steps)
+    self._solvers = tuple(dict.fromkeys((*own, *limits.solvers)))
+    self._bits = sampling.weights, sampling.cache
+    self._changed = threading.Condition()
+    self._waiting: list[tuple[Ticket, Prepared]] = []
+    self._running: dict[int, Ticket] = {}
+    self._given_up: set[int] = set()
+    self._number = self._positions = self._calls = 0
+    self._open, self._closing = False, False
+    self._thread: threading.Thread | None = None
+    self._start_anew()
+
+  def _start_anew(self) -> None:
+    self._scheduler = Scheduler(self.model.network(self._bits[0]), self._size, solvers=self._solvers)
+    self._telling = Telling(
+        self.model.tokenizer, patches=self.model.config.model.vision_tokenizer.patches, decode=self.model.decode,
+        preview_rows=self.limits.preview_rows,
+    )  # fmt: skip
+
+  # --- for those who ask, from any thread ---------------------------------------------------------------------------
+
+  def start(self) -> None:
+    """Begins to answer."""
+    with self._changed:
+      if self._thread is None:
+        self._open = True
+        self._thread = threading.Thread(target=self._serve, name="orthus-engine", daemon=True)
+        self._thread.start()
+
+  def submit(self, request: Request, *, seconds: float | None = None) -> Ticket:
+    """Asks for an answer.
+
+    Args:
+      request: to be answered.
+      seconds: after which it is given up, wherever it is then.
+
+    Raises:
+      BadRequest: if it can't be served.
+      Full: if too many wait already.
+      RuntimeError: if the engine isn't open.
+    """
+    prepared = self._prepared(request)
+    with self._changed:
+      if not self._open:
+        raise RuntimeError("the engine takes no requests")
+      if len(self._waiting) >= self.limits.queue:
+        raise Full
+      ticket = Ticket(self, self._number, request, None if seconds is None else time.monotonic() + seconds)
+      self._number += 1
+      self._waiting.append((ticket, prepared))
+      self._changed.notify()
+      return ticket
+
+  def _prepared(self, request: Request) -> Prepared:
+    prepared = self.model.prepare(request)
+    if prepared.bits != self._bits:
+      raise BadRequest(f"weights and cache are {self._bits} here, and {prepared.bits} in the request: leave them out")
+    if other := [s for s in prepared.solvers if s not in self._solvers]:
+      here = ", ".join(f"{name} with {steps}" for name, steps in self._solvers)
+      raise BadRequest(f"solver and steps must be one of those that this engine was started with: {here}, and not {other[0]}")
+    if prepared.slots > self._size.slots:
+      raise BadRequest(f"the request takes up to {prepared.slots} positions, and there are {self._size.slots}: ask for less")
+    if len(prepared.guides) > self._size.guides:
+      raise BadRequest(f"guidance needs {len(prepared.guides)} lanes of {self._size.guides}: set it to 1")
+    return prepared
+
+  def cancel(self, ticket: Ticket) -> None:
+    """As `Ticket.cancel`."""
+    with self._changed:
+      self._given_up.add(ticket.number)
+      self._changed.notify()
+
+  @property
+  def load(self) -> Load:
+    with self._changed:
+      return Load(
+          len(self._waiting), self._scheduler.busy, self._scheduler.guides_in_use, self._positions, self._calls
+      )  # fmt: skip
+
+  def close(self, *, seconds: float = 0.0) -> None:
+    """Takes no more requests, lets those that have come finish for some seconds, and ends.
+
+    Args:
+      seconds: after which what is left is failed.
+    """
+    with self._changed:
+      self._open, self._closing = False, True
+      self._end_by = time.monotonic() + seconds
+      self._changed.notify()
+    if self._thread is not None:
+      self._thread.join()
+
+  # --- the engine's own thread --------------------------------------------------------------------------------------
+
+  def _serve(self) -> None:
+    while True:
+      with self._changed:
+        while not (self._waiting or self._running or self._closing):
+          self._given_up.clear()  # of those that have ended
+          self._changed.wait()
+        if self._closing and (time.monotonic() >= self._end_by or not (self._waiting or self._running)):
+          self._fail([*[t for t, _ in self._waiting], *self._running.values()], "the server is stopping")
+          return
+      try:
+        self._turn()
+      except Exception as e:  # what is on the way is lost, those who wait are served
+        _log.exception("the engine failed")
+        with self._changed:
+          self._fail(list(self._running.values()), f"the engine failed: {type(e).__name__}: {e}")
+          self._start_anew()
+
+  def _turn(self) -> None:
+    with self._changed:
+      self._drop()
+      while self._waiting and self._scheduler.join(self._waiting[0][0].number, self._waiting[0][1]):
+        ticket, _ = self._waiting.pop(0)
+        self._running[ticket.number] = ticket
+      others = bool(self._waiting)
+    made = self._scheduler.step(others=others)
+    for progress in made:
+      ticket = self._running[progress.ticket]
+      ticket.calls += 1
+      self._positions += len(progress.tokens_N)
+      for event in self._telling.add(progress.ticket, ticket.request.document, progress):
+        ticket.put(event)
+    for end in self._telling.ended():
+      self._end(self._running[end.index], end)
+    self._calls += 1
+
+  def _drop(self) -> None:
+    """Gives up what was cancelled or has run out of time."""
+    now = time.monotonic()
+
+    def late(ticket: Ticket) -> bool:
+      return ticket.deadline is not None and now >= ticket.deadline
+
+    gone = [t for t in self._running.values() if t.number in self._given_up or late(t)]
+    self._scheduler.leave([t.number for t in gone])
+    gone += [t for t, _ in self._waiting if t.number in self._given_up or late(t)]
+    self._waiting = [(t, p) for t, p in self._waiting if t not in gone]
+    for ticket in gone:
+      self._telling.forget(ticket.number)
+      self._end(ticket, Failed(ticket.number, "it took too long" if late(ticket) else "it was cancelled"))
+    self._given_up.clear()
+
+  def _fail(self, tickets: Sequence[Ticket], reason: str) -> None:
+    for ticket in tickets:
+      self._end(ticket, Failed(ticket.number, reason))
+    self._waiting = [(t, p) for t, p in self._waiting if t not in tickets]
+
+  def _end(self, ticket: Ticket, event: Finished | Failed) -> None:
+    self._running.pop(ticket.number, None)
+    ticket.put(event)
+    ticket.put(None)
