@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
 import importlib
 import json
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 from orthus_jax.data import images as images_lib
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import geneval_rules, reading
-from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, resampled
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules
 
 LAYOUT = """PATH is one of
@@ -59,65 +60,69 @@ def score(
   path, notes = Path(path), Notes()
   if judge is not None or detections is not None:
     rules = Rules(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
-    rows = list(judged(path, _finder(path, judge, detections), rules, notes))
+    rows = list(judged(path, _finder(path, judge, detections, notes), rules, notes))
     if not rows:
       raise BadRequest(f"{path} has no NNNNN/samples/NNNN.png: name the folder that holds GenEval's pictures")
   else:
     file = path / "results.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
       raise BadRequest(f"{path} has no results.jsonl: give --judge or --detections to have its pictures judged")
-    rows = _read(reading.existing(file, "GenEval's results.jsonl"))
+    rows = _read(reading.existing(file, "GenEval's results.jsonl"), notes)
   if metadata is not None:
     _missing(Path(metadata), rows, notes)
   return _summary(rows, notes)
 
 
 def _summary(rows: Sequence[Mapping[str, Any]], notes: Notes) -> Score:
-  tags = list(dict.fromkeys(r["tag"] for r in rows))
-  prompts: dict[str, dict[str, Any]] = {}  # two folders with the same metadata are one prompt
-  for r in rows:
-    prompt = prompts.setdefault(r["metadata"], {"tag": r["tag"], "right": 0, "of": 0})
-    prompt["right"] += r["correct"]
-    prompt["of"] += 1
-  right = {t: [r["correct"] for r in rows if r["tag"] == t] for t in tags}
-  by_tag = {t: float(np.mean(right[t])) for t in tags}
-  any_right = float(np.mean([p["right"] > 0 for p in prompts.values()]))
-  scores = {
-      **by_tag, "Overall": float(np.mean(list(by_tag.values()))), "images": float(np.mean([r["correct"] for r in rows])),
-      "prompts": any_right,
-  }  # fmt: skip
-  counts = {t: len(right[t]) for t in tags} | {"Overall": len(rows), "images": len(rows), "prompts": len(prompts)}
-  number = {t: sum(p["tag"] == t for p in prompts.values()) for t in tags}
+  scores, prompts = _means(rows)
+  tags = list(scores)[:-3]
+  counts = {t: sum(r["tag"] == t for r in rows) for t in tags}
+  counts |= {"Overall": len(rows), "images": len(rows), "prompts": len(prompts)}
+  number = {t: sum(p["tag"] == t for p in prompts) for t in tags}
   if missing := [t for t in TAGS if t not in tags]:
     notes.say(f"Overall is the mean of the {len(tags)} tags that are present: {', '.join(missing)} missing")
+  if other := [t for t in tags if t not in TAGS]:
+    notes.say(f"tags that GenEval hasn't, which count in Overall: {', '.join(other[:4])}{', …' if len(other) > 4 else ''}")
   if short := [f"{t} {number[t]} of {n}" for t, n in _FULL.items() if 0 < number.get(t, n) != n]:
     notes.say(f"not GenEval's own 553 prompts: {', '.join(short)}")
-  samples = sorted({p["of"] for p in prompts.values()})
+  samples = sorted({p["of"] for p in prompts})
   if samples != [4]:
     notes.say(f"pictures a prompt: {', '.join(map(str, samples))}, where GenEval has 4")
+  once, _ = _means(list({r["filename"]: r for r in rows}.values()))
   return Score(
-      "geneval", PROTOCOL, scores, intervals=_intervals(list(prompts.values()), tags), counts=counts, notes=notes.lines(),
-      rows=tuple(dict(r) for r in rows),
+      "geneval", PROTOCOL, scores, intervals=_intervals(prompts, tags), counts=counts, notes=notes.lines(),
+      straight={k: v for k, v in once.items() if v != scores[k]}, rows=tuple(dict(r) for r in rows),
   )  # fmt: skip
 
 
+def _means(rows: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], list[dict[str, Any]]]:
+  """The tool's figures by name, tags first; and of each prompt its tag and how many of its pictures are right."""
+  by_tag: dict[str, list[bool]] = {}
+  prompts: dict[str, dict[str, Any]] = {}  # two folders with the same metadata are one prompt
+  for r in rows:
+    by_tag.setdefault(r["tag"], []).append(r["correct"])
+    prompt = prompts.setdefault(r["metadata"], {"tag": r["tag"], "right": 0, "of": 0})
+    prompt["right"] += r["correct"]
+    prompt["of"] += 1
+  means = {t: float(np.mean(right)) for t, right in by_tag.items()}
+  return {
+      **means, "Overall": float(np.mean(list(means.values()))), "images": float(np.mean([r["correct"] for r in rows])),
+      "prompts": float(np.mean([p["right"] > 0 for p in prompts.values()])),
+  }, list(prompts.values())  # fmt: skip
+
+
 def _intervals(prompts: Sequence[Mapping[str, Any]], tags: Sequence[str]) -> dict[str, tuple[float, float]]:
-  """Prompts are drawn with all their pictures."""
-  units_UK = np.zeros((len(prompts), 2 * len(tags) + 2))
-  for u, p in enumerate(prompts):
-    k = 2 * tags.index(p["tag"])
-    units_UK[u, [k, k + 1]] = p["right"], p["of"]
-    units_UK[u, -2:] = p["right"] > 0, 1
-
-  def figures(sums_NK: np.ndarray) -> dict[str, np.ndarray]:
-    right_NT, of_NT = sums_NK[:, :-2:2], sums_NK[:, 1:-2:2]
-    by_tag_NT = right_NT / of_NT
-    return {
-        **{t: by_tag_NT[:, i] for i, t in enumerate(tags)}, "Overall": np.nanmean(by_tag_NT, axis=1),
-        "images": right_NT.sum(1) / of_NT.sum(1), "prompts": sums_NK[:, -2] / sums_NK[:, -1],
-    }  # fmt: skip
-
-  return bootstrap(units_UK, figures)
+  """Prompts are drawn with all their pictures, within their tag: each tag has the number of prompts that it has."""
+  drawn_TNK = np.stack([
+      resampled(np.array([(p["right"], p["of"], p["right"] > 0, 1) for p in prompts if p["tag"] == t]), seed=seed)
+      for seed, t in enumerate(tags)
+  ])
+  share_TN = drawn_TNK[..., 0] / drawn_TNK[..., 1]
+  all_NK = drawn_TNK.sum(0)
+  figures = {t: share_TN[i] for i, t in enumerate(tags)} | {
+      "Overall": share_TN.mean(0), "images": all_NK[:, 0] / all_NK[:, 1], "prompts": all_NK[:, 2] / all_NK[:, 3],
+  }  # fmt: skip
+  return {name: found for name, value_N in figures.items() if (found := interval(value_N))}
 
 
 def judged(folder: Path, find: Finder, rules: Rules, notes: Notes) -> Iterator[dict[str, Any]]:
@@ -153,36 +158,45 @@ def judged(folder: Path, find: Finder, rules: Rules, notes: Notes) -> Iterator[d
 
 
 def _metadata(file: Path) -> dict[str, Any]:
+  row = reading.whole_json(reading.existing(file, "a prompt of GenEval's"), dict, "a prompt of GenEval's: tag, include, prompt")
   try:
-    row = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(row, dict) or not isinstance(row["tag"], str) or not isinstance(row["prompt"], str):
+    if not isinstance(row["tag"], str) or not isinstance(row["prompt"], str):
       raise TypeError("tag and prompt aren't texts")
     for number, group in enumerate([*row.get("include", ()), *row.get("exclude", ())]):
-      if not isinstance(group["class"], str) or not isinstance(group["count"], int):
-        raise TypeError("a class isn't a text, or its count no number")
-      if "position" in group and not 0 <= group["position"][1] < number:
-        raise TypeError("a position is told from a thing that doesn't come before")
-  except (ValueError, KeyError, TypeError, IndexError) as e:
-    raise BadRequest(f"{file} isn't a prompt of GenEval's (tag, include, prompt): {type(e).__name__}: {e}") from e
+      if not isinstance(group["class"], str) or not isinstance(group["count"], int) or group["count"] < 1:
+        raise TypeError("a class isn't a text, or its count no number from 1")
+      if "position" in group:
+        relation, target = group["position"]
+        if not isinstance(relation, str) or not isinstance(target, int) or not 0 <= target < number:
+          raise TypeError("a position is told from a thing that doesn't come before")
+  except KeyError as e:
+    raise BadRequest(f"{file} isn't a prompt of GenEval's (tag, include, prompt): it has no {e}") from e
+  except (ValueError, TypeError) as e:
+    raise BadRequest(f"{file} isn't a prompt of GenEval's (tag, include, prompt): {e}") from e
   return row
 
 
-def _finder(folder: Path, judge: str | Judge | None, detections: str | Path | None) -> Finder:
+def _finder(folder: Path, judge: str | Judge | None, detections: str | Path | None, notes: Notes) -> Finder:
   if judge is not None and detections is not None:
     raise BadRequest("give a judge or detections, not both")
   if detections is not None:
     file = reading.existing(detections, "detections, a JSON object by picture,")
     known = reading.whole_json(file, dict, "detections by picture")
+    there = {p.relative_to(folder).as_posix() for p in folder.glob("*/samples/*")}
+    for name in known:
+      if name not in there:
+        notes.add("pictures with detections aren't there, and count for nothing", file, name=name)
 
     def look_up(relative: str, picture: Path) -> Sequence[Detection]:
       if relative not in known:
         raise BadRequest(f"{file} has no detections of {relative}: name its pictures by their path below {folder}")
-      return _detections(known[relative]["objects"] if isinstance(known[relative], dict) else known[relative], relative)
+      found = known[relative]
+      return _detections(found.get("objects") if isinstance(found, dict) else found, relative, notes)
 
     return look_up
   called = _load(judge) if isinstance(judge, str) else judge
   assert called is not None
-  return lambda relative, picture: _detections(called(images_lib.load_image(picture)), relative)
+  return lambda relative, picture: _detections(called(images_lib.load_image(picture)), relative, notes)
 
 
 def _load(judge: str) -> Judge:
@@ -193,23 +207,50 @@ def _load(judge: str) -> Judge:
     raise BadRequest(f"--judge={judge} can't be loaded: {e}; name it as module:function") from e
 
 
-def _detections(found: Sequence[Mapping[str, Any]], where: str) -> list[Detection]:
+def _detections(found: Any, where: str, notes: Notes) -> list[Detection]:
+  """Detections as the rules want them; `where` is their picture."""
   try:
-    more = [{k: o[k] for k in geneval_rules.EXTRA if k in o} for o in found]
-    return [
-        Detection(str(o["class"]), tuple(o["bbox"]), float(o.get("score", 1.0)), o.get("color", ""), m)
-        for o, m in zip(found, more)
-    ]
-  except (KeyError, TypeError, ValueError, AttributeError) as e:
-    raise BadRequest(f"what was found in {where} isn't a list of class, bbox and score: {type(e).__name__}: {e}") from e
+    result = []
+    for o in found:
+      box = tuple(float(v) for v in o["bbox"])
+      if len(box) != 4 or not np.isfinite(box).all():
+        raise ValueError(f"bbox is {str(o['bbox'])[:60]}, not x0, y0, x1, y1")
+      color = o.get("color") or functools.partial(_no_color, where, notes)
+      if isinstance(color, str):
+        color = color.split(">", 1)[0]  # "orange>red": the surer ahead of the next
+      more = {k: o[k] for k in geneval_rules.EXTRA if k in o}
+      result.append(Detection(str(o["class"]), box, float(o.get("score", 1.0)), color, more))
+    return result
+  except KeyError as e:
+    raise BadRequest(f"what was found in {where} isn't a list of class, bbox and score: {e} is missing") from e
+  except (TypeError, ValueError, AttributeError) as e:
+    raise BadRequest(f"what was found in {where} isn't a list of class, bbox and score: {e}") from e
 
 
-def _read(file: Path) -> list[dict[str, Any]]:
-  rows = []
+def _no_color(where: str, notes: Notes) -> str:
+  """What a classifier that finds all colours alike says."""
+  first = geneval_rules.COLORS[0]
+  what = f"things without a color where one is asked for, taken for {first}, the first of GenEval's colours"
+  notes.add(what, Path(where), name=where)
+  return first
+
+
+def _read(file: Path, notes: Notes) -> list[dict[str, Any]]:
+  rows: list[dict[str, Any]] = []
+  seen = set()
+  tags: dict[str, str] = {}
   for number, row in enumerate(reading.json_lines(file), 1):
-    for name in ("tag", "metadata"):
+    for name in ("filename", "tag", "prompt", "metadata"):
       reading.field(row, name, str, _ROW, file, number)
-    rows.append(row | {"correct": bool(reading.field(row, "correct", (bool, int), _ROW, file, number))})
+    if (right := reading.field(row, "correct", (bool, int), _ROW, file, number)) not in (0, 1):
+      raise BadRequest(f"{file}:{number}: 'correct' is {right}, neither true nor false: {_ROW}")
+    if tags.setdefault(row["metadata"], row["tag"]) != row["tag"]:
+      raise BadRequest(f"{file}:{number}: tag {row['tag']!r}, but {tags[row['metadata']]!r} with the same metadata before")
+    if row["filename"] in seen:
+      notes.add("pictures that stand there already; the tool counts each line, the straight reading the last", file, number,
+                row["filename"])  # fmt: skip
+    seen.add(row["filename"])
+    rows.append(row | {"correct": bool(right)})
   if not rows:
     raise BadRequest(f"{file} holds no line: {_ROW}")
   return rows
@@ -219,5 +260,6 @@ def _missing(file: Path, rows: Sequence[Mapping[str, Any]], notes: Notes) -> Non
   """Names the benchmark's prompts that have no picture."""
   there = {r["prompt"] for r in rows}
   for number, row in enumerate(reading.json_lines(reading.existing(file, "evaluation_metadata.jsonl")), 1):
-    if row.get("prompt") not in there:
-      notes.add("prompts of the benchmark have no picture, and count for nothing", file, number, str(row.get("prompt")))
+    prompt = reading.field(row, "prompt", str, "GenEval's evaluation_metadata.jsonl has tag, include and prompt", file, number)
+    if prompt not in there:
+      notes.add("prompts of the benchmark have no picture, and count for nothing", file, number, prompt)

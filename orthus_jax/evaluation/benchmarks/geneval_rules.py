@@ -15,6 +15,17 @@ import PIL.Image
 EXTRA = ("size", "place")  # the built-in world's prompts may ask for these; GenEval's don't
 # In the order in which the original tells them.
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
+# Its detector's classes (COCO's, some renamed), in the order in which its rows list what was found.
+CLASSES = (
+    "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light", "fire hydrant",
+    "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra",
+    "giraffe", "backpack", "umbrella", "handbag", "tie", "suitcase", "frisbee", "skis", "snowboard", "sports ball", "kite",
+    "baseball bat", "baseball glove", "skateboard", "surfboard", "tennis racket", "bottle", "wine glass", "cup", "fork",
+    "knife", "spoon", "bowl", "banana", "apple", "sandwich", "orange", "broccoli", "carrot", "hot dog", "pizza", "donut",
+    "cake", "chair", "couch", "potted plant", "bed", "dining table", "toilet", "tv", "laptop", "computer mouse", "tv remote",
+    "computer keyboard", "cell phone", "microwave", "oven", "toaster", "sink", "refrigerator", "book", "clock", "vase",
+    "scissors", "teddy bear", "hair drier", "toothbrush",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +75,8 @@ class Detection:
 
 
 def kept(found: Iterable[Detection], rules: Rules, *, counting: bool) -> dict[str, list[Detection]]:
-  """By class what counts of a picture's detections, the surest first."""
-  by_class: dict[str, list[Detection]] = {}
+  """By class what counts of a picture's detections, the surest first; other classes than CLASSES stand last."""
+  by_class: dict[str, list[Detection]] = {name: [] for name in CLASSES}
   for detection in found:
     by_class.setdefault(detection.name, []).append(detection)
   least = rules.counting_threshold if counting else rules.threshold
@@ -87,6 +98,7 @@ def kept(found: Iterable[Detection], rules: Rules, *, counting: bool) -> dict[st
 
 def overlap(a_4: np.ndarray, b_4: np.ndarray) -> float:
   """Intersection over union of two boxes, whose last row and column are theirs."""
+  a_4, b_4 = np.asarray(a_4, np.float64), np.asarray(b_4, np.float64)
 
   def area(box_4: np.ndarray) -> float:
     return float(max(box_4[2] - box_4[0] + 1, 0) * max(box_4[3] - box_4[1] + 1, 0))
