@@ -86,7 +86,7 @@ def _chameleon() -> ConfigDict:
 
 
 def _base() -> ConfigDict:
-  config = _model("", steps=500, learning_rate=4e-3, kinds=(("copy", 1.0), ("caption_to_image", 1.0)))
+  config = _model("", steps=1000, learning_rate=4e-3, kinds=(("copy", 1.0), ("caption_to_image", 0.3)))
   config.model.transformer.text_loss_weight = 0.0
   config.data.caption_dropout = 0.1
   config.optimizer.trainable = _BASE
