@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 import re
 
 import numpy as np
@@ -14,11 +15,13 @@ from orthus_jax import cli
 from orthus_jax.data.documents import Text
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import while_training
+from orthus_jax.evaluation.benchmarks.published import PUBLISHED
 from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
 from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
 from orthus_jax.evaluation.runs.task import JOURNAL
 from orthus_jax.training.metric_writer import MetricWriter
 
+ROOT = Path(__file__).parent.parent
 BARE = prompts.TEMPLATES["bare"]
 
 
@@ -201,6 +204,13 @@ def test_what_training_cannot_evaluate_is_told_first(lively, named, message):
   config = dataclasses.replace(lively.config, run=dataclasses.replace(lively.config.run, evaluate=((named, 2),)))
   with pytest.raises(BadRequest, match=re.escape(message)):
     while_training.check(config)
+
+
+def test_the_page_of_benchmarks_has_all_published_figures():
+  rows = [line for line in (ROOT / "docs/benchmarks.md").read_text().splitlines() if "arXiv" in line and line.startswith("| ")]
+  for _, _, figures in PUBLISHED.values():
+    for p in figures:
+      assert any(f"| {p.system} |" in row and f"| {p.value:g} |" in row and f"| {p.source} |" in row for row in rows), p
 
 
 def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys):
