@@ -103,6 +103,17 @@ def test_another_protocols_answers_are_left_alone(lively, geneval, tmp_path):
     execute.run(lively, task, tmp_path / "out", sampling=lively.config.sampling, seed=0, protocol={"guidance": 5.0})
 
 
+def test_files_of_one_name_are_all_in_the_digest(tmp_path):
+  paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
+  found = []
+  for texts in (("a", "b"), ("c", "b"), ("b", "a")):
+    for path, text in zip(paths, texts):
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(text)
+    found.append(execute.digest(paths))
+  assert found[0]["files"] == 2 and len({d["sha256"] for d in found}) == 3
+
+
 def test_answers_become_each_benchmarks_own_files(lively, pope, mme, tmp_path, caplog):
   outcome = run(lively, "pope", pope, tmp_path / "pope")
   assert outcome.answered == 3 and [name for name, _ in outcome.failed] == ["coco_pope_popular/2"]
@@ -213,10 +224,11 @@ def test_the_page_of_benchmarks_has_all_published_figures():
       assert any(f"| {p.system} |" in row and f"| {p.value:g} |" in row and f"| {p.source} |" in row for row in rows), p
 
 
-def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys):
+def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
   save(pope / "val2014" / "COCO_val2014_000000000002.jpg")
   for name, answers in (("a", ["yes", "no", "no", "no"]), ("b", ["yes", "yes", "no", "yes"])):
-    task, out = registry.task("pope", pope, BARE), tmp_path / name
+    task, out = registry.task("pope", pope, BARE, images=Path("val2014")), tmp_path / name
     out.mkdir()
     lines = [json.dumps({"id": i.id, "answer": a}) for i, a in zip(task.items, answers)]
     (out / JOURNAL).write_text("\n".join(lines) + "\n")

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -136,10 +137,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> l
   return found
 
 
-def digest(paths: Sequence[Path]) -> dict[str, str]:
-  """SHA-256 of some files, by name."""
-  found = {}
+def digest(paths: Sequence[Path]) -> dict[str, Any]:
+  """How many files there are, and one SHA-256 of them all: MMMU's 30 tables have one name, and MME has a thousand files."""
+  whole = hashlib.sha256()
+  top = os.path.commonpath([p.absolute().parent for p in paths])
   for path in paths:
     with path.open("rb") as file:
-      found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-  return found
+      content = hashlib.file_digest(file, "sha256").hexdigest()
+    whole.update(os.fsencode(f"{os.path.relpath(path.absolute(), top)}\0{content}\n"))
+  return {"files": len(paths), "sha256": whole.hexdigest()}

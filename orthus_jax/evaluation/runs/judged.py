@@ -27,7 +27,7 @@ class Judged:
     tag: the benchmark's own finer name.
     points: from 0, wrong, to 1.
     prompt, answer, truth, reason: in words, "" where there are none.
-    picture: the one drawn or asked about, as a path; "" where there is none.
+    picture: the one drawn, as a path from the run's folder, or asked about, as an absolute one; "" where there is none.
   """
 
   id: str
@@ -86,7 +86,7 @@ def judged(name: str, task: Task, out: Path, score: Score) -> list[Judged]:
     if task.respond == "image":
       picture = str(Path(*Path(row["filename"]).parts[-3:]))  # beside the page
     else:
-      picture = "" if item is None or item.picture is None else str(item.picture)
+      picture = "" if item is None or item.picture is None else str(item.picture.absolute())
     if item is not None and not values.get("prompt"):
       values["prompt"] = item.facts.get("question", "")
     found.append(Judged(id=id, picture=picture, **values))
