@@ -199,8 +199,20 @@ def test_scores_of_training_are_metrics_by_step(lively, pope, tmp_path, caplog):
   rows = [json.loads(line) for line in (tmp_path / "run/evaluations.jsonl").read_text().splitlines()]
   assert [r["step"] for r in rows] == [2, 4] and 0 <= rows[0]["evaluate/pope/mean/accuracy"] <= 1
   assert (tmp_path / "run/evaluations/pope-000004/score.json").is_file() and "step 4: pope mean/f1" in caplog.text
-  MetricWriter(tmp_path / "run", start=3).close()  # a run that goes on from step 3
+  journal = tmp_path / "run/evaluations/pope-000004" / JOURNAL
+  answers = journal.read_bytes()
+  journal.write_bytes(answers.replace(b'"answer": "', b'"answer": "stale '))
+  writer = MetricWriter(tmp_path / "run", start=3)  # a run that goes on from step 3, with other weights perhaps
   assert (tmp_path / "run/evaluations.jsonl").read_text().count("step") == 1
+  (pope / "val2014" / "COCO_val2014_000000000002.jpg").unlink()
+  hook(4, lively.graphdef, lively.params, writer)
+  writer.close()
+  assert set(journal.read_bytes().splitlines()) < set(answers.splitlines())
+  assert "step 4: pope isn't scored: 1 questions have no answer" in caplog.text  # lines would be paired with others' labels
+  for path in pope.glob("*.json"):
+    path.unlink()
+  hook(6, lively.graphdef, lively.params, writer)  # goes on
+  assert "step 6: pope isn't scored" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -83,11 +83,8 @@ def main(options: argparse.Namespace) -> int:
       limit=options.limit, progress=bar("drawing" if task.respond == "image" else "answering"),
   )  # fmt: skip
   asked = len(task.items[: options.limit])
-  if task.respond == "text" and outcome.answered < len(task.items):
-    scored: Any = f"{len(task.items) - outcome.answered:,} questions have no answer, and the benchmark's tool wants all"
-  else:
-    judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
-    scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
+  judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
+  scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
   if isinstance(scored, str):
     record["unscored"] = scored

@@ -6,8 +6,10 @@ from collections.abc import Callable
 import dataclasses
 import logging
 from pathlib import Path
+import shutil
 from typing import Any
 
+from orthus_jax import files
 from orthus_jax.config import Config
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
@@ -58,11 +60,15 @@ def hook(name: str, config: Config, tokenizer: TextTokenizer, workdir: Path) -> 
 
   def score(step: int, graphdef: Any, params: Params, writer: MetricWriter) -> None:
     model = Model.create(config, params, tokenizer)
-    figures = (
-        shapes.evaluate(model, _world(config), limits=shapes.Limits.quick()).scores
-        if benchmark == "shapes"
-        else _run(model, benchmark, data, workdir / "evaluations" / f"{benchmark}-{step:06d}", step)
-    )
+    try:
+      figures = (
+          shapes.evaluate(model, _world(config), limits=shapes.Limits.quick()).scores
+          if benchmark == "shapes"
+          else _run(model, benchmark, data, workdir / "evaluations" / f"{benchmark}-{step:06d}", step)
+      )
+    except (BadRequest, OSError) as e:  # a full disk, or data that was moved, is no reason to lose the run
+      _log.warning("step %d: %s isn't scored: %s", step, benchmark, files.first_line(e))
+      return
     writer.evaluation(step, {f"evaluate/{benchmark}/{n}": v for n, v in figures.items()})
     main = next((n for n in ("geneval_overall", "Overall", "Perception", "mean/f1", "overall", "accuracy") if n in figures), "")
     _log.info("step %d: %s %s", step, benchmark, f"{main} {figures[main]:.4g}" if main else "isn't scored")
@@ -77,6 +83,8 @@ def _world(config: Config) -> Any:
 
 def _run(model: Model, benchmark: str, data: str, out: Path, step: int) -> dict[str, float]:
   config, template = model.config, "orthus" if data else "bare"
+  if out.exists():  # of a run that stopped, and came to this step again with other weights, perhaps
+    shutil.rmtree(out)
   if not data:
     world = _world(config)
     data = str(shapes_geneval.export((world[n] for n in range(len(world))), out))

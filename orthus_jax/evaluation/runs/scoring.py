@@ -39,6 +39,8 @@ def score(name: str, task: Task, out: Path, given: Path, *, judge: str | None = 
   """
   if name in ELSEWHERE and not (name == "geneval" and judge):
     return ELSEWHERE[name]
+  if task.respond == "text" and (lacking := len({i.id for i in task.items} - set(task.done(out)))):
+    return f"{lacking:,} questions have no answer, and the benchmark's tool wants all"
   how = _options(name, task)
   if how is None:
     return "the answers to this split aren't public: hand the file in at the benchmark's evaluation server"
