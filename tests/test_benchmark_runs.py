@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 import re
 
@@ -101,6 +102,29 @@ def test_another_protocols_answers_are_left_alone(lively, geneval, tmp_path):
   task = registry.task("geneval", geneval, BARE)
   with pytest.raises(BadRequest, match=r"another protocol \(guidance was 3.0, and is 5.0\): choose another --out"):
     execute.run(lively, task, tmp_path / "out", sampling=lively.config.sampling, seed=0, protocol={"guidance": 5.0})
+
+
+def test_answers_of_unknown_origin_are_not_taken_for_this_models(lively, geneval, tmp_path):
+  save(tmp_path / "out" / "00000" / "samples" / "0000.png")  # of GenEval's own tools, with another model
+  with pytest.raises(BadRequest, match="has answers and no protocol.json, which says whose they are: choose another --out"):
+    run(lively, "geneval", geneval, tmp_path / "out")
+  assert not (tmp_path / "out" / execute.PROTOCOL).exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.txt", "a.long.txt"], "the benchmark's data has 'a/0' twice"),
+        ([b"caf\xe9.txt"], r"has a name that isn't UTF-8, 'caf\\udce9/0': rename it"),
+    ],
+)
+def test_names_that_cannot_keep_answers_apart_are_refused(lively, names, message, tmp_path):
+  for name in names:
+    with open(os.path.join(os.fsencode(tmp_path), os.fsencode(name)), "w") as f:
+      f.write("a red circle")
+  with pytest.raises(BadRequest, match=message):
+    run(lively, "dpg_bench", tmp_path, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
 
 
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):

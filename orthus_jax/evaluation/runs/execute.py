@@ -58,10 +58,11 @@ def run(
     progress: called with (done, in all).
 
   Raises:
-    BadRequest: if `out` holds another protocol's answers.
+    BadRequest: if `out` holds another protocol's answers, or two items have one id.
   """
   items = task.items
-  _begin(out, protocol)
+  _check_ids(items)
+  _begin(out, protocol, task)
   done = task.done(out)
   wanted = list(iterate(items, done, limit=limit))
   total = len(items[:limit])
@@ -105,12 +106,23 @@ def _answers(
         yield ready[event.index], event.reason
 
 
+def _check_ids(items: Sequence[Item]) -> None:
+  """Two items of one id would share an answer, and a seed follows from an id's letters."""
+  seen: set[str] = set()
+  for item in items:
+    if item.id in seen:
+      raise BadRequest(f"the benchmark's data has {item.id!r} twice: an answer is kept by its id, so remove one")
+    if any("\ud800" <= c <= "\udfff" for c in item.id):
+      raise BadRequest(f"the benchmark's data has a name that isn't UTF-8, {item.id!r}: rename it")
+    seen.add(item.id)
+
+
 def _some(failed: Sequence[tuple[str, str]]) -> str:
   shown = "; ".join(f"{name}: {reason}" for name, reason in failed[:3])
   return shown + (" …" if len(failed) > 3 else "")
 
 
-def _begin(out: Path, protocol: dict[str, Any]) -> None:
+def _begin(out: Path, protocol: dict[str, Any], task: Task) -> None:
   path = out / PROTOCOL
   protocol = json.loads(json.dumps(protocol))
   if path.is_file():
@@ -121,6 +133,8 @@ def _begin(out: Path, protocol: dict[str, Any]) -> None:
     if found := _differences(there, protocol):
       name, old, new = found[0]
       raise BadRequest(f"{out} has answers of another protocol ({name} was {old}, and is {new}): choose another --out")
+  elif task.done(out):
+    raise BadRequest(f"{out} has answers and no {PROTOCOL}, which says whose they are: choose another --out")
   out.mkdir(parents=True, exist_ok=True)
   files.write_text(path, json.dumps(protocol, indent=2) + "\n")
 
