@@ -127,6 +127,76 @@ def test_names_that_cannot_keep_answers_apart_are_refused(lively, names, message
   assert not (tmp_path / "out").exists()
 
 
+POPE = {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "text", "message"),
+    [
+        ("geneval", "evaluation_metadata.jsonl", '{"prompt": "a"}\n\n', ":2: broken JSON: the line is empty"),
+        ("geneval", "evaluation_metadata.jsonl", "", "the benchmark's data holds nothing to ask"),
+        ("geneval", "evaluation_metadata.jsonl", '{"prompt": 3}', ":1: 'prompt' is 3 where a text is expected"),
+        ("dpg_bench", "a.txt", b"\xff", "a.txt:1: isn't UTF-8: save it as UTF-8"),
+        ("wise", "natural_science.json", '{"a": 1}', "holds an object where a list is expected"),
+        ("wise", "natural_science.json", '[{"prompt_id": 1}]', "entry 0: no 'Prompt' (it has 'prompt_id')"),
+        ("pope", "coco_pope_random.json", b'{"text": "\xff"}', ":1: isn't UTF-8: save it as UTF-8"),
+        ("pope", "coco_pope_random.json", '["a"]', ":1: holds a list where an object is expected"),
+        ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", "[]", "holds a list where an object is expected"),
+        ("vqav2", "v2_OpenEnded_mscoco_val2014_questions.json", '{"questions": [{"question_id": "x"}]}', "y 0: 'question_id'"),
+        ("gqa", "val_questions.json", "[]", "holds a list where an object is expected"),
+        ("gqa", "val_questions.json", '{"7": {"question": "a"}}', "entry 7: no 'imageId'"),
+        ("gqa", "val_questions.json", "{}", "the benchmark's data holds nothing to ask"),
+    ],
+)
+def test_data_of_another_form_is_refused_in_a_line(lively, name, file, text, message, tmp_path):
+  (tmp_path / file).write_bytes(text if isinstance(text, bytes) else text.encode())
+  with pytest.raises(BadRequest, match=re.escape(message)) as told:
+    run(lively, name, tmp_path, tmp_path / "out")
+  assert "\n" not in str(told.value) and not (tmp_path / "out").exists()
+
+
+def test_lines_are_those_of_a_text_file(tmp_path):
+  """A mark ahead of the text, Windows' line ends, and characters that Unicode counts as ends of lines but JSON holds."""
+  row = {"tag": "colors", "prompt": "a\u2028red\x85bus"}
+  (tmp_path / "evaluation_metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + json.dumps(row, ensure_ascii=False).encode() + b"\r\n")
+  (tmp_path / "coco_pope_random.json").write_bytes(
+      b"\xef\xbb\xbf" + json.dumps(POPE | {"text": "a\u2028b"}, ensure_ascii=False).encode() + b"\r\n"
+  )
+  assert len(registry.task("geneval", tmp_path, BARE).items) == 4
+  assert [i.facts["question"] for i in registry.task("pope", tmp_path, BARE).items] == ["a\u2028b"]
+
+
+def test_pope_asks_any_of_its_files(tmp_path):
+  """One of a folder, and one of another data set, whose pictures lie elsewhere."""
+  for place, names in (("coco", ("coco_pope_random", "coco_pope_popular")), ("aokvqa", ("aokvqa_pope_random",))):
+    (tmp_path / place).mkdir()
+    for name in names:
+      (tmp_path / place / f"{name}.json").write_text(json.dumps(POPE) + "\n")
+  for data, count in (("coco/coco_pope_random.json", 1), ("aokvqa/aokvqa_pope_random.json", 1), (".", 2)):
+    task, out = registry.task("pope", tmp_path / data, BARE), tmp_path / f"out{count}{data[:2]}"
+    out.mkdir()
+    (out / JOURNAL).write_text("".join(json.dumps({"id": i.id, "answer": "yes"}) + "\n" for i in task.items))
+    score, found = scoring.score("pope", task, out, task.finish(out))
+    assert {v for n, v in score.scores.items() if n.endswith("accuracy")} == {1}
+    assert sorted(j.id for j in found) == sorted(i.id for i in task.items), data
+    assert len(found) == count
+
+
+def test_an_answers_blanks_are_no_part_of_gqas_prediction(tmp_path):
+  (tmp_path / "val_questions.json").write_text(json.dumps({"7": {"question": "a", "imageId": "b"}}))
+  (tmp_path / JOURNAL).write_text(json.dumps({"id": "7", "answer": " Yes.\n"}) + "\n")
+  found = registry.task("gqa", tmp_path, BARE).finish(tmp_path)
+  assert json.loads(found.read_text()) == [{"questionId": "7", "prediction": "yes"}]
+
+
+def test_vqav2_without_its_annotations_keeps_the_answers(tmp_path):
+  row = {"question_id": 1, "image_id": 1, "question": "a"}
+  (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps({"questions": [row]}))
+  (tmp_path / JOURNAL).write_text(json.dumps({"id": "1", "answer": "a"}) + "\n")
+  task = registry.task("vqav2", tmp_path, BARE)
+  assert "VQAv2's answers: put it there, and run it again" in scoring.score("vqav2", task, tmp_path, task.finish(tmp_path))
+
+
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
   found = []

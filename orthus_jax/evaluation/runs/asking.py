@@ -11,6 +11,7 @@ from typing import Any
 from orthus_jax import files
 from orthus_jax.data.documents import Document
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Asking, Item, picture
@@ -20,13 +21,6 @@ MME_SUBTASKS = (
     "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
 )  # fmt: skip
 _PICTURES = (".jpg", ".png", ".jpeg")
-
-
-def _json(path: Path) -> Any:
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except ValueError as e:
-    raise BadRequest(f"{path} isn't JSON: {files.first_line(e)}") from e
 
 
 def _only(data: Path, pattern: str, what: str) -> Path:
@@ -89,7 +83,7 @@ class Mme(_Asked):
   def _questions(self, subtask: str, path: Path) -> Iterator[Item]:
     folder = path.parent.with_name("images") if path.parent.name == "questions_answers_YN" else path.parent
     shown = next((p for e in _PICTURES if (p := folder / f"{path.stem}{e}").is_file()), folder / f"{path.stem}.jpg")
-    for number, line in enumerate(filter(str.strip, path.read_text(encoding="utf-8").splitlines()), 1):
+    for number, line in enumerate(filter(str.strip, reading.lines(path)), 1):
       question, tab, truth = line.strip().rpartition("\t")
       if not tab or truth.strip().lower() not in ("yes", "no"):
         raise BadRequest(f"{path}:{number} isn't a question, a tab and Yes or No")
@@ -107,7 +101,8 @@ class Mme(_Asked):
     answers, rows = self.answers(out), dict[str, list[str]]()
     for item in self.items:
       if item.id in answers:
-        columns = (*(item.facts[n] for n in ("shown", "question", "truth")), " ".join(answers[item.id].split()))
+        question = item.facts["question"].replace("\t", " ")
+        columns = item.facts["shown"], question, item.facts["truth"], " ".join(answers[item.id].split())
         rows.setdefault(item.facts["subtask"], []).append("\t".join(columns))
     folder = out / "results"
     folder.mkdir(exist_ok=True)
@@ -125,7 +120,7 @@ class Pope(_Asked):
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
-    self.sources = sorted(data.rglob("*_pope_*.json")) if data.is_dir() else [data]
+    self.sources = sorted(data.rglob("coco_pope_*.json")) if data.is_dir() else [data]
     if not self.sources:
       raise BadRequest(f"{data} has no coco_pope_SPLIT.json: name the folder of POPE's questions")
     self._images = _pictures(data, images, "val2014", "images")
@@ -134,12 +129,9 @@ class Pope(_Asked):
   def items(self) -> Sequence[Item]:
     found = []
     for path in self.sources:
-      for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-          row = json.loads(line)
-          question, shown = str(row["text"]), str(row["image"])
-        except (ValueError, KeyError, TypeError) as e:
-          raise BadRequest(f"{path}:{number} isn't a question of POPE's (question_id, image, text, label)") from e
+      for number, row in enumerate(reading.json_lines(path), 1):
+        what = "a question of POPE's (question_id, image, text, label)"
+        question, shown = (reading.field(row, n, str, what, path, number) for n in ("text", "image"))
         found.append(self._item(f"{path.stem}/{number}", self._images / Path(shown).name, question, split=path.stem, row=row))
     return found
 
@@ -153,11 +145,12 @@ class Pope(_Asked):
     folder = out / "answers"
     folder.mkdir(exist_ok=True)
     for split, lines in rows.items():
-      files.write_text(folder / f"{split.rpartition('_')[2]}.json", "\n".join(lines) + "\n")
+      files.write_text(folder / f"{split.removeprefix('coco_pope_')}.json", "\n".join(lines) + "\n")
     return folder
 
   def id_of(self, row: Mapping[str, Any]) -> str:
-    return f"coco_pope_{row['split']}/{row['line']}"
+    prefix = "coco_pope_" if self.sources[0].stem.startswith("coco_pope_") else ""
+    return f"{prefix}{row['split']}/{row['line']}"
 
 
 class Vqav2(_Asked):
@@ -175,10 +168,12 @@ class Vqav2(_Asked):
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:
-    found = []
-    for row in _json(self.sources[0])["questions"]:
-      shown = self._images / f"COCO_{self._folder}_{int(row['image_id']):012d}.jpg"
-      found.append(self._item(str(row["question_id"]), shown, row["question"]))
+    path, what, found = self.sources[0], "VQAv2's questions", []
+    rows = reading.field(reading.whole_json(path, dict, what), "questions", list, what, path, "", entry=True)
+    for number, row in enumerate(rows):
+      name, shown = (reading.field(row, n, int, what, path, number, entry=True) for n in ("question_id", "image_id"))
+      question = reading.field(row, "question", str, what, path, number, entry=True)
+      found.append(self._item(str(name), self._images / f"COCO_{self._folder}_{shown:012d}.jpg", question))
     return found
 
   def finish(self, out: Path) -> Path:
@@ -200,16 +195,17 @@ class Gqa(_Asked):
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:
-    found = []
-    for name, row in _json(self.sources[0]).items():
+    path, what, found = self.sources[0], "GQA's questions by id", []
+    for name, row in reading.whole_json(path, dict, what).items():
+      shown, question = (reading.field(row, n, str, what, path, name, entry=True) for n in ("imageId", "question"))
       if row.get("isBalanced", True):
-        found.append(self._item(name, self._images / f"{row['imageId']}.jpg", row["question"]))
+        found.append(self._item(name, self._images / f"{shown}.jpg", question))
     return found
 
   def finish(self, out: Path) -> Path:
     answers = self.answers(out)
     rows = [
-        {"questionId": i.id, "prediction": answers[i.id].rstrip(".").lower()} for i in self.items if i.id in answers
+        {"questionId": i.id, "prediction": answers[i.id].strip().rstrip(".").lower()} for i in self.items if i.id in answers
     ]  # fmt: skip
     path = out / f"{self._split}_predictions.json"
     files.write_text(path, json.dumps(rows, ensure_ascii=False))

@@ -14,6 +14,7 @@ import PIL.Image
 from orthus_jax import files
 from orthus_jax.data import images as images_lib
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Drawing, Item
@@ -31,32 +32,23 @@ def _find(folder: Path, names: Sequence[str], what: str) -> list[Path]:
   raise BadRequest(f"{folder} has no {' or '.join(names)}: name {what}")
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-  rows = []
-  for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-    try:
-      row = json.loads(line)
-      if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise ValueError("it has no prompt")
-    except ValueError as e:
-      raise BadRequest(f"{path}:{number} can't be read: {files.first_line(e)}") from e
-    rows.append(row)
-  return rows
-
-
 class GenEval(Drawing):
   """NNNNN/metadata.jsonl and NNNNN/samples/NNNN.png, as GenEval's own scorer reads them."""
 
   def __init__(self, data: Path, template: Template, *, samples: int = 4):
     self._template, self._samples = template, samples
     self.sources = _find(data, (_METADATA,), f"GenEval's {_METADATA}")[:1]
-    self._rows = _lines(self.sources[0])
+    path = self.sources[0]
+    self._rows = reading.json_lines(path)
+    self._prompts = [
+        reading.field(row, "prompt", str, "GenEval's prompts, one a line", path, n) for n, row in enumerate(self._rows, 1)
+    ]
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:
     return [
-        Item(f"{n:05d}/{s:04d}", functools.partial(prompts.drawing, self._template, row["prompt"]))
-        for n, row in enumerate(self._rows)
+        Item(f"{n:05d}/{s:04d}", functools.partial(prompts.drawing, self._template, prompt))
+        for n, prompt in enumerate(self._prompts)
         for s in range(self._samples)
     ]
 
@@ -91,7 +83,7 @@ class DpgBench(Drawing):
   def items(self) -> Sequence[Item]:
     found = []
     for path in self.sources:
-      text = path.read_text(encoding="utf-8").strip()
+      text = "".join(reading.lines(path)).strip()
       name = path.name.split(".", 1)[0]
       draw = functools.partial(prompts.drawing, self._template, text)
       found += [Item(f"{name}/{s}", draw) for s in range(self._samples)]
@@ -128,12 +120,11 @@ class Wise(Drawing):
   def items(self) -> Sequence[Item]:
     found = []
     for path in self.sources:
-      try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        pairs = [(int(row["prompt_id"]), str(row["Prompt"])) for row in rows]
-      except (ValueError, KeyError, TypeError) as e:
-        raise BadRequest(f"{path} isn't a list of prompts with prompt_id and Prompt: {files.first_line(e)}") from e
-      found += [Item(str(n), functools.partial(prompts.drawing, self._template, text)) for n, text in pairs]
+      what = "WISE's prompts, with prompt_id and Prompt"
+      for number, row in enumerate(reading.whole_json(path, list, what)):
+        name = reading.field(row, "prompt_id", int, what, path, number, entry=True)
+        text = reading.field(row, "Prompt", str, what, path, number, entry=True)
+        found.append(Item(str(name), functools.partial(prompts.drawing, self._template, text)))
     return found
 
   def path(self, item: Item) -> Path:

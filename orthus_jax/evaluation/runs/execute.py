@@ -58,7 +58,7 @@ def run(
     progress: called with (done, in all).
 
   Raises:
-    BadRequest: if `out` holds another protocol's answers, or two items have one id.
+    BadRequest: if `out` holds another protocol's answers, or there is no item, or two have one id.
   """
   items = task.items
   _check_ids(items)
@@ -107,7 +107,9 @@ def _answers(
 
 
 def _check_ids(items: Sequence[Item]) -> None:
-  """Two items of one id would share an answer, and a seed follows from an id's letters."""
+  """There must be some; two items of one id would share an answer, and a seed follows from an id's letters."""
+  if not items:
+    raise BadRequest("the benchmark's data holds nothing to ask")
   seen: set[str] = set()
   for item in items:
     if item.id in seen:

@@ -58,6 +58,8 @@ class Mmmu(Asking):
     except (pa.ArrowException, OSError) as e:
       raise BadRequest(f"{path} can't be read as Parquet: {files.first_line(e)}") from e
     for number, row in enumerate(rows):
+      if lacking := [c for c in ("id", "question", "question_type", "answer") if not isinstance(row[c], str)]:
+        raise BadRequest(f"{path}: row {number + 1} has no {lacking[0]} in words: it isn't a table of MMMU's validation split")
       options = self._options(row, path)
       facts = {**row, "options": options, "subject": path.parent.name if path.parent.name else path.stem}
       yield Item(str(row["id"]), functools.partial(self._prompt, path, number, row, options), facts)

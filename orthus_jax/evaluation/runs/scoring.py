@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax import files
-from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import registry
 from orthus_jax.evaluation.benchmarks.base import Score
 from orthus_jax.evaluation.runs import judged
@@ -42,8 +41,8 @@ def score(name: str, task: Task, out: Path, given: Path, *, judge: str | None = 
   if task.respond == "text" and (lacking := len({i.id for i in task.items} - set(task.done(out)))):
     return f"{lacking:,} questions have no answer, and the benchmark's tool wants all"
   how = _options(name, task)
-  if how is None:
-    return "the answers to this split aren't public: hand the file in at the benchmark's evaluation server"
+  if isinstance(how, str):
+    return how
   if name == "geneval":
     how = {"judge": judge}
   found = registry.scorer(name)(given, **how)
@@ -55,21 +54,21 @@ def score(name: str, task: Task, out: Path, given: Path, *, judge: str | None = 
   return found, rows
 
 
-def _options(name: str, task: Task) -> dict[str, Any] | None:
-  """What a scorer needs beside the answers."""
+def _options(name: str, task: Task) -> dict[str, Any] | str:
+  """What a scorer needs beside the answers, or why it can't be had."""
   source = task.sources[0]
-  needs: dict[str, Callable[[], dict[str, Any] | None]] = {
-      "geneval": lambda: {}, "mme": lambda: {}, "pope": lambda: {"labels": source.parent},
+  needs: dict[str, Callable[[], dict[str, Any] | str]] = {
+      "geneval": lambda: {}, "mme": lambda: {}, "pope": lambda: {"labels": source if len(task.sources) == 1 else source.parent},
       "vqav2": lambda: _annotations(source), "gqa": lambda: {"questions": source}, "mmmu": lambda: {},
   }  # fmt: skip
   return needs[name]()
 
 
-def _annotations(questions: Path) -> dict[str, Any] | None:
+def _annotations(questions: Path) -> dict[str, Any] | str:
   split = questions.name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
   if split.startswith("test"):
-    return None
+    return "the answers to this split aren't public: hand the file in at the benchmark's evaluation server"
   found = sorted(questions.parent.rglob(f"v2_mscoco_{split}_annotations.json"))
   if not found:
-    raise BadRequest(f"{questions.parent} has no v2_mscoco_{split}_annotations.json, VQAv2's answers: put it there to score")
+    return f"{questions.parent} has no v2_mscoco_{split}_annotations.json, VQAv2's answers: put it there, and run it again"
   return {"annotations": found[0]}
