@@ -12,10 +12,10 @@ import pyarrow.parquet
 import pytest
 import tiny
 
-from orthus_jax import cli
+from orthus_jax import cli, lock
 from orthus_jax.data.documents import Text
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation import while_training
+from orthus_jax.evaluation import shapes_geneval, while_training
 from orthus_jax.evaluation.benchmarks.published import PUBLISHED
 from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
 from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
@@ -197,6 +197,25 @@ def test_vqav2_without_its_annotations_keeps_the_answers(tmp_path):
   assert "VQAv2's answers: put it there, and run it again" in scoring.score("vqav2", task, tmp_path, task.finish(tmp_path))
 
 
+def test_one_command_at_a_time_works_in_a_folder(lively, geneval, tmp_path):
+  with lock.hold(tmp_path / "out"), pytest.raises(BadRequest, match="out is in use"):
+    run(lively, "geneval", geneval, tmp_path / "out")
+
+
+def test_the_built_in_worlds_captions_write_over_no_other_list(geneval):
+  path = geneval / "evaluation_metadata.jsonl"
+  before = path.read_bytes()
+  with pytest.raises(BadRequest, match="is another list of prompts, and is left as it is"):
+    shapes_geneval.export([], geneval)
+  assert path.read_bytes() == before
+
+
+def test_the_protocol_says_how_long_an_answer_may_be(lively, pope):
+  task = registry.task("pope", pope, BARE)
+  lengths = [execute.longest(task, dataclasses.replace(lively.config.sampling, max_new_tokens=n)) for n in (8, 2048)]
+  assert lengths == [8, 16]
+
+
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
   found = []
@@ -363,7 +382,12 @@ def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys, monk
         (["--benchmark=mme", "--data=.", "--out=o"], "has no folder of MME's (existence, count, position, …)"),
         (["--benchmark=geneval", "--data=.", "--out=o"], "has no evaluation_metadata.jsonl: name GenEval's"),
         (["--benchmark=pope", "--data=.", "--out=o", "--samples=2"], "--samples is for benchmarks that ask for pictures"),
-        (["--benchmark=geneval", "--data=.", "--out=o", "--template=x"], "no prompt template is called 'x': orthus, cham"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--judge=tiny:x"], "--judge=tiny:x can't be loaded: module 'tiny'"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--judge=:"], "--judge=: can't be loaded: Empty module name; name it"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--judge=sys:path"], "which can't be called; name it as module"),
+        (["--benchmark=mme", "--data=.", "--out=o", "--judge=a:b"], "--judge is for --benchmark=geneval, and mme has none"),
+        (["--benchmark=pope", "--data=.", "--out=o", "--images=gone"], "--images=gone is no folder: it names where"),
+        (["--benchmark=geneval", "--data=shapes", "--out=o", "--template=x"], "no prompt template is called 'x': orthus, cham"),
     ],
 )
 def test_a_bad_request_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):

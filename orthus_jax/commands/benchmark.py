@@ -43,6 +43,8 @@ def check(options: argparse.Namespace) -> None:
     if getattr(options, name) not in (None, False):
       other = "published benchmarks" if shapes else "--benchmark=shapes"
       raise BadRequest(f"--{name.replace('_', '-')} is for {other}: leave it out")
+  if options.judge and options.benchmark != "geneval":
+    raise BadRequest(f"--judge is for --benchmark=geneval, and {options.benchmark} has none: leave it out")
   if not shapes and not options.data:
     raise BadRequest(f"--benchmark={options.benchmark} needs --data=DIR, where its own data lies (docs/benchmarks.md)")
   if not shapes and not options.out:
@@ -53,10 +55,11 @@ def main(options: argparse.Namespace) -> int:
   """Runs a benchmark."""
   given = sampling.given(options)
   out = Path(options.out)
-  paths.check_writable(out, option="--out")
+  paths.check_writable(out / "score.json", option="--out", file=True)
   common.initialize()
 
   from orthus_jax.evaluation import shapes_geneval
+  from orthus_jax.evaluation.benchmarks import geneval
   from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
   from orthus_jax.inference import model as model_lib
   from orthus_jax.training.checkpoints import workdir as checkpoint
@@ -64,18 +67,22 @@ def main(options: argparse.Namespace) -> int:
 
   data, own_world = Path(options.data), options.benchmark == "geneval" and options.data == "shapes"
   model = None
+  name = options.template or ("bare" if own_world else "orthus")
+  template = prompts.template(name)
+  judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
+  if judge:  # or it would be found out when all is drawn
+    geneval.load_judge(judge)
   if own_world:  # its captions are told as GenEval's, beside the pictures
     model = model_lib.load(options.run)
     data = shapes_geneval.export(_captions(model.config), out)
-  name = options.template or ("bare" if own_world else "orthus")
   images = Path(options.images) if options.images else None
-  task = registry.task(options.benchmark, data, prompts.template(name), samples=options.samples, images=images)
+  task = registry.task(options.benchmark, data, template, samples=options.samples, images=images)
   model = model or model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
   protocol: dict[str, Any] = {
       "benchmark": options.benchmark, "model": digest(model.params), "data": execute.digest(task.sources),
-      "template": {"name": name, **dataclasses.asdict(prompts.template(name))}, "samples": options.samples,
-      "sampling": dataclasses.asdict(how), "max_new_tokens": task.max_new_tokens or how.max_new_tokens,
+      "template": {"name": name, **dataclasses.asdict(template)}, "samples": options.samples,
+      "sampling": dataclasses.asdict(how), "max_new_tokens": execute.longest(task, how),
       "seeds": f"crc32 of {options.seed}/ITEM", "versions": checkpoint.versions(), "limit": options.limit,
   }  # fmt: skip
   outcome = execute.run(
@@ -83,7 +90,6 @@ def main(options: argparse.Namespace) -> int:
       limit=options.limit, progress=bar("drawing" if task.respond == "image" else "answering"),
   )  # fmt: skip
   asked = len(task.items[: options.limit])
-  judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
   scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
   if isinstance(scored, str):

@@ -16,6 +16,7 @@ from orthus_jax import files
 from orthus_jax.data.documents import Document
 from orthus_jax.data.shapes import detector
 from orthus_jax.data.shapes.language import TAGS
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules, judge, kept
 
 METADATA = "evaluation_metadata.jsonl"
@@ -48,12 +49,19 @@ def verdict(found: Sequence[detector.Detection], metadata: Any) -> tuple[bool, s
 
 
 def export(documents: Iterable[Document | None], folder: Path) -> Path:
-  """Writes the captions of documents as GenEval's list of prompts, tag by tag; returns the file."""
+  """Writes the captions of documents as GenEval's list of prompts, tag by tag; returns the file.
+
+  Raises:
+    BadRequest: if the folder has another list.
+  """
   rows: dict[str, list[str]] = {tag: [] for tag in TAGS}
   for d in documents:
     if d is not None and d.kind == "caption_to_image" and d.meta["tag"] in rows:
       kept_fields = {k: d.meta[k] for k in ("tag", "include", "exclude") if k in d.meta}
       rows[d.meta["tag"]].append(json.dumps(kept_fields | {"prompt": d.texts[0].text}))
+  path, text = folder / METADATA, "\n".join(row for tag in TAGS for row in rows[tag]) + "\n"
+  if path.exists() and path.read_bytes() != text.encode():
+    raise BadRequest(f"{path} is another list of prompts, and is left as it is: choose another --out")
   folder.mkdir(parents=True, exist_ok=True)
-  files.write_text(folder / METADATA, "\n".join(row for tag in TAGS for row in rows[tag]) + "\n")
-  return folder / METADATA
+  files.write_text(path, text)
+  return path

@@ -8,6 +8,7 @@ import importlib
 import json
 from pathlib import Path
 import re
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import geneval_rules, reading
 from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, resampled
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules
+from orthus_jax.files import first_line
 
 LAYOUT = """PATH is one of
   results.jsonl as GenEval's own tool writes it: filename, tag, prompt, correct, reason, metadata, details
@@ -194,17 +196,25 @@ def _finder(folder: Path, judge: str | Judge | None, detections: str | Path | No
       return _detections(found.get("objects") if isinstance(found, dict) else found, relative, notes)
 
     return look_up
-  called = _load(judge) if isinstance(judge, str) else judge
+  called = load_judge(judge) if isinstance(judge, str) else judge
   assert called is not None
   return lambda relative, picture: _detections(called(images_lib.load_image(picture)), relative, notes)
 
 
-def _load(judge: str) -> Judge:
+def load_judge(judge: str) -> Judge:
+  """What `module:function` names.
+
+  Raises:
+    BadRequest: if it isn't there, or can't be called.
+  """
   module, _, function = judge.partition(":")
   try:
-    return getattr(importlib.import_module(module), function)
-  except (ImportError, AttributeError, ValueError) as e:
-    raise BadRequest(f"--judge={judge} can't be loaded: {e}; name it as module:function") from e
+    found = getattr(importlib.import_module(module), function)
+  except Exception as e:  # a module that is loaded for the first time may raise anything
+    raise BadRequest(f"--judge={judge} can't be loaded: {first_line(e)}; name it as module:function") from e
+  if not callable(found):
+    raise BadRequest(f"--judge={judge} is {reprlib.repr(found)}, which can't be called; name it as module:function")
+  return found
 
 
 def _detections(found: Any, where: str, notes: Notes) -> list[Detection]:

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from orthus_jax import files
+from orthus_jax import files, lock
 from orthus_jax.config import SamplingConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.runs.task import Item, Task, iterate
@@ -58,17 +58,24 @@ def run(
     progress: called with (done, in all).
 
   Raises:
-    BadRequest: if `out` holds another protocol's answers, or there is no item, or two have one id.
+    BadRequest: if `out` holds another protocol's answers, or there is no item, or two have one id, or another
+      command works in it.
   """
+  _check_ids(task.items)
+  with lock.hold(out):
+    _begin(out, protocol, task)
+    return _run(model, task, out, sampling, seed, batch_size, limit, progress)
+
+
+def _run(
+    model: Model, task: Task, out: Path, sampling: SamplingConfig, seed: int, batch_size: int, limit: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> Outcome:  # fmt: skip
   items = task.items
-  _check_ids(items)
-  _begin(out, protocol, task)
-  done = task.done(out)
-  wanted = list(iterate(items, done, limit=limit))
+  wanted = list(iterate(items, task.done(out), limit=limit))
   total = len(items[:limit])
   count, failed = total - len(wanted), []
-  if task.max_new_tokens:
-    sampling = dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, task.max_new_tokens))
+  sampling = dataclasses.replace(sampling, max_new_tokens=longest(task, sampling))
   for item, event in _answers(model, task, wanted, sampling, seed, batch_size):
     if isinstance(event, str):
       failed.append((item.id, event))
@@ -80,6 +87,11 @@ def run(
   if failed:
     _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
   return Outcome(task.finish(out), count, failed)
+
+
+def longest(task: Task, sampling: SamplingConfig) -> int:
+  """How many tokens an answer may have."""
+  return min(sampling.max_new_tokens, task.max_new_tokens or sampling.max_new_tokens)
 
 
 def _answers(

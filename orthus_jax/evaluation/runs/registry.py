@@ -31,6 +31,8 @@ def task(name: str, data: Path, template: Template, *, samples: int | None = Non
   """
   if not data.exists():
     raise BadRequest(f"{data} doesn't exist: --data names where the benchmark's own data lies")
+  if images is not None and not images.is_dir():
+    raise BadRequest(f"--images={images} is no folder: it names where the pictures lie that are asked about")
   if name in DRAWN:
     if images is not None:
       raise BadRequest(f"--images is for benchmarks that ask about pictures, and {name} asks for them")
