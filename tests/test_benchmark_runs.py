@@ -216,6 +216,15 @@ def test_the_protocol_says_how_long_an_answer_may_be(lively, pope):
   assert lengths == [8, 16]
 
 
+def test_pictures_that_wait_for_their_turn_are_as_small_as_the_model_sees_them(lively, pope, monkeypatch):
+  PIL.Image.new("RGB", (3000, 2000)).save(pope / "val2014" / "COCO_val2014_000000000001.jpg")
+  waiting = []
+  monkeypatch.setattr(type(lively), "stream", lambda self, requests, **_: waiting.extend(requests) or ())
+  run(lively, "pope", pope, pope / "out")
+  resolution = lively.config.model.vision_tokenizer.resolution
+  assert [r.document.images[0].pixels.shape for r in waiting] == [(resolution, resolution, 3)] * 3
+
+
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
   found = []

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from orthus_jax.config import ModelConfig, SamplingConfig
+from orthus_jax.config import ModelConfig, SamplingConfig, VisionTokenizerConfig
 from orthus_jax.config.image_head import check_sampling
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
@@ -119,6 +119,17 @@ def check_drawing(sampling: SamplingConfig, config: ModelConfig) -> None:
     raise BadRequest(f"sampling.steps={steps} must be at most {most}, the {what}")
 
 
+def fit(document: Document, vision: VisionTokenizerConfig) -> Document:
+  """A document with its pictures as the model sees them; those that are so already stay."""
+  return dataclasses.replace(
+      document,
+      segments=tuple(
+          Image(images_lib.fit(s.pixels, vision.resolution, vision.pixels), s.learn) if isinstance(s, Image) else s
+          for s in document.segments
+      ),
+  )
+
+
 def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, sampling: SamplingConfig) -> Prepared:
   """Lays a request's prompts out.
 
@@ -134,13 +145,7 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   vision, longest, document = config.vision_tokenizer, config.transformer.max_positions, request.document
   sampling, P = request.sampling or sampling, vision.patches
   check_drawing(sampling, config)
-  fitted = dataclasses.replace(
-      document,
-      segments=tuple(
-          Image(images_lib.fit(s.pixels, vision.resolution, vision.pixels), s.learn) if isinstance(s, Image) else s
-          for s in document.segments
-      ),
-  )
+  fitted = fit(document, vision)
   if not -(2**31) <= request.seed < 2**31:
     raise BadRequest(f"document {document.id!r}: the seed {request.seed} must have 32 bits")
   if (request.max_images or 0) < 0:

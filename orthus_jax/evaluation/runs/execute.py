@@ -16,7 +16,7 @@ from orthus_jax.config import SamplingConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.runs.task import Item, Task, iterate
 from orthus_jax.inference.model import Model
-from orthus_jax.inference.requests import Request
+from orthus_jax.inference.requests import Request, fit
 from orthus_jax.inference.responses import Failed, Finished
 
 PROTOCOL = "protocol.json"
@@ -105,7 +105,7 @@ def _answers(
     requests: list[Request] = []
     for item in items[begin : begin + size]:
       try:
-        prompt = item.prompt()
+        prompt = fit(item.prompt(), model.config.model.vision_tokenizer)  # a camera's picture is a thousand times larger
       except BadRequest as e:
         yield item, str(e)
         continue
