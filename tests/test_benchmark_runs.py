@@ -381,6 +381,27 @@ def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize(
+    ("protocol", "judged", "message"),
+    [
+        ("[]", "", "protocol.json holds a list where an object is expected"),
+        ("{", "", "protocol.json:1: broken JSON"),
+        ("{}", '{"id": [], "unit": "a", "tag": "b", "points": 1}', "judged.jsonl:1: 'id' is [] where a text is expected"),
+        ("{}", '{"id": "a", "unit": "a", "tag": "b", "points": "c"}', "'points' is 'c' where a whole number or a number"),
+        ("{}", None, "a has no judged.jsonl, as it wasn't scored by `orthus evaluate`: score it there first"),
+        (None, None, "a isn't a benchmark's run: it has no protocol.json"),
+    ],
+)
+def test_what_cannot_be_compared_is_told_in_a_line(protocol, judged, message, tmp_path, capsys):
+  for name, text in (("protocol.json", protocol), ("judged.jsonl", judged)):
+    if text is not None:
+      (tmp_path / "a").mkdir(exist_ok=True)
+      (tmp_path / "a" / name).write_text(text)
+  assert cli.main(["compare", str(tmp_path / "a"), str(tmp_path / "a")]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--benchmark=geneval", "--out=o"], "--benchmark=geneval needs --data=DIR"),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.benchmarks.base import bootstrap
 from orthus_jax.evaluation.runs import judged
 from orthus_jax.evaluation.runs.execute import PROTOCOL
@@ -63,12 +63,9 @@ def compare(first: Path, second: Path) -> tuple[list[Difference], list[str]]:
 
 def _protocol(run: Path) -> dict[str, Any]:
   path = run / PROTOCOL
-  try:
-    return json.loads(path.read_text(encoding="utf-8"))
-  except FileNotFoundError:
-    raise BadRequest(f"{run} isn't a benchmark's run: it has no {PROTOCOL}") from None
-  except (OSError, ValueError) as e:
-    raise BadRequest(f"{path} can't be read: {e}") from e
+  if not path.exists():
+    raise BadRequest(f"{run} isn't a benchmark's run: it has no {PROTOCOL}")
+  return reading.whole_json(path, dict, "a run's protocol")
 
 
 def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], where: str = "") -> list[tuple[str, Any, Any]]:

@@ -102,11 +102,15 @@ def read(out: Path) -> list[Judged]:
   """Reads it back.
 
   Raises:
-    BadRequest: if the run isn't scored.
+    BadRequest: if the run isn't scored, or the file holds something else.
   """
-  if not (out / FILE).is_file():
-    raise BadRequest(f"{out} has no {FILE}: score it first, by `orthus evaluate` with its benchmark")
-  try:
-    return [Judged(**row) for row in reading.json_lines(out / FILE)]
-  except TypeError as e:
-    raise BadRequest(f"{out / FILE} isn't what `orthus evaluate` writes: {e}") from e
+  path, what = out / FILE, "what `orthus evaluate` writes"
+  if not path.exists():
+    raise BadRequest(f"{out} has no {FILE}, as it wasn't scored by `orthus evaluate`: score it there first")
+  rows = reading.json_lines(path)
+  for number, row in enumerate(rows, 1):
+    for name in ("id", "unit", "tag"):
+      reading.field(row, name, str, what, path, number)
+    reading.field(row, "points", (int, float), what, path, number)
+  names = {f.name for f in dataclasses.fields(Judged)}  # a later version may write more
+  return [Judged(**{n: v for n, v in row.items() if n in names}) for row in rows]
