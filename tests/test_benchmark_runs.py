@@ -340,13 +340,14 @@ def test_scores_of_training_are_metrics_by_step(lively, pope, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("mme", "'mme' must be shapes or geneval (the built-in world's), or NAME:DIR"),
-        ("dpg_bench:.", "'dpg_bench' isn't scored here without a judge: mme, pope"),
-        ("pope:gone", "gone doesn't exist"),
+        (("shapes", "geneval", "shapes"), "run.evaluate has 'shapes' twice"),
+        (("mme",), "'mme' must be shapes or geneval (the built-in world's), or NAME:DIR"),
+        (("dpg_bench:.",), "'dpg_bench' isn't scored here without a judge: mme, pope"),
+        (("pope:gone",), "run.evaluate, 'pope:gone': gone doesn't exist"),
     ],
 )
 def test_what_training_cannot_evaluate_is_told_first(lively, named, message):
-  config = dataclasses.replace(lively.config, run=dataclasses.replace(lively.config.run, evaluate=((named, 2),)))
+  config = dataclasses.replace(lively.config, run=dataclasses.replace(lively.config.run, evaluate=tuple((n, 2) for n in named)))
   with pytest.raises(BadRequest, match=re.escape(message)):
     while_training.check(config)
 

@@ -32,8 +32,12 @@ def check(config: Config) -> None:
   Raises:
     BadRequest: naming it.
   """
+  seen: set[str] = set()
   for name, _ in config.run.evaluate:
     benchmark, _, data = name.partition(":")
+    if benchmark in seen:
+      raise BadRequest(f"run.evaluate has {benchmark!r} twice, whose scores would have one name: leave one out")
+    seen.add(benchmark)
     if config.task != "orthus":
       raise BadRequest("run.evaluate is for task=orthus: a vision tokenizer's report has its scores")
     if not data and benchmark not in OWN_WORLD:
@@ -42,7 +46,10 @@ def check(config: Config) -> None:
     if data:
       if benchmark not in registry.ASKED:
         raise BadRequest(f"run.evaluate: {benchmark!r} isn't scored here without a judge: {', '.join(registry.ASKED)}")
-      registry.task(benchmark, Path(data), prompts.template("orthus"))
+      try:
+        registry.task(benchmark, Path(data), prompts.template("orthus"))
+      except BadRequest as e:
+        raise BadRequest(f"run.evaluate, {name!r}: {e}") from e
     if benchmark in OWN_WORLD:
       check_drawing(config.sampling, config.model)
 
