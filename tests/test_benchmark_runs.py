@@ -225,6 +225,13 @@ def test_pictures_that_wait_for_their_turn_are_as_small_as_the_model_sees_them(l
   assert [r.document.images[0].pixels.shape for r in waiting] == [(resolution, resolution, 3)] * 3
 
 
+def test_one_of_several_lists_is_not_taken_by_chance(geneval):
+  (geneval / "old").mkdir()
+  (geneval / "old" / "evaluation_metadata.jsonl").write_text('{"prompt": "a"}\n')
+  with pytest.raises(BadRequest, match="has 2 files evaluation_metadata.jsonl, so name the one that is meant"):
+    registry.task("geneval", geneval, BARE)
+
+
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
   found = []
@@ -408,6 +415,7 @@ def test_what_cannot_be_compared_is_told_in_a_line(protocol, judged, message, tm
         (["--benchmark=geneval", "--out=o"], "--benchmark=geneval needs --data=DIR"),
         (["--benchmark=geneval", "--data=."], "--benchmark=geneval needs --out=DIR"),
         (["--benchmark=geneval", "--data=.", "--out=o", "--quick"], "--quick is for --benchmark=shapes: leave it out"),
+        (["--benchmark=geneval", "--data=.", "--out=o", "--captions=0"], "--captions is for --benchmark=shapes: leave it out"),
         (["--limit=3"], "--limit is for published benchmarks: leave it out"),
         (["--benchmark=geneval", "--data=gone", "--out=o"], "gone doesn't exist: --data names where"),
         (["--benchmark=mme", "--data=.", "--out=o"], "has no folder of MME's (existence, count, position, …)"),

@@ -40,7 +40,8 @@ def check(options: argparse.Namespace) -> None:
   """
   shapes = options.benchmark == "shapes"
   for name in _OWN if shapes else OF_SHAPES:
-    if getattr(options, name) not in (None, False):
+    given = getattr(options, name)
+    if given is not None and given is not False:  # 0 is given
       other = "published benchmarks" if shapes else "--benchmark=shapes"
       raise BadRequest(f"--{name.replace('_', '-')} is for {other}: leave it out")
   if options.judge and options.benchmark != "geneval":
@@ -81,7 +82,7 @@ def main(options: argparse.Namespace) -> int:
   how = with_fields(model.config.sampling, given)
   protocol: dict[str, Any] = {
       "benchmark": options.benchmark, "model": digest(model.params), "data": execute.digest(task.sources),
-      "template": {"name": name, **dataclasses.asdict(template)}, "samples": options.samples,
+      "template": {"name": name, **dataclasses.asdict(template)}, "samples": task.samples,
       "sampling": dataclasses.asdict(how), "max_new_tokens": execute.longest(task, how),
       "seeds": f"crc32 of {options.seed}/ITEM", "versions": checkpoint.versions(), "limit": options.limit,
   }  # fmt: skip

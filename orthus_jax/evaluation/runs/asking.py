@@ -14,22 +14,13 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Asking, Item, picture
+from orthus_jax.evaluation.runs.task import Asking, Item, only, picture
 
 MME_SUBTASKS = (
     "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
     "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
 )  # fmt: skip
 _PICTURES = (".jpg", ".png", ".jpeg")
-
-
-def _only(data: Path, pattern: str, what: str) -> Path:
-  """The one file of a name that may vary."""
-  found = [data] if data.is_file() else sorted(data.rglob(pattern))
-  if len(found) == 1:
-    return found[0]
-  some = f"{len(found)} files {pattern}, so name the one that is meant" if found else f"no {pattern}: name {what}"
-  raise BadRequest(f"{data} has {some}")
 
 
 def _pictures(data: Path, images: Path | None, *names: str) -> Path:
@@ -158,7 +149,7 @@ class Vqav2(_Asked):
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
-    self.sources = [_only(data, "v2_OpenEnded_mscoco_*_questions.json", "VQAv2's questions")]
+    self.sources = [only(data, "v2_OpenEnded_mscoco_*_questions.json", "VQAv2's questions")]
     self._split = self.sources[0].name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
     self._images = _pictures(data, images, self._folder, "images")
 
@@ -189,7 +180,7 @@ class Gqa(_Asked):
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
-    self.sources = [_only(data, "*_questions.json", "GQA's balanced questions of a split")]
+    self.sources = [only(data, "*_questions.json", "GQA's balanced questions of a split")]
     self._split = self.sources[0].name.removesuffix("_questions.json")
     self._images = _pictures(data, images, "images", "allImages")
 

@@ -17,27 +17,18 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Drawing, Item
+from orthus_jax.evaluation.runs.task import Drawing, Item, only
 
 _METADATA = "evaluation_metadata.jsonl"
 _WISE = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
-
-
-def _find(folder: Path, names: Sequence[str], what: str) -> list[Path]:
-  """Files by name: in the folder, or one that is named itself."""
-  if folder.is_file():
-    return [folder]
-  if found := [p for n in names for p in sorted(folder.rglob(n))]:
-    return found
-  raise BadRequest(f"{folder} has no {' or '.join(names)}: name {what}")
 
 
 class GenEval(Drawing):
   """NNNNN/metadata.jsonl and NNNNN/samples/NNNN.png, as GenEval's own scorer reads them."""
 
   def __init__(self, data: Path, template: Template, *, samples: int = 4):
-    self._template, self._samples = template, samples
-    self.sources = _find(data, (_METADATA,), f"GenEval's {_METADATA}")[:1]
+    self._template, self.samples = template, samples
+    self.sources = [only(data, _METADATA, f"GenEval's {_METADATA}")]
     path = self.sources[0]
     self._rows = reading.json_lines(path)
     self._prompts = [
@@ -49,7 +40,7 @@ class GenEval(Drawing):
     return [
         Item(f"{n:05d}/{s:04d}", functools.partial(prompts.drawing, self._template, prompt))
         for n, prompt in enumerate(self._prompts)
-        for s in range(self._samples)
+        for s in range(self.samples)
     ]
 
   def path(self, item: Item) -> Path:
@@ -73,7 +64,7 @@ class DpgBench(Drawing):
   def __init__(self, data: Path, template: Template, *, samples: int = 4):
     if samples not in (1, 4):
       raise BadRequest(f"DPG-Bench wants four pictures a prompt, or one, but --samples={samples}")
-    self._template, self._samples = template, samples
+    self._template, self.samples = template, samples
     folder = data / "prompts" if (data / "prompts").is_dir() else data
     self.sources = sorted(folder.glob("*.txt"))
     if not self.sources:
@@ -86,7 +77,7 @@ class DpgBench(Drawing):
       text = "".join(reading.lines(path)).strip()
       name = path.name.split(".", 1)[0]
       draw = functools.partial(prompts.drawing, self._template, text)
-      found += [Item(f"{name}/{s}", draw) for s in range(self._samples)]
+      found += [Item(f"{name}/{s}", draw) for s in range(self.samples)]
     return found
 
   def path(self, item: Item) -> Path:
@@ -96,9 +87,9 @@ class DpgBench(Drawing):
   def finish(self, out: Path) -> Path:
     whole = out / "pictures"
     whole.mkdir(exist_ok=True)
-    side = 2 if self._samples == 4 else 1
+    side = 2 if self.samples == 4 else 1
     for name in dict.fromkeys(item.id.split("/")[0] for item in self.items):
-      parts = [out / "parts" / name / f"{s}.png" for s in range(self._samples)]
+      parts = [out / "parts" / name / f"{s}.png" for s in range(self.samples)]
       if not all(p.is_file() for p in parts):
         continue
       pixels = np.stack([np.asarray(PIL.Image.open(p)) for p in parts])
@@ -114,7 +105,9 @@ class Wise(Drawing):
     if samples != 1:
       raise BadRequest(f"WISE wants one picture a prompt, but --samples={samples}")
     self._template = template
-    self.sources = _find(data, _WISE, "WISE's data folder")
+    self.sources = [data] if data.is_file() else [p for n in _WISE for p in sorted(data.rglob(n))]
+    if not self.sources:
+      raise BadRequest(f"{data} has no {' or '.join(_WISE)}: name WISE's data folder")
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:

@@ -47,11 +47,13 @@ class Task:
   Attributes:
     respond: what an answer is.
     max_new_tokens: longest answer; 0 leaves it to the sampling.
+    samples: answers to each prompt.
     sources: the files that the questions come from.
   """
 
   respond: Literal["image", "text"]
   max_new_tokens = 0
+  samples = 1
   sources: Sequence[Path] = ()
 
   @functools.cached_property
@@ -135,6 +137,19 @@ class Asking(Task):
 def iterate(items: Sequence[Item], done: Collection[str], *, limit: int | None = None) -> Iterator[Item]:
   """Those of the first `limit` that have no answer yet."""
   return (item for item in items[:limit] if item.id not in done)
+
+
+def only(data: Path, pattern: str, what: str) -> Path:
+  """The one file of a name that may vary, somewhere below a folder; or the file itself that is given.
+
+  Raises:
+    BadRequest: if there is none, or more than one.
+  """
+  found = [data] if data.is_file() else sorted(data.rglob(pattern))
+  if len(found) == 1:
+    return found[0]
+  some = f"{len(found)} files {pattern}, so name the one that is meant" if found else f"no {pattern}: name {what}"
+  raise BadRequest(f"{data} has {some}")
 
 
 def picture(path: Path) -> np.ndarray:
