@@ -232,6 +232,13 @@ def test_one_of_several_lists_is_not_taken_by_chance(geneval):
     registry.task("geneval", geneval, BARE)
 
 
+def test_nothing_that_can_be_asked_is_a_failure(lively, pope):
+  for path in (pope / "val2014").iterdir():
+    path.unlink()
+  with pytest.raises(BadRequest, match="none of 4 can be asked: coco_pope_popular/1: the picture"):
+    run(lively, "pope", pope, pope / "out")
+
+
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   paths = [tmp_path / subject / "validation-00000-of-00001.parquet" for subject in ("Art", "Math")]
   found = []

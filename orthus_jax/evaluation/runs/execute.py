@@ -59,7 +59,7 @@ def run(
 
   Raises:
     BadRequest: if `out` holds another protocol's answers, or there is no item, or two have one id, or another
-      command works in it.
+      command works in it, or nothing can be asked.
   """
   _check_ids(task.items)
   with lock.hold(out):
@@ -84,6 +84,8 @@ def _run(
     count += 1
     if progress:
       progress(count, total)
+  if failed and not count:
+    raise BadRequest(f"none of {total:,} can be asked: {_some(failed[:1])}")
   if failed:
     _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
   return Outcome(task.finish(out), count, failed)
