@@ -20,6 +20,7 @@ from orthus_jax.evaluation.benchmarks.published import PUBLISHED
 from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
 from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
 from orthus_jax.evaluation.runs.task import JOURNAL
+from orthus_jax.inference import model as model_lib
 from orthus_jax.training.metric_writer import MetricWriter
 
 ROOT = Path(__file__).parent.parent
@@ -237,6 +238,22 @@ def test_nothing_that_can_be_asked_is_a_failure(lively, pope):
     path.unlink()
   with pytest.raises(BadRequest, match="none of 4 can be asked: coco_pope_popular/1: the picture"):
     run(lively, "pope", pope, pope / "out")
+
+
+def test_a_scorer_that_stops_says_that_the_answers_are_kept(lively, tmp_path, monkeypatch, capsys):
+  (tmp_path / "val_questions.json").write_text(json.dumps({"7": {"question": "a", "imageId": "b", "isBalanced": True}}))
+
+  def answered(model, task, out, **_):
+    out.mkdir()
+    (out / JOURNAL).write_text(json.dumps({"id": "7", "answer": "yes"}) + "\n")
+    return execute.Outcome(task.finish(out), 1, [])
+
+  monkeypatch.setattr(model_lib, "load", lambda path: lively)
+  monkeypatch.setattr(execute, "run", answered)
+  assert cli.main(["evaluate", "run", "--benchmark=gqa", f"--data={tmp_path}", f"--out={tmp_path / 'out'}"]) == 2
+  error = capsys.readouterr().err
+  kept = tmp_path / "out" / "val_predictions.json"
+  assert f"all answers are kept in {kept}, and can't be scored: " in error and kept.is_file()
 
 
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):

@@ -91,7 +91,10 @@ def main(options: argparse.Namespace) -> int:
       limit=options.limit, progress=bar("drawing" if task.respond == "image" else "answering"),
   )  # fmt: skip
   asked = len(task.items[: options.limit])
-  scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
+  try:
+    scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
+  except BadRequest as e:
+    raise BadRequest(f"all answers are kept in {outcome.files}, and can't be scored: {e}") from e
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
   if isinstance(scored, str):
     record["unscored"] = scored

@@ -18,8 +18,8 @@ SCORE = "score.json"
 # What has to be done elsewhere first.
 ELSEWHERE = {
     "geneval": "have a detector judge them: --judge=module:function here, or GenEval's own tool on the same folder",
-    "dpg_bench": "have DPG-Bench's own tool ask its network about them, then `orthus score dpg_bench`",
-    "wise": "have a judge of WISE's score them, then `orthus score wise`",
+    "dpg_bench": "have DPG-Bench's own tool ask its network about them",
+    "wise": "have a judge of WISE's score them",
 }
 
 
