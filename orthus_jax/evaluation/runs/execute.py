@@ -84,7 +84,7 @@ def _run(
     count += 1
     if progress:
       progress(count, total)
-  if failed and not count:
+  if failed and len(failed) == total:
     raise BadRequest(f"none of {total:,} can be asked: {_some(failed[:1])}")
   if failed:
     _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
