@@ -18,6 +18,7 @@ BENCHMARKS: dict[str, str] = {
     "mme": "yes/no questions in 14 subtasks, two a picture",
     "pope": "whether an object is in the picture, in three splits",
     "vqav2": "questions that ten people answered",
+    "wise": "pictures of what a prompt implies, in two versions",
 }
 
 
