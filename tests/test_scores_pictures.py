@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+import re
 import shutil
 
 import numpy as np
@@ -10,7 +11,7 @@ import PIL.Image
 import pytest
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import geneval, geneval_rules
+from orthus_jax.evaluation.benchmarks import dpg_bench, dpg_bench_files, geneval, geneval_rules, wise, wise_judge
 
 GOLDEN = Path(__file__).parent / "golden" / "benchmarks"
 GENEVAL = GOLDEN / "geneval"
@@ -183,3 +184,189 @@ def test_geneval_folders_at_which_its_tool_stops(name, text, message, tmp_path):
     target.unlink()
   with pytest.raises(BadRequest, match=message):
     geneval.score(tmp_path / "images", judge=lambda pixels: [])
+
+
+# DPG-Bench
+
+DPG = GOLDEN / "dpg_bench"
+DPG_CASES = {
+    "grid_of_4": ("result4", "dpg_bench"), "one_picture": ("result1", "dpg_bench"),
+    "grid_of_4_no_extra_row": ("result4_no_extra_row", "dpg_bench_no_extra_row"),
+}  # fmt: skip
+
+
+def dpg_case(case: str, **options):
+  result, csv = DPG_CASES[case]
+  return dpg_bench.score(DPG / f"{result}_detail.txt", csv=DPG / f"{csv}.csv", **options)
+
+
+def under(figures, start: str) -> dict:
+  return {k.removeprefix(start): v for k, v in figures.items() if k.startswith(start)}
+
+
+def check_dpg(score, case: str) -> None:
+  values = expected("dpg_bench")[case]
+  assert score.scores["score"] == values["score"]
+  assert (under(score.scores, "L1/"), under(score.scores, "L2/")) == (values["L1"], values["L2"])
+  rows = {f"images/{Path(r['picture']).name}": {k: r[k] for k in ("grid_scores", "average")} for r in score.rows}
+  assert rows == values["per_image"]
+
+
+@pytest.mark.parametrize("case", DPG_CASES)
+def test_dpg_every_figure_of_its_tool(case):
+  check_dpg(dpg_case(case), case)
+
+
+def test_dpg_a_straight_reading_of_the_same_answers():
+  score = dpg_case("grid_of_4")
+  # The drum's strap: yes in quarters 2 and 4 as answered, and in the second, "Yes", it isn't; parents leave the last alone.
+  assert score.straight["L2/entity - part"] == 25 and score.straight["L2/relation - spatial"] == 0
+  assert "categories from all quarters after parents were applied" in noted(score, "straight reading")
+  assert score.intervals["score"][0] <= score.scores["score"] <= score.intervals["score"][1]
+  assert "drum.png" in noted(score, '5 answers that are "yes" but for case')
+  failed = dpg_case("grid_of_4_no_extra_row")
+  assert "lamp_on_crate.png, question 1" in noted(failed, "1 pictures fail in the tool")
+  assert "lamp_on_crate.png" in noted(failed, "asked not all their questions")
+
+
+@pytest.mark.parametrize("case", DPG_CASES)
+def test_dpg_pictures_asked_about_by_a_judge(case):
+  result, csv = DPG_CASES[case]
+  known = {}
+  for line in (DPG / f"{result}_detail.txt").read_text().splitlines():
+    picture, box, rest = re.fullmatch(r"images/(\S+), \((.*?)\), (.*)", line).groups()
+    question, _, answer = rest.rpartition(", ")
+    quarter = PIL.Image.open(DPG / "images" / picture).convert("RGB").crop(tuple(map(int, box.split(", "))))
+    known[quarter.tobytes(), question] = answer
+
+  def judge(pixels_HWC, question):
+    return known.get((pixels_HWC.tobytes(), question), "no")
+
+  score = dpg_bench.score(DPG / "images", csv=DPG / f"{csv}.csv", judge=judge, resolution=8,
+                          pic_num=1 if case == "one_picture" else 4)  # fmt: skip
+  check_dpg(score, case)
+  if case == "grid_of_4_no_extra_row":  # read straight, the first line is a question; this judge answers no to it
+    assert score.straight["L2/relation - spatial"] == 0 and score.straight["score"] == pytest.approx(100 * (0.5 + 0.5) / 3)
+
+
+def test_dpg_parents_in_the_files_order_and_read_straight():
+  questions = {n: dpg_bench_files.Question("?", p, "entity - whole") for n, p in ((1, (2,)), (2, (3,)), (3, (0,)))}
+  answers = {1: "yes", 2: "yes", 3: "no"}
+  assert dpg_bench_files.after_parents(questions, answers) == {1: 1, 2: 0, 3: 0}
+  assert dpg_bench_files.straight_after_parents(questions, answers) == {1: 0, 2: 0, 3: 0}
+
+
+def dpg_changed(tmp_path, *, csv=lambda t: t, detail=lambda t: t):
+  (tmp_path / "dpg_bench.csv").write_text(csv((DPG / "dpg_bench.csv").read_text()))
+  (tmp_path / "result_detail.txt").write_text(detail((DPG / "result4_detail.txt").read_text()))
+  return dpg_bench.score(tmp_path)
+
+
+def test_dpg_partial_doubled_and_unknown_pictures_are_named(tmp_path):
+  whole = dpg_changed(tmp_path).scores
+  partial = dpg_changed(tmp_path, detail=lambda t: t[: t.index("Is this a flat drawing?, no\nimages/two_kites.png, (8, 0")])
+  assert "two_kites.png" in noted(partial, "1 pictures lack answers") and partial.counts["score"] == 2
+  assert "result_detail.txt:37: the last line is broken off" in partial.notes[0]
+  none = dpg_changed(tmp_path, detail=lambda t: "".join(x for x in t.splitlines(True) if "two_kites" not in x))
+  assert "two_kites" in noted(none, "1 of 3 items have no picture")
+  twice = dpg_changed(tmp_path, detail=lambda t: t.replace(", yes", ", no") + t)
+  assert twice.scores == whole and "2 times" in noted(twice, "3 pictures answered more than once")
+  unknown = dpg_changed(tmp_path, detail=lambda t: t + "images/x.png, (0, 0, 8, 8), Is it?, yes\n")
+  assert unknown.scores == whole and "images/x.png" in noted(unknown, "CSV has no such item")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"csv": lambda t: t.replace("tuple,", "", 1)}, "dpg_bench.csv:1: no column tuple"),
+    ({"csv": lambda t: t.replace(",4,1,attribute", ",x,1,attribute")}, "dpg_bench.csv:15: proposition_id"),
+    ({"csv": lambda t: t + "drum,x\n"}, "dpg_bench.csv:16: has no proposition_id"),
+    ({"csv": lambda t: t + "drum,x,,5,0,a,b,c - d (e),What?,more\n"}, "dpg_bench.csv:16: has more columns"),
+    ({"csv": lambda t: t.replace("Is there a drum?", "Is there a fife?")}, "result_detail.txt:1: .*question 1"),
+    ({"detail": lambda t: t.replace("(0, 0, 8, 8), ", "", 1)}, "result_detail.txt:1: isn't a picture"),
+    ({"detail": lambda t: t.splitlines(True)[0] + t}, "result_detail.txt:3: 'Is there a drum\\?, no'|result_detail.txt:2: "),
+    ({"detail": lambda t: ""}, "not one picture has all its answers: 3 of 3 items"),
+])  # fmt: skip
+def test_dpg_files_that_are_none(change, message, tmp_path):
+  with pytest.raises(BadRequest, match=message):
+    dpg_changed(tmp_path, **change)
+
+
+# WISE
+
+WISE = GOLDEN / "wise"
+WISE_FILES = {"culture": "cultural_common_sense", "space-time": "spatio-temporal_reasoning", "science": "natural_science"}
+
+
+def wise_file(version: str, category: str) -> Path:
+  return WISE / version / f"{WISE_FILES[category]}{'_verified' * (version == 'verified')}_scores.jsonl"
+
+
+@pytest.mark.parametrize("version", ["legacy", "verified"])
+def test_wise_every_figure_of_its_tools(version):
+  values = expected("wise")[version]
+  whole = wise.score(WISE / version)
+  assert whole.scores == pytest.approx(values["all_three"]["unrounded"] | {"overall": values["all_three"]["overall_unrounded"]})
+  assert f"WISE's {version} version" in whole.protocol and not whole.notes and not whole.straight
+  assert whole.intervals["overall"][0] < whole.scores["overall"] < whole.intervals["overall"][1]
+  for category in WISE_FILES:
+    part = wise.score(wise_file(version, category), category=category)
+    wanted = values[f"{category}_only"]["categories"]
+    assert {k: {"printed": f"{v:.2f}", "samples": part.counts[k]} for k, v in part.scores.items()} == wanted
+  for case in expected("wise")["judge_text"]:
+    assert wise_judge.judge_scores(case["text"], version) == case[version], case
+
+
+def test_wise_parts_of_a_result(tmp_path):
+  for category in ("culture", "space-time"):
+    shutil.copy(wise_file("legacy", category), tmp_path)
+  with pytest.raises(BadRequest, match="300 of the 1,000 prompts of all are missing: 701, 702, 703, …"):
+    wise.score(tmp_path)
+  two = wise.score(tmp_path, category="culture")
+  wanted = expected("wise")["legacy"]["two_files_category_culture"]["categories"]
+  assert {k: {"printed": f"{v:.2f}", "samples": two.counts[k]} for k, v in two.scores.items()} == wanted
+  rows = [r for r in read_lines(wise_file("legacy", "culture")) if r["prompt_id"] != 17]
+  file = write_lines(tmp_path / "short_scores.jsonl", rows)
+  with pytest.raises(BadRequest, match="short_scores.jsonl: 1 of the 400 prompts of culture are missing: 17;"):
+    wise.score(file, category="culture")
+
+
+def test_wise_another_versions_files(tmp_path):
+  for version, other in (("legacy", "verified"), ("verified", "legacy")):
+    with pytest.raises(BadRequest, match=f"scores.jsonl:1: has the scores of WISE's {other} version, and none of"):
+      wise.score(WISE / other, version=version)
+  mixed = write_lines(tmp_path / "m_scores.jsonl", [*read_lines(wise_file("legacy", "culture")), {"prompt_id": 1, "score": 1}])
+  with pytest.raises(BadRequest, match="m_scores.jsonl:401: has the scores of WISE's verified version"):
+    wise.score(mixed, category="culture")
+  chosen = wise.score(mixed, category="culture", version="legacy")
+  assert chosen.counts == {"CULTURE": 400} and "m_scores.jsonl:401" in noted(chosen, "1 prompts whose scores aren't numbers")
+
+
+def test_wise_lines_that_are_not_as_they_should_be(tmp_path):
+  rows = read_lines(wise_file("verified", "culture"))
+  plain = wise.score(wise_file("verified", "culture"), category="culture")
+  odd = [rows[0] | {"score": 1 - rows[0]["score"]}, "{", rows[0] | {"prompt_id": "1"}, rows[0] | {"score": 0.5},
+         rows[0] | {"prompt_id": 2000}, rows[0] | {"prompt_id": True, "score": False}]  # fmt: skip
+  score = wise.score(write_lines(tmp_path / "x_scores.jsonl", [*rows, *odd]), category="culture")
+  right = round(plain.scores["CULTURE"] * 400)
+  assert score.scores["CULTURE"] == (right + 1 - rows[0]["score"]) / 402  # doubled ids are averaged, true is 1
+  assert score.straight["CULTURE"] == pytest.approx((right - rows[0]["score"] + 1 / 3) / 400)
+  for words, line in (("aren't JSON", 402), ("no whole number", 403), ("other than 0 and 1", 404), ("WISE doesn't have", 405)):
+    assert f"x_scores.jsonl:{line}" in noted(score, words)
+  assert "x_scores.jsonl:401 (prompt 1), x_scores.jsonl:406" in noted(score, "2 second lines of a prompt")
+
+
+LEGACY_LINE = '{"prompt_id": 1, "consistency": %s, "realism": 1, "aesthetic_quality": 1}'
+
+
+@pytest.mark.parametrize("line, message", [
+    ("[1]", ":401: isn't an object"), (LEGACY_LINE % "NaN", ":401: the scores make no finite number"),
+    (LEGACY_LINE % ("1" + "0" * 400), ":401: the scores make no finite number"),
+])  # fmt: skip
+def test_wise_lines_that_are_none(line, message, tmp_path):
+  rows = [*read_lines(wise_file("legacy", "culture")), line]
+  with pytest.raises(BadRequest, match=f"x_scores.jsonl{message}"):
+    wise.score(write_lines(tmp_path / "x_scores.jsonl", rows), category="culture")
+  for bad in ({"version": "new"}, {"category": "art"}):
+    with pytest.raises(BadRequest, match="WISE has no"):
+      wise.score(WISE / "legacy", **bad)
+  with pytest.raises(BadRequest, match="no line has a score of WISE's"):
+    wise.score(write_lines(tmp_path / "x_scores.jsonl", [{"prompt_id": 1}]))

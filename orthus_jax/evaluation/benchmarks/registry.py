@@ -12,6 +12,7 @@ from orthus_jax.evaluation.benchmarks.base import Score
 # Name → what it is. A module of the same name has `score(path, *, …) -> Score`, `LAYOUT`, the files that it reads in words,
 # and `OPTIONS`, what `orthus score` says of each keyword argument.
 BENCHMARKS: dict[str, str] = {
+    "dpg_bench": "questions about what long prompts ask for",
     "geneval": "things, counts, colours and places in drawn pictures",
     "gqa": "questions composed of steps",
     "mmmu": "questions of 30 college subjects",
