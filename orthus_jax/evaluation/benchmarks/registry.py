@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, str] = {
     "dpg_bench": "questions about what long prompts ask for",
     "geneval": "things, counts, colours and places in drawn pictures",
     "gqa": "questions composed of steps",
+    "ip2p": "edited pictures, from CLIP embeddings: CLIP-T, CLIP-I and CLIP-D",
     "mmmu": "questions of 30 college subjects",
     "mme": "yes/no questions in 14 subtasks, two a picture",
     "pope": "whether an object is in the picture, in three splits",
