@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import ip2p
+from orthus_jax.evaluation.benchmarks import fid, fid_pictures, ip2p
 
 GOLDEN = Path(__file__).parent / "golden" / "benchmarks"
 
@@ -77,3 +77,105 @@ def test_ip2p_files_that_are_none(data, tmp_path):
     ip2p.score(tmp_path / "e.npz")
   with pytest.raises(BadRequest, match="there is no file"):
     ip2p.score(tmp_path / "none.npz")
+
+
+# FID
+
+FID = GOLDEN / "fid"
+
+
+def fid_of(a: str, b: str, **options):
+  return fid.score(FID / "features.npz", array=a, reference_array=b, **options)
+
+
+@pytest.mark.parametrize("pair", expected("fid")["fid_from_feats"])
+def test_fid_of_its_tool(pair):
+  score = fid_of(*pair.split(","))
+  assert score.scores["FID"] == pytest.approx(expected("fid")["fid_from_feats"][pair]["value"], rel=1e-6, abs=1e-6)
+  assert not score.intervals and "no intervals" in score.notes[-1]
+  assert any("singular" in n for n in score.notes) == ("few" in pair)
+
+
+@pytest.mark.parametrize("case", expected("fid")["kernel_distance"])
+def test_kernel_distance_of_its_tool(case):
+  a, b, options = case.split(",", 2)
+  options = json.loads(options.replace("'", '"'))
+  np.random.seed(5)
+  assert fid_of(a, b, **options).scores["KID"] == pytest.approx(expected("fid")["kernel_distance"][case], rel=1e-6, abs=1e-6)
+  drawn = np.random.rand()
+  np.random.seed(5)
+  assert drawn == np.random.rand()  # others' draws aren't touched
+
+
+def test_fid_mean_and_covariance_as_the_tool_stores_them(tmp_path):
+  wanted, features = expected("fid")["mean_and_covariance"]["a"], np.load(FID / "features.npz")
+  mean_D, covariance_DD = fid.mean_and_covariance(features["a"])
+  assert (str(mean_D.dtype), str(covariance_DD.dtype)) == (wanted["mu_dtype"], wanted["sigma_dtype"])
+  np.testing.assert_allclose(mean_D, wanted["mu"], rtol=1e-6)
+  np.testing.assert_allclose(covariance_DD, wanted["sigma"], rtol=1e-12)
+  np.savez(tmp_path / "stats.npz", mu=mean_D, sigma=covariance_DD)
+  np.save(tmp_path / "b.npy", features["b"])
+  score = fid.score(tmp_path / "b.npy", reference=tmp_path / "stats.npz", network="inception_v3", features="spatial")
+  assert score.scores == {"FID": fid_of("b", "a").scores["FID"]} and "no KID" in noted(score, "mu and sigma")
+  assert "network inception_v3, weights not named, features spatial" in score.protocol
+
+
+@pytest.mark.parametrize("changed, message", [
+    ({"a": np.ones((9, 5)), "b": np.ones((9, 6))}, "5 dimensions and .* of 6: both"),
+    ({"a": np.ones((1, 5))}, "of one picture"),
+    ({"a": np.full((3, 2), np.nan)}, "3 of 3 rows hold numbers that aren't finite"),
+    ({"a": np.ones(5)}, r"float64 \[5\] where"),
+    ({"a": np.array([[1e300, 0], [-1e300, 1]])}, "f.npz"), ({"c": np.ones((9, 6))}, "f.npz has no array 'a': it has c"),
+])  # fmt: skip
+def test_fid_features_that_are_none(changed, message, tmp_path):
+  np.savez(tmp_path / "f.npz", **changed)
+  with np.errstate(all="ignore"), pytest.raises(BadRequest, match=message):
+    fid.score(tmp_path / "f.npz", array="a", reference_array="b" if "b" in changed else "a")
+  for options, words in (({}, "give the other's features"), ({"reference": FID / "features.npz"}, "holds 4 arrays"),
+                         ({"array": "a", "reference_array": "b", "num_subsets": 0}, "one subset")):  # fmt: skip
+    with pytest.raises(BadRequest, match=words):
+      fid.score(FID / "features.npz", **options)
+
+
+def check_pixels(pixels_HWC: np.ndarray, wanted: dict) -> None:
+  assert (list(pixels_HWC.shape), str(pixels_HWC.dtype)) == (wanted["shape"], wanted["dtype"])
+  for row, column, rgb in wanted["row_col_rgb"]:
+    np.testing.assert_allclose(pixels_HWC[row, column], rgb, atol=0.001)
+  assert pixels_HWC.sum(dtype=np.float64) == pytest.approx(wanted["sum_float64"], rel=1e-7)
+
+
+@pytest.mark.parametrize("mode, key", [
+    ("clean", "clean"), ("legacy_pytorch", "legacy_pytorch"), ("bytes", "not_clean_pil_bicubic_uint8"),
+])  # fmt: skip
+def test_fid_resizes_of_its_tool(mode, key):
+  for name, wanted in expected("fid")[key].items():
+    check_pixels(fid_pictures.resized(fid_pictures.read(FID / "images" / f"{name}.png"), mode), wanted)
+
+
+def test_fid_pictures_of_every_kind_as_its_tool_reads_them():
+  for name, wanted in expected("fid")["ResizeDataset_clean"].items():
+    check_pixels(fid_pictures.resized(fid_pictures.read(FID / "modes" / name)), wanted)
+  wanted = expected("fid")["clean_filter_at_5_wide_3_high"]
+  small = fid_pictures.resized(fid_pictures.read(FID / "images" / f"{wanted['image']}.png"), size=(5, 3))
+  np.testing.assert_allclose(small, wanted["values"], atol=0.001)
+  pixels = fid_pictures.read(FID / "modes" / "rgb.png")
+  assert fid_pictures.resized(pixels, "legacy_tensorflow") is pixels
+
+
+def test_fid_files_that_its_tool_takes_of_a_folder(tmp_path):
+  found = [p.relative_to(FID / "listing").as_posix() for p in fid_pictures.listed(FID / "listing")]
+  assert found == expected("fid")["files_taken_from_folder_in_order"]
+  odd = tmp_path / "[a]"
+  odd.mkdir()
+  with pytest.raises(BadRequest, match="has no picture whose name ends in bmp"):
+    fid_pictures.listed(odd)
+  for name, text in (("a.png", "no picture"), ("b.npy", "x")):
+    (odd / name).write_text(text)
+    with pytest.raises(BadRequest, match=f"{name} (can't be read|isn't)"):
+      fid_pictures.read(odd / name)
+  assert [p.name for p in fid_pictures.listed(odd)] == ["a.png", "b.npy"]
+  np.save(odd / "b.npy", np.ones((4, 4)))
+  with pytest.raises(BadRequest, match="no picture .height, width, 3."):
+    fid_pictures.read(odd / "b.npy")
+  with pytest.raises(BadRequest, match="no resize is called 'new'"):
+    fid_pictures.resized(np.zeros((2, 2, 3), np.uint8), "new")

@@ -13,6 +13,7 @@ from orthus_jax.evaluation.benchmarks.base import Score
 # and `OPTIONS`, what `orthus score` says of each keyword argument.
 BENCHMARKS: dict[str, str] = {
     "dpg_bench": "questions about what long prompts ask for",
+    "fid": "FID and KID of two sets of features",
     "geneval": "things, counts, colours and places in drawn pictures",
     "gqa": "questions composed of steps",
     "ip2p": "edited pictures, from CLIP embeddings: CLIP-T, CLIP-I and CLIP-D",
