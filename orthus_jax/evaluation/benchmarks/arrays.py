@@ -28,11 +28,9 @@ def load(path: str | Path, what: str) -> dict[str, np.ndarray]:
   """
   path = reading.existing(path, what)
   try:
-    found = np.load(path, allow_pickle=False)
-    if isinstance(found, np.ndarray):
-      return {"": found}
-    with found:
-      return {name: found[name] for name in found.files}
+    with open(path, "rb") as f:
+      found = np.load(f, allow_pickle=False)
+      return {"": found} if isinstance(found, np.ndarray) else {name: found[name] for name in found.files}
   except OSError as e:
     raise BadRequest(f"{path} can't be read: {e.strerror or first_line(e)}") from e
   except _BROKEN as e:
