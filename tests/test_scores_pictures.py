@@ -2,18 +2,21 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 import re
 import shutil
 
+from hypothesis import given, settings, strategies as st
 import numpy as np
 import PIL.Image
 import pytest
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import dpg_bench, dpg_bench_files, geneval, geneval_rules, wise, wise_judge
+from orthus_jax.evaluation.benchmarks import dpg_bench, dpg_bench_files, geneval, geneval_rules, registry, wise, wise_judge
 
 GOLDEN = Path(__file__).parent / "golden" / "benchmarks"
+EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", "100"))
 GENEVAL = GOLDEN / "geneval"
 
 
@@ -370,3 +373,44 @@ def test_wise_lines_that_are_none(line, message, tmp_path):
       wise.score(WISE / "legacy", **bad)
   with pytest.raises(BadRequest, match="no line has a score of WISE's"):
     wise.score(write_lines(tmp_path / "x_scores.jsonl", [{"prompt_id": 1}]))
+
+
+# Files of any content
+
+HARMED = [
+    ("dpg_bench", "dpg_bench.csv", "result4_detail.txt", {}), ("dpg_bench", "result4_detail.txt", "result4_detail.txt", {}),
+    ("wise", "legacy/short_scores.jsonl", "legacy/short_scores.jsonl", {"category": "culture"}),
+    ("wise", "verified/short_scores.jsonl", "verified/short_scores.jsonl", {"category": "culture"}),
+    ("geneval", "results.jsonl", "results.jsonl", {}), ("ip2p", "embeddings.npz", "embeddings.npz", {}),
+    ("fid", "features.npz", "features.npz", {"array": "a", "reference_array": "b", "num_subsets": 1}),
+]
+MADE = [b"", b"\n", b"\t", b"\xff", b"\r", b"yes", b"{}", b"\x00", b'"', b", ", b"null", b"1e999", b"-1", b"0", b"[", b"'"]
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("golden") / "benchmarks"
+  shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("gqa", "mm*", "pope", "vqav2", "images", "modes"))
+  for version in ("legacy", "verified"):
+    shutil.copy(wise_file(version, "culture"), folder / "wise" / version / "short_scores.jsonl")
+  return folder
+
+
+@settings(max_examples=EXAMPLES, deadline=None)
+@given(data=st.data())
+def test_no_content_of_a_file_is_a_traceback(copies, data):
+  name, file, path, options = data.draw(st.sampled_from(HARMED))
+  file = copies / name / file
+  original = file.read_bytes()
+  i = data.draw(st.integers(0, len(original)))
+  j = min(i + data.draw(st.sampled_from([0, 1, 3, 20, len(original)])), len(original))
+  try:
+    file.write_bytes(original[:i] + data.draw(st.sampled_from(MADE)) + original[j:])
+    score = registry.scorer(name)(copies / name / path, **options)
+    json.dumps(score.to_json(), allow_nan=False)
+    json.dumps(score.rows, allow_nan=False)
+    assert all("\n" not in n for n in score.notes)
+  except BadRequest as e:
+    assert str(copies / name) in str(e) and "\n" not in str(e)
+  finally:
+    file.write_bytes(original)
