@@ -189,6 +189,31 @@ def test_geneval_folders_at_which_its_tool_stops(name, text, message, tmp_path):
     geneval.score(tmp_path / "images", judge=lambda pixels: [])
 
 
+def test_geneval_prompts_without_a_picture_and_folders_without_any(tmp_path):
+  shutil.copytree(GENEVAL / "images", tmp_path / "images", ignore=shutil.ignore_patterns("notes"))
+  for picture in (tmp_path / "images/00001/samples").iterdir():
+    picture.unlink()
+  score = geneval.score(tmp_path / "images", detections=GENEVAL / "detections.json")
+  assert "00001" in noted(score, "1 prompts without a picture, left out") and len(score.rows) == 37
+  for home in (tmp_path / "images").iterdir():
+    shutil.rmtree(home)
+  with pytest.raises(BadRequest, match="images has no NNNNN/samples/NNNN.png"):
+    geneval.score(tmp_path / "images", judge=lambda pixels: [])
+  with pytest.raises(BadRequest, match="images has no results.jsonl: give --judge or --detections"):
+    geneval.score(tmp_path / "images")
+
+
+@pytest.mark.parametrize("judge, message", [
+    ("no_such_module:find", "can't be loaded: No module"), ("os:no_such_function", "can't be loaded: module 'os' has no"),
+    ("os", "can't be loaded: "), ("os:name", "--judge=os:name is 'posix', which can't be called"),
+])  # fmt: skip
+def test_judges_that_are_none(judge, message):
+  for score in (lambda: geneval.score(GENEVAL / "images", judge=judge),
+                lambda: dpg_bench.score(DPG / "images", csv=DPG / "dpg_bench.csv", judge=judge)):  # fmt: skip
+    with pytest.raises(BadRequest, match=message):
+      score()
+
+
 # DPG-Bench
 
 DPG = GOLDEN / "dpg_bench"
@@ -265,6 +290,12 @@ def dpg_changed(tmp_path, *, csv=lambda t: t, detail=lambda t: t):
   return dpg_bench.score(tmp_path)
 
 
+def test_dpg_a_straight_reading_heeds_parents_that_come_later_in_the_file(tmp_path):
+  score = dpg_changed(tmp_path, csv=lambda t: t.replace(",,2,1,other", ",,2,3,other"))
+  # Question 2's parent is 3, whose parent is 1; where 1 is no, the tool lets 2 stand.
+  assert score.rows[2]["grid_scores"] == [0.8, 0.4, 0.2, 0.6] and score.straight["L2/other - count"] == 25
+
+
 def test_dpg_partial_doubled_and_unknown_pictures_are_named(tmp_path):
   whole = dpg_changed(tmp_path).scores
   partial = dpg_changed(tmp_path, detail=lambda t: t[: t.index("Is this a flat drawing?, no\nimages/two_kites.png, (8, 0")])
@@ -316,6 +347,16 @@ def test_wise_every_figure_of_its_tools(version):
     assert {k: {"printed": f"{v:.2f}", "samples": part.counts[k]} for k, v in part.scores.items()} == wanted
   for case in expected("wise")["judge_text"]:
     assert wise_judge.judge_scores(case["text"], version) == case[version], case
+
+
+@pytest.mark.parametrize("text, legacy, verified", [
+    ("2\n1\n0", {"consistency": 2, "realism": 1, "aesthetic_quality": 0}, {}), (" 1 ", {}, {"score": 1}), ("1\n0", {}, {}),
+    ("Consistency: 0\nso Consistency 2.5\n2\n1\n0", {"consistency": 2}, {}), ("**Score** 0, score: 1", {}, {"score": 0}),
+    ("Realism: 12, Score: 12", {"realism": 1}, {}),
+])  # fmt: skip
+def test_wise_judges_texts_without_names_or_with_several(text, legacy, verified):
+  assert wise_judge.judge_scores(text, "legacy") == legacy
+  assert wise_judge.judge_scores(text) == verified
 
 
 def test_wise_parts_of_a_result(tmp_path):
