@@ -293,7 +293,7 @@ def dpg_changed(tmp_path, *, csv=lambda t: t, detail=lambda t: t):
 def test_dpg_a_straight_reading_heeds_parents_that_come_later_in_the_file(tmp_path):
   score = dpg_changed(tmp_path, csv=lambda t: t.replace(",,2,1,other", ",,2,3,other"))
   # Question 2's parent is 3, whose parent is 1; where 1 is no, the tool lets 2 stand.
-  assert score.rows[2]["grid_scores"] == [0.8, 0.4, 0.2, 0.6] and score.straight["L2/other - count"] == 25
+  assert score.rows[2]["grid_scores"] == [0.8, 0.4, 0.2, 0.4] and score.straight["L2/other - count"] == 25
 
 
 def test_dpg_partial_doubled_and_unknown_pictures_are_named(tmp_path):
