@@ -243,6 +243,8 @@ def check_dpg(score, case: str) -> None:
 @pytest.mark.parametrize("case", DPG_CASES)
 def test_dpg_every_figure_of_its_tool(case):
   check_dpg(dpg_case(case), case)
+  result, csv = DPG_CASES[case]
+  check_dpg(dpg_bench.score(DPG / f"{result}.txt", csv=DPG / f"{csv}.csv"), case)  # its details lie beside it
 
 
 def test_dpg_a_straight_reading_of_the_same_answers():

@@ -57,6 +57,8 @@ def score(
     pictures = list(dpg_bench_files.ask(path, plain, called, resolution, pic_num or 4, notes))
   else:
     detail = reading.only(path, "*_detail.txt", "DPG-Bench's answers (or give --judge)") if path.is_dir() else path
+    if (beside := detail.with_name(f"{detail.stem}_detail.txt")).is_file():  # of the file of each picture's scores
+      detail = beside
     pictures = dpg_bench_files.read_detail(reading.existing(detail, "DPG-Bench's answers, *_detail.txt"), tool, notes)
   pic_num = pic_num or max((len(p.quarters) for p in pictures), default=4)
   _told(path, pictures, tool, file, notes)

@@ -18,8 +18,8 @@ SCORE = "score.json"
 # What has to be done elsewhere first.
 ELSEWHERE = {
     "geneval": "have a detector judge them: --judge=module:function here, or GenEval's own tool on the same folder",
-    "dpg_bench": "have DPG-Bench's own tool ask its network about them",
-    "wise": "have a judge of WISE's score them",
+    "dpg_bench": "have DPG-Bench's own tool ask its network about them, or a judge: `orthus score dpg_bench --help`",
+    "wise": "have a judge of WISE's score them, then `orthus score wise` its files",
 }
 
 
