@@ -1,13 +1,17 @@
 """Scorers of embeddings and features against what the benchmarks' own tools made of them (tests/golden/benchmarks)."""
 
+import inspect
 import json
 from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from orthus_jax import cli
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import fid, fid_pictures, ip2p
+from orthus_jax.evaluation.benchmarks import fid, fid_pictures, ip2p, registry
 
 GOLDEN = Path(__file__).parent / "golden" / "benchmarks"
 
@@ -179,3 +183,36 @@ def test_fid_files_that_its_tool_takes_of_a_folder(tmp_path):
     fid_pictures.read(odd / "b.npy")
   with pytest.raises(BadRequest, match="no resize is called 'new'"):
     fid_pictures.resized(np.zeros((2, 2, 3), np.uint8), "new")
+
+
+# The command
+
+
+def test_the_command_scores_pictures_and_tells_of_each_benchmark(tmp_path, capsys):
+  features = str(FID / "features.npz")
+  for argv, words in (
+      (["fid", features, "--array=a", "--reference-array=b", "--weights=w.pt"], ("FID  8.5551", "weights w.pt")),
+      (["ip2p", str(IP2P)], ("CLIP-D         0.0725  [", "a CLIP that is not named")),
+      (["wise", str(GOLDEN / "wise" / "verified")], ("overall    0.7000  [", "verified version")),
+      (["dpg_bench", str(GOLDEN / "dpg_bench" / "result4.txt")], ("score                    47.92%", "straight reading 68.75")),
+  ):  # fmt: skip
+    assert cli.main(["score", *argv, f"--out={tmp_path / argv[0]}"]) == 0
+    printed = capsys.readouterr().out
+    assert all(w in printed for w in words), printed
+    assert json.loads((tmp_path / argv[0] / "score.json").read_text())["benchmark"] == argv[0]
+  for name in registry.BENCHMARKS:
+    with pytest.raises(SystemExit):
+      cli.main(["score", name, "--help"])
+    assert "PATH" in capsys.readouterr().out and set(registry.module(name).OPTIONS) <= set(
+        inspect.signature(registry.scorer(name)).parameters
+    )
+
+
+def test_no_jax_is_needed():
+  code = (
+      "import sys; from orthus_jax import cli; a = ['--array=a', '--reference-array=b'];"
+      "assert cli.main(['score', 'fid', sys.argv[1], *a]) == cli.main(['score', 'dpg_bench', sys.argv[2]]) == 0;"
+      "assert not {'jax', 'flax', 'torch'} & set(sys.modules)"
+  )
+  paths = [str(FID / "features.npz"), str(GOLDEN / "dpg_bench" / "result4.txt")]
+  subprocess.run([sys.executable, "-c", code, *paths], check=True, stdout=subprocess.DEVNULL)
