@@ -1,5 +1,7 @@
 from setuptools import find_packages, setup
 
+SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus_client>=0.20", "python-multipart>=0.0.9"]
+
 setup(
     name="orthus_jax",
     version="0.1.0",
@@ -33,7 +35,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6"],
+        "serve": SERVE,
+        "test": ["pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6", "openai>=2", *SERVE],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
         "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6", "datasets>=5", "webdataset>=1"],

@@ -19,6 +19,7 @@ _VERBS = {
     "train": "train a model from a config file",
     "sweep": "train many runs that differ, and compare them",
     "generate": "draw, answer, edit or tell a story with a trained model",
+    "serve": "serve a trained model over HTTP, as OpenAI's API has it",
     "evaluate": "score a trained model",
     "score": "score a benchmark's files, without a model",
     "compare": "put two runs of a benchmark side by side",

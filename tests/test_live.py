@@ -16,6 +16,7 @@ from orthus_jax.inference.live import Engine, Full, Limits
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 
+pytestmark = pytest.mark.slow
 LIMITS = Limits(rows=3, guides=3, slots=256, positions=4, queue=4)
 
 

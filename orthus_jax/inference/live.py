@@ -5,21 +5,24 @@ One thread moves the batch ahead. All else happens between two of its calls, eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import logging
 import queue
 import threading
 import time
 
+import numpy as np
+
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Prepared, Request
-from orthus_jax.inference.responses import Event, Failed, Finished
+from orthus_jax.inference.responses import Drawn, Event, Failed, Finished
 from orthus_jax.inference.scheduler import Scheduler, Size
 from orthus_jax.inference.telling import Telling
 
 _log = logging.getLogger(__name__)
+LATE = "it took too long"
 _SLOTS = 64  # of which the cache's length is a multiple
 
 
@@ -56,13 +59,21 @@ class Ticket:
   Attributes:
     number: in the order in which requests came.
     request: what was asked.
+    prompt: positions of its prompt.
+    made, most: positions of the response so far, and at most.
     deadline: on time.monotonic()'s clock; None for none.
+    previews: whether unfinished pictures are told of.
   """
 
-  def __init__(self, engine: Engine, number: int, request: Request, deadline: float | None):
-    self.number, self.request, self.deadline = number, request, deadline
+  def __init__(
+      self, engine: Engine, number: int, request: Request, prepared: Prepared, *, deadline: float | None, previews: bool,
+      tell: Callable[[Event | None], None] | None,
+  ):  # fmt: skip
+    self.number, self.request, self.deadline, self.previews = number, request, deadline, previews
+    self.prompt, self.made, self.most = len(prepared.main), 0, prepared.max_new
     self.calls = 0  # that the engine has made since it joined
     self._engine, self._events = engine, queue.SimpleQueue[Event | None]()
+    self.put = tell or self._events.put
 
   def events(self, timeout: float | None = None) -> Iterator[Event]:
     """What comes of the request, its end (`Finished` or `Failed`) last; waits for it.
@@ -77,9 +88,6 @@ class Ticket:
     """Gives the request up; its row is free at the next call. Nothing where it has ended."""
     self._engine.cancel(self)
 
-  def put(self, event: Event | None) -> None:
-    self._events.put(event)
-
 
 @dataclasses.dataclass(frozen=True)
 class Load:
@@ -89,6 +97,7 @@ class Load:
     waiting, rows, guides: requests without a row, rows and guides in use.
     positions: that all rows together were moved ahead since the start.
     calls: of the engine.
+    pictures: that were finished since the start.
   """
 
   waiting: int
@@ -96,6 +105,7 @@ class Load:
   guides: int
   positions: int
   calls: int
+  pictures: int
 
 
 class Engine:
@@ -122,7 +132,7 @@ class Engine:
     self._waiting: list[tuple[Ticket, Prepared]] = []
     self._running: dict[int, Ticket] = {}
     self._given_up: set[int] = set()
-    self._number = self._positions = self._calls = 0
+    self._number = self._positions = self._calls = self._pictures = 0
     self._open, self._closing = False, False
     self._thread: threading.Thread | None = None
     self._start_anew()
@@ -131,8 +141,23 @@ class Engine:
     self._scheduler = Scheduler(self.model.network(self._bits[0]), self._size, solvers=self._solvers)
     self._telling = Telling(
         self.model.tokenizer, patches=self.model.config.model.vision_tokenizer.patches, decode=self.model.decode,
-        preview_rows=self.limits.preview_rows,
+        preview_rows=self.limits.preview_rows, at_once=True,
     )  # fmt: skip
+
+  def compile(self, told: Callable[[int, int], None] | None = None) -> None:
+    """Compiles ahead, before `start`, so that no request waits for a program.
+
+    Args:
+      told: called with (programs done, in all).
+    """
+    self._scheduler.compile(told)
+    vision = self.model.config.model.vision_tokenizer
+    n = 1
+    while n <= min(self.limits.rows, 64):  # pictures that are read or finished in one call
+      if not self.model.no_pictures:
+        self.model.decode(np.zeros((n, vision.patches, vision.latent_dim), np.float32))
+      self.model.encode(np.zeros((n, vision.resolution, vision.resolution, 3), np.uint8))
+      n *= 2
 
   # --- for those who ask, from any thread ---------------------------------------------------------------------------
 
@@ -144,12 +169,17 @@ class Engine:
         self._thread = threading.Thread(target=self._serve, name="orthus-engine", daemon=True)
         self._thread.start()
 
-  def submit(self, request: Request, *, seconds: float | None = None) -> Ticket:
+  def submit(
+      self, request: Request, *, seconds: float | None = None, previews: bool = True,
+      tell: Callable[[Event | None], None] | None = None,
+  ) -> Ticket:  # fmt: skip
     """Asks for an answer.
 
     Args:
       request: to be answered.
       seconds: after which it is given up, wherever it is then.
+      previews: whether its unfinished pictures are wanted, if the engine tells of any.
+      tell: called on the engine's thread with each event, and with None at the end, in the place of `Ticket.events`.
 
     Raises:
       BadRequest: if it can't be served.
@@ -162,7 +192,8 @@ class Engine:
         raise RuntimeError("the engine takes no requests")
       if len(self._waiting) >= self.limits.queue:
         raise Full
-      ticket = Ticket(self, self._number, request, None if seconds is None else time.monotonic() + seconds)
+      deadline = None if seconds is None else time.monotonic() + seconds
+      ticket = Ticket(self, self._number, request, prepared, deadline=deadline, previews=previews, tell=tell)
       self._number += 1
       self._waiting.append((ticket, prepared))
       self._changed.notify()
@@ -191,7 +222,8 @@ class Engine:
   def load(self) -> Load:
     with self._changed:
       return Load(
-          len(self._waiting), self._scheduler.busy, self._scheduler.guides_in_use, self._positions, self._calls
+          len(self._waiting), self._scheduler.busy, self._scheduler.guides_in_use, self._positions, self._calls,
+          self._pictures,
       )  # fmt: skip
 
   def close(self, *, seconds: float = 0.0) -> None:
@@ -236,9 +268,10 @@ class Engine:
     made = self._scheduler.step(others=others)
     for progress in made:
       ticket = self._running[progress.ticket]
-      ticket.calls += 1
+      ticket.calls, ticket.made = ticket.calls + 1, ticket.made + len(progress.tokens_N)
       self._positions += len(progress.tokens_N)
-      for event in self._telling.add(progress.ticket, ticket.request.document, progress):
+      for event in self._telling.add(progress.ticket, ticket.request.document, progress, previews=ticket.previews):
+        self._pictures += isinstance(event, Drawn)
         ticket.put(event)
     for end in self._telling.ended():
       self._end(self._running[end.index], end)
@@ -257,7 +290,7 @@ class Engine:
     self._waiting = [(t, p) for t, p in self._waiting if t not in gone]
     for ticket in gone:
       self._telling.forget(ticket.number)
-      self._end(ticket, Failed(ticket.number, "it took too long" if late(ticket) else "it was cancelled"))
+      self._end(ticket, Failed(ticket.number, LATE if late(ticket) else "it was cancelled"))
     self._given_up.clear()
 
   def _fail(self, tickets: Sequence[Ticket], reason: str) -> None:

@@ -11,7 +11,8 @@ from orthus_jax.inference import engine
 from orthus_jax.inference.requests import Lane
 
 _CHUNK = 256  # positions that are read at once
-_READ = 64  # lanes that are read into at once
+_SHORTEST = 32
+_READ = 64  # lanes that are read into at once, at most; a power of 4
 
 
 def chunks(
@@ -34,9 +35,9 @@ def chunks(
   prompts = sorted(prompts, key=lambda item: -len(item[1]))
   for first in range(0, len(prompts), _READ):
     group = prompts[first : first + _READ]
-    T = min(-(-len(group[0][1]) // 32) * 32, most)
+    T = min(_power(len(group[0][1]), 2, at_least=_SHORTEST), most)
     cut = [cuts(lane, T, whole_pictures=whole_pictures) for _, lane, _ in group]
-    A = 1 << (len(group) - 1).bit_length()  # a power of two, so that few programs are compiled
+    A = _power(len(group), 4)
     for n in range(max(map(len, cut)) - 1):
       tokens = np.full((A, T), sep, np.int32)
       patch = np.full((A, T), -1, np.int32)
@@ -55,6 +56,32 @@ def chunks(
       yield engine.Prompts(
           tokens_AT=tokens, patch_AT=patch, features_ATC=drawn if (patch >= 0).any() else None, start_A=starts, lane_A=where
       ), int(starts.max()) + T  # fmt: skip
+
+
+def sizes(config: ModelConfig, *, lanes: int) -> list[tuple[int, int]]:
+  """(A, T) of all programs that read prompts: few, as each takes long to compile."""
+  whole_pictures = config.transformer.image_attention == "full"
+  most = max(_CHUNK, config.vision_tokenizer.patches) if whole_pictures else _CHUNK
+  longest = min(_power(config.transformer.max_positions, 2, at_least=_SHORTEST), most)
+  lengths = [T for n in range(32) if (T := _SHORTEST << n) < longest] + [longest]
+  return [(4**n, T) for n in range(4) if n == 0 or 4 ** (n - 1) < min(lanes, _READ) for T in lengths]
+
+
+def empty(config: ModelConfig, A: int, T: int, *, lanes: int, sep: int, pictures: bool) -> engine.Prompts:
+  """A chunk that reads nothing, for its program to be compiled."""
+  drawn = np.zeros((A, T, config.vision_tokenizer.latent_dim), np.float32) if pictures else None
+  return engine.Prompts(
+      tokens_AT=np.full((A, T), sep, np.int32), patch_AT=np.full((A, T), -1, np.int32), features_ATC=drawn,
+      start_A=np.zeros(A, np.int32), lane_A=np.full(A, lanes, np.int32),
+  )  # fmt: skip
+
+
+def _power(n: int, base: int, *, at_least: int = 1) -> int:
+  """The least power of the base, times `at_least`, that n doesn't exceed."""
+  size = at_least
+  while size < n:
+    size *= base
+  return size
 
 
 def cuts(prompt: Lane, most: int, *, whole_pictures: bool) -> list[int]:

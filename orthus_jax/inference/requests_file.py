@@ -266,7 +266,7 @@ def _take(event: Event, todo: list[tuple[str, Request]], results: Results, count
   elif isinstance(event, Failed):
     results.failed(identity, event.reason)
     counts["failed"] += 1
-  else:
+  elif isinstance(event, Finished):
     response = response_of(event.document, request.document)
     results.finished(identity, response, seed=request.seed)
     counts["finished"] += 1

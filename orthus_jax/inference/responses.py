@@ -38,6 +38,15 @@ class Preview:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Drawn:
+  """Picture number `picture` of request `index` is finished: uint8 `pixels`; the text that came before it has been told."""
+
+  index: int
+  picture: int
+  pixels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Finished:
   """The document with its response."""
 
@@ -53,7 +62,7 @@ class Failed:
   reason: str
 
 
-Event = TextPiece | Preview | Finished | Failed
+Event = TextPiece | Preview | Drawn | Finished | Failed
 
 
 class Response:

@@ -16,7 +16,7 @@ import jax
 from jax.sharding import NamedSharding
 import numpy as np
 
-from orthus_jax.config import ModelConfig
+from orthus_jax.config import ModelConfig, SamplingConfig
 from orthus_jax.inference import engine, engine_state, prompt_reader
 from orthus_jax.inference.requests import Lane, Prepared
 from orthus_jax.models import systems
@@ -152,6 +152,38 @@ class Scheduler:
         self._begin(joined)
       return self._advance(others=others) if self._rows else []
 
+  def compile(self, told: Callable[[int, int], None] | None = None) -> None:
+    """Compiles all that requests may need, so that none waits for it; the batch must be empty.
+
+    Args:
+      told: called with (programs done, in all).
+    """
+    assert not self._rows
+    size, net = self._size, self._net
+    X = size.rows + size.guides
+    shapes = [(A, T, p) for A, T in prompt_reader.sizes(net.config, lanes=X) for p in (False, True)]
+    windows = sorted({self._window(n) for n in range(1, size.slots + 1)})
+    with self._on_mesh():
+      for n, (A, T, pictures) in enumerate(shapes):
+        chunk = prompt_reader.empty(net.config, A, T, lanes=X, sep=net.ids.sep, pictures=pictures)
+        for window in windows:
+          cache = engine.read(net.graphdef, net.params, self._state.cache, chunk, window=window)
+          self._state = self._state._replace(cache=cache)
+        if told:
+          told(n + 1, len(shapes) + len(windows))
+      for n, window in enumerate(windows):
+        self._state, _ = engine.advance(
+            net.graphdef, net.params, self._state, net.text_V, np.int32(1), config=net.config,
+            program=dataclasses.replace(self._program, window=window),
+        )  # fmt: skip
+        if told:
+          told(len(shapes) + n + 1, len(shapes) + len(windows))
+      solver, steps = self._solvers[0]
+      lane = Lane(np.full(1, net.ids.sep, np.int32), np.full(1, -1, np.int32), (), 1.0)
+      how = SamplingConfig(solver=solver, steps=steps)  # type: ignore[arg-type]
+      self._admit([], Prepared(lane, (), 1, 0, False, how, 0, net.config.vision_tokenizer.patches))
+      self._state = engine.release(self._state, np.zeros(size.rows, bool))
+
   def leave(self, tickets: Collection[int]) -> None:
     """Frees the places of requests that are given up, for the next step's."""
     rows = [row for row, (ticket, _) in self._rows.items() if ticket in tickets]
@@ -194,15 +226,18 @@ class Scheduler:
     for chunk, end in prompt_reader.chunks(prompts, self._net.config, lanes=X, sep=self._net.ids.sep):
       cache = engine.read(self._net.graphdef, self._net.params, self._state.cache, chunk, window=self._window(end))
       self._state = self._state._replace(cache=cache)
+    self._admit(chosen, chosen[0][1])
+
+  def _admit(self, chosen: Sequence[tuple[int, Prepared, list[int]]], filler: Prepared) -> None:
+    """Has rows begin whose prompts are read; the filler's order stands where there are no more."""
+    B = self._size.rows
     owned = [(g, row, lane) for row, request, guides in chosen for g, lane in zip(guides, request.guides)]
     A, A2 = self._size.rows, self._size.guides  # padded to all there may be, so that one program is compiled
 
     def column(values: list, size: int, fill: Any, dtype: Any) -> np.ndarray:
       return np.asarray([*values, *[fill] * (size - len(values))], dtype)
 
-    requests = [r for _, r, _ in chosen]
-    pad = A - len(requests)
-    filled = [*requests, *[requests[0]] * pad]
+    filled = [*(r for _, r, _ in chosen), *[filler] * (A - len(chosen))]
     columns = (
         column([g for g, _, _ in owned], A2, self._size.guides, np.int32), column([r for _, r, _ in owned], A2, B, np.int32),
         column([len(lane) for _, _, lane in owned], A2, 0, np.int32), column([x.weight for *_, x in owned], A2, 0, np.float32),

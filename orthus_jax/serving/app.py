@@ -1,0 +1,241 @@
+"""The server's routes, and what holds for all of them: who may ask, how much, and errors in the API's own form."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+import dataclasses
+import hmac
+import json
+import logging
+import time
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from orthus_jax.inference.live import Engine
+from orthus_jax.serving import chat, drawing, pictures
+from orthus_jax.serving.errors import ApiError
+from orthus_jax.serving.metrics import Metrics
+
+_log = logging.getLogger("orthus_jax.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Of a server.
+
+  Attributes:
+    name: the model's.
+    api_key: which requests must bring; "" for none.
+    max_body: bytes of a request.
+    body_seconds: within which a request's body must have come.
+    seconds: that an answer may take.
+  """
+
+  name: str = "orthus"
+  api_key: str = ""
+  max_body: int = 32 << 20
+  body_seconds: float = 30.0
+  seconds: float = 600.0
+
+
+class Server:
+  """Routes over an engine."""
+
+  def __init__(self, engine: Engine, settings: Settings = Settings()):
+    self.engine, self.settings, self.metrics = engine, settings, Metrics(engine)
+    self.ready = False
+    self.app = Starlette(
+        routes=[
+            Route("/health", self._health), Route("/metrics", self._metrics), Route("/v1/models", self._models),
+            Route("/v1/chat/completions", self._told(self._chat), methods=["POST"]),
+            Route("/v1/images/generations", self._told(self._generate), methods=["POST"]),
+            Route("/v1/images/edits", self._told(self._edit), methods=["POST"]),
+        ],
+        exception_handlers={HTTPException: _http_error, ApiError: _api_error, Exception: _fault},
+    )  # fmt: skip
+
+  # --- routes -------------------------------------------------------------------------------------------------------
+
+  async def _health(self, request: Request) -> Response:
+    return JSONResponse({"status": "ok" if self.ready else "starting"}, 200 if self.ready else 503)
+
+  async def _metrics(self, request: Request) -> Response:
+    self._check_key(request)
+    return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+
+  async def _models(self, request: Request) -> Response:
+    self._check_key(request)
+    return JSONResponse({"object": "list", "data": [{"id": self.settings.name, "object": "model", "owned_by": "orthus_jax"}]})
+
+  async def _chat(self, request: Request) -> Response:
+    body = await self._json(request)
+    # Pictures are decoded, which others needn't wait for.
+    asked = await asyncio.to_thread(chat.read, body, self.engine.model.config.sampling)
+    limit = dict(seconds=self.settings.seconds)
+    if asked.stream:
+      return await self._stream(request, chat.stream(self.engine, asked, self.settings.name, **limit), named=False)
+    return JSONResponse(await _while_connected(request, chat.whole(self.engine, asked, self.settings.name, **limit)))
+
+  async def _generate(self, request: Request) -> Response:
+    return await self._draw(request, await self._json(request), [])
+
+  async def _edit(self, request: Request) -> Response:
+    await self._body(request)
+    try:
+      form = await request.form(max_files=4, max_fields=64, max_part_size=self.settings.max_body)
+    except HTTPException as e:
+      raise ApiError(400, f"the form can't be read: {e.detail}") from e
+    body, given = {}, []
+    for name, value in form.multi_items():
+      if name in ("image", "image[]"):
+        data = value.encode() if isinstance(value, str) else await value.read()
+        given.append(await asyncio.to_thread(pictures.of_bytes, data, "image"))
+      elif isinstance(value, str):
+        body[name] = value
+      else:
+        raise ApiError(400, f"{name} isn't served: give image and prompt", param=name)
+    if not given:
+      raise ApiError(400, "image must hold the picture to edit", param="image")
+    return await self._draw(request, body, given)
+
+  async def _draw(self, request: Request, body: dict[str, Any], given: list) -> Response:
+    config = self.engine.model.config
+    resolution = config.model.vision_tokenizer.resolution
+    wanted = drawing.read(body, config.sampling, resolution=resolution, given=given)
+    if wanted.stream:
+      return await self._stream(request, drawing.stream(self.engine, wanted, seconds=self.settings.seconds), named=True)
+    return JSONResponse(await _while_connected(request, drawing.whole(self.engine, wanted, seconds=self.settings.seconds)))
+
+  # --- what holds for all -------------------------------------------------------------------------------------------
+
+  def _told(self, route: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """A route with its metrics, its guard and its errors."""
+
+    async def call(request: Request) -> Response:
+      request.state.began = time.monotonic()
+      try:
+        self._check_key(request)
+        if not self.ready:
+          raise ApiError(503, "the server is still starting: ask again when /health says ok", retry_after=5)
+        response = await route(request)
+      except ApiError as e:
+        response = e.response()
+        self._failed(e)
+      except ClientDisconnect:
+        response = Response(status_code=499)
+        self.metrics.failures.labels("client gone").inc()
+      self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
+      if not isinstance(response, StreamingResponse):
+        self.metrics.seconds.labels(request.url.path).observe(time.monotonic() - request.state.began)
+      return response
+
+    return call
+
+  def _failed(self, error: ApiError) -> None:
+    reasons = {400: "bad request", 401: "key", 413: "too large", 429: "queue full", 504: "too long", 408: "slow request"}
+    self.metrics.failures.labels(reasons.get(error.status, "engine")).inc()
+
+  def _check_key(self, request: Request) -> None:
+    if not self.settings.api_key:
+      return
+    given = request.headers.get("authorization", "").removeprefix("Bearer ")
+    if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
+      raise ApiError(401, "the API key is missing or wrong: send it as Authorization: Bearer KEY")
+
+  async def _body(self, request: Request) -> bytes:
+    """The body, of a bounded size and within a bounded time."""
+    most = self.settings.max_body
+    large = ApiError(413, f"the request has more than {most >> 20} MiB: send smaller pictures")
+    if request.headers.get("content-length", "").isdigit() and int(request.headers["content-length"]) > most:
+      raise large
+    parts: list[bytes] = []
+    try:
+      async with asyncio.timeout(self.settings.body_seconds):
+        async for chunk in request.stream():
+          parts.append(chunk)
+          if sum(map(len, parts)) > most:
+            raise large
+    except TimeoutError:
+      raise ApiError(408, f"the request's body didn't come within {self.settings.body_seconds:g} s") from None
+    request._body = b"".join(parts)  # as Starlette's own reader leaves it, so that a form is read from it
+    return request._body
+
+  async def _json(self, request: Request) -> dict[str, Any]:
+    try:
+      body = json.loads(await self._body(request))
+    except (ValueError, RecursionError) as e:
+      raise ApiError(400, f"the body isn't JSON: {e}") from e
+    if not isinstance(body, dict):
+      raise ApiError(400, "the body must be a JSON object")
+    return body
+
+  async def _stream(self, request: Request, events: AsyncIterator[dict[str, Any]], *, named: bool) -> Response:
+    """Server-sent events; what fails before the first one is an error as any."""
+    path, began = request.url.path, request.state.began
+    first = await anext(events)
+    self.metrics.first.labels(path).observe(time.monotonic() - began)
+
+    async def lines() -> AsyncIterator[str]:
+      event: dict[str, Any] | None = first
+      try:
+        while event is not None:
+          head = f"event: {event['type']}\n" if named else ""
+          yield f"{head}data: {json.dumps(event, ensure_ascii=False)}\n\n"
+          event = await anext(events, None)
+        if not named:
+          yield "data: [DONE]\n\n"
+      except ApiError as e:
+        self._failed(e)
+        head = "event: error\n" if named else ""
+        yield f"{head}data: {json.dumps(e.to_json())}\n\n"
+      finally:
+        await events.aclose()  # type: ignore[attr-defined]
+        self.metrics.seconds.labels(path).observe(time.monotonic() - began)
+
+    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _while_connected(request: Request, work: Any) -> Any:
+  """The work's result; it is cancelled when the client goes."""
+  task = asyncio.ensure_future(work)
+
+  async def watch() -> None:
+    while not await request.is_disconnected():
+      await asyncio.sleep(0.2)
+
+  watcher = asyncio.create_task(watch())
+  try:
+    await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
+    if not task.done():
+      raise ClientDisconnect
+    return task.result()
+  finally:
+    for other in (task, watcher):
+      other.cancel()
+      with contextlib.suppress(asyncio.CancelledError, ApiError):
+        await other
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+  assert isinstance(error, HTTPException)
+  known = "POST /v1/chat/completions, /v1/images/generations and /v1/images/edits, GET /v1/models, /health and /metrics"
+  path = request.url.path
+  messages = {404: f"there is no {path}: {known}", 405: f"{path} isn't asked by {request.method}: {known}"}
+  return ApiError(error.status_code, messages.get(error.status_code, str(error.detail))).response()
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+  assert isinstance(error, ApiError)
+  return error.response()
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+  _log.error("%s failed", request.url.path, exc_info=error)
+  return ApiError(500, f"the server failed: {type(error).__name__}").response()

@@ -1,0 +1,226 @@
+"""POST /v1/chat/completions: a conversation of texts and pictures, answered whole or as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+import dataclasses
+import json
+import time
+from typing import Any
+import uuid
+
+from orthus_jax.config import SamplingConfig
+from orthus_jax.data.documents import Document, Image, Segment, Text
+from orthus_jax.inference.live import Engine
+from orthus_jax.inference.requests import Request
+from orthus_jax.inference.responses import Drawn, Finished, Preview, TextPiece
+from orthus_jax.serving import fields, pictures
+from orthus_jax.serving.answers import Answer, ask
+from orthus_jax.serving.errors import ApiError
+
+_FIELDS = frozenset({
+    "model", "messages", "stream", "n", "stop", "seed", "max_tokens", "max_completion_tokens", "max_images", "respond",
+    "previews",
+})  # fmt: skip
+_ROLES = {"user": False, "system": False, "developer": False, "assistant": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+  """What a body asks for.
+
+  Attributes:
+    requests: one a choice.
+    stop: texts that end an answer, and aren't part of it.
+    stream: whether it is told as it comes, with a last chunk of `usage` if that is asked for, and unfinished pictures.
+  """
+
+  requests: tuple[Request, ...]
+  stop: tuple[str, ...]
+  stream: bool
+  usage: bool
+  previews: bool
+
+
+def read(body: Mapping[str, Any], own: SamplingConfig) -> Chat:
+  """Reads a body.
+
+  Args:
+    body: the request's JSON.
+    own: the model's sampling.
+
+  Raises:
+    ApiError: 400, naming the field.
+  """
+  fields.check_names(body, _FIELDS)
+  n = fields.value(body, "n", int, 1, low=1, high=16)
+  seed = fields.value(body, "seed", int, 0, low=-(2**31), high=2**31 - 1 - n)
+  respond = fields.value(body, "respond", str, "auto")
+  if respond not in ("auto", "image", "text"):
+    raise ApiError(400, f"respond={respond!r} must be auto, image or text", param="respond")
+  most = fields.value(body, "max_images", int, None, low=0, high=64)
+  stop = body.get("stop") or []
+  stop = [stop] if isinstance(stop, str) else stop
+  if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(s, str) and s for s in stop):
+    raise ApiError(400, "stop must be a text, or up to four", param="stop")
+  document, how = _document(fields.value(body, "messages", list, [])), fields.sampling(own, body)
+  requests = [Request(document, respond=respond, seed=seed + i, sampling=how, max_images=most) for i in range(n)]
+  options = body.get("stream_options") or {}
+  return Chat(
+      tuple(requests), tuple(stop), fields.value(body, "stream", bool, False),
+      usage=bool(isinstance(options, dict) and options.get("include_usage")),
+      previews=fields.value(body, "previews", bool, False),
+  )  # fmt: skip
+
+
+def _document(messages: Sequence[Any]) -> Document:
+  if not messages:
+    raise ApiError(400, "messages must hold at least one message", param="messages")
+  segments: list[Segment] = []
+  for i, message in enumerate(messages):
+    where = f"messages[{i}]"
+    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+      raise ApiError(400, f"{where} must be an object with a role: {', '.join(_ROLES)}", param=where)
+    own = _ROLES[message["role"]]
+    content = message.get("content")
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
+    if not isinstance(parts, list):
+      raise ApiError(400, f"{where}.content must be a text or a list of parts", param=where)
+    # A turn of ours that comes back as it was told: its pictures stand beside its text.
+    shown = {json.dumps(p, sort_keys=True) for p in parts if isinstance(p, dict)}
+    more = [p for p in message.get("images") or [] if json.dumps(p, sort_keys=True) not in shown]
+    for j, part in enumerate([*(message.get("parts") or [*parts, *more])]):
+      segments.append(_segment(part, own, f"{where}.content[{j}]"))
+  return Document(tuple(s for s in segments if not isinstance(s, Text) or s.text))
+
+
+def _segment(part: Any, own: bool, where: str) -> Segment:
+  kind = part.get("type") if isinstance(part, dict) else None
+  if kind == "text" and isinstance(part.get("text"), str):
+    return Text(part["text"], own)
+  if kind == "image_url":
+    url = part.get("image_url")
+    return Image(pictures.of_url(url.get("url") if isinstance(url, dict) else url, where), own)
+  raise ApiError(400, f"{where} must be a text part or an image_url part", param=where)
+
+
+class Until:
+  """Text up to the first of some stops; what may be the beginning of one is held back."""
+
+  def __init__(self, stops: Sequence[str]):
+    self._stops, self._held, self.met = stops, "", False
+
+  def add(self, text: str, *, last: bool = False) -> str:
+    """What can be told now."""
+    if self.met:
+      return ""
+    text = self._held + text
+    found = [at for s in self._stops if (at := text.find(s)) >= 0]
+    if found:
+      self.met, self._held = True, ""
+      return text[: min(found)]
+    held = 0 if last else max((n for s in self._stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    self._held = text[len(text) - held :]
+    return text[: len(text) - held]
+
+
+_Told = tuple[dict[str, Any], Answer | None]
+
+
+async def choice(engine: Engine, chat: Chat, index: int, *, seconds: float) -> AsyncIterator[_Told]:
+  """One choice as it comes: (delta, None), and at last ({}, the answer)."""
+  async with ask(engine, chat.requests[index], seconds=seconds, previews=chat.previews) as answer:
+    until = Until(chat.stop)
+    async for event in answer.events:
+      if isinstance(event, TextPiece):
+        if text := until.add(event.text):
+          yield {"content": text}, None
+        if until.met:
+          break
+      elif isinstance(event, Preview):
+        yield {"preview": {**pictures.part(event.pixels), "picture": event.picture, "done": event.done}}, None
+      elif isinstance(event, Drawn):
+        if text := until.add("", last=True):  # a stop doesn't reach across a picture
+          yield {"content": text}, None
+        yield {"images": [pictures.part(event.pixels)]}, None
+      elif isinstance(event, Finished):
+        if text := until.add("", last=True):
+          yield {"content": text}, None
+        yield {"parts": _parts(event.document)}, None
+    yield {}, answer
+
+
+def _parts(document: Document) -> list[dict[str, Any]]:
+  """The response in its order."""
+  return [
+      {"type": "text", "text": s.text} if isinstance(s, Text) else pictures.part(s.pixels) for s in document.response().segments
+  ]  # fmt: skip
+
+
+async def whole(engine: Engine, chat: Chat, model: str, *, seconds: float) -> dict[str, Any]:
+  """The answer in one piece."""
+
+  async def one(index: int) -> tuple[dict[str, Any], Answer]:
+    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    async for delta, answer in choice(engine, chat, index, seconds=seconds):
+      message["content"] += delta.get("content", "")
+      if "images" in delta:
+        message["images"] = message.get("images", []) + delta["images"]
+      if "parts" in delta and "images" in message:
+        message["parts"] = delta["parts"]
+      if answer is not None:
+        return {"index": index, "message": message, "finish_reason": answer.finish_reason, "logprobs": None}, answer
+    raise AssertionError("a choice ends with its answer")
+
+  tasks = [asyncio.create_task(one(i)) for i in range(len(chat.requests))]
+  try:
+    ended = await asyncio.gather(*tasks)
+  finally:
+    for task in tasks:
+      task.cancel()
+  answers = [answer for _, answer in ended]
+  return {**_head("chat.completion", model), "choices": [c for c, _ in ended], "usage": _usage(answers)}
+
+
+async def stream(engine: Engine, chat: Chat, model: str, *, seconds: float) -> AsyncIterator[dict[str, Any]]:
+  """The answer's chunks."""
+  head, queue, answers = _head("chat.completion.chunk", model), asyncio.Queue[Any](), list[Answer]()
+
+  async def one(index: int) -> None:
+    try:
+      await queue.put((index, {"role": "assistant", "content": ""}, None))
+      async for delta, answer in choice(engine, chat, index, seconds=seconds):
+        delta.pop("parts", None)  # which have come in that order
+        if delta or answer:
+          await queue.put((index, delta, answer))
+    except Exception as e:
+      await queue.put(e)
+
+  tasks = [asyncio.create_task(one(i)) for i in range(len(chat.requests))]
+  try:
+    while len(answers) < len(tasks):
+      found = await queue.get()
+      if isinstance(found, Exception):
+        raise found
+      index, delta, answer = found
+      reason = None
+      if answer is not None:
+        answers.append(answer)
+        reason = answer.finish_reason
+      yield {**head, "choices": [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+    if chat.usage:
+      yield {**head, "choices": [], "usage": _usage(answers)}
+  finally:
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _head(kind: str, model: str) -> dict[str, Any]:
+  return {"id": f"chatcmpl-{uuid.uuid4().hex}", "object": kind, "created": int(time.time()), "model": model}
+
+
+def _usage(answers: Sequence[Answer]) -> dict[str, int]:
+  prompt, made = answers[0].ticket.prompt, sum(a.ticket.made for a in answers)
+  return {"prompt_tokens": prompt, "completion_tokens": made, "total_tokens": prompt + made}

@@ -1,0 +1,115 @@
+"""POST /v1/images/generations and /v1/images/edits: pictures from a prompt, or from a picture and an instruction."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+import dataclasses
+import time
+from typing import Any
+
+import numpy as np
+
+from orthus_jax.config import SamplingConfig
+from orthus_jax.data.documents import Document, Image, Text
+from orthus_jax.inference.live import Engine
+from orthus_jax.inference.requests import Request
+from orthus_jax.inference.responses import Drawn, Preview
+from orthus_jax.serving import fields, pictures
+from orthus_jax.serving.answers import ask
+from orthus_jax.serving.errors import ApiError
+
+_FIELDS = frozenset({"model", "prompt", "n", "size", "response_format", "stream", "partial_images", "seed", "background"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+  """What a body asks for.
+
+  Attributes:
+    requests: one a picture.
+    stream: whether they are told as they come.
+    partial: unfinished ones of each at most.
+    kind: the events' first name.
+  """
+
+  requests: tuple[Request, ...]
+  stream: bool
+  partial: int
+  kind: str
+
+
+def read(body: Mapping[str, Any], own: SamplingConfig, *, resolution: int, given: Sequence[np.ndarray] = ()) -> Wanted:
+  """Reads a body.
+
+  Args:
+    body: the request's JSON or form.
+    own: the model's sampling.
+    resolution: of its pictures.
+    given: the pictures to edit, uint8 [height, width, 3] each.
+
+  Raises:
+    ApiError: 400, naming the field.
+  """
+  fields.check_names(body, _FIELDS)
+  prompt = fields.value(body, "prompt", str, "").strip()
+  if not prompt:
+    raise ApiError(400, "prompt must say what to draw", param="prompt")
+  size = fields.value(body, "size", str, "auto")
+  if size not in ("auto", f"{resolution}x{resolution}"):
+    raise ApiError(400, f"size={size!r}: this model draws {resolution}x{resolution} alone (or auto)", param="size")
+  if (form := fields.value(body, "response_format", str, "b64_json")) != "b64_json":
+    raise ApiError(400, f"response_format={form!r} isn't served: only b64_json is", param="response_format")
+  n = fields.value(body, "n", int, 1, low=1, high=16)
+  seed = fields.value(body, "seed", int, 0, low=-(2**31), high=2**31 - 1 - n)
+  how = fields.sampling(own, body)
+  document = Document((*(Image(p) for p in given), Text(prompt)))
+  requests = [Request(document, respond="image", seed=seed + i, sampling=how) for i in range(n)]
+  return Wanted(
+      tuple(requests), fields.value(body, "stream", bool, False), fields.value(body, "partial_images", int, 0, low=0, high=3),
+      "image_edit" if given else "image_generation",
+  )  # fmt: skip
+
+
+async def whole(engine: Engine, wanted: Wanted, *, seconds: float) -> dict[str, Any]:
+  """All pictures in one piece."""
+
+  async def one(request: Request) -> tuple[dict[str, Any], int, int]:
+    async with ask(engine, request, seconds=seconds) as answer:
+      async for event in answer.events:
+        if isinstance(event, Drawn):
+          return {"b64_json": pictures.to_base64(event.pixels)}, answer.ticket.prompt, answer.ticket.made
+    raise ApiError(500, "no picture came")
+
+  tasks = [asyncio.create_task(one(r)) for r in wanted.requests]
+  try:
+    found = await asyncio.gather(*tasks)
+  finally:
+    for task in tasks:
+      task.cancel()
+  return {"created": int(time.time()), "data": [d for d, *_ in found], "usage": _usage(found[0][1], sum(m for *_, m in found))}
+
+
+async def stream(engine: Engine, wanted: Wanted, *, seconds: float) -> AsyncIterator[dict[str, Any]]:
+  """Pictures one after the other, each with its unfinished ones."""
+  for request in wanted.requests:
+    told = 0
+    async with ask(engine, request, seconds=seconds, previews=wanted.partial > 0) as answer:
+      async for event in answer.events:
+        if isinstance(event, Preview) and told < wanted.partial:
+          yield {"type": f"{wanted.kind}.partial_image", "partial_image_index": told, **_picture(event.pixels)}
+          told += 1
+        elif isinstance(event, Drawn):
+          usage = _usage(answer.ticket.prompt, answer.ticket.made)
+          yield {"type": f"{wanted.kind}.completed", **_picture(event.pixels), "usage": usage}
+
+
+def _picture(pixels: np.ndarray) -> dict[str, Any]:
+  return {
+      "b64_json": pictures.to_base64(pixels), "created_at": int(time.time()), "size": f"{pixels.shape[1]}x{pixels.shape[0]}",
+      "quality": "auto", "background": "opaque", "output_format": "png",
+  }  # fmt: skip
+
+
+def _usage(prompt: int, made: int) -> dict[str, int]:
+  return {"input_tokens": prompt, "output_tokens": made, "total_tokens": prompt + made}

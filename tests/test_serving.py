@@ -1,0 +1,283 @@
+"""The server over HTTP: the official client works, errors are the API's own, and nobody keeps others from being served."""
+
+import asyncio
+import base64
+import io
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import numpy as np
+import openai
+import PIL.Image
+import pytest
+import tiny
+import uvicorn
+
+from orthus_jax import cli
+from orthus_jax.data.documents import document
+from orthus_jax.inference.live import Engine, Limits
+from orthus_jax.serving.app import Server, Settings
+from orthus_jax.serving.chat import Until
+from orthus_jax.serving.pictures import to_base64
+
+pytestmark = pytest.mark.slow
+KEY = "secret"
+LIMITS = Limits(rows=3, guides=3, slots=256, positions=8, queue=4, preview_rows=1)
+
+
+@pytest.fixture(scope="module")
+def lively():
+  return tiny.lively_model()
+
+
+@pytest.fixture(scope="module")
+def server(lively):
+  engine = Engine(lively, LIMITS)
+  engine.start()
+  server = Server(engine, Settings(name="tiny", api_key=KEY, max_body=1 << 20, body_seconds=1.0, seconds=120.0))
+  server.ready = True
+  listening = socket.socket()
+  listening.bind(("127.0.0.1", 0))
+  http = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", lifespan="off"))
+  thread = threading.Thread(target=lambda: asyncio.run(http.serve([listening])), daemon=True)
+  thread.start()
+  server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+  yield server
+  http.should_exit = True
+  thread.join(10)
+  engine.close()
+
+
+@pytest.fixture
+def client(server):
+  return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
+
+
+@pytest.fixture
+def http(server):
+  with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as client:
+    yield client
+
+
+def picture():
+  return tiny.TinySource()[0].images[0].pixels
+
+
+def pixels(b64):
+  return np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(b64.partition(",")[2] or b64))))
+
+
+def like(a, b):
+  return np.abs(np.asarray(a).astype(int) - np.asarray(b).astype(int)).max() <= 1
+
+
+def asked(text="what is it?", shown=None, **more):
+  content = [{"type": "text", "text": text}]
+  if shown is not None:
+    content.insert(0, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{to_base64(shown)}"}})
+  return dict(model="tiny", messages=[{"role": "user", "content": content}], **more)
+
+
+def test_the_official_client_chats(client, lively):
+  assert [m.id for m in client.models.list().data] == ["tiny"]
+  ask = asked(shown=picture(), seed=3, max_tokens=12, extra_body={"respond": "text"})
+  said = client.chat.completions.create(**ask)
+  prompt = document(picture(), "what is it?")
+  how = lively.config.sampling.__class__(**{**vars(lively.config.sampling), "max_new_tokens": 12})
+  offline = lively.generate([prompt], respond="text", sampling=how, seeds=[3])[0]
+  assert said.choices[0].message.content.strip() == " ".join(s.text for s in offline.response().texts).strip()
+  assert said.usage.completion_tokens <= 12 and said.usage.prompt_tokens > 16
+  assert said.choices[0].finish_reason in ("stop", "length")
+  chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+  told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+  assert told == said.choices[0].message.content and chunks[-1].usage.completion_tokens == said.usage.completion_tokens
+  assert len(chunks) > 3  # as it comes
+
+
+def test_pictures_of_a_conversation_come_as_parts_and_go_back(client, lively):
+  first = client.chat.completions.create(**asked("draw a red box", seed=1, extra_body={"respond": "image", "guidance": 2.0}))
+  message = first.choices[0].message
+  drawn = pixels(message.images[0]["image_url"]["url"])
+  how = lively.config.sampling.__class__(**{**vars(lively.config.sampling), "guidance": 2.0})
+  offline = lively.generate([document("draw a red box")], respond="image", sampling=how, seeds=[1])[0]
+  assert like(drawn, offline.images[-1].pixels)
+  messages = [
+      *asked("draw a red box")["messages"], message.model_dump(exclude_none=True), {"role": "user", "content": "what is it?"}
+  ]  # fmt: skip
+  second = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5, extra_body={"respond": "text"})
+  assert second.usage.prompt_tokens > first.usage.prompt_tokens + 16  # the picture is among it
+
+
+def test_several_choices_have_seeds_of_their_own_and_a_stop_ends_one(client):
+  ask = asked("two", max_tokens=20, temperature=1.0, extra_body={"respond": "text"})
+  both = client.chat.completions.create(**ask, seed=5, n=2).choices
+  alone = client.chat.completions.create(**ask, seed=6).choices[0].message.content
+  assert both[1].message.content == alone and both[0].message.content != alone
+  cut = alone[3:5]
+  stopped = client.chat.completions.create(**ask, seed=6, stop=[cut]).choices[0]
+  assert stopped.message.content == alone[: alone.index(cut)] and stopped.finish_reason == "stop"
+
+
+def test_pictures_are_drawn_and_edited(client):
+  drawn = client.images.generate(model="tiny", prompt="draw a red box", n=2, response_format="b64_json", extra_body={"seed": 1})
+  again = client.images.generate(model="tiny", prompt="draw a red box", extra_body={"seed": 2})
+  first, second = (pixels(d.b64_json) for d in drawn.data)
+  assert first.shape == (8, 8, 3) and not like(first, second) and like(second, pixels(again.data[0].b64_json))
+  file = io.BytesIO(base64.b64decode(drawn.data[0].b64_json))
+  edited = client.images.edit(model="tiny", image=("a.png", file), prompt="make it blue", extra_body={"seed": 1})
+  assert pixels(edited.data[0].b64_json).shape == (8, 8, 3)
+  events = list(client.images.generate(
+      model="tiny", prompt="draw a red box", stream=True, partial_images=1, extra_body={"seed": 1}
+  ))  # fmt: skip
+  assert [e.type for e in events] == ["image_generation.partial_image", "image_generation.completed"]
+  assert like(pixels(events[-1].b64_json), first)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "message"),
+    [
+        ("chat/completions", dict(messages=[]), 400, "messages must hold at least one message"),
+        ("chat/completions", asked(shape=3), 400, "unknown field 'shape'"),
+        ("chat/completions", asked(gidance=3), 400, "did you mean 'guidance'?"),
+        ("chat/completions", asked(temperature="hot"), 400, "temperature='hot' isn't a number"),
+        ("chat/completions", asked(guidance=-1.0), 400, "guidance"),
+        ("chat/completions", asked(n=99), 400, "n=99 must be from 1 to 16"),
+        ("chat/completions", asked(steps=77), 400, "solver and steps must be one of those"),
+        ("chat/completions", asked(tools=[{"type": "function"}]), 400, "isn't served: leave it out"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}]}, 400, "no address is fetched"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}, 400, "messages[0].content[0]"),
+        ("images/generations", dict(prompt=" "), 400, "prompt must say what to draw"),
+        ("images/generations", dict(prompt="a", size="1024x1024"), 400, "draws 8x8 alone"),
+        ("images/generations", dict(prompt="a", response_format="url"), 400, "only b64_json is"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_served_is_told_in_the_apis_own_form(http, path, body, status, message):
+  answer = http.post(f"/v1/{path}", json=body)
+  error = answer.json()["error"]
+  assert answer.status_code == status and message in error["message"] + str(error["param"]), error
+  assert error["type"] == "invalid_request_error"
+
+
+def test_limits_of_a_request(http, server):
+  assert http.post("/v1/chat/completions", content=b"{" * 10).json()["error"]["message"].startswith("the body isn't JSON")
+  assert http.post("/v1/chat/completions", content=b"x" * (2 << 20)).status_code == 413
+  assert http.get("/v1/nothing").json()["error"]["message"].startswith("there is no /v1/nothing: POST /v1/chat")
+  assert http.get("/v1/chat/completions").status_code == 405
+  assert httpx.get(f"{server.url}/v1/models").status_code == 401
+  assert httpx.post(f"{server.url}/v1/images/generations", json={}, headers={"Authorization": "Bearer no"}).status_code == 401
+  assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
+  bomb = io.BytesIO()
+  PIL.Image.new("1", (8000, 8000)).save(bomb, "PNG")  # 64 million pixels in few bytes
+  url = f"data:image/png;base64,{base64.b64encode(bomb.getvalue()).decode()}"
+  body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}]}
+  assert "make it smaller" in http.post("/v1/chat/completions", json=body).json()["error"]["message"]
+
+
+def test_half_a_request_is_not_waited_for_and_idle_connections_keep_nobody_out(http, server):
+  host, port = server.url.removeprefix("http://").split(":")
+  idle = [socket.create_connection((host, int(port))) for _ in range(100)]
+  half = socket.create_connection((host, int(port)))
+  half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{")
+  assert http.post("/v1/images/generations", json={"prompt": "red"}).status_code == 200
+  half.settimeout(20)
+  assert b"408" in half.recv(100)
+  for connection in (*idle, half):
+    connection.close()
+
+
+def test_a_closed_connection_frees_its_row_and_a_full_queue_says_when_to_come_again(http, server):
+  body = asked("two", stream=True, max_tokens=200, respond="text", n=3)
+  with http.stream("POST", "/v1/chat/completions", json=body) as answer:
+    next(answer.iter_lines())
+    assert server.engine.load.rows == 3
+    # All rows are taken: four wait, and one more is one too many.
+    full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=5))
+    assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
+  by = time.monotonic() + 30
+  while server.engine.load.rows or server.engine.load.waiting:
+    assert time.monotonic() < by, server.engine.load
+    time.sleep(0.05)
+
+
+def test_metrics_count_what_was_asked(http):
+  text = http.get("/metrics").text
+  assert 'orthus_requests_total{path="/v1/images/generations",status="200"}' in text
+  for name in ("orthus_queue 0.0", "orthus_rows 0.0", "orthus_pictures_total", "orthus_request_seconds_bucket"):
+    assert name in text, text
+  assert 'orthus_failures_total{reason="bad request"}' in text
+
+
+def test_what_may_begin_a_stop_is_held_back():
+  until = Until(["END", "."])
+  assert [until.add(t) for t in ("a E", "Nb", " EN", "Dc", "more")] == ["a ", "ENb", " ", "", ""] and until.met
+  until = Until(["END"])
+  assert until.add("x EN") == "x " and until.add("", last=True) == "EN"
+
+
+def test_an_answer_that_takes_too_long_is_ended(lively):
+  engine = Engine(lively, LIMITS)
+  engine.start()
+  server = Server(engine, Settings(seconds=0.001))
+  server.ready = True
+
+  async def ask():
+    transport = httpx.ASGITransport(app=server.app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
+      answer = await client.post("/v1/chat/completions", json=asked("two", max_tokens=200, respond="text"))
+      return answer.status_code, json.loads(answer.text)
+
+  status, body = asyncio.run(ask())
+  assert status == 504 and body["error"]["message"] == "it took too long"
+  engine.close()
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--host=0.0.0.0"], "lets others in: set ORTHUS_API_KEY (or --api-key), or say --open"),
+    (["--port=1"], "can't be listened at"),
+    (["--rows=0"], "--rows"),
+])  # fmt: skip
+def test_a_server_that_cannot_start_says_so_in_a_line(arguments, message, capsys, monkeypatch):
+  monkeypatch.delenv("ORTHUS_API_KEY", raising=False)
+  monkeypatch.setattr(socket.socket, "bind", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+  assert cli.main(["serve", "run", *arguments]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+def test_a_signal_lets_what_runs_finish_and_the_command_ends_with_0(orthus, tmp_path):
+  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"ORTHUS_API_KEY": KEY}
+  options = ["--port=0", "--no-compile", "--rows=2", "--positions=4"]
+  command = [sys.executable, "-m", "orthus_jax.cli", "serve", str(orthus), *options]
+  with (tmp_path / "log").open("w") as log:
+    process = subprocess.Popen(command, env=environment, stderr=log)
+  try:
+    url = _line(tmp_path / "log", process, r"serving orthus at (http://\S+)/v1")
+    with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {KEY}"}, timeout=120) as client:
+      body = asked("two", stream=True, max_tokens=40, respond="text")
+      with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        next(lines)
+        process.send_signal(signal.SIGTERM)
+        assert list(lines)[-2:] == ["data: [DONE]", ""]
+    assert process.wait(60) == 0
+  finally:
+    process.kill()
+  assert KEY not in (tmp_path / "log").read_text()
+
+
+def _line(path, process, pattern):
+  by = time.monotonic() + 120
+  while not (found := re.search(pattern, path.read_text())):
+    assert process.poll() is None and time.monotonic() < by, path.read_text()
+    time.sleep(0.1)
+  return found[1]
