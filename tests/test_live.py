@@ -128,7 +128,7 @@ def test_a_lane_of_what_was_given_up_guides_no_one(model, engine):
 
 
 def test_a_deadline_ends_a_request_wherever_it_is(model, engine):
-  slow = [engine.submit(long(model), seconds=0.3) for _ in range(4)]
+  slow = [engine.submit(long(model), seconds=0.01) for _ in range(4)]
   assert {end(t).reason for t in slow} == {"it took too long"}
   wait_for(lambda: engine.load.rows == 0)
 

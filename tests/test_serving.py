@@ -24,6 +24,7 @@ import uvicorn
 from orthus_jax import cli
 from orthus_jax.data.documents import document
 from orthus_jax.inference.live import Engine, Limits
+from orthus_jax.inference.scheduler import Scheduler
 from orthus_jax.serving.app import Server, Settings
 from orthus_jax.serving.chat import Until
 from orthus_jax.serving.pictures import to_base64
@@ -195,11 +196,15 @@ def test_half_a_request_is_not_waited_for_and_idle_connections_keep_nobody_out(h
     connection.close()
 
 
-def test_a_closed_connection_frees_its_row_and_a_full_queue_says_when_to_come_again(http, server):
+def test_a_closed_connection_frees_its_row_and_a_full_queue_says_when_to_come_again(http, server, monkeypatch):
+  step = Scheduler.step
+  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: time.sleep(0.3) or step(*args, **options))
   body = asked("two", stream=True, max_tokens=200, respond="text", n=3)
   with http.stream("POST", "/v1/chat/completions", json=body) as answer:
     next(answer.iter_lines())
-    assert server.engine.load.rows == 3
+    by = time.monotonic() + 30
+    while server.engine.load.rows < 3:
+      assert time.monotonic() < by, server.engine.load
     # All rows are taken: four wait, and one more is one too many.
     full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=5))
     assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
