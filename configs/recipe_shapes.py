@@ -60,7 +60,7 @@ def get_config(arg: str = "post") -> ConfigDict:
 def _tokenizer() -> ConfigDict:
   config = shapes_tokenizer.get_config()
   config.data.documents = _DOCUMENTS
-  config.run.steps = 2500
+  config.run.steps = 4000
   return config
 
 
@@ -86,7 +86,7 @@ def _chameleon() -> ConfigDict:
 
 
 def _base() -> ConfigDict:
-  config = _model("", steps=1000, learning_rate=4e-3, kinds=(("copy", 1.0), ("caption_to_image", 0.3)))
+  config = _model("", steps=700, learning_rate=4e-3, kinds=(("copy", 1.0), ("caption_to_image", 0.3)))
   config.model.transformer.text_loss_weight = 0.0
   config.data.caption_dropout = 0.1
   config.optimizer.trainable = _BASE
@@ -107,11 +107,11 @@ def _post() -> ConfigDict:
 
 
 def _edit() -> ConfigDict:
-  return _model("", steps=500, learning_rate=3e-3, kinds=(("edit", 1.0), ("copy", 0.2)))
+  return _model("", steps=400, learning_rate=3e-3, kinds=(("edit", 1.0), ("copy", 0.2)))
 
 
 def _story() -> ConfigDict:
-  return _model("", steps=500, learning_rate=3e-3, kinds=(("story", 1.0), ("caption_to_image", 0.2)))
+  return _model("", steps=400, learning_rate=3e-3, kinds=(("story", 1.0), ("caption_to_image", 0.2)))
 
 
 STAGES = {
