@@ -75,6 +75,7 @@ def run(model, name, data, out, *, template=BARE, progress=None, **changes):
   )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_pictures_lie_as_geneval_reads_them_and_a_stopped_run_goes_on_to_the_same(lively, geneval, tmp_path):
   whole = run(lively, "geneval", geneval, tmp_path / "whole")
   assert whole.answered == 8 and not whole.failed
@@ -267,6 +268,7 @@ def test_files_of_one_name_are_all_in_the_digest(tmp_path):
   assert found[0]["files"] == 2 and len({d["sha256"] for d in found}) == 3
 
 
+@pytest.mark.slow
 def test_answers_become_each_benchmarks_own_files(lively, pope, mme, tmp_path, caplog):
   outcome = run(lively, "pope", pope, tmp_path / "pope")
   assert outcome.answered == 3 and [name for name, _ in outcome.failed] == ["coco_pope_popular/2"]
@@ -284,6 +286,7 @@ def test_answers_become_each_benchmarks_own_files(lively, pope, mme, tmp_path, c
   assert all(line.count("\t") == 3 for p in outcome.files.iterdir() for line in p.read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_numbers_and_names_of_vqav2_and_gqa_are_kept(lively, tmp_path):
   folder = tmp_path / "vqa"
   save(folder / "val2014" / "COCO_val2014_000000000042.jpg")
@@ -303,6 +306,7 @@ def test_numbers_and_names_of_vqav2_and_gqa_are_kept(lively, tmp_path):
   assert [r["questionId"] for r in json.loads(found.read_text())] == ["0001"]
 
 
+@pytest.mark.slow
 def test_mmmus_pictures_stand_where_a_question_names_them(lively, tmp_path):
   save(tmp_path / "a.png")
   data = (tmp_path / "a.png").read_bytes()

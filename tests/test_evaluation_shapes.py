@@ -157,7 +157,7 @@ def test_size_is_scored_apart_for_single_objects():
   two, _ = shapes_judge.picture(detector.detect(drawn(RED, Thing("square", "blue", "large", "right"))), meta)
   assert two["single_object"] == (1.0, 1.0) and two["single_object_exact"] == (0.0, 1.0)
   blue, reason = shapes_judge.picture(detector.detect(drawn(Thing("circle", "blue", "small", "top left"))), meta)
-  assert blue["single_object"] == (0.0, 1.0) and "color=red" in reason
+  assert blue["single_object"] == (0.0, 1.0) and "found 0 red; and 1 blue" in reason
   assert blue["single_object_shape"] == blue["single_object_place"] == (1.0, 1.0)
   assert blue["single_object_color"] == (0.0, 1.0)
 
