@@ -54,6 +54,8 @@ def get_config(arg: str = "post") -> ConfigDict:
       config.model.transformer.update(layers=1, scan_unroll=1)
       config.run.report = False
       config.data.later_kinds = ()
+    else:
+      config.tokenizer_loss.held_out = 16  # and it is scored on these alone
   return config
 
 
