@@ -144,9 +144,10 @@ def test_geneval_results_that_are_none(rows, message, tmp_path):
 @pytest.mark.parametrize(
     "found, message",
     (
-        ({"objects": [{"bbox": [0, 0, 1, 1]}]}, "what was found in 00001/samples/0000.png .*'class' is missing"),
+        ({"objects": [{"bbox": [0, 0, 1, 1]}]}, "found.json: what was found in 00001/samples/0000.png .*'class' is missing"),
         ({"objects": [{"class": "kite", "bbox": [0, 0, 1]}]}, "bbox is .0, 0, 1., not x0, y0, x1, y1"),
         ({"objects": [{"class": "kite", "bbox": "abcd"}]}, "isn't a list of class, bbox and score"),
+        ({"objects": [{"class": "kite", "bbox": [0, 0, 1, 10**400]}]}, "isn't a list of class, bbox and score: int too large"),
         ({}, "isn't a list of class, bbox and score"),
         (3, "isn't a list of class, bbox and score"),
         (["kite"], "isn't a list of class, bbox and score"),
@@ -302,9 +303,10 @@ def test_dpg_partial_doubled_and_unknown_pictures_are_named(tmp_path):
   whole = dpg_changed(tmp_path).scores
   partial = dpg_changed(tmp_path, detail=lambda t: t[: t.index("Is this a flat drawing?, no\nimages/two_kites.png, (8, 0")])
   assert "two_kites.png" in noted(partial, "1 pictures lack answers") and partial.counts["score"] == 2
+  assert partial.notes[1].startswith("a partial result: 1 pictures lack answers")
   assert "result_detail.txt:37: the last line is broken off" in partial.notes[0]
   none = dpg_changed(tmp_path, detail=lambda t: "".join(x for x in t.splitlines(True) if "two_kites" not in x))
-  assert "two_kites" in noted(none, "1 of 3 items have no picture")
+  assert "two_kites" in noted(none, "1 of 3 items have no picture") and none.notes[0].startswith("a partial result")
   twice = dpg_changed(tmp_path, detail=lambda t: t.replace(", yes", ", no") + t)
   assert twice.scores == whole and "2 times" in noted(twice, "3 pictures answered more than once")
   unknown = dpg_changed(tmp_path, detail=lambda t: t + "images/x.png, (0, 0, 8, 8), Is it?, yes\n")
@@ -319,7 +321,7 @@ def test_dpg_partial_doubled_and_unknown_pictures_are_named(tmp_path):
     ({"csv": lambda t: t.replace("Is there a drum?", "Is there a fife?")}, "result_detail.txt:1: .*question 1"),
     ({"detail": lambda t: t.replace("(0, 0, 8, 8), ", "", 1)}, "result_detail.txt:1: isn't a picture"),
     ({"detail": lambda t: t.splitlines(True)[0] + t}, "result_detail.txt:3: 'Is there a drum\\?, no'|result_detail.txt:2: "),
-    ({"detail": lambda t: ""}, "not one picture has all its answers: 3 of 3 items"),
+    ({"detail": lambda t: ""}, "not one picture has all its answers: a partial result: 3 of 3 items"),
 ])  # fmt: skip
 def test_dpg_files_that_are_none(change, message, tmp_path):
   with pytest.raises(BadRequest, match=message):
@@ -425,15 +427,18 @@ HARMED = [
     ("wise", "legacy/short_scores.jsonl", "legacy/short_scores.jsonl", {"category": "culture"}),
     ("wise", "verified/short_scores.jsonl", "verified/short_scores.jsonl", {"category": "culture"}),
     ("geneval", "results.jsonl", "results.jsonl", {}), ("ip2p", "embeddings.npz", "embeddings.npz", {}),
+    ("geneval", "detections.json", "images", {"detections": "detections.json"}),
+    ("geneval", "images/00007/metadata.jsonl", "images", {"detections": "detections.json"}),
     ("fid", "features.npz", "features.npz", {"array": "a", "reference_array": "b", "num_subsets": 1}),
 ]
-MADE = [b"", b"\n", b"\t", b"\xff", b"\r", b"yes", b"{}", b"\x00", b'"', b", ", b"null", b"1e999", b"-1", b"0", b"[", b"'"]
+MADE = [b"", b"\n", b"\t", b"\xff", b"\r", b"yes", b"{}", b"\x00", b'"', b", ", b"null", b"1e999", b"-1", b"0", b"[", b"'",
+        b"9" * 400]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def copies(tmp_path_factory):
   folder = tmp_path_factory.mktemp("golden") / "benchmarks"
-  shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("gqa", "mm*", "pope", "vqav2", "images", "modes"))
+  shutil.copytree(GOLDEN, folder, ignore=shutil.ignore_patterns("gqa", "mm*", "pope", "vqav2", "modes"))
   for version in ("legacy", "verified"):
     shutil.copy(wise_file(version, "culture"), folder / "wise" / version / "short_scores.jsonl")
   return folder
@@ -449,6 +454,7 @@ def test_no_content_of_a_file_is_a_traceback(copies, data):
   j = min(i + data.draw(st.sampled_from([0, 1, 3, 20, len(original)])), len(original))
   try:
     file.write_bytes(original[:i] + data.draw(st.sampled_from(MADE)) + original[j:])
+    options = {k: copies / name / v if k == "detections" else v for k, v in options.items()}
     score = registry.scorer(name)(copies / name / path, **options)
     json.dumps(score.to_json(), allow_nan=False)
     json.dumps(score.rows, allow_nan=False)

@@ -61,7 +61,7 @@ def score(
       detail = beside
     pictures = dpg_bench_files.read_detail(reading.existing(detail, "DPG-Bench's answers, *_detail.txt"), tool, notes)
   pic_num = pic_num or max((len(p.quarters) for p in pictures), default=4)
-  _told(path, pictures, tool, file, notes)
+  _told(path, pictures, tool, notes)
   judged, rows = _as_the_tool(path, pictures, tool, pic_num, notes)
   if not judged:
     raise BadRequest(f"{path}: not one picture has all its answers: {_why(notes)}")
@@ -79,7 +79,7 @@ def _why(notes: Notes) -> str:
   return "; ".join(notes.lines()) or "the folder is empty"
 
 
-def _told(path: Path, pictures: Sequence[Picture], items: Items, file: Path, notes: Notes) -> None:
+def _told(path: Path, pictures: Sequence[Picture], items: Items, notes: Notes) -> None:
   """Names items without a picture, and answers that are nearly yes."""
   there: dict[str, str] = {}
   for p in pictures:
@@ -89,15 +89,15 @@ def _told(path: Path, pictures: Sequence[Picture], items: Items, file: Path, not
     for answer in (a for quarter in p.quarters for a in quarter.values()):
       if answer != "yes" and answer.strip(" .").lower() == "yes":
         notes.add('answers that are "yes" but for case, blanks or a full stop, counted as no', path, name=p.name)
-  for item in items:
-    if item not in there:
-      notes.add(f"of {len(items):,} items have no picture, and count for nothing", file, name=item)
+  if lacking := [item for item in items if item not in there]:
+    notes.say(f"a partial result: {len(lacking):,} of {len(items):,} items have no picture, and count for nothing: "
+              f"{_named(lacking)}")  # fmt: skip
 
 
 def _as_the_tool(
     path: Path, pictures: Sequence[Picture], items: Items, pic_num: int, notes: Notes
 ) -> tuple[_Judged, list[dict[str, Any]]]:
-  judged, rows = [], []
+  judged, rows, lacking = [], [], []
   for picture in pictures:
     questions = items.get(picture.item)
     if questions is None:
@@ -115,14 +115,20 @@ def _as_the_tool(
                 name=f"{picture.name}, question {e}")  # fmt: skip
       continue
     if len(means) < pic_num:
-      notes.add("pictures lack answers, and are left out", path, name=picture.name)
+      lacking.append(picture.name)
       continue
     last = picture.quarters[pic_num - 1]
     judged.append((sum(means) / len(means), [(q.category, float(last[n] == "yes")) for n, q in questions.items()]))
     answers = {str(n): [quarter[n] for quarter in picture.quarters[:pic_num]] for n in questions}
     rows.append({"picture": picture.name, "item": picture.item, "grid_scores": means, "average": judged[-1][0],
                  "answers": answers})  # fmt: skip
+  if lacking:
+    notes.say(f"a partial result: {len(lacking):,} pictures lack answers, and are left out: {_named(lacking)}")
   return judged, rows
+
+
+def _named(names: Sequence[str]) -> str:
+  return f"{', '.join(names[:3])}{', …' if len(names) > 3 else ''}"
 
 
 def _straight(path: Path, pictures: Sequence[Picture], items: Items, pic_num: int, notes: Notes) -> _Judged:

@@ -193,12 +193,12 @@ def _finder(folder: Path, judge: str | Judge | None, detections: str | Path | No
       if relative not in known:
         raise BadRequest(f"{file} has no detections of {relative}: name its pictures by their path below {folder}")
       found = known[relative]
-      return _detections(found.get("objects") if isinstance(found, dict) else found, relative, notes)
+      return _detections(found.get("objects") if isinstance(found, dict) else found, file, relative, notes)
 
     return look_up
   called = load_judge(judge) if isinstance(judge, str) else judge
   assert called is not None
-  return lambda relative, picture: _detections(called(images_lib.load_image(picture)), relative, notes)
+  return lambda relative, picture: _detections(called(images_lib.load_image(picture)), picture, relative, notes)
 
 
 def load_judge(judge: str) -> Judge:
@@ -217,31 +217,32 @@ def load_judge(judge: str) -> Judge:
   return found
 
 
-def _detections(found: Any, where: str, notes: Notes) -> list[Detection]:
-  """Detections as the rules want them; `where` is their picture."""
+def _detections(found: Any, file: Path, picture: str, notes: Notes) -> list[Detection]:
+  """Detections as the rules want them; `file` is what they were found in."""
+  wanted = f"{file}: what was found in {picture} isn't a list of class, bbox and score"
   try:
     result = []
     for o in found:
       box = tuple(float(v) for v in o["bbox"])
       if len(box) != 4 or not np.isfinite(box).all():
         raise ValueError(f"bbox is {str(o['bbox'])[:60]}, not x0, y0, x1, y1")
-      color = o.get("color") or functools.partial(_no_color, where, notes)
+      color = o.get("color") or functools.partial(_no_color, file, picture, notes)
       if isinstance(color, str):
         color = color.split(">", 1)[0]  # "orange>red": the surer ahead of the next
       more = {k: o[k] for k in geneval_rules.EXTRA if k in o}
       result.append(Detection(str(o["class"]), box, float(o.get("score", 1.0)), color, more))
     return result
   except KeyError as e:
-    raise BadRequest(f"what was found in {where} isn't a list of class, bbox and score: {e} is missing") from e
-  except (TypeError, ValueError, AttributeError) as e:
-    raise BadRequest(f"what was found in {where} isn't a list of class, bbox and score: {e}") from e
+    raise BadRequest(f"{wanted}: {e} is missing") from e
+  except (TypeError, ValueError, AttributeError, OverflowError) as e:
+    raise BadRequest(f"{wanted}: {e}") from e
 
 
-def _no_color(where: str, notes: Notes) -> str:
+def _no_color(file: Path, picture: str, notes: Notes) -> str:
   """What a classifier that finds all colours alike says."""
   first = geneval_rules.COLORS[0]
   what = f"things without a color where one is asked for, taken for {first}, the first of GenEval's colours"
-  notes.add(what, Path(where), name=where)
+  notes.add(what, file, name=picture)
   return first
 
 
