@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 
+import jax
 import numpy as np
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.inference import live
 from orthus_jax.inference.live import Engine, Full, Limits
 from orthus_jax.inference.requests import Request
-from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
+from orthus_jax.inference.responses import Drawn, Failed, Finished, Preview, TextPiece
 
 pytestmark = pytest.mark.slow
 LIMITS = Limits(rows=3, guides=3, slots=256, positions=4, queue=4)
@@ -85,6 +86,52 @@ def test_each_gets_what_it_gets_offline_whenever_it_joins(model, engine):
     told = "".join(e.text for e in events if isinstance(e, TextPiece))
     assert told.strip() == " ".join(s.text for s in events[-1].document.response().texts).strip()
   assert (engine.load.waiting, engine.load.rows, engine.load.guides) == (0, 0, 0)
+
+
+def test_text_behind_a_picture_is_told_behind_it(model):
+  engine = Engine(model, LIMITS)
+  engine.model = tiny.eager_to_draw(model, document("two"))
+  engine._start_anew()
+  engine.start()
+  how = dataclasses.replace(model.config.sampling, guidance=1.0, max_new_tokens=60)
+  events = list(engine.submit(Request(document("two"), sampling=how)).events(120))
+  told = [
+      e.text.strip() if isinstance(e, TextPiece) else e.pixels for e in events if isinstance(e, TextPiece | Drawn)
+  ]  # fmt: skip
+  segments = events[-1].document.response().segments
+  assert sum(hasattr(s, "pixels") for s in segments) >= 1 and any(hasattr(s, "text") for s in segments)
+  joined: list = []  # pieces of one text are one
+  for t in told:
+    if isinstance(t, str) and joined and isinstance(joined[-1], str):
+      joined[-1] += t
+    elif not isinstance(t, str) or t:
+      joined.append(t)
+  for a, b in zip(joined, segments, strict=True):
+    if isinstance(a, str):
+      assert a.replace(" ", "") == b.text.replace(" ", "")
+    else:
+      assert np.array_equal(a, b.pixels)
+  engine.close()
+
+
+def test_no_request_waits_for_a_program_that_was_compiled_ahead(model, caplog):
+  engine = Engine(model, Limits(rows=5, guides=4, slots=192, positions=7))  # of no other test, so that nothing is there
+  done = []
+  engine.compile(lambda n, total: done.append((n, total)))
+  assert done[-1][0] == done[-1][1] == len(done)
+  engine.start()
+  pixels = tiny.TinySource()[0].images[0].pixels
+  with jax.log_compiles(), caplog.at_level("WARNING"):
+    for n in (1, 4):  # alone, and several at once
+      tickets = [
+          engine.submit(Request(d, respond=r, seed=s))
+          for s in range(n)
+          for d, r in ((document("red"), "text"), (document("a box"), "image"), (document(pixels, "blue"), "image"))
+      ][:4]  # fmt: skip
+      assert all(isinstance(end(t), Finished) for t in tickets)
+  compiled = [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
+  assert not compiled, compiled
+  engine.close()
 
 
 def test_a_request_begins_to_speak_within_two_calls_of_joining(model, engine):

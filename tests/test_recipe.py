@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from orthus_jax.config.command_line import load_config
+from orthus_jax.evaluation import recipe
 from orthus_jax.training.checkpoints import agreement, workdir as checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,7 @@ def stages():
 
 def test_each_stage_can_begin_with_the_one_before():
   configs = stages()
+  assert list(recipe.STAGES) == list(configs)  # those that the page tells of
   assert re.findall(r"^stage (\w+) ", SCRIPT.read_text(), re.M) == list(configs)
   for before, after in (("base", "post"), ("base", "edit"), ("base", "story")):
     assert agreement.other_model(configs[before], configs[after])[0] == []

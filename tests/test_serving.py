@@ -157,6 +157,8 @@ def test_pictures_are_drawn_and_edited(client):
             {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}]}, 400, "no address is fetched"),
         ("chat/completions", {"messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}, 400, "messages[0].content[0]"),
+        ("chat/completions", {"messages": [{"role": "assistant", "images": 3}]}, 400, "must be a list of parts"),
+        ("chat/completions", {"messages": [{"role": "assistant", "parts": "ab"}]}, 400, "must be a list of parts"),
         ("images/generations", dict(prompt=" "), 400, "prompt must say what to draw"),
         ("images/generations", dict(prompt="a", size="1024x1024"), 400, "draws 8x8 alone"),
         ("images/generations", dict(prompt="a", response_format="url"), 400, "only b64_json is"),
@@ -212,6 +214,20 @@ def test_a_closed_connection_frees_its_row_and_a_full_queue_says_when_to_come_ag
   while server.engine.load.rows or server.engine.load.waiting:
     assert time.monotonic() < by, server.engine.load
     time.sleep(0.05)
+
+
+def test_who_goes_before_the_first_picture_gives_it_up(http, server, monkeypatch):
+  step, on = Scheduler.step, threading.Event()
+  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(60) and step(*args, **options))
+  try:
+    with pytest.raises(httpx.ReadTimeout):
+      http.post("/v1/images/generations", json={"prompt": "a box", "stream": True}, timeout=0.5)
+    by = time.monotonic() + 20
+    while not server.engine._given_up:  # though nothing has come of it yet
+      assert time.monotonic() < by
+      time.sleep(0.05)
+  finally:
+    on.set()
 
 
 def test_metrics_count_what_was_asked(http):

@@ -59,6 +59,7 @@ def main(options: argparse.Namespace) -> int:
   paths.check_writable(out / "score.json", option="--out", file=True)
   common.initialize()
 
+  from orthus_jax.data.sources import registry as sources
   from orthus_jax.evaluation import shapes_geneval
   from orthus_jax.evaluation.benchmarks import geneval
   from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
@@ -75,7 +76,7 @@ def main(options: argparse.Namespace) -> int:
     geneval.load_judge(judge)
   if own_world:  # its captions are told as GenEval's, beside the pictures
     model = model_lib.load(options.run)
-    data = shapes_geneval.export(_captions(model.config), out)
+    data = shapes_geneval.export(sources.open_world(model.config), out)
   images = Path(options.images) if options.images else None
   task = registry.task(options.benchmark, data, template, samples=options.samples, images=images)
   model = model or model_lib.load(options.run)
@@ -113,14 +114,3 @@ def main(options: argparse.Namespace) -> int:
     print(f"not scored: {scored}")
   print(f"{outcome.answered:,} of {asked:,} answered: {outcome.files}")
   return 0
-
-
-def _captions(config: Any) -> Any:
-  """The built-in world's test split, whatever the model was trained on."""
-  from orthus_jax.data.sources import registry as sources
-
-  path = config.data.path if config.data.source == "shapes" else ""
-  source = sources.open_source(
-      dataclasses.replace(config, data=dataclasses.replace(config.data, source="shapes", path=path)), "test"
-  )
-  return (source[n] for n in range(len(source)))

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from orthus_jax import files, paths
 from orthus_jax.commands import benchmark, common, sampling
-from orthus_jax.config import Config
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
 from orthus_jax.progress import bar
@@ -86,7 +85,7 @@ def main(argv: Sequence[str]) -> int:
   _check(out)
   model = model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
-  documents = sources.open_source(_data_config(model.config, options.data), options.split)
+  documents = sources.open_world(model.config, options.split, options.data)
   result = shapes.evaluate(
       model, documents, limits=limits, sampling=how, seed=options.seed, progress=bar("evaluating")
   )
@@ -115,11 +114,3 @@ def _check(folder: Path) -> None:
   paths.check_writable(folder, option="--out")
   for name in ("evaluation.json", "worst.html"):
     paths.check_writable(folder / name, option="--out", file=True)
-
-
-def _data_config(config: Config, path: str | None) -> Config:
-  """The config with the built-in world for its data, whatever it was trained on."""
-  there = config.data.path if config.data.source == "shapes" else ""
-  return dataclasses.replace(
-      config, data=dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
-  )

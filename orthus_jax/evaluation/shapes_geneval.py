@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from orthus_jax import files
-from orthus_jax.data.documents import Document
+from orthus_jax.data.documents import Source
 from orthus_jax.data.shapes import detector
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest
@@ -48,14 +48,14 @@ def verdict(found: Sequence[detector.Detection], metadata: Any) -> tuple[bool, s
   return right, reason.replace("\n", "; ")
 
 
-def export(documents: Iterable[Document | None], folder: Path) -> Path:
+def export(documents: Source, folder: Path) -> Path:
   """Writes the captions of documents as GenEval's list of prompts, tag by tag; returns the file.
 
   Raises:
     BadRequest: if the folder has another list.
   """
   rows: dict[str, list[str]] = {tag: [] for tag in TAGS}
-  for d in documents:
+  for d in (documents[n] for n in range(len(documents))):
     if d is not None and d.kind == "caption_to_image" and d.meta["tag"] in rows:
       kept_fields = {k: d.meta[k] for k in ("tag", "include", "exclude") if k in d.meta}
       rows[d.meta["tag"]].append(json.dumps(kept_fields | {"prompt": d.texts[0].text}))

@@ -15,6 +15,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import shapes, shapes_geneval
+from orthus_jax.evaluation.benchmarks.published import PUBLISHED
 from orthus_jax.evaluation.runs import execute, prompts, registry, scoring
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import check_drawing
@@ -69,7 +70,7 @@ def hook(name: str, config: Config, tokenizer: TextTokenizer, workdir: Path) -> 
     model = Model.create(config, params, tokenizer)
     try:
       figures = (
-          shapes.evaluate(model, _world(config), limits=shapes.Limits.quick()).scores
+          shapes.evaluate(model, sources.open_world(config), limits=shapes.Limits.quick()).scores
           if benchmark == "shapes"
           else _run(model, benchmark, data, workdir / "evaluations" / f"{benchmark}-{step:06d}", step)
       )
@@ -77,15 +78,10 @@ def hook(name: str, config: Config, tokenizer: TextTokenizer, workdir: Path) -> 
       _log.warning("step %d: %s isn't scored: %s", step, benchmark, files.first_line(e))
       return
     writer.evaluation(step, {f"evaluate/{benchmark}/{n}": v for n, v in figures.items()})
-    main = next((n for n in ("geneval_overall", "Overall", "Perception", "mean/f1", "overall", "accuracy") if n in figures), "")
-    _log.info("step %d: %s %s", step, benchmark, f"{main} {figures[main]:.4g}" if main else "isn't scored")
+    main = "geneval_overall" if benchmark == "shapes" else PUBLISHED[benchmark][0]
+    _log.info("step %d: %s %s", step, benchmark, f"{main} {figures[main]:.4g}" if main in figures else "is scored")
 
   return score
-
-
-def _world(config: Config) -> Any:
-  data = config.data if config.data.source == "shapes" else dataclasses.replace(config.data, source="shapes", path="")
-  return sources.open_source(dataclasses.replace(config, data=data), "test")
 
 
 def _run(model: Model, benchmark: str, data: str, out: Path, step: int) -> dict[str, float]:
@@ -93,14 +89,12 @@ def _run(model: Model, benchmark: str, data: str, out: Path, step: int) -> dict[
   if out.exists():  # of a run that stopped, and came to this step again with other weights, perhaps
     shutil.rmtree(out)
   if not data:
-    world = _world(config)
-    data = str(shapes_geneval.export((world[n] for n in range(len(world))), out))
+    data = str(shapes_geneval.export(sources.open_world(config), out))
   samples = None if benchmark in registry.ASKED else 1
   task = registry.task(benchmark, Path(data), prompts.template(template), samples=samples)
   protocol = {"benchmark": benchmark, "step": step, "template": template, "sampling": dataclasses.asdict(config.sampling)}
   outcome = execute.run(model, task, out, sampling=config.sampling, seed=0, protocol=protocol)
   scored = scoring.score(benchmark, task, out, outcome.files, judge=shapes_geneval.JUDGE if benchmark == "geneval" else None)
   if isinstance(scored, str):
-    _log.warning("step %d: %s isn't scored: %s", step, benchmark, scored)
-    return {}
+    raise BadRequest(scored)
   return scored[0].scores

@@ -133,7 +133,8 @@ class Engine:
     self._running: dict[int, Ticket] = {}
     self._given_up: set[int] = set()
     self._number = self._positions = self._calls = self._pictures = 0
-    self._open, self._closing = False, False
+    self._in_use = 0, 0  # rows and guides after the last call, as the scheduler is the engine's thread's alone
+    self._open, self._closing, self._end_by = False, False, 0.0
     self._thread: threading.Thread | None = None
     self._start_anew()
 
@@ -221,10 +222,7 @@ class Engine:
   @property
   def load(self) -> Load:
     with self._changed:
-      return Load(
-          len(self._waiting), self._scheduler.busy, self._scheduler.guides_in_use, self._positions, self._calls,
-          self._pictures,
-      )  # fmt: skip
+      return Load(len(self._waiting), *self._in_use, self._positions, self._calls, self._pictures)
 
   def close(self, *, seconds: float = 0.0) -> None:
     """Takes no more requests, lets those that have come finish for some seconds, and ends.
@@ -257,6 +255,7 @@ class Engine:
         with self._changed:
           self._fail(list(self._running.values()), f"the engine failed: {type(e).__name__}: {e}")
           self._start_anew()
+          self._count()
 
   def _turn(self) -> None:
     with self._changed:
@@ -265,6 +264,7 @@ class Engine:
         ticket, _ = self._waiting.pop(0)
         self._running[ticket.number] = ticket
       others = bool(self._waiting)
+      self._count()
     made = self._scheduler.step(others=others)
     for progress in made:
       ticket = self._running[progress.ticket]
@@ -276,6 +276,10 @@ class Engine:
     for end in self._telling.ended():
       self._end(self._running[end.index], end)
     self._calls += 1
+    self._count()
+
+  def _count(self) -> None:
+    self._in_use = self._scheduler.busy, self._scheduler.guides_in_use
 
   def _drop(self) -> None:
     """Gives up what was cancelled or has run out of time."""

@@ -29,9 +29,7 @@ def chunks(
   Yields:
     (a chunk, where the furthest of its positions may stand).
   """
-  # With full attention within pictures, none of them may be read in two pieces.
-  whole_pictures = config.transformer.image_attention == "full"
-  most = max(_CHUNK, config.vision_tokenizer.patches) if whole_pictures else _CHUNK
+  whole_pictures, most = _whole_pictures(config), _most(config)
   prompts = sorted(prompts, key=lambda item: -len(item[1]))
   for first in range(0, len(prompts), _READ):
     group = prompts[first : first + _READ]
@@ -60,9 +58,7 @@ def chunks(
 
 def sizes(config: ModelConfig, *, lanes: int) -> list[tuple[int, int]]:
   """(A, T) of all programs that read prompts: few, as each takes long to compile."""
-  whole_pictures = config.transformer.image_attention == "full"
-  most = max(_CHUNK, config.vision_tokenizer.patches) if whole_pictures else _CHUNK
-  longest = min(_power(config.transformer.max_positions, 2, at_least=_SHORTEST), most)
+  longest = min(_power(config.transformer.max_positions, 2, at_least=_SHORTEST), _most(config))
   lengths = [T for n in range(32) if (T := _SHORTEST << n) < longest] + [longest]
   return [(4**n, T) for n in range(4) if n == 0 or 4 ** (n - 1) < min(lanes, _READ) for T in lengths]
 
@@ -74,6 +70,16 @@ def empty(config: ModelConfig, A: int, T: int, *, lanes: int, sep: int, pictures
       tokens_AT=np.full((A, T), sep, np.int32), patch_AT=np.full((A, T), -1, np.int32), features_ATC=drawn,
       start_A=np.zeros(A, np.int32), lane_A=np.full(A, lanes, np.int32),
   )  # fmt: skip
+
+
+def _whole_pictures(config: ModelConfig) -> bool:
+  """With full attention within pictures, none of them may be read in two pieces."""
+  return config.transformer.image_attention == "full"
+
+
+def _most(config: ModelConfig) -> int:
+  """Positions that are read at once at most."""
+  return max(_CHUNK, config.vision_tokenizer.patches) if _whole_pictures(config) else _CHUNK
 
 
 def _power(n: int, base: int, *, at_least: int = 1) -> int:

@@ -179,7 +179,7 @@ class Server:
   async def _stream(self, request: Request, events: AsyncIterator[dict[str, Any]], *, named: bool) -> Response:
     """Server-sent events; what fails before the first one is an error as any."""
     path, began = request.url.path, request.state.began
-    first = await anext(events)
+    first = await _while_connected(request, _next(events))
     self.metrics.first.labels(path).observe(time.monotonic() - began)
 
     async def lines() -> AsyncIterator[str]:
@@ -200,6 +200,10 @@ class Server:
         self.metrics.seconds.labels(path).observe(time.monotonic() - began)
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
+  return await anext(events)
 
 
 async def _while_connected(request: Request, work: Any) -> Any:

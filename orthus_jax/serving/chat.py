@@ -87,6 +87,9 @@ def _document(messages: Sequence[Any]) -> Document:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
     if not isinstance(parts, list):
       raise ApiError(400, f"{where}.content must be a text or a list of parts", param=where)
+    for name in ("images", "parts"):
+      if not isinstance(message.get(name) or [], list):
+        raise ApiError(400, f"{where}.{name} must be a list of parts", param=where)
     # A turn of ours that comes back as it was told: its pictures stand beside its text.
     shown = {json.dumps(p, sort_keys=True) for p in parts if isinstance(p, dict)}
     more = [p for p in message.get("images") or [] if json.dumps(p, sort_keys=True) not in shown]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from pathlib import Path
 
 from orthus_jax.config import Config
@@ -36,6 +37,22 @@ _ALL: tuple[type[Layout], ...] = (
     Img2dataset, ParquetTable, JourneyDB, Coco,
 )  # fmt: skip
 LAYOUTS = {layout.name: layout for layout in _ALL}
+
+
+def open_world(config: Config, split: str = "test", path: str | None = None) -> Source:
+  """The built-in world's documents, whatever the config's own data are.
+
+  Args:
+    config: the experiment.
+    split: of the world.
+    path: where it lies; by default where the config says, if its data are the world.
+
+  Raises:
+    BadRequest: if there is no such split.
+  """
+  there = config.data.path if config.data.source == "shapes" else ""
+  data = dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
+  return open_source(dataclasses.replace(config, data=data), split)
 
 
 def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source:

@@ -12,6 +12,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.files import first_line
 
+# What NumPy's readers were seen to raise on files that are cut, changed or of another kind.
 _BROKEN = (ValueError, EOFError, KeyError, TypeError, NotImplementedError, RuntimeError, SyntaxError, MemoryError,
            OverflowError, AttributeError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 

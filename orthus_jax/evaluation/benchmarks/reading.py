@@ -38,15 +38,24 @@ def existing(path: str | Path, what: str, *, folder: bool = False) -> Path:
   return path
 
 
-def only(folder: Path, pattern: str, what: str) -> Path:
+def only(folder: Path, pattern: str, what: str, *, deep: bool = False) -> Path:
   """The one file of a folder whose name is like this.
+
+  Args:
+    folder: where to look; a file is taken as it is.
+    pattern: of the name.
+    what: the file is, for the message.
+    deep: whether to look in the folders below too.
 
   Raises:
     BadRequest: if there is none, or more than one.
   """
-  found = sorted(p for p in folder.glob(pattern) if p.is_file())
+  if folder.is_file():
+    return folder
+  found = sorted(p for p in (folder.rglob if deep else folder.glob)(pattern) if p.is_file())
   if len(found) != 1:
-    names = f"{len(found)} ({', '.join(p.name for p in found[:4])}{', …' if len(found) > 4 else ''})" if found else "none"
+    some = ", ".join(str(p.relative_to(folder)) for p in found[:4])
+    names = f"{len(found)} ({some}{', …' if len(found) > 4 else ''})" if found else "none"
     raise BadRequest(f"{folder} must hold one {pattern}, {what}, and holds {names}: name the file")
   return found[0]
 

@@ -9,17 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax import files
-from orthus_jax.data.documents import Document
+from orthus_jax.data import images as images_lib
+from orthus_jax.data.documents import Document, Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import reading
+from orthus_jax.evaluation.benchmarks import mme, reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Asking, Item, only, picture
+from orthus_jax.evaluation.runs.task import Asking, Item
 
-MME_SUBTASKS = (
-    "existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR",
-    "commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning",
-)  # fmt: skip
+MME_SUBTASKS = tuple(s for group in mme.SUBTASKS.values() for s in group)
 _PICTURES = (".jpg", ".png", ".jpeg")
 
 
@@ -32,7 +30,9 @@ def _pictures(data: Path, images: Path | None, *names: str) -> Path:
 
 
 class _Asked(Asking):
-  """Questions whose prompts are made by a template."""
+  """Questions, each about one picture that stands ahead of it."""
+
+  end = "short"
 
   def __init__(self, template: Template):
     self._template = template
@@ -41,7 +41,7 @@ class _Asked(Asking):
     return Item(name, functools.partial(self._prompt, path, question), {"question": question, **facts}, path)
 
   def _prompt(self, path: Path, question: str) -> Document:
-    return prompts.asking(self._template, picture(path), question)
+    return document(images_lib.load_image(path), Text(prompts.question(self._template, question, end=self.end)))
 
 
 class Mme(_Asked):
@@ -50,6 +50,8 @@ class Mme(_Asked):
   Read from the release: a folder a subtask, whose pictures have two questions each in a text file of their name; both may lie
   in folders of their own, images and questions_answers_YN.
   """
+
+  end = ""  # the questions' own words are "Please answer yes or no."
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
@@ -83,10 +85,6 @@ class Mme(_Asked):
 
   def id_of(self, row: Mapping[str, Any]) -> str:
     return f"{row['subtask']}/{Path(row['image']).stem}/{2 - row['line'] % 2}"  # two lines a picture
-
-  def _prompt(self, path: Path, question: str) -> Document:
-    # The questions end in "Please answer yes or no.", and so want no more words about it.
-    return prompts.asking(self._template, picture(path), question, short=False)
 
   def finish(self, out: Path) -> Path:
     answers, rows = self.answers(out), dict[str, list[str]]()
@@ -149,7 +147,7 @@ class Vqav2(_Asked):
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
-    self.sources = [only(data, "v2_OpenEnded_mscoco_*_questions.json", "VQAv2's questions")]
+    self.sources = [reading.only(data, "v2_OpenEnded_mscoco_*_questions.json", "VQAv2's questions", deep=True)]
     self._split = self.sources[0].name.removeprefix("v2_OpenEnded_mscoco_").removesuffix("_questions.json")
     self._images = _pictures(data, images, self._folder, "images")
 
@@ -180,7 +178,7 @@ class Gqa(_Asked):
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
-    self.sources = [only(data, "*_questions.json", "GQA's balanced questions of a split")]
+    self.sources = [reading.only(data, "*_questions.json", "GQA's balanced questions of a split", deep=True)]
     self._split = self.sources[0].name.removesuffix("_questions.json")
     self._images = _pictures(data, images, "images", "allImages")
 

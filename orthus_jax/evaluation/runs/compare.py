@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from orthus_jax.evaluation.benchmarks.base import bootstrap
 from orthus_jax.evaluation.runs import judged
 from orthus_jax.evaluation.runs.execute import PROTOCOL
 from orthus_jax.evaluation.runs.judged import Judged
+from orthus_jax.training.checkpoints import agreement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,8 @@ def compare(first: Path, second: Path) -> tuple[list[Difference], list[str]]:
   alone = len(a) - len(both), len(b) - len(both)
   if any(alone):
     notes.append(f"{alone[0]:,} items of {first} and {alone[1]:,} of {second} have no counterpart, and are left out")
-  notes += [f"{name}: {x} and {y}" for name, x, y in _unlike(protocol, other)]
+  unlike = [d for d in agreement.between(protocol, other) if not agreement.within(d.field, ("versions",))]
+  notes += [f"{name}: {x} and {y}" for name, x, y in unlike]
   return _differences(both), notes
 
 
@@ -66,17 +68,6 @@ def _protocol(run: Path) -> dict[str, Any]:
   if not path.exists():
     raise BadRequest(f"{run} isn't a benchmark's run: it has no {PROTOCOL}")
   return reading.whole_json(path, dict, "a run's protocol")
-
-
-def _unlike(a: Mapping[str, Any], b: Mapping[str, Any], where: str = "") -> list[tuple[str, Any, Any]]:
-  found: list[tuple[str, Any, Any]] = []
-  for name in sorted({*a, *b} - {"versions"}):
-    x, y = a.get(name), b.get(name)
-    if isinstance(x, dict) and isinstance(y, dict):
-      found += _unlike(x, y, f"{where}{name}.")
-    elif x != y:
-      found.append((f"{where}{name}", x, y))
-  return found
 
 
 def _differences(both: Sequence[tuple[Judged, Judged]]) -> list[Difference]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL.Image
 
 from orthus_jax import files
 from orthus_jax.data import images as images_lib
@@ -17,7 +16,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Drawing, Item, only
+from orthus_jax.evaluation.runs.task import Drawing, Item
 
 _METADATA = "evaluation_metadata.jsonl"
 _WISE = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
@@ -28,7 +27,7 @@ class GenEval(Drawing):
 
   def __init__(self, data: Path, template: Template, *, samples: int = 4):
     self._template, self.samples = template, samples
-    self.sources = [only(data, _METADATA, f"GenEval's {_METADATA}")]
+    self.sources = [reading.only(data, _METADATA, "GenEval's prompts", deep=True)]
     path = self.sources[0]
     self._rows = reading.json_lines(path)
     self._prompts = [
@@ -92,7 +91,7 @@ class DpgBench(Drawing):
       parts = [out / "parts" / name / f"{s}.png" for s in range(self.samples)]
       if not all(p.is_file() for p in parts):
         continue
-      pixels = np.stack([np.asarray(PIL.Image.open(p)) for p in parts])
+      pixels = np.stack([images_lib.load_image(p) for p in parts])
       rows = [np.concatenate(list(pixels[r * side : (r + 1) * side]), axis=1) for r in range(side)]
       images_lib.save_png(whole / f"{name}.png", np.concatenate(rows, axis=0))
     return whole

@@ -18,6 +18,7 @@ from orthus_jax.evaluation.runs.task import Item, Task, iterate
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request, fit
 from orthus_jax.inference.responses import Failed, Finished
+from orthus_jax.training.checkpoints import agreement
 
 PROTOCOL = "protocol.json"
 _AT_ONCE = 4096  # requests whose prompts are laid out together
@@ -146,25 +147,15 @@ def _begin(out: Path, protocol: dict[str, Any], task: Task) -> None:
       there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
       raise BadRequest(f"{path} can't be read ({files.first_line(e)}): choose another --out") from e
-    if found := _differences(there, protocol):
+    # The libraries' versions may change on the way.
+    found = [d for d in agreement.between(there, protocol) if not agreement.within(d.field, ("versions", "limit"))]
+    if found:
       name, old, new = found[0]
       raise BadRequest(f"{out} has answers of another protocol ({name} was {old}, and is {new}): choose another --out")
   elif task.done(out):
     raise BadRequest(f"{out} has answers and no {PROTOCOL}, which says whose they are: choose another --out")
   out.mkdir(parents=True, exist_ok=True)
   files.write_text(path, json.dumps(protocol, indent=2) + "\n")
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], where: str = "") -> list[tuple[str, Any, Any]]:
-  """(field, was, is) of what answers depend on; the libraries' versions may change on the way."""
-  found = []
-  for name in sorted({*old, *new} - {"versions", "limit"}):
-    a, b = old.get(name), new.get(name)
-    if isinstance(a, dict) and isinstance(b, dict):
-      found += _differences(a, b, f"{where}{name}.")
-    elif a != b:
-      found.append((f"{where}{name}", a, b))
-  return found
 
 
 def digest(paths: Sequence[Path]) -> dict[str, Any]:

@@ -16,14 +16,13 @@ from orthus_jax import files
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Segment, Text, document
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Asking, Item
 
 _PICTURES = 7
 _MARK = re.compile(r"<image (\d)>")
 _COLUMNS = ("id", "question", "options", "question_type", "answer", *(f"image_{n}" for n in range(1, _PICTURES + 1)))
-_CHOICE = "\n\nAnswer with the option's letter from the given choices directly."
-_OPEN = "\n\nAnswer the question using a single word or phrase."
 
 
 class Mmmu(Asking):
@@ -61,7 +60,7 @@ class Mmmu(Asking):
       if lacking := [c for c in ("id", "question", "question_type", "answer") if not isinstance(row[c], str)]:
         raise BadRequest(f"{path}: row {number + 1} has no {lacking[0]} in words: it isn't a table of MMMU's validation split")
       options = self._options(row, path)
-      facts = {**row, "options": options, "subject": path.parent.name if path.parent.name else path.stem}
+      facts = {**row, "options": options, "subject": path.absolute().parent.name}
       yield Item(str(row["id"]), functools.partial(self._prompt, path, number, row, options), facts)
 
   @staticmethod
@@ -78,9 +77,8 @@ class Mmmu(Asking):
     text = row["question"]
     if row["question_type"] == "multiple-choice":
       text += "\n\n" + "\n".join(f"({chr(65 + i)}) {o}" for i, o in enumerate(options))
-    if self._template.suffix:
-      text += _CHOICE if row["question_type"] == "multiple-choice" else _OPEN
-    return interleaved(self._template.ask.format(question=text), functools.partial(_picture, path, number), str(row["id"]))
+    text = prompts.question(self._template, text, end="choice" if row["question_type"] == "multiple-choice" else "open")
+    return interleaved(text, functools.partial(_picture, path, number), str(row["id"]))
 
   def finish(self, out: Path) -> Path:
     answers, by_subject = self.answers(out), dict[str, list[dict[str, Any]]]()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-
 from orthus_jax.data.documents import Document, Text, document
 from orthus_jax.errors import BadRequest
 
-_SHORT = "\nAnswer the question using a single word or phrase."
+# What questions end in, by the answer that they want; as LLaVA and, of MMMU, its own configs have it.
+ENDS = {
+    "short": "\nAnswer the question using a single word or phrase.",
+    "open": "\n\nAnswer the question using a single word or phrase.",
+    "choice": "\n\nAnswer with the option's letter from the given choices directly.",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +22,13 @@ class Template:
   Attributes:
     draw: of a picture's prompt, {prompt}.
     ask: of a question, {question}, which its picture stands ahead of.
-    suffix: what follows a question that wants a short answer.
+    ends: whether questions end in what answer they want (ENDS).
     source: where it is from.
   """
 
   draw: str = "{prompt}"
   ask: str = "{question}"
-  suffix: str = _SHORT
+  ends: bool = True
   source: str = ""
 
 
@@ -34,7 +37,7 @@ TEMPLATES = {
     "chameleon": Template(source="arXiv 2405.09818; as Orthus, whose backbone it is"),
     "showo": Template(ask="USER: \n{question} ASSISTANT:", source="inference_mmu.py of showlab/Show-o"),
     "llava": Template(ask="USER: {question} ASSISTANT:", source="LLaVA-1.5, the conversation vicuna_v1 without its opening"),
-    "bare": Template(suffix="", source="nothing but the benchmark's words, as the built-in world is trained"),
+    "bare": Template(ends=False, source="nothing but the benchmark's words, as the built-in world is trained"),
 }
 
 
@@ -54,13 +57,12 @@ def drawing(chosen: Template, prompt: str) -> Document:
   return document(Text(chosen.draw.format(prompt=prompt)))
 
 
-def asking(chosen: Template, pixels: np.ndarray, question: str, *, short: bool = True) -> Document:
-  """A Document that asks about a picture.
+def question(chosen: Template, words: str, *, end: str = "") -> str:
+  """A question's text.
 
   Args:
     chosen: the wording.
-    pixels: uint8 [height, width, 3].
-    question: as the benchmark has it.
-    short: whether the benchmark wants a word or a phrase.
+    words: as the benchmark has them.
+    end: of ENDS; "" where the benchmark's own words say what answer they want.
   """
-  return document(pixels, Text(chosen.ask.format(question=question + (chosen.suffix if short else ""))))
+  return chosen.ask.format(question=words + (ENDS[end] if end and chosen.ends else ""))

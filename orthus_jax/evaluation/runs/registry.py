@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from orthus_jax.evaluation.runs import asking, drawing, mmmu
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Task
 
-DRAWN = {"geneval": drawing.GenEval, "dpg_bench": drawing.DpgBench, "wise": drawing.Wise}
-ASKED = {"mme": asking.Mme, "pope": asking.Pope, "vqav2": asking.Vqav2, "gqa": asking.Gqa,
-         "mmmu": mmmu.Mmmu}  # fmt: skip
+DRAWN: dict[str, Callable[..., Task]] = {
+    "geneval": drawing.GenEval, "dpg_bench": drawing.DpgBench, "wise": drawing.Wise,
+}  # fmt: skip
+ASKED: dict[str, Callable[..., Task]] = {
+    "mme": asking.Mme, "pope": asking.Pope, "vqav2": asking.Vqav2, "gqa": asking.Gqa, "mmmu": mmmu.Mmmu,
+}  # fmt: skip
 NAMES = (*DRAWN, *ASKED)
 
 

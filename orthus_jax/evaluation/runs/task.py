@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 import dataclasses
-import functools
 import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 import zlib
-
-import numpy as np
 
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
@@ -41,7 +39,7 @@ class Item:
     return zlib.crc32(f"{base}/{self.id}".encode()) & 0x7FFFFFFF
 
 
-class Task:
+class Task(abc.ABC):
   """What a benchmark asks.
 
   Attributes:
@@ -56,22 +54,22 @@ class Task:
   samples = 1
   sources: Sequence[Path] = ()
 
-  @functools.cached_property
+  @property
+  @abc.abstractmethod
   def items(self) -> Sequence[Item]:
     """All that is asked, in the benchmark's order."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def done(self, out: Path) -> Collection[str]:
     """Ids of the items that `out` has answers of."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def keep(self, out: Path, item: Item, answer: Document) -> None:
     """Writes one answer, so that a command that is killed goes on behind it."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def finish(self, out: Path) -> Path:
     """Once all is answered: completes the benchmark's layout, and returns what its scorer is given."""
-    raise NotImplementedError
 
   def id_of(self, row: Mapping[str, Any]) -> str:
     """The item that a scorer's row is about."""
@@ -83,9 +81,9 @@ class Drawing(Task):
 
   respond = "image"
 
+  @abc.abstractmethod
   def path(self, item: Item) -> Path:
     """Where an item's picture lies, below the output folder."""
-    raise NotImplementedError
 
   def done(self, out: Path) -> Collection[str]:
     return {item.id for item in self.items if (out / self.path(item)).is_file()}
@@ -137,21 +135,3 @@ class Asking(Task):
 def iterate(items: Sequence[Item], done: Collection[str], *, limit: int | None = None) -> Iterator[Item]:
   """Those of the first `limit` that have no answer yet."""
   return (item for item in items[:limit] if item.id not in done)
-
-
-def only(data: Path, pattern: str, what: str) -> Path:
-  """The one file of a name that may vary, somewhere below a folder; or the file itself that is given.
-
-  Raises:
-    BadRequest: if there is none, or more than one.
-  """
-  found = [data] if data.is_file() else sorted(data.rglob(pattern))
-  if len(found) == 1:
-    return found[0]
-  some = f"{len(found)} files {pattern}, so name the one that is meant" if found else f"no {pattern}: name {what}"
-  raise BadRequest(f"{data} has {some}")
-
-
-def picture(path: Path) -> np.ndarray:
-  """A question's picture, upright, as RGB."""
-  return images_lib.load_image(path)

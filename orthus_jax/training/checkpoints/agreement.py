@@ -7,6 +7,7 @@ refused, the others may be meant (another rope_theta for longer rows, say) and a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,16 +58,17 @@ class Difference(NamedTuple):
 
 def differences(old: Config, new: Config) -> list[Difference]:
   """Fields that two configs don't agree on."""
-  return list(_differences(to_dict(old), to_dict(new), ""))
+  return list(between(to_dict(old), to_dict(new)))
 
 
-def _differences(a: Any, b: Any, where: str) -> Any:
+def between(a: Any, b: Any, where: str = "") -> Iterator[Difference]:
+  """What two nested dicts, such as configs or records of a protocol, don't agree on."""
   if not isinstance(a, dict) or not isinstance(b, dict):
     yield Difference(where, a, b)
     return
   for k in sorted({*a, *b}):
     if a.get(k) != b.get(k):
-      yield from _differences(a.get(k), b.get(k), f"{where}.{k}" if where else k)
+      yield from between(a.get(k), b.get(k), f"{where}.{k}" if where else k)
 
 
 def another_run(old: Config, new: Config, *, done: int | None, data_known: bool) -> list[Difference]:

@@ -1,0 +1,21 @@
+"""Data of published benchmarks, made small."""
+
+import json
+
+import numpy as np
+import PIL.Image
+
+
+def save(path):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  PIL.Image.fromarray(np.full((20, 24, 3), len(path.stem) * 9 % 256, np.uint8)).save(path)
+
+
+def write_pope(folder):
+  """Two splits of two questions; the second picture of `popular` isn't there."""
+  save(folder / "val2014" / "COCO_val2014_000000000001.jpg")
+  row = {"image": "COCO_val2014_000000000001.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+  lost = row | {"image": "COCO_val2014_000000000002.jpg"}
+  for split in ("random", "popular"):
+    rows = [{"question_id": n, **r} for n, r in enumerate((row, lost if split == "popular" else row), 1)]
+    (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)) + "\n")
