@@ -95,7 +95,7 @@ def test_the_official_client_chats(client, lively):
   how = lively.config.sampling.__class__(**{**vars(lively.config.sampling), "max_new_tokens": 12})
   offline = lively.generate([prompt], respond="text", sampling=how, seeds=[3])[0]
   assert said.choices[0].message.content.strip() == " ".join(s.text for s in offline.response().texts).strip()
-  assert said.usage.completion_tokens <= 12 and said.usage.prompt_tokens > 16
+  assert 0 < said.usage.completion_tokens <= 12 and said.usage.prompt_tokens > 16
   assert said.choices[0].finish_reason in ("stop", "length")
   chunks = list(client.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
   told = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
@@ -115,6 +115,9 @@ def test_pictures_of_a_conversation_come_as_parts_and_go_back(client, lively):
   ]  # fmt: skip
   second = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5, extra_body={"respond": "text"})
   assert second.usage.prompt_tokens > first.usage.prompt_tokens + 16  # the picture is among it
+  messages[1] = {"role": "assistant", "content": "", "images": message.images}  # as a stream tells it
+  third = client.chat.completions.create(model="tiny", messages=messages, max_tokens=5, extra_body={"respond": "text"})
+  assert third.usage.prompt_tokens == second.usage.prompt_tokens
 
 
 def test_several_choices_have_seeds_of_their_own_and_a_stop_ends_one(client):
@@ -173,7 +176,13 @@ def test_what_cannot_be_served_is_told_in_the_apis_own_form(http, path, body, st
 
 def test_limits_of_a_request(http, server):
   assert http.post("/v1/chat/completions", content=b"{" * 10).json()["error"]["message"].startswith("the body isn't JSON")
-  assert http.post("/v1/chat/completions", content=b"x" * (2 << 20)).status_code == 413
+  in_pieces = (b"x" * (1 << 16) for _ in range(32))  # whose size no header says
+  assert http.post("/v1/chat/completions", content=in_pieces).status_code == 413
+  host, port = server.url.removeprefix("http://").split(":")
+  with socket.create_connection((host, int(port)), timeout=20) as declared:  # refused before any of it has come
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 2000000\r\n\r\n"
+    declared.sendall(head.encode())
+    assert b"413" in declared.recv(100)
   assert http.get("/v1/nothing").json()["error"]["message"].startswith("there is no /v1/nothing: POST /v1/chat")
   assert http.get("/v1/chat/completions").status_code == 405
   assert httpx.get(f"{server.url}/v1/models").status_code == 401
@@ -198,36 +207,39 @@ def test_half_a_request_is_not_waited_for_and_idle_connections_keep_nobody_out(h
     connection.close()
 
 
-def test_a_closed_connection_frees_its_row_and_a_full_queue_says_when_to_come_again(http, server, monkeypatch):
-  step = Scheduler.step
-  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: time.sleep(0.3) or step(*args, **options))
+@pytest.fixture
+def held(monkeypatch):
+  """The engine's calls wait until it is set."""
+  step, on = Scheduler.step, threading.Event()
+  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(60) and step(*args, **options))
+  yield on
+  on.set()
+
+
+def wait_for(what, seconds=30.0):
+  by = time.monotonic() + seconds
+  while not what():
+    assert time.monotonic() < by, "it didn't come to that"
+    time.sleep(0.02)
+
+
+def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_again(http, server, held):
+  before = server.engine._number
   body = asked("two", stream=True, max_tokens=200, respond="text", n=3)
   with http.stream("POST", "/v1/chat/completions", json=body) as answer:
     next(answer.iter_lines())
-    by = time.monotonic() + 30
-    while server.engine.load.rows < 3:
-      assert time.monotonic() < by, server.engine.load
-    # All rows are taken: four wait, and one more is one too many.
-    full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=5))
+    wait_for(lambda: server.engine._number == before + 3)
+    full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=8))
     assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
-  by = time.monotonic() + 30
-  while server.engine.load.rows or server.engine.load.waiting:
-    assert time.monotonic() < by, server.engine.load
-    time.sleep(0.05)
+  wait_for(lambda: set(range(before, before + 3)) <= server.engine._given_up)
+  held.set()
+  wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
 
 
-def test_who_goes_before_the_first_picture_gives_it_up(http, server, monkeypatch):
-  step, on = Scheduler.step, threading.Event()
-  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(60) and step(*args, **options))
-  try:
-    with pytest.raises(httpx.ReadTimeout):
-      http.post("/v1/images/generations", json={"prompt": "a box", "stream": True}, timeout=0.5)
-    by = time.monotonic() + 20
-    while not server.engine._given_up:  # though nothing has come of it yet
-      assert time.monotonic() < by
-      time.sleep(0.05)
-  finally:
-    on.set()
+def test_who_goes_before_the_first_picture_gives_it_up(http, server, held):
+  with pytest.raises(httpx.ReadTimeout):
+    http.post("/v1/images/generations", json={"prompt": "a box", "stream": True}, timeout=0.5)
+  wait_for(lambda: server.engine._given_up)  # though nothing has come of it yet
 
 
 def test_metrics_count_what_was_asked(http):

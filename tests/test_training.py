@@ -162,17 +162,19 @@ def test_a_mesh_that_does_not_fit_is_refused():
     mesh_lib.check_batch(mesh, 8, accumulation=2)
 
 
-def _train(workdir, **changes):
+def _train(workdir, hooks=(), **changes):
   # The loop builds its mesh over all devices.
   config = tiny.config(mesh__fsdp=8, run__log_every=1, **changes)
   checkpoint.open_workdir(workdir, config)
   pipeline = Pipeline(tiny.TinySource(), TK, config)
-  return loop.train(config, workdir, OrthusTask(config, pipeline))
+  return loop.train(config, workdir, OrthusTask(config, pipeline), hooks=hooks)
 
 
 @pytest.mark.slow
 def test_a_run_repeats_itself_and_goes_on_where_it_stopped(tmp_path):
-  whole = _train(tmp_path / "a", run__steps=4)
+  seen = []  # by what is called every two steps, with the averaged weights
+  whole = _train(tmp_path / "a", [(2, lambda step, _, params, writer: seen.append((step, digest(params))))], run__steps=4)
+  assert [step for step, _ in seen] == [2, 4] and seen[0][1] != seen[1][1] == whole.params_digest
   assert whole.params_digest == _train(tmp_path / "b", run__steps=4, run__seed=0).params_digest
   assert whole.params_digest != _train(tmp_path / "c", run__steps=4, run__seed=1).params_digest
   assert digest(whole.params) == digest(checkpoint.load_params(tmp_path / "a"))

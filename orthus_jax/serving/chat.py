@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 import dataclasses
-import json
 import time
 from typing import Any
 import uuid
@@ -90,10 +89,8 @@ def _document(messages: Sequence[Any]) -> Document:
     for name in ("images", "parts"):
       if not isinstance(message.get(name) or [], list):
         raise ApiError(400, f"{where}.{name} must be a list of parts", param=where)
-    # A turn of ours that comes back as it was told: its pictures stand beside its text.
-    shown = {json.dumps(p, sort_keys=True) for p in parts if isinstance(p, dict)}
-    more = [p for p in message.get("images") or [] if json.dumps(p, sort_keys=True) not in shown]
-    for j, part in enumerate([*(message.get("parts") or [*parts, *more])]):
+    # A turn of ours may come back as it was told: its parts in order, or its pictures beside its text.
+    for j, part in enumerate(message.get("parts") or [*parts, *(message.get("images") or [])]):
       segments.append(_segment(part, own, f"{where}.content[{j}]"))
   return Document(tuple(s for s in segments if not isinstance(s, Text) or s.text))
 
