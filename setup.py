@@ -36,7 +36,11 @@ setup(
     ],
     extras_require={
         "serve": SERVE,
-        "test": ["pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6", "openai>=2", *SERVE],
+        "test": [
+            "pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
+            "openai>=2", "httpx>=0.27",  # newer clients bring httpx2 in its place
+            *SERVE,
+        ],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
         "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6", "datasets>=5", "webdataset>=1"],

@@ -12,6 +12,7 @@ import numpy as np
 
 from orthus_jax import files
 from orthus_jax.data import images as images_lib
+from orthus_jax.data.documents import Document
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
@@ -46,10 +47,15 @@ class GenEval(Drawing):
     prompt, sample = item.id.split("/")
     return Path(prompt, "samples", f"{sample}.png")
 
+  def keep(self, out: Path, item: Item, answer: Document) -> None:
+    number = item.id.split("/")[0]
+    metadata = out / number / "metadata.jsonl"
+    if not metadata.exists():  # ahead of the picture, as the original's scorer stops at a folder without it
+      metadata.parent.mkdir(parents=True, exist_ok=True)
+      files.write_text(metadata, json.dumps(self._rows[int(number)]))
+    super().keep(out, item, answer)
+
   def finish(self, out: Path) -> Path:
-    for n, row in enumerate(self._rows):
-      if (folder := out / f"{n:05d}").is_dir():  # not those beyond --limit, on which its scorer would stop
-        files.write_text(folder / "metadata.jsonl", json.dumps(row))
     return out
 
   def id_of(self, row: Mapping[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -23,6 +25,7 @@ from orthus_jax.training.checkpoints import agreement
 PROTOCOL = "protocol.json"
 _AT_ONCE = 4096  # requests whose prompts are laid out together
 _WITH_PICTURES = 512
+_UNWRITTEN = 64  # answers that wait to be written, at most
 _log = logging.getLogger(__name__)
 
 
@@ -77,14 +80,26 @@ def _run(
   total = len(items[:limit])
   count, failed = total - len(wanted), []
   sampling = dataclasses.replace(sampling, max_new_tokens=longest(task, sampling))
-  for item, event in _answers(model, task, wanted, sampling, seed, batch_size):
-    if isinstance(event, str):
-      failed.append((item.id, event))
-      continue
-    task.keep(out, item, event)
+
+  def written(future: concurrent.futures.Future[None]) -> None:
+    nonlocal count
+    future.result()
     count += 1
     if progress:
       progress(count, total)
+
+  # Files are written on a thread of their own, one after the other, while the engine goes on.
+  with concurrent.futures.ThreadPoolExecutor(1) as writer:
+    kept: collections.deque[concurrent.futures.Future[None]] = collections.deque()
+    for item, event in _answers(model, task, wanted, sampling, seed, batch_size):
+      if isinstance(event, str):
+        failed.append((item.id, event))
+        continue
+      kept.append(writer.submit(task.keep, out, item, event))
+      while kept and (kept[0].done() or len(kept) > _UNWRITTEN):
+        written(kept.popleft())
+    for future in kept:
+      written(future)
   if failed and len(failed) == total:
     raise BadRequest(f"none of {total:,} can be asked: {_some(failed[:1])}")
   if failed:
