@@ -37,7 +37,7 @@ setup(
     extras_require={
         "serve": SERVE,
         "test": [
-            "pytest>=8", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
+            "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
             "openai>=2", "httpx>=0.27",  # newer clients bring httpx2 in its place
             *SERVE,
         ],

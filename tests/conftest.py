@@ -12,6 +12,13 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
   os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 
 
+def pytest_collection_modifyitems(items):
+  """Where pytest-xdist runs (`-n 2 --dist loadgroup`), a file's tests share a process, and so its compiled programs."""
+  for item in items:
+    libtpu = item.path.name.startswith("test_plan")  # one process uses it at a time
+    item.add_marker(pytest.mark.xdist_group("libtpu" if libtpu else item.path.name))
+
+
 @pytest.fixture(autouse=True)
 def _audible_log():
   """The command line keeps the log to itself; what one test ran must not silence the next."""

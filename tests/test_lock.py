@@ -84,11 +84,12 @@ def test_whatever_a_lock_file_holds_it_does_not_block(quick, tmp_path, left):
   assert not (tmp_path / lock.NAME).exists()
 
 
-def test_another_machines_holder_blocks_while_it_lives(quick, tmp_path):
+def test_another_machines_holder_blocks_while_it_lives(quick, tmp_path, monkeypatch):
   record = elsewhere(tmp_path)
   with lock.hold(tmp_path):  # no sign of life
     pass
   elsewhere(tmp_path)
+  monkeypatch.setattr(lock, "_PATIENCE", 10)  # longer than a busy machine keeps the timers waiting
   alive = threading.Timer(0.2, lambda: elsewhere(tmp_path, beat=1))
   alive.start()
   with pytest.raises(BadRequest, match=r"process 4 on node7: orthus train"), lock.hold(tmp_path):
