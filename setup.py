@@ -10,7 +10,7 @@ setup(
     # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
-    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2"]},
+    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2", "serving/page/*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -38,7 +38,7 @@ setup(
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
-            "openai>=2", "httpx>=0.27",  # newer clients bring httpx2 in its place
+            "openai>=2", "httpx>=0.27", "playwright>=1.50",  # newer clients bring httpx2 in its place
             *SERVE,
         ],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers

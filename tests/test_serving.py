@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 
 import httpx
@@ -18,20 +17,18 @@ import numpy as np
 import openai
 import PIL.Image
 import pytest
+import served
+from served import KEY, LIMITS, wait_for
 import tiny
-import uvicorn
 
 from orthus_jax import cli
 from orthus_jax.data.documents import document
-from orthus_jax.inference.live import Engine, Limits
-from orthus_jax.inference.scheduler import Scheduler
+from orthus_jax.inference.live import Engine
 from orthus_jax.serving.app import Server, Settings
 from orthus_jax.serving.chat import Until
 from orthus_jax.serving.pictures import to_base64
 
 pytestmark = pytest.mark.slow
-KEY = "secret"
-LIMITS = Limits(rows=3, guides=3, slots=256, positions=8, queue=4, preview_rows=1)
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +38,8 @@ def lively():
 
 @pytest.fixture(scope="module")
 def server(lively):
-  engine = Engine(lively, LIMITS)
-  engine.start()
-  server = Server(engine, Settings(name="tiny", api_key=KEY, max_body=1 << 20, body_seconds=1.0, seconds=120.0))
-  server.ready = True
-  listening = socket.socket()
-  listening.bind(("127.0.0.1", 0))
-  http = uvicorn.Server(uvicorn.Config(server.app, log_level="warning", lifespan="off"))
-  thread = threading.Thread(target=lambda: asyncio.run(http.serve([listening])), daemon=True)
-  thread.start()
-  server.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-  yield server
-  http.should_exit = True
-  thread.join(10)
-  engine.close()
+  with served.over_http(lively, max_body=1 << 20, body_seconds=1.0, seconds=120.0) as server:
+    yield server
 
 
 @pytest.fixture
@@ -209,18 +194,7 @@ def test_half_a_request_is_not_waited_for_and_idle_connections_keep_nobody_out(h
 
 @pytest.fixture
 def held(monkeypatch):
-  """The engine's calls wait until it is set."""
-  step, on = Scheduler.step, threading.Event()
-  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(60) and step(*args, **options))
-  yield on
-  on.set()
-
-
-def wait_for(what, seconds=30.0):
-  by = time.monotonic() + seconds
-  while not what():
-    assert time.monotonic() < by, "it didn't come to that"
-    time.sleep(0.02)
+  yield from served.held(monkeypatch)
 
 
 def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_again(http, server, held):

@@ -78,6 +78,11 @@ class Document:
     object.__setattr__(self, "segments", tuple(self.segments))
 
   @property
+  def name(self) -> str:
+    """What messages call it."""
+    return f"document {self.id!r}" if self.id else "the document"
+
+  @property
   def images(self) -> tuple[Image, ...]:
     return tuple(s for s in self.segments if isinstance(s, Image))
 

@@ -88,7 +88,7 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
     BadRequest: if the document is empty, or a text to be learnt or given is.
   """
   if not document.segments:
-    raise BadRequest(f"document {document.id!r} is empty: it needs at least one text or image")
+    raise BadRequest(f"{document.name} is empty: it needs at least one text or image")
   runs: list[np.ndarray] = []  # ids, each with what follows: whether they are learnt, their image or -1, their segment or -1
   facts: list[tuple[bool, int, int]] = []
   starts: list[int] = []
@@ -113,7 +113,7 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
       beside = document.segments[max(n - 1, 0) : n + 2]
       spaces = not segment.learn and any(isinstance(s, Image) and not s.learn for s in beside)
       if not ids or not (segment.text.strip() or spaces):
-        raise BadRequest(f"document {document.id!r} holds an empty text; leave the segment out or fill it")
+        raise BadRequest(f"{document.name} holds an empty text; leave the segment out or fill it")
       put(ids, segment.learn, n)
     else:
       starts.append(length)

@@ -147,26 +147,26 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   check_drawing(sampling, config)
   fitted = fit(document, vision)
   if not -(2**31) <= request.seed < 2**31:
-    raise BadRequest(f"document {document.id!r}: the seed {request.seed} must have 32 bits")
+    raise BadRequest(f"{document.name}: the seed {request.seed} must have 32 bits")
   if (request.max_images or 0) < 0:
-    raise BadRequest(f"document {document.id!r}: max_images={request.max_images} must not be negative")
+    raise BadRequest(f"{document.name}: max_images={request.max_images} must not be negative")
   limit = {"image": 1, "text": 0, "auto": request.max_images}[request.respond]
   weighted = list(_branches(fitted, tokenizer, sampling, P, draws=limit != 0, edits=request.respond == "image"))
   main = _lane(*weighted[0], P, opened=tokenizer.boi if request.respond == "image" else None)
   guides = tuple(_lane(s, w, P) for s, w in weighted[1:])
   room = longest - len(main)
   if room < 1:
-    raise BadRequest(f"document {document.id!r} takes {len(main)} positions of at most {longest}: shorten the prompt")
+    raise BadRequest(f"{document.name} takes {len(main)} positions of at most {longest}: shorten the prompt")
   pictures = (limit or 0) * (P + 2)
   max_new = pictures if request.respond == "image" else pictures + sampling.max_new_tokens
   if limit is not None and limit * (P + 1) > room:
     raise BadRequest(
-        f"document {document.id!r}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
+        f"{document.name}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
         f" {len(main)} positions into the {longest} of the model: ask for fewer or shorten the prompt"
     )
   too_long = next((g for g in guides if len(g) + P + 1 > longest), None)
   if too_long is not None:
-    raise BadRequest(f"document {document.id!r}: guidance needs {len(too_long) + P + 1} positions of at most {longest}")
+    raise BadRequest(f"{document.name}: guidance needs {len(too_long) + P + 1} positions of at most {longest}")
   return Prepared(
       main=main, guides=guides, max_new=min(max_new, room), max_images=1 << 30 if limit is None else limit,
       stop_after_images=request.respond == "image", sampling=sampling, seed=request.seed, patches=P,

@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orthus_jax.inference.live import Engine
-from orthus_jax.serving import chat, drawing, pictures
+from orthus_jax.serving import chat, drawing, page, pictures
 from orthus_jax.serving.errors import ApiError
 from orthus_jax.serving.metrics import Metrics
 
@@ -50,10 +50,11 @@ class Server:
 
   def __init__(self, engine: Engine, settings: Settings = Settings()):
     self.engine, self.settings, self.metrics = engine, settings, Metrics(engine)
-    self.ready = False
+    self.ready, self._created = False, int(time.time())
     self.app = Starlette(
         routes=[
-            Route("/health", self._health), Route("/metrics", self._metrics), Route("/v1/models", self._models),
+            Route("/", self._page), Route("/health", self._health), Route("/metrics", self._metrics),
+            Route("/v1/models", self._models),
             Route("/v1/chat/completions", self._told(self._chat), methods=["POST"]),
             Route("/v1/images/generations", self._told(self._generate), methods=["POST"]),
             Route("/v1/images/edits", self._told(self._edit), methods=["POST"]),
@@ -62,6 +63,9 @@ class Server:
     )  # fmt: skip
 
   # --- routes -------------------------------------------------------------------------------------------------------
+
+  async def _page(self, request: Request) -> Response:
+    return page.response()
 
   async def _health(self, request: Request) -> Response:
     return JSONResponse({"status": "ok" if self.ready else "starting"}, 200 if self.ready else 503)
@@ -72,7 +76,10 @@ class Server:
 
   async def _models(self, request: Request) -> Response:
     self._check_key(request)
-    return JSONResponse({"object": "list", "data": [{"id": self.settings.name, "object": "model", "owned_by": "orthus_jax"}]})
+    model = self.engine.model
+    own = page.facts(model.config, draws=not model.no_pictures)
+    entry = {"id": self.settings.name, "object": "model", "created": self._created, "owned_by": "orthus_jax", "orthus": own}
+    return JSONResponse({"object": "list", "data": [entry]})
 
   async def _chat(self, request: Request) -> Response:
     body = await self._json(request)
