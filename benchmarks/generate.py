@@ -159,7 +159,7 @@ def limit(model: Model, batch: int, bandwidth: float) -> float:
   """Seconds in which the memory can bring what a batch of pictures must be computed from, each weight once a turn.
 
   A turn reads the backbone, the soft VQ and both rows' caches; a patch besides reads the head's modulations once and
-  the rest of the head, which is all that depends on x_t, at every solver step.
+  the rest of the head, which is all that depends on x_t, at every solver step, or with sampling.solver_loop=kernel once.
   """
   c, s = model.config.model, model.config.sampling
   size = {n: _bytes(v, n if s.weights == "int8" else "") for n, v in model.params.items()}
@@ -174,7 +174,7 @@ def limit(model: Model, batch: int, bandwidth: float) -> float:
   prompts = [_WORDS + 3, len(model.tokenizer.encode(s.unconditional_prompt)) + 3]
   cache = batch * 2 * t.layers * t.kv_heads * of_head * sum(length + P / 2 for length in prompts)
   late = P - round(s.late_from * P) if s.late_steps else 0
-  solver_steps = (P - late) * s.steps + late * s.late_steps
+  solver_steps = P if s.solver_loop == "kernel" else (P - late) * s.steps + late * s.late_steps
   return ((P + 1) * (backbone + soft_vq + cache) + P * once + solver_steps * each_step) / bandwidth
 
 

@@ -91,8 +91,9 @@ def test_guidance_follows_its_weights():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("guided", [True, False])
-def test_a_batch_is_drawn_as_one_by_one(guided):
+def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
   # The plain way: the whole head at every step, each row by itself, with its own solver and interval of guidance.
   h, C = head(), 4
   h.output.kernel[...] = 0.3 * jax.random.normal(jax.random.key(5), (16, C))
@@ -110,6 +111,7 @@ def test_a_batch_is_drawn_as_one_by_one(guided):
     return h.sample(
         z_XD, h.initial_noise(key_B), owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
         solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=jnp.asarray(wanted_B),
+        kernel=kernel,
     )  # fmt: skip
 
   features_BC = drawn([True] * 3)

@@ -39,6 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
       help="how much less likely text becomes that was said; 1 turns it off")  # fmt: skip
   add("--weights", choices=("stored", "int8"), help="int8: those that are read at every position in 8 bits")
   add("--cache", choices=("compute", "int8"), help="int8: keys and values in 8 bits")
+  add("--solver-loop", choices=("scan", "kernel"), help="kernel: solver steps as one TPU kernel, which keeps its weights")
   add("--max-new-tokens", type=number("max_new_tokens"), help="longest response, counting each patch as one")
 
 

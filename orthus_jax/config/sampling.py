@@ -35,6 +35,7 @@ class SamplingConfig:
     repetition_penalty: how much less likely text becomes that the response holds already; 1 turns it off.
     weights: "stored", or "int8" for those that are read at every position; one choice for all that is generated together.
     cache: keys and values in the "compute" dtype, or "int8"; likewise.
+    solver_loop: the diffusion head's steps as a "scan", or as one "kernel" (TPU) in whose memory its weights stay; likewise.
   """
 
   steps: Count = 100
@@ -54,6 +55,7 @@ class SamplingConfig:
   repetition_penalty: Annotated[float, Range(1e-4, 1e4, note="1 turns it off")] = 1.0
   weights: Literal["stored", "int8"] = "stored"
   cache: Literal["compute", "int8"] = "compute"
+  solver_loop: Literal["scan", "kernel"] = "scan"
 
   def __post_init__(self):
     ranges.check(self, "sampling")

@@ -122,6 +122,7 @@ class Program:
     ids: of special tokens.
     sampled: whether any row's text isn't greedy.
     repeats: whether any row's text has a rule about repetition.
+    kernel: whether the image head's solver steps are one kernel.
   """
 
   positions: int
@@ -130,6 +131,7 @@ class Program:
   ids: Ids
   sampled: bool = False
   repeats: bool = False
+  kernel: bool = False
 
 
 def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool = False) -> State:

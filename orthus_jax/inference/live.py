@@ -123,11 +123,11 @@ class Engine:
     slots = min(limits.slots or longest, longest)
     self._size = Size(
         rows=limits.rows, guides=limits.guides, slots=-(-slots // _SLOTS) * _SLOTS, positions=limits.positions,
-        int8=sampling.cache == "int8",
+        int8=sampling.cache == "int8", kernel=sampling.solver_loop == "kernel",
     )  # fmt: skip
     own = (sampling.solver, sampling.steps), (sampling.solver, sampling.late_steps or sampling.steps)
     self._solvers = tuple(dict.fromkeys((*own, *limits.solvers)))
-    self._bits = sampling.weights, sampling.cache
+    self._fixed = sampling.weights, sampling.cache, sampling.solver_loop
     self._changed = threading.Condition()
     self._waiting: list[tuple[Ticket, Prepared]] = []
     self._running: dict[int, Ticket] = {}
@@ -139,7 +139,7 @@ class Engine:
     self._start_anew()
 
   def _start_anew(self) -> None:
-    self._scheduler = Scheduler(self.model.network(self._bits[0]), self._size, solvers=self._solvers)
+    self._scheduler = Scheduler(self.model.network(self._fixed[0]), self._size, solvers=self._solvers)
     self._telling = Telling(
         self.model.tokenizer, patches=self.model.config.model.vision_tokenizer.patches, decode=self.model.decode,
         preview_rows=self.limits.preview_rows, at_once=True,
@@ -202,8 +202,9 @@ class Engine:
 
   def _prepared(self, request: Request) -> Prepared:
     prepared = self.model.prepare(request)
-    if prepared.bits != self._bits:
-      raise BadRequest(f"weights and cache are {self._bits} here, and {prepared.bits} in the request: leave them out")
+    if prepared.fixed != self._fixed:
+      here, asked = self._fixed, prepared.fixed
+      raise BadRequest(f"weights, cache and solver_loop are {here} here, and {asked} in the request: leave them out")
     if other := [s for s in prepared.solvers if s not in self._solvers]:
       here = ", ".join(f"{name} with {steps}" for name, steps in self._solvers)
       raise BadRequest(f"solver and steps must be one of those that this engine was started with: {here}, and not {other[0]}")

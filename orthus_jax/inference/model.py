@@ -140,9 +140,10 @@ class Model:
     for index, request in enumerate(requests):
       try:
         prepared = self.prepare(request)
-        if ready and prepared.bits != ready[0][1].bits:
+        if ready and prepared.fixed != ready[0][1].fixed:
           raise BadRequest(
-              f"weights and cache are {prepared.bits}, but {ready[0][1].bits} in the first request: one choice for all"
+              f"weights, cache and solver_loop are {prepared.fixed}, but {ready[0][1].fixed} in the first request: one choice"
+              " for all"
           )
         ready.append((index, prepared))
       except BadRequest as e:
@@ -178,11 +179,11 @@ class Model:
     """A batch that all of some requests fit into, and as many of them at once as are asked for."""
     rows = min(batch_size, _round_up_power(len(requests)))
     guides = sum(sorted((len(r.guides) for r in requests), reverse=True)[:rows])
-    weights, cache = requests[0].bits
+    weights, cache, loop = requests[0].fixed
     slots = max(r.slots for r in requests)
     size = Size(
         rows=rows, guides=min(_round_up_power(guides), 2 * rows) if guides else 0, slots=-(-slots // _SLOTS) * _SLOTS,
-        positions=positions, int8=cache == "int8",
+        positions=positions, int8=cache == "int8", kernel=loop == "kernel",
     )  # fmt: skip
     return Scheduler(
         self.network(weights), size, solvers=[s for r in requests for s in r.solvers],

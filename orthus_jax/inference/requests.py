@@ -95,9 +95,9 @@ class Prepared:
     return max(len(self.main) + self.max_new, *(len(g) + self.patches + 2 for g in self.guides), 0)
 
   @property
-  def bits(self) -> tuple[str, str]:
-    """What weights and cache are kept in."""
-    return self.sampling.weights, self.sampling.cache
+  def fixed(self) -> tuple[str, str, str]:
+    """What is one for all that is generated together: weights, cache and solver_loop."""
+    return self.sampling.weights, self.sampling.cache, self.sampling.solver_loop
 
   @property
   def solvers(self) -> tuple[tuple[str, int], tuple[str, int]]:

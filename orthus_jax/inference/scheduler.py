@@ -56,6 +56,7 @@ class Size:
     slots: positions of each.
     positions: that rows move ahead in one call.
     int8: whether the cache is in 8 bits.
+    kernel: whether the image head's solver steps are one kernel.
   """
 
   rows: int
@@ -63,6 +64,7 @@ class Size:
   slots: int
   positions: int = 64
   int8: bool = False
+  kernel: bool = False
 
 
 class Progress(NamedTuple):
@@ -95,8 +97,9 @@ class Scheduler:
   ):
     self._net, self._size, self._solvers = network, size, tuple(dict.fromkeys(solvers))
     self._program = engine_state.Program(
-        positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats
-    )
+        positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats,
+        kernel=size.kernel,
+    )  # fmt: skip
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
     self._mesh = _mesh(network.params)

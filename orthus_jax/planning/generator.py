@@ -90,7 +90,7 @@ def make(
     turns = 2 + (config.sampling.steps if whole_pictures else patches)
     fixed = engine_state.Program(
         positions=turns, window=slots, solvers=((config.sampling.solver, config.sampling.steps),),
-        ids=engine_state.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2),
+        ids=engine_state.Ids(sep=8710, boi=8197, eoi=8196, image=8711, eos=2), kernel=config.sampling.solver_loop == "kernel",
     )  # fmt: skip
     whole = NamedSharding(mesh, PartitionSpec())
     text_V = jax.ShapeDtypeStruct((config.model.transformer.vocab_size,), jnp.bool, sharding=whole)

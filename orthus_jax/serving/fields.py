@@ -13,7 +13,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.serving.errors import ApiError
 
 # What the command line has too; how weights and cache are kept is settled when the server starts.
-SAMPLING = frozenset(f.name for f in dataclasses.fields(SamplingConfig)) - {"weights", "cache"}
+SAMPLING = frozenset(f.name for f in dataclasses.fields(SamplingConfig)) - {"weights", "cache", "solver_loop"}
 # Nothing of the answer hangs on these.
 IGNORED = frozenset({
     "user", "metadata", "store", "stream_options", "service_tier", "safety_identifier", "prompt_cache_key",

@@ -18,7 +18,8 @@ _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("store.js", "api.js", "view.js", "options.js", "main.js")
 # Chosen when the server starts, as programs are compiled for it, or a text that few would change.
 _SETTLED = frozenset({
-    "steps", "solver", "late_steps", "late_from", "guidance_interval", "unconditional_prompt", "weights", "cache"
+    "steps", "solver", "late_steps", "late_from", "guidance_interval", "unconditional_prompt", "weights", "cache",
+    "solver_loop",
 })  # fmt: skip
 _WORLD = (  # what a model of the built-in world has learnt to answer
     {"text": "a large red circle at the top left", "respond": "image"},

@@ -30,6 +30,7 @@ class Turn(NamedTuple):
     interval_B2: guidance holds at diffusion steps t in [low, high).
     temperature_B: of codes; 0 takes the likeliest.
     top_k_B: int32, codes are drawn among the k likeliest; 0 means all.
+    kernel: whether solver steps are one kernel, where the head has one; fixed at compile time.
   """
 
   owner_X: jax.Array
@@ -41,6 +42,7 @@ class Turn(NamedTuple):
   interval_B2: jax.Array
   temperature_B: jax.Array
   top_k_B: jax.Array
+  kernel: bool = False
 
 
 class ImageHead(nnx.Module):

@@ -17,6 +17,7 @@ import numpy as np
 
 from orthus_jax.config import ModelConfig
 from orthus_jax.diffusion import process, solvers as solver_lib
+from orthus_jax.models.heads import solver_kernel
 from orthus_jax.models.heads.base import FeatureHead, Turn, mixed
 from orthus_jax.models.heads.layers import Linear, layer_norm
 from orthus_jax.models.params import param
@@ -149,6 +150,7 @@ class DiffusionHead(FeatureHead):
     return self.sample(
         z_XD, self.initial_noise(turn.key_B), owner_X=turn.owner_X, mix_BX=turn.mix_BX, key_B=turn.key_B,
         solvers=turn.solvers, solver_B=turn.solver_B, interval_B2=turn.interval_B2, wanted_B=turn.wanted_B,
+        kernel=turn.kernel,
     )  # fmt: skip
 
   def initial_noise(self, key_B: jax.Array) -> jax.Array:
@@ -167,6 +169,7 @@ class DiffusionHead(FeatureHead):
       solver_B: jax.Array,
       interval_B2: jax.Array,
       wanted_B: jax.Array,
+      kernel: bool = False,
   ) -> jax.Array:
     """A feature for each row, [B, C], each from one noise shared with its guides.
 
@@ -183,16 +186,17 @@ class DiffusionHead(FeatureHead):
       solver_B: which of them each row takes.
       interval_B2: guidance holds at steps t in [low, high); at others a row follows its own prediction.
       wanted_B: bool, the rows whose feature counts; no more steps are taken than they need.
+      kernel: take the steps in one kernel; off TPUs it is interpreted, which is slow.
     """
     steps = np.asarray([n for _, n in solvers])
     counts = sorted(set(steps.tolist()))
-    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2)
+    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel)
     if len(counts) == 1:
       return run(counts[0])
     needed = jnp.max(jnp.where(wanted_B, jnp.asarray(steps)[solver_B], 0))
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
 
-  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, S: int) -> jax.Array:
+  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, S: int) -> jax.Array:
     """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
     c, B, guided = self.config, mix_BX.shape[0], mix_BX.shape[1] > mix_BX.shape[0]
     tables = [solver_lib.table(c, solver=name, steps=n) for name, n in solvers]
@@ -206,6 +210,8 @@ class DiffusionHead(FeatureHead):
       row_SB = jax.tree.map(lambda x: jnp.asarray(x)[:, solver_B], table_SK)
       time_SXW = time_SKW[:, solver_B[owner_X]]
     modulations_SX = self._modulate(time_SXW + self.condition(z_XD.astype(self.dtype)))
+    if kernel:
+      return self._by_kernel(noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B if random else None)
 
     def step(carry, scanned):
       x_BC, previous_BC = carry
@@ -220,6 +226,31 @@ class DiffusionHead(FeatureHead):
 
     (x_BC, _), _ = jax.lax.scan(step, (noise_BC, jnp.zeros_like(noise_BC)), (modulations_SX, row_SB, jnp.arange(S)))
     return x_BC / c.latent_scale
+
+
+  def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B) -> jax.Array:
+    S, (B, X) = len(row_SB.t), mix_BX.shape
+    row_SB = jax.tree.map(lambda c: jnp.broadcast_to(jnp.reshape(c, (S, -1)), (S, B)), row_SB)
+    inside_SB = (row_SB.t >= interval_B2[:, 0]) & (row_SB.t < interval_B2[:, 1])
+    mix_SBX = jnp.where(inside_SB[..., None], mix_BX, jnp.eye(B, X))
+    more_SBC = None
+    if key_B is not None:
+      more_SBC = jax.vmap(lambda s: _normal(key_B, s + 1, noise_BC.shape[1]))(jnp.arange(S))
+
+    def run(*, interpret: bool) -> jax.Array:
+      return solver_kernel.solve(
+          self, _read_each_step, DiffusionHead.denoise, noise_BC, modulations_SX, row_SB, owner_X=owner_X, mix_SBX=mix_SBX,
+          more_SBC=more_SBC, interpret=interpret,
+      )  # fmt: skip
+
+    x_BC = jax.lax.platform_dependent(
+        tpu=functools.partial(run, interpret=False), default=functools.partial(run, interpret=True)
+    )  # fmt: skip
+    return x_BC / self.config.latent_scale
+
+
+def _read_each_step(path: tuple, _) -> bool:
+  return path[0] in ("input", "output") or (path[0] == "blocks" and "modulation" not in path)
 
 
 def _normal(key_B: jax.Array, n: jax.Array, size: int) -> jax.Array:
