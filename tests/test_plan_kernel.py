@@ -1,6 +1,5 @@
 """The solver loop's kernel, compiled for TPUs at the published size."""
 
-import functools
 
 from flax import nnx
 import jax

@@ -203,8 +203,8 @@ class Engine:
   def _prepared(self, request: Request) -> Prepared:
     prepared = self.model.prepare(request)
     if prepared.fixed != self._fixed:
-      here, asked = self._fixed, prepared.fixed
-      raise BadRequest(f"weights, cache and solver_loop are {here} here, and {asked} in the request: leave them out")
+      named = f"weights, cache and solver_loop are {self._fixed} here, and {prepared.fixed} in the request"
+      raise BadRequest(f"{named}: leave them out")
     if other := [s for s in prepared.solvers if s not in self._solvers]:
       here = ", ".join(f"{name} with {steps}" for name, steps in self._solvers)
       raise BadRequest(f"solver and steps must be one of those that this engine was started with: {here}, and not {other[0]}")
