@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine, engine_state, prompt_reader, scheduler
+from orthus_jax.inference import drawing, engine, engine_state, prompt_reader, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 from orthus_jax.models import samplers
@@ -64,6 +65,32 @@ def test_a_request_gets_what_it_would_get_alone(model):
   for i, request in enumerate(requests):
     assert alike(together[i], answers(model, [request])[0]), i
   assert len({str(x) for x in together}) == len(together)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["diffusion", "codes"])
+def test_working_on_some_lanes_at_a_time_changes_nothing(model, monkeypatch, kind):
+  if kind == "codes":
+    model = tiny.lively_model(**tiny.SYSTEMS["chameleon"])
+    requests = [Request(r.document, respond=r.respond, seed=r.seed) for r in mixed(model)]
+  else:
+    requests = mixed(model)
+  monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 0)
+  whole = answers(model, requests, batch_size=8)
+  monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 6)
+  monkeypatch.setattr(drawing, "_SHORTEST", 16)  # slots that are looked at: 16, 32 or all
+  assert all(alike(a, b) for a, b in zip(whole, answers(model, requests, batch_size=8)))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.sampled_from([6, 12]))
+def test_places_of_lanes(counts, chunk):
+  row_N, nth_N, used = drawing._places(jnp.asarray(counts), most=3, chunk=chunk)
+  places = {r: [n for n in range(len(row_N)) if row_N[n] == r] for r in range(len(counts))}
+  for row, count in enumerate(counts):
+    assert [int(nth_N[n]) for n in places[row]] == list(range(count))  # side by side, in order
+    assert len({n // chunk for n in places[row]}) <= 1 and all(n < used for n in places[row])
+  assert used <= len(row_N) and used <= sum(counts) + 3
 
 
 @pytest.mark.slow

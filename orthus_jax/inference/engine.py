@@ -161,7 +161,7 @@ def advance(
             owner_X=owner_X, mix_BX=mix_BX, key_B=key_B, wanted_B=s.active_B, solvers=program.solvers,
             solver_B=jnp.where(s.patch_B < order.late, order.solvers[:, 0], order.solvers[:, 1]),
             interval_B2=order.interval, temperature_B=order.image_temperature, top_k_B=order.image_top_k,
-            kernel=program.kernel,
+            kernel=program.kernel, guided=len(owner_X) > B,
         ), program,
     )  # fmt: skip
     reads_B, closes_B = moved.reads_B, moved.closes_B

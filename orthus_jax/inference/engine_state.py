@@ -123,6 +123,8 @@ class Program:
     sampled: whether any row's text isn't greedy.
     repeats: whether any row's text has a rule about repetition.
     kernel: whether the image head's solver steps are one kernel.
+    lanes_at_once: that are moved ahead together, a multiple of 6; 0 for all, whether they need it or not.
+    guides_a_row: K, the most that a row has.
   """
 
   positions: int
@@ -132,6 +134,8 @@ class Program:
   sampled: bool = False
   repeats: bool = False
   kernel: bool = False
+  lanes_at_once: int = 0
+  guides_a_row: int = 2
 
 
 def empty(config: ModelConfig, *, rows: int, guides: int, slots: int, int8: bool = False) -> State:

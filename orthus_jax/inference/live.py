@@ -158,7 +158,7 @@ class Engine:
       if not self.model.no_pictures:
         self.model.decode(np.zeros((n, vision.patches, vision.latent_dim), np.float32))
       self.model.encode(np.zeros((n, vision.resolution, vision.resolution, 3), np.uint8))
-      n *= 2
+      n *= 4
 
   # --- for those who ask, from any thread ---------------------------------------------------------------------------
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import functools
+import math
 import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import Config, SamplingConfig
@@ -72,7 +72,7 @@ class Model:
       more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
       raise BadRequest(f"the checkpoint doesn't fit its config: {'; '.join(problems[:5])}{more}")
     no_pictures = "" if config.model.vision_tokenizer.decoder else _NO_DECODER
-    return cls(config, graphdef, {n: jnp.asarray(v) for n, v in params.items()}, tokenizer, no_pictures)
+    return cls(config, graphdef, jax.device_put(dict(params)), tokenizer, no_pictures)
 
   @functools.cached_property
   def _int8_params(self) -> Params:
@@ -229,11 +229,11 @@ def _round_up_power(n: int) -> int:
 
 
 def _in_batches(f: Callable, x: np.ndarray, size: int = 64) -> np.ndarray:
-  """Maps in blocks of a few fixed sizes, so that few programs are compiled."""
+  """Maps in blocks of a few fixed sizes, powers of 4, so that few programs are compiled."""
   blocks = []
   for i in range(0, len(x), size):
     block = x[i : i + size]
-    short = min(size, _round_up_power(len(block))) - len(block)
+    short = min(size, 4 ** math.ceil(math.log(len(block), 4) - 1e-9)) - len(block)
     padded = np.concatenate([block, np.repeat(block[:1], short, axis=0)]) if short else block
     blocks.append(np.asarray(f(padded))[: len(block)])
   return np.concatenate(blocks)

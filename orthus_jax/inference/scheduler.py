@@ -24,6 +24,7 @@ from orthus_jax.models.params import Params
 from orthus_jax.models.samplers import TokenSampling
 
 _SHORT = 512  # slots that are looked at always
+_LANES_AT_ONCE = 12
 
 
 class Network(NamedTuple):
@@ -98,7 +99,7 @@ class Scheduler:
     self._net, self._size, self._solvers = network, size, tuple(dict.fromkeys(solvers))
     self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats,
-        kernel=size.kernel,
+        kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params), guides_a_row=min(2, size.guides),
     )  # fmt: skip
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
@@ -322,6 +323,12 @@ def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> C
   if mesh is None:
     return jax.jit(create)
   return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
+
+
+def _lanes_at_once(params: Params) -> int:
+  """A CPU's work grows with the lanes; what has to read the weights from afar had better read them once for all lanes."""
+  devices = {d for value in jax.tree.leaves(params)[:1] for d in value.devices()}
+  return _LANES_AT_ONCE if {d.platform for d in devices} == {"cpu"} and len(devices) == 1 else 0
 
 
 def _mesh(params: Params) -> jax.sharding.Mesh | None:

@@ -7,6 +7,7 @@ head's values, then a weight and bias per head) before the rotary positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import functools
 
 from flax import nnx
@@ -233,7 +234,7 @@ class Transformer(nnx.Module):
       start_B: jax.Array,
       lane_B: jax.Array | None = None,
       last_BT: jax.Array | None = None,
-      window: int | None = None,
+      window: int | Sequence[int] | None = None,
   ) -> tuple[jax.Array, Cache]:
     """Appends T positions to rows of a cache.
 
@@ -244,7 +245,8 @@ class Transformer(nnx.Module):
       start_B: the place of each row's first new position. What would lie beyond the last slot is dropped.
       lane_B: which of the cache's rows each is, one beyond the last for none; all of them in order where it is left out.
       last_BT: the last place that each new position sees; its own where this is left out.
-      window: slots that are looked at; all where it is left out.
+      window: slots that are looked at; all where it is left out. Of several, in rising order, the first that holds all there
+        is.
 
     Returns:
       ([B, T, D] states after the final norm, the longer cache).
@@ -254,6 +256,9 @@ class Transformer(nnx.Module):
     last_BT = position_BT if last_BT is None else last_BT
     lane_B1 = (jnp.arange(B) if lane_B is None else lane_B)[:, None]
 
+    if isinstance(window, Sequence):
+      choice = jnp.searchsorted(jnp.asarray(window), jnp.max(last_BT) + 1)
+
     def body(carry, scanned):
       x_BTD, cache = carry
       layer, l = scanned
@@ -262,8 +267,14 @@ class Transformer(nnx.Module):
       def attend(q_BTNH, k_BTKH, v_BTKH):
         nonlocal longer
         longer = cache.put(l, lane_B1, position_BT, k_BTKH, v_BTKH)
-        k_BSKH, v_BSKH = longer.get(l, lane_B, window, dtype=q_BTNH.dtype)
-        return attention.cached_attention(q_BTNH, k_BSKH, v_BSKH, last_BT=last_BT)
+
+        def look(window: int | None) -> jax.Array:
+          k_BSKH, v_BSKH = longer.get(l, lane_B, window, dtype=q_BTNH.dtype)
+          return attention.cached_attention(q_BTNH, k_BSKH, v_BSKH, last_BT=last_BT)
+
+        if window is None or isinstance(window, int):
+          return look(window)
+        return jax.lax.switch(choice, [functools.partial(look, w) for w in window])
 
       x_BTD = layer(x_BTD, position_BT, attend)
       return (x_BTD, longer), None

@@ -31,6 +31,7 @@ class Turn(NamedTuple):
     temperature_B: of codes; 0 takes the likeliest.
     top_k_B: int32, codes are drawn among the k likeliest; 0 means all.
     kernel: whether solver steps are one kernel, where the head has one; fixed at compile time.
+    guided: whether any state is a guide's; likewise.
   """
 
   owner_X: jax.Array
@@ -43,6 +44,7 @@ class Turn(NamedTuple):
   temperature_B: jax.Array
   top_k_B: jax.Array
   kernel: bool = False
+  guided: bool = True
 
 
 class ImageHead(nnx.Module):

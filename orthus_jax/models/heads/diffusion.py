@@ -24,6 +24,7 @@ from orthus_jax.models.params import param
 from orthus_jax.parallel import sharded
 
 _FREQUENCIES = 256
+_CACHE = 8 << 20  # bytes of a processor's cache
 
 
 def sinusoid(t: jax.Array, *, dtype: str | jnp.dtype = jnp.float32) -> jax.Array:
@@ -150,7 +151,7 @@ class DiffusionHead(FeatureHead):
     return self.sample(
         z_XD, self.initial_noise(turn.key_B), owner_X=turn.owner_X, mix_BX=turn.mix_BX, key_B=turn.key_B,
         solvers=turn.solvers, solver_B=turn.solver_B, interval_B2=turn.interval_B2, wanted_B=turn.wanted_B,
-        kernel=turn.kernel,
+        kernel=turn.kernel, guided=turn.guided,
     )  # fmt: skip
 
   def initial_noise(self, key_B: jax.Array) -> jax.Array:
@@ -170,6 +171,7 @@ class DiffusionHead(FeatureHead):
       interval_B2: jax.Array,
       wanted_B: jax.Array,
       kernel: bool = False,
+      guided: bool = True,
   ) -> jax.Array:
     """A feature for each row, [B, C], each from one noise shared with its guides.
 
@@ -186,19 +188,20 @@ class DiffusionHead(FeatureHead):
       solver_B: which of them each row takes.
       interval_B2: guidance holds at steps t in [low, high); at others a row follows its own prediction.
       wanted_B: bool, the rows whose feature counts; no more steps are taken than they need.
+      guided: whether any state is a guide's.
       kernel: take the steps in one kernel; off TPUs it is interpreted, which is slow.
     """
     steps = np.asarray([n for _, n in solvers])
     counts = sorted(set(steps.tolist()))
-    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel)
+    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, guided)
     if len(counts) == 1:
       return run(counts[0])
     needed = jnp.max(jnp.where(wanted_B, jnp.asarray(steps)[solver_B], 0))
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
 
-  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, S: int) -> jax.Array:
+  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, guided, S: int) -> jax.Array:
     """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
-    c, B, guided = self.config, mix_BX.shape[0], mix_BX.shape[1] > mix_BX.shape[0]
+    c, B = self.config, mix_BX.shape[0]
     tables = [solver_lib.table(c, solver=name, steps=n) for name, n in solvers]
     tables = [solver_lib.pad(t, S) if len(t.t) < S else jax.tree.map(lambda x: x[:S], t) for t in tables]
     table_SK = jax.tree.map(lambda *x: np.stack(x, axis=1), *tables)
@@ -209,8 +212,9 @@ class DiffusionHead(FeatureHead):
     else:
       row_SB = jax.tree.map(lambda x: jnp.asarray(x)[:, solver_B], table_SK)
       time_SXW = time_SKW[:, solver_B[owner_X]]
-    modulations_SX = self._modulate(time_SXW + self.condition(z_XD.astype(self.dtype)))
+    condition_XW = self.condition(z_XD.astype(self.dtype))
     if kernel:
+      modulations_SX = self._modulate(time_SXW + condition_XW)
       return self._by_kernel(noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B if random else None)
 
     def step(carry, scanned):
@@ -224,9 +228,26 @@ class DiffusionHead(FeatureHead):
       more_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
       return solver_lib.step(x_BC, v_BC, previous_BC, more_BC, row_B), None
 
-    (x_BC, _), _ = jax.lax.scan(step, (noise_BC, jnp.zeros_like(noise_BC)), (modulations_SX, row_SB, jnp.arange(S)))
+    def steps(carry, scanned):
+      time_NXW, *others = scanned
+      return jax.lax.scan(step, carry, (self._modulate(time_NXW + condition_XW), *others))
+
+    begin, scanned = (noise_BC, jnp.zeros_like(noise_BC)), (time_SXW, row_SB, jnp.arange(S))
+    N = self._steps_at_once(S, len(owner_X))
+    if N == S:
+      (x_BC, _), _ = steps(begin, scanned)
+    else:
+      scanned = jax.tree.map(lambda x: jnp.reshape(x, (S // N, N, *x.shape[1:])), scanned)
+      (x_BC, _), _ = jax.lax.scan(steps, begin, scanned)
     return x_BC / c.latent_scale
 
+  def _steps_at_once(self, S: int, X: int) -> int:
+    """Of how many steps the modulations are computed in one product: all, which reads the weights once, unless a processor's
+    cache holds them but not what they make."""
+    width = self.final_modulation.kernel.shape[1] + sum(b.modulation.kernel.shape[1] for b in self.blocks)
+    if self.config.width * width * 4 > _CACHE or S * X * width * 4 <= _CACHE:
+      return S
+    return max(n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * X * width * 4 <= _CACHE))
 
   def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B) -> jax.Array:
     S, (B, X) = len(row_SB.t), mix_BX.shape
