@@ -264,9 +264,9 @@ class Engine:
       while self._waiting and self._scheduler.join(self._waiting[0][0].number, self._waiting[0][1]):
         ticket, _ = self._waiting.pop(0)
         self._running[ticket.number] = ticket
-      others = bool(self._waiting)
       self._count()
-    made = self._scheduler.step(others=others)
+    # A call ends early once some rows have: their answers are told at once, and who asked comes again.
+    made = self._scheduler.step(others=True)
     for progress in made:
       ticket = self._running[progress.ticket]
       ticket.calls, ticket.made = ticket.calls + 1, ticket.made + len(progress.tokens_N)
