@@ -197,7 +197,7 @@ def test_what_cannot_be_served_is_refused_at_once(model, engine):
   how = model.config.sampling
   for changes, message in (
       (dict(steps=how.steps + 1), "solver and steps must be one of those that this engine was started with: ddim with"),
-      (dict(weights="int8"), "weights and cache are"),
+      (dict(weights="int8"), "weights, cache and solver_loop are"),
   ):
     with pytest.raises(BadRequest, match=message):
       engine.submit(Request(document("red"), sampling=dataclasses.replace(how, **changes)))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
+import contextvars
 import math
 
 from flax import nnx
@@ -10,6 +13,18 @@ import jax.numpy as jnp
 
 from orthus_jax.models import quantized
 from orthus_jax.models.params import param
+
+_accumulator: contextvars.ContextVar[jnp.dtype | None] = contextvars.ContextVar("accumulator", default=None)
+
+
+@contextlib.contextmanager
+def accumulated_in_fp32() -> Iterator[None]:
+  """Products say so, as a TPU's kernels want it; elsewhere it is the backend's choice."""
+  before = _accumulator.set(jnp.float32)
+  try:
+    yield
+  finally:
+    _accumulator.reset(before)
 
 
 class Linear(nnx.Module):
@@ -26,7 +41,7 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel, scale = quantized.parts(self.kernel[...], x.dtype)
-    y = x @ kernel
+    y = jnp.matmul(x, kernel, preferred_element_type=_accumulator.get()).astype(x.dtype)
     return (y if scale is None else y * scale[0].astype(x.dtype)) + self.bias[...].astype(x.dtype)
 
 

@@ -22,6 +22,7 @@ from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
 from orthus_jax.diffusion import solvers
+from orthus_jax.models.heads.layers import accumulated_in_fp32
 
 _MEMORY = 100 << 20  # of vector memory that it may take; chips from v5e on have 128 MiB
 
@@ -80,7 +81,8 @@ def solve(
     own = nnx.merge(graphdef, jax.tree.unflatten(tree, [w[...] for w in weights]), others)
     x_BC = x_ref[...]
     x_XC = x_BC if X == B else exact(own_ref[...], x_BC)
-    v_XC = denoise(own, x_XC, jax.tree.unflatten(mod_tree, [m[0] for m in mods]))
+    with accumulated_in_fp32():
+      v_XC = denoise(own, x_XC, jax.tree.unflatten(mod_tree, [m[0] for m in mods]))
     v_BC = exact(mix_ref[0], v_XC)
     table_B6 = table_ref[0]
     row = solvers.Table(None, *(table_B6[:, i] for i in range(6)))  # type: ignore[arg-type]
