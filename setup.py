@@ -38,7 +38,8 @@ setup(
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
-            "openai>=2", "httpx>=0.27", "playwright>=1.50",  # newer clients bring httpx2 in its place
+            "openai>=2", "playwright>=1.50",
+            "httpx>=0.27",  # newer versions of openai bring httpx2 in its place
             *SERVE,
         ],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers

@@ -247,7 +247,9 @@ class DiffusionHead(FeatureHead):
     width = self.final_modulation.kernel.shape[1] + sum(b.modulation.kernel.shape[1] for b in self.blocks)
     if self.config.width * width * 4 > _CACHE or S * X * width * 4 <= _CACHE:
       return S
-    return max(n for n in range(1, S + 1) if S % n == 0 and (n == 1 or n * X * width * 4 <= _CACHE))
+    fitting = max(_CACHE // (X * width * 4), 1)
+    found = max(n for n in range(1, fitting + 1) if S % n == 0)
+    return found if 4 * found >= fitting else S  # a number of steps that has no such divisor
 
   def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B) -> jax.Array:
     S, (B, X) = len(row_SB.t), mix_BX.shape
