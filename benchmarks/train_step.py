@@ -57,8 +57,7 @@ _SMALL = {
         caption_dropout=0.0,
     ),
     "optimizer": dict(learning_rate=1e-4, warmup_steps=0, weight_decay=0.01),
-    # XLA hands matrix products to YNNPACK, unless told not to: at these sizes its other library is faster.
-    "run": dict(batch_size=8, compiler_options=[["xla_cpu_experimental_ynn_fusion_type", ""]]),
+    "run": dict(batch_size=8),
 }  # fmt: skip
 
 

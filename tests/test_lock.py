@@ -26,7 +26,10 @@ def quick(monkeypatch):
 def elsewhere(folder: Path, **changes) -> dict:
   """What a holder on another machine left."""
   record = {"host": "node7", "pid": 4, "since": "then", "command": "orthus train", "machine": "another", "id": "x"} | changes
-  (folder / lock.NAME).write_text(json.dumps(record))
+  path = folder / lock.NAME
+  with path.open("r+b" if path.exists() else "xb") as f:  # in place: an empty one, for a moment, would mean released
+    f.write(json.dumps(record).encode())
+    f.truncate()
   return record
 
 

@@ -97,8 +97,6 @@ def test_other_sources_are_drawn_as_before():
 def test_folders_that_cannot_serve(folders, tmp_path):
   with pytest.raises(BadRequest, match="features holds features, .* --images=pixels or --images=jpeg"):
     TokenizerTask(config(folders / "features"), None)
-  with pytest.raises(BadRequest, match=r"another resolution \(8, not 16\)"):
-    TokenizerTask(config(folders / "pixels", model__vision_tokenizer__resolution=16), None)
   with pytest.raises(BadRequest, match="holds no complete prepared data"):
     TokenizerTask(config(tmp_path), None)
 

@@ -168,8 +168,6 @@ def test_what_does_not_fit_is_refused(folders, tmp_path):
     PreparedPipeline(TK, config(tmp_path))
   with pytest.raises(BadRequest, match="prepared with another unconditional_prompt"):
     PreparedPipeline(TK, config(folders["a"], sampling__unconditional_prompt="draw"))
-  with pytest.raises(BadRequest, match="prepared with another resolution"):
-    PreparedPipeline(TK, config(folders["a"], model__vision_tokenizer__resolution=16, data__sequence_length=90))
   with pytest.raises(BadRequest, match="features with folders of pixels"):
     PreparedPipeline(TK, config((str(folders["a"]), 1.0), (str(folders["features"]), 1.0)))
   with pytest.raises(BadRequest, match="is there already"):

@@ -350,7 +350,7 @@ def test_other_benchmarks_files_are_refused_in_one_line(name, tmp_path):
 
 def test_errors_name_the_line(tmp_path):
   for text, words in (
-      ('[\n{"question_id": 1,\n}]', ":3: broken JSON"), ('[\n"\xe9"]'.encode("latin-1"), ":2: isn't UTF-8"),
+      ('[\n{"question_id": 1,\n"answer"}]', ":3: broken JSON"), ('[\n"\xe9"]'.encode("latin-1"), ":2: isn't UTF-8"),
       ("[" * 100_000, ":1: JSON that is nested too deep"), ("[" + "9" * 5000 + "]", ":1: broken JSON"),
       ('[{"question_id": 1}]', "entry 1: no 'answer' (it has 'question_id')"),
       ('[{"question_id": true, "answer": "a"}]', "'question_id' is True where a whole number or a text"), ("[]", "0 answers"),

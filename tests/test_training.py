@@ -215,7 +215,10 @@ def test_a_compiler_option_that_is_none_is_named(option):
 
 
 def test_compiler_options_go_above_those_of_the_platform():
-  assert compiler.options(mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:2])) is None
+  cpu, ynn = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:2]), "xla_cpu_experimental_ynn_fusion_type"
+  assert compiler.options(cpu) == {ynn: ""} and compiler.options(cpu, [(ynn, "all")]) == {ynn: "all"}
+  gpu = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform="gpu", device_kind="H100")]), size=1)
+  assert compiler.options(gpu) is None
 
   def tpu(kind):
     device = types.SimpleNamespace(platform="tpu", device_kind=kind)

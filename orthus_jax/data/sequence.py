@@ -138,6 +138,28 @@ def layout(document: Document, tokenizer: Tokenizer, *, patches: int, respond: b
   )
 
 
+def with_patches(s: Sequence, there: int, patches: int) -> Sequence:
+  """A sequence laid out anew for pictures of another number of patches: just what `layout` would have made of its document.
+
+  Args:
+    s: laid out with `there` positions an image.
+    there: the number that it has.
+    patches: the number that it is to have.
+  """
+  if there == patches:
+    return s
+  learnt_T, more = s.learnt_length_T.copy(), patches - there
+  for start in s.starts_I:
+    closing = start + there + 1  # EOI, and the separator behind it where the segment has one
+    learnt_T[[start, *range(closing, closing + max(learnt_T[closing] - there - 1, 0))]] += more * bool(learnt_T[closing])
+  # Each image's first patch stands for all of them; the others go.
+  first_T = (s.image_T >= 0) & (np.diff(s.image_T, prepend=-1) != 0)
+  count_T = np.where(s.image_T < 0, 1, np.where(first_T, patches, 0))
+  tokens_T, learnt_T, image_T = (np.repeat(x, count_T) for x in (s.tokens_T, learnt_T, s.image_T))
+  starts_I = s.starts_I + more * np.arange(len(s.starts_I), dtype=np.int32)
+  return Sequence(tokens_T, learnt_T, image_T, starts_I, s.learn_I, s.images)
+
+
 def turns(s: Sequence, *, patches: int) -> np.ndarray:
   """Which turn of a document about given pictures each position belongs to.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 import contextlib
+import functools
 import re
 
+import jax
 from jax.sharding import Mesh
 
 from orthus_jax.errors import BadRequest
@@ -36,6 +38,19 @@ _SPARSE_CORES = {
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
 }
 _SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
+# XLA 0.10 hands a CPU's products to YNNPACK. A VQGAN's convolutions take 1.4 times as long with it, products of the size of
+# benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md).
+_CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+
+
+@functools.cache
+def _cpu() -> dict[str, str]:
+  """`_CPU`, unless this jaxlib has no such option."""
+  try:
+    jax.jit(lambda x: x, compiler_options=_CPU).lower(0.0).compile()
+  except jax.errors.JaxRuntimeError:
+    return {}
+  return _CPU
 
 
 def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str | bool] | None:
@@ -53,6 +68,8 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
       ours |= _V5E
     elif device.device_kind in _SPARSE_CORE_KINDS:
       ours |= _SPARSE_CORES
+  elif device.platform == "cpu":
+    ours = _cpu()
   switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
 

@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 
 from orthus_jax.config import Config, to_dict
+from orthus_jax.data.images import fit
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.errors import BadRequest
 
@@ -34,6 +35,18 @@ def picture_facts(config: Config) -> dict[str, Any]:
   """Of `facts`, what pixels depend on."""
   vision = config.model.vision_tokenizer
   return {"format": 1, "resolution": vision.resolution, "pixels": to_dict(vision.pixels)}
+
+
+def check(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+  """That a folder can be read as it is wanted. Pictures may have another resolution, to which they are fitted when read.
+
+  Raises:
+    BadRequest: naming what differs.
+  """
+  fitted = () if there.get("images") == "features" else ("resolution", "patches", "latent_dim")
+  for name, value in wanted.items():
+    if name not in fitted and there.get(name) != value:
+      raise BadRequest(f"{folder} was prepared with another {name} ({there.get(name)}, not {value}): prepare it anew")
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -67,7 +80,7 @@ class Stored:
 
 
 def from_record(record: bytes, variant: int, *, patches: int) -> Stored:
-  """Reads one variant of a document."""
+  """Reads one variant of a document, whose pictures have so many positions each."""
   length = int(np.frombuffer(record, np.int32, 1)[0])
   body = np.frombuffer(record, np.int32, length, offset=4)
   at = 1
@@ -84,11 +97,25 @@ def from_record(record: bytes, variant: int, *, patches: int) -> Stored:
   return Stored(record[4 + 4 * length :].decode(), sequence, pictures_I)
 
 
-def read_picture(record: bytes, config: Config, images: Images) -> np.ndarray:
-  """uint8 [R, R, 3] pixels, or bfloat16 [P, C] features."""
+def read_picture(record: bytes, config: Config, there: dict[str, Any]) -> np.ndarray:
+  """uint8 [R, R, 3] pixels, of the model's resolution whatever the folder's; or bfloat16 [P, C] features.
+
+  Args:
+    record: as written.
+    config: the experiment.
+    there: the folder's facts.
+
+  Raises:
+    ValueError, OSError, SyntaxError: it is no such picture.
+  """
   vision = config.model.vision_tokenizer
-  if images == "features":
+  if there["images"] == "features":
     return np.frombuffer(record, BF16).reshape(vision.patches, vision.latent_dim)
-  if images == "jpeg":
-    return np.asarray(PIL.Image.open(io.BytesIO(record), formats=("JPEG",)))
-  return np.frombuffer(record, np.uint8).reshape(vision.resolution, vision.resolution, 3)
+  shape = (there["resolution"], there["resolution"], 3)
+  if there["images"] == "jpeg":
+    pixels = np.asarray(PIL.Image.open(io.BytesIO(record), formats=("JPEG",)))
+    if pixels.shape != shape:
+      raise ValueError(f"it is {pixels.shape}, not {shape}")
+  else:
+    pixels = np.frombuffer(record, np.uint8).reshape(shape)
+  return fit(pixels, vision.resolution, vision.pixels)

@@ -29,7 +29,7 @@ class PreparedPictures:
   can't be read is counted, and the next one that can takes its place.
 
   Raises:
-    BadRequest: if a folder isn't there, was made for other pictures than the model's, or holds features.
+    BadRequest: if a folder isn't there, was made with another filter than the model's, or holds features.
   """
 
   def __init__(self, config: Config):
@@ -77,12 +77,8 @@ class PreparedPictures:
     record = self._shards[f].read(number)
     if record is None:
       return None
-    R = self._config.model.vision_tokenizer.resolution
     try:
-      pixels = record_format.read_picture(record, self._config, self._facts[f]["images"])
-      if pixels.shape != (R, R, 3):
-        raise ValueError(f"it is {pixels.shape}, not {(R, R, 3)}")
-      return pixels
+      return record_format.read_picture(record, self._config, self._facts[f])
     except (ValueError, OSError, SyntaxError) as e:
       bad.report(str(self._paths[f]), f"picture {number}", first_line(e))
       bad.check()
@@ -95,6 +91,4 @@ def _check(folder: Path, facts: dict[str, Any], config: Config) -> None:
         f"{folder} holds {facts.get('images')}, and the vision tokenizer learns from pictures: prepare it with"
         " --images=pixels or --images=jpeg"
     )
-  for name, value in record_format.picture_facts(config).items():
-    if facts.get(name) != value:
-      raise BadRequest(f"{folder} was prepared with another {name} ({facts.get(name)}, not {value}): prepare it anew")
+  record_format.check(folder, facts, record_format.picture_facts(config))

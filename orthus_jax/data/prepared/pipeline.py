@@ -26,7 +26,7 @@ from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
 from orthus_jax.data.pipeline import prefetch
 from orthus_jax.data.prepared import format as record_format
 from orthus_jax.data.prepared.shards import Shards
-from orthus_jax.data.sequence import Sequence, Tokenizer
+from orthus_jax.data.sequence import Sequence, Tokenizer, with_patches
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
@@ -40,9 +40,11 @@ class _Folder:
   def __init__(self, path: Path, config: Config, tokenizer: Tokenizer, *, keep_plan: bool):
     self.path, self._config = path, config
     self.facts = record_format.read_facts(path)
-    for name, value in record_format.facts(config, tokenizer).items():
-      if self.facts.get(name) != value and (name != "unconditional_prompt" or config.data.caption_dropout > 0):
-        raise BadRequest(f"{path} was prepared with another {name} ({self.facts.get(name)}, not {value}): prepare it anew")
+    wanted = record_format.facts(config, tokenizer)
+    if not config.data.caption_dropout:
+      del wanted["unconditional_prompt"]
+    record_format.check(path, self.facts, wanted)
+    self._P, P = config.model.vision_tokenizer.patches, self.facts["patches"]  # of the model, and as it was prepared
     try:
       with np.load(path / "index.npz") as index:
         self._sizes_DV3, self._kind_D = index["sizes_DV3"], index["kind_D"]
@@ -50,6 +52,10 @@ class _Folder:
         text_D = index["learnt_text_D"] if "learnt_text_D" in index else np.ones(len(self._kind_D), np.int32)
     except Exception as e:  # zipfile, zlib and numpy each have their own
       raise BadRequest(f"{path / 'index.npz'} is damaged or missing: bring it back, or prepare {path} anew") from e
+    self._sizes_DV3[..., 0] += self._sizes_DV3[..., 1] * (self._P - P)
+    here, R = self.facts["resolution"], config.model.vision_tokenizer.resolution
+    if here != R:
+      _log.info("%s has pictures of %d pixels: they are fitted to the model's %d when read", path, here, R)
     self.bad = BadRecords(max_share=config.data.max_bad_share, total=self.facts["documents"])
     self._variants_D = (self._sizes_DV3[:, :, 0] > 0).sum(axis=1)
     self.learns_D = learns(config, text_D, self._sizes_DV3[:, 0, 2])
@@ -74,23 +80,22 @@ class _Folder:
     Raises:
       BadRequest: if too much can't.
     """
-    vision = self._config.model.vision_tokenizer
     record = self.documents.read(number)
     if record is None:
       return None
     pictures = []
     try:
-      stored = record_format.from_record(record, variant, patches=vision.patches)
+      stored = record_format.from_record(record, variant, patches=self.facts["patches"])
       for p in stored.pictures.tolist():
         picture = self.pictures.read(p)
         if picture is None:
           return None
-        pictures.append(record_format.read_picture(picture, self._config, self.facts["images"]))
+        pictures.append(record_format.read_picture(picture, self._config, self.facts))
     except (ValueError, IndexError, OSError, SyntaxError) as e:  # a picture, or numbers, that aren't what they should be
       self.bad.report(str(self.path), f"document {number}", first_line(e))
       self.bad.check()
       return None
-    return stored.sequence, pictures
+    return with_patches(stored.sequence, self.facts["patches"], self._P), pictures
 
   def digest(self) -> str:
     """Of what was prepared; of its sizes alone where an earlier version prepared it, which kept no digest of the rest."""
@@ -122,6 +127,8 @@ class _Folder:
       raise BadRequest(f"data.kinds names {strange[0]!r}; {self.path} has {', '.join(self.facts['kinds'])}")
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed]
+    if self._P != self.facts["patches"]:
+      key.append(self._P)
     file = self.path / "plans" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
     try:
       with np.load(file) as plan:
@@ -231,12 +238,11 @@ class PreparedPipeline:
   def document_ids(self, step: int) -> list[str]:
     """The documents of a step's batch, row by row."""
     rows = [self._row(step, b) for b in range(self.config.run.batch_size)]
-    P = self.config.model.vision_tokenizer.patches
     names = []
     for folder, documents, _ in rows:
       for d in documents.tolist():
         record = folder.documents.read(d)
-        names.append(record_format.from_record(record, 0, patches=P).name if record else f"{folder.path.name}#{d}")
+        names.append(record_format.from_record(record, 0, patches=0).name if record else f"{folder.path.name}#{d}")
     return names
 
   def batch(self, step: int, rows: np.ndarray | None = None) -> Batch:

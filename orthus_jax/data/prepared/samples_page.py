@@ -51,7 +51,7 @@ def write(folder: Path, made: dict[str, Any], tokenizer: Tokenizer, config: Conf
     if (record := records["documents"].read(number)) is None:
       continue
     stored = record_format.from_record(record, 0, patches=config.model.vision_tokenizer.patches)
-    pictures = [_address(records["pictures"].read(p), config, made["images"]) for p in stored.pictures.tolist()]
+    pictures = [_address(records["pictures"].read(p), config, made) for p in stored.pictures.tolist()]
     samples.append((stored.name, _pieces(stored.sequence, pictures, tokenizer), len(stored.sequence)))
   loader = jinja2.PackageLoader(__package__, ".")
   environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -90,10 +90,10 @@ def _pieces(s: Sequence, pictures: list[str], tokenizer: Tokenizer) -> list[Piec
   return out
 
 
-def _address(record: bytes | None, config: Config, images: record_format.Images) -> str:
-  if record is None or images == "features":
+def _address(record: bytes | None, config: Config, made: dict[str, Any]) -> str:
+  if record is None or made["images"] == "features":
     return ""
-  image = PIL.Image.fromarray(record_format.read_picture(record, config, images))
+  image = PIL.Image.fromarray(record_format.read_picture(record, config, made))
   image.thumbnail((_EDGE, _EDGE))
   buffer = io.BytesIO()
   image.save(buffer, "WEBP", quality=80)
