@@ -1,10 +1,14 @@
 """The tables of docs/study.md, from the runs of a sweep over configs/study.py.
 
-    python benchmarks/study_tables.py study          # the sweep's directory
+    python benchmarks/study_tables.py study                                       # the sweep's directory
+    python benchmarks/study_tables.py study docs/notes/study_runs.json            # and runs of other machines
+    python benchmarks/study_tables.py study --keep=docs/notes/study_runs.json     # keep its finished runs' figures
 
-Prints Markdown: each of the paper's comparisons in small beside the paper's own numbers, then whether its order is reproduced.
-An order is judged by the differences of runs of the same seed, which see the same documents in the same order: reproduced where
-their 95% interval (Student's) lies above 0, not reproduced where it lies below, otherwise undecided at this size.
+Sweeps of several machines are read together, by their directories or by the figures that were kept of them; of a run that
+stands in several the first counts. Prints Markdown: each of the paper's comparisons in small beside the paper's own numbers,
+then whether its order is reproduced. An order is judged by the differences of runs of the same seed, which see the same
+documents in the same order: reproduced where their 95% interval (Student's) lies above 0, not reproduced where it lies below,
+otherwise undecided at this size.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 import json
 from pathlib import Path
+import sys
 from typing import Any
 
-from orthus_jax.sweeping.table import interval
+from orthus_jax import files
+from orthus_jax.errors import BAD_REQUEST, BadRequest, print_error
+from orthus_jax.sweeping.table import groups, interval
 
 # Our scores that stand for the paper's, and whether more is better.
 SCORES = {
@@ -120,11 +127,42 @@ def tables(table: Mapping[str, Any]) -> str:
   return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def together(paths: Sequence[Path]) -> dict[str, Any]:
+  """The finished runs of sweeps' directories and of files that `keep` wrote, as one table.
+
+  Raises:
+    BadRequest: if one can't be read, or two tell of a run of one name and other fields.
+  """
+  runs: dict[str, dict[str, Any]] = {}
+  for path in paths:
+    file = path / "table.json" if path.is_dir() else path
+    try:
+      found = json.loads(file.read_text(encoding="utf-8"))["runs"]
+      for run in found:
+        if run["state"] == "finished" and run["fields"] != runs.setdefault(run["id"], run)["fields"]:
+          raise BadRequest(f"{file}: {run['id']} has other fields than in a table before: they are of different sweeps")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+      raise BadRequest(f"{file} can't be read as a sweep's table: give a sweep's directory, or a file made by --keep") from e
+  if not runs:
+    raise BadRequest(f"no run of {', '.join(map(str, paths))} is finished")
+  return {"runs": list(runs.values()), "groups": groups(list(runs.values()))}
+
+
+def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("sweep", type=Path, help="a sweep's directory")
-  print(tables(json.loads((parser.parse_args().sweep / "table.json").read_text())), end="")
+  parser.add_argument("sweeps", type=Path, nargs="+", help="a sweep's directory, or a file of runs that were kept")
+  parser.add_argument("--keep", type=Path, metavar="FILE", help="write the figures of all finished runs there")
+  options = parser.parse_args()
+  try:
+    table = together(options.sweeps)
+  except BadRequest as e:
+    print_error(e)
+    return BAD_REQUEST
+  if options.keep:
+    files.write_text(options.keep, json.dumps({"runs": table["runs"]}, indent=1, ensure_ascii=False) + "\n")
+  print(tables(table), end="")
+  return 0
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(main())

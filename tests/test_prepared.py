@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 
@@ -15,6 +16,9 @@ from orthus_jax.data.prepared import format as record_format, shards, writer as 
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.jsonl import Jsonl
+from orthus_jax.data.sources.layout import Options
+from orthus_jax.data.sources.source import LayoutSource
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import hosts
 
@@ -161,6 +165,21 @@ def test_each_picture_is_kept_once_and_plans_are_kept(folders):
   assert short.too_long and len(list((folders["a"] / "plans").iterdir())) == len(plans) + 1
   shown = sources.open_source(config(folders["a"]), "train")
   assert shown[1].segments == tiny.TinySource()[1].segments
+
+
+def test_a_jpeg_file_that_is_kept_is_kept_of_the_documents_shown_too(tmp_path):
+  rows = []
+  for i in range(4):
+    pixels = np.kron(np.random.default_rng(i).integers(0, 255, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.jpg")
+    rows.append({"image": f"{i}.jpg", "text": f"a red box {i}"})
+  (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  made_with = dict(model__vision_tokenizer__resolution=32, model__vision_tokenizer__channel_multipliers=[1] * 4)
+  source = LayoutSource(Jsonl(tmp_path, Options(pairs="to_image")), resolution=32)
+  prepared.prepare(source, TK, tiny.config(**made_with), tmp_path / "out", images="jpeg")
+  assert {p.suffix for p in (tmp_path / "out" / "shown").iterdir()} == {".jpg", ".jsonl"}
+  shown = sources.open_source(config(tmp_path / "out", **made_with), "train")
+  assert [d.segments for d in (shown[i] for i in range(4))] == [source[i].segments for i in range(4)]
 
 
 def test_what_does_not_fit_is_refused(folders, tmp_path):

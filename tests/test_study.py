@@ -8,6 +8,7 @@ from pathlib import Path
 import command
 import pytest
 
+from orthus_jax.errors import BadRequest
 from orthus_jax.sweeping import plan as plan_lib
 
 ROOT = Path(__file__).parent.parent
@@ -74,6 +75,29 @@ def test_an_order_is_judged_by_runs_of_the_same_seed(chameleon, said):
   ]
   for score in ("single_object", "frechet"):  # more is better, and less
     assert tables().verdict(runs, "orthus", "chameleon", score)[1] == said
+
+
+def test_sweeps_of_several_machines_make_one_table(tmp_path):
+  def run(name, seed, state="finished", score=0.5, **fields):
+    scores = {"single_object": score}
+    return {"id": f"{name},seed={seed}", "group": name, "seed": seed, "state": state, "fields": {"run.seed": seed} | fields,
+            "losses": {}, "scores": scores, "costs": {}, "params_digest": "ab" * 32}  # fmt: skip
+
+  first, second = tmp_path / "first", tmp_path / "kept.json"
+  first.mkdir()
+  (first / "table.json").write_text(json.dumps({"runs": [run("orthus", 0), run("orthus", 1, "half", 0.1)]}))
+  second.write_text(json.dumps({"runs": [run("orthus", 0, score=0.9), run("orthus", 1, score=0.7), run("chameleon", 0)]}))
+  table = tables().together([first, second])
+  assert [(r["id"], r["scores"]["single_object"]) for r in table["runs"]] == [
+      ("orthus,seed=0", 0.5), ("orthus,seed=1", 0.7), ("chameleon,seed=0", 0.5)
+  ]  # fmt: skip
+  assert table["groups"][0]["scores"]["single_object"]["mean"] == 0.6 and "| orthus |" in tables().tables(table)
+  second.write_text(json.dumps({"runs": [run("orthus", 0, **{"model.width": 3})]}))
+  with pytest.raises(BadRequest, match="kept.json: orthus,seed=0 has other fields"):
+    tables().together([first, second])
+  second.write_text("[]")
+  with pytest.raises(BadRequest, match="kept.json can't be read as a sweep's table"):
+    tables().together([first, second])
 
 
 @pytest.mark.slow
