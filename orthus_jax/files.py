@@ -8,6 +8,7 @@ import contextlib
 import errno
 import os
 from pathlib import Path
+import resource
 import shutil
 import tempfile
 
@@ -36,6 +37,18 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
       half.unlink()
       raise
+
+
+def allow_many_open() -> int:
+  """Has the system give this process all the open files and connections that it may, at most 65,536; returns how many."""
+  most = 1 << 16
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = most if hard == resource.RLIM_INFINITY else min(hard, most)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    with contextlib.suppress(OSError, ValueError):
+      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+      soft = wanted
+  return most if soft == resource.RLIM_INFINITY else soft
 
 
 def copy_range(source: Path, begin: int, target: int, at: int, size: int) -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import httpx
@@ -21,9 +22,10 @@ import served
 from served import KEY, LIMITS, wait_for
 import tiny
 
-from orthus_jax import cli
+from orthus_jax import cli, files
 from orthus_jax.data.documents import document
 from orthus_jax.inference.live import Engine
+from orthus_jax.inference.scheduler import Scheduler
 from orthus_jax.serving.app import Server, Settings
 from orthus_jax.serving.chat import Until
 from orthus_jax.serving.pictures import to_base64
@@ -182,7 +184,8 @@ def test_limits_of_a_request(http, server):
 
 def test_half_a_request_is_not_waited_for_and_idle_connections_keep_nobody_out(http, server):
   host, port = server.url.removeprefix("http://").split(":")
-  idle = [socket.create_connection((host, int(port))) for _ in range(100)]
+  assert files.allow_many_open() > 2100  # both ends of each are this process's
+  idle = [socket.create_connection((host, int(port))) for _ in range(1000)]
   half = socket.create_connection((host, int(port)))
   half.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 100\r\n\r\n{")
   assert http.post("/v1/images/generations", json={"prompt": "red"}).status_code == 200
@@ -208,6 +211,30 @@ def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_aga
   wait_for(lambda: set(range(before, before + 3)) <= server.engine._given_up)
   held.set()
   wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
+
+
+def test_first_words_come_within_two_engine_calls_of_joining(http, server, monkeypatch):
+  step, may = Scheduler.step, threading.Semaphore(0)
+  monkeypatch.setattr(Scheduler, "step", lambda *args, **how: may.acquire(timeout=60) and step(*args, **how))
+
+  def first_words(answer):
+    for line in answer.iter_lines():
+      if line.startswith("data: {") and (said := json.loads(line[6:])["choices"][0]["delta"].get("content")):
+        return said
+
+  try:
+    drawing = dict(json=asked("draw a red box", stream=True, respond="image"), timeout=30)
+    talking = dict(json=asked("two", seed=3, stream=True, max_tokens=40, respond="text"), timeout=30)
+    with http.stream("POST", "/v1/chat/completions", **drawing):
+      may.release()
+      wait_for(lambda: server.engine.load.rows == 1)
+      number = server.engine._number
+      with http.stream("POST", "/v1/chat/completions", **talking) as answer:
+        wait_for(lambda: server.engine._number == number + 1)
+        may.release(3)  # the call that is under way, and two
+        assert first_words(answer)
+  finally:
+    may.release(1000)
 
 
 def test_who_goes_before_the_first_picture_gives_it_up(http, server, held):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import jax
 import numpy as np
 from scipy import ndimage
 
 from orthus_jax.data import images as images_lib
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.params import Params
+from orthus_jax.parallel import compiler
 
 _BATCH, _BATCH_PIXELS = 128, 2**21  # pictures decoded at once, at most
 
@@ -50,7 +50,7 @@ def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> t
     the features; rows of the first pictures: original, unquantised, quantised).
   """
 
-  @jax.jit
+  @compiler.jit
   def both(params, pixels):
     model = params_lib.merge(graphdef, params)
     z_BPC = model.encode(images_lib.to_model(pixels, model.config.pixels))

@@ -22,6 +22,7 @@ from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib, systems
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.orthus import Orthus
+from orthus_jax.parallel import compiler
 
 
 def evaluate(model: Model, documents: Sequence[Document], *, seed: int = 0) -> dict[str, float]:
@@ -85,7 +86,7 @@ def draw(model: Model, document: Document, *, key: jax.Array) -> np.ndarray:
   ))  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "solvers"))
+@functools.partial(compiler.jit, static_argnames=("graphdef", "solvers"))
 def _draw(
     graphdef: Any, params: Any, tokens_T: jax.Array, features_JC: jax.Array, slot_T: jax.Array, start: jax.Array,
     key_P: jax.Array, temperature: jax.Array, *, solvers: tuple[tuple[str, int], ...],

@@ -28,6 +28,7 @@ from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.orthus import Orthus, last_seen
 from orthus_jax.models.params import Params
+from orthus_jax.parallel import compiler
 
 
 class Prompts(NamedTuple):
@@ -48,7 +49,7 @@ class Prompts(NamedTuple):
   lane_A: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "window"), donate_argnames="cache")
+@functools.partial(compiler.jit, static_argnames=("graphdef", "window"), donate_argnames="cache")
 def read(graphdef: Any, params: Params, cache: Cache, prompts: Prompts, *, window: int) -> Cache:
   """Reads a chunk of some prompts into the cache; `window` slots are looked at."""
   model: Orthus = params_lib.merge(graphdef, params)
@@ -85,7 +86,7 @@ class Admission(NamedTuple):
   weight: jax.Array
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(compiler.jit, donate_argnames="state")
 def admit(state: State, a: Admission) -> State:
   """Has rows begin whose prompts the lanes hold already."""
   B, X = state.token_B.shape[0], state.length_X.shape[0]
@@ -110,7 +111,7 @@ def admit(state: State, a: Admission) -> State:
   )
 
 
-@functools.partial(jax.jit, donate_argnames="state")
+@functools.partial(compiler.jit, donate_argnames="state")
 def release(state: State, row_B: jax.Array) -> State:
   """Ends rows, given as bool [B], before they are done; their guides are free."""
   ended_G = row_B[jnp.minimum(state.owner_G, len(row_B) - 1)]
@@ -119,7 +120,7 @@ def release(state: State, row_B: jax.Array) -> State:
   )  # fmt: skip
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
+@functools.partial(compiler.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
 def advance(
     graphdef: Any, params: Params, state: State, text_V: jax.Array, stop_at: jax.Array, *, config: ModelConfig,
     program: Program,

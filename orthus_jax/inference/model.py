@@ -27,7 +27,7 @@ from orthus_jax.models import params as params_lib, quantized, systems
 from orthus_jax.models.heads.base import untrained
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.paths import user_path
 
 _NO_DECODER = (
@@ -212,13 +212,13 @@ class Model:
     return _in_batches(lambda x: _decode(self.graphdef, self.params, x), np.stack(features))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def _encode(graphdef, params, pixels):
   tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
   return tokenizer.encode(images_lib.to_model(pixels, tokenizer.config.pixels))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(compiler.jit, static_argnums=0)
 def _decode(graphdef, params, features):
   tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
   return images_lib.from_model(tokenizer.decode(features), tokenizer.config.pixels)

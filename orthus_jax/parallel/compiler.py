@@ -1,11 +1,12 @@
-"""What a training step asks of its platform's compiler, beyond what it does by itself."""
+"""What programs ask of their platform's compiler, beyond what it does by itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import re
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -72,6 +73,30 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
     ours = _cpu()
   switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
+
+
+class jit:  # noqa: N801
+  """`jax.jit` with what this platform's compiler is asked for; jax is asked for its platform when it is first called.
+
+  Not for functions that others under `jax.jit` call. What `trace` gives is compiled by who asked for it, as it wants.
+  """
+
+  def __init__(self, function: Callable, **how: Any):
+    functools.update_wrapper(self, function)
+    self._jit = functools.partial(jax.jit, function, **how)
+
+  @functools.cached_property
+  def _here(self) -> Any:
+    return self._jit(compiler_options=_cpu() if jax.default_backend() == "cpu" else None)
+
+  def __call__(self, *args: Any, **named: Any) -> Any:
+    return self._here(*args, **named)
+
+  def lower(self, *args: Any, **named: Any) -> jax.stages.Lowered:
+    return self._here.lower(*args, **named)
+
+  def trace(self, *args: Any, **named: Any) -> jax.stages.Traced:
+    return self._jit().trace(*args, **named)
 
 
 @contextlib.contextmanager

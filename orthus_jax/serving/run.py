@@ -13,6 +13,7 @@ import time
 
 import uvicorn
 
+from orthus_jax import files
 from orthus_jax.errors import AT_ONCE, BadRequest
 from orthus_jax.serving.app import Server
 
@@ -52,6 +53,7 @@ def serve(server: Server, listening: socket.socket, *, compile: Callable[[int, i
   Returns:
     The exit status.
   """
+  files.allow_many_open()  # a connection takes one
   return asyncio.run(_serve(server, listening, compile, grace))
 
 

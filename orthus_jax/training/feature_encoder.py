@@ -20,7 +20,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.initial_state import check_source
@@ -38,7 +38,7 @@ def encoder(graphdef: Any, shapes: Params) -> Callable[[Params, jax.Array], jax.
   """
   others = {n: v for n, v in shapes.items() if not n.startswith("vision_tokenizer/")}
 
-  @jax.jit
+  @compiler.jit
   def encode(own: Params, pixels: jax.Array) -> jax.Array:
     rest = {n: jnp.zeros(v.shape, v.dtype) for n, v in others.items()}
     tokenizer = params_lib.merge(graphdef, {**rest, **own}).vision_tokenizer

@@ -23,6 +23,7 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.models.params import Params
 from orthus_jax.models.vision_tokenizer import VisionTokenizer, squared_distances
+from orthus_jax.parallel import compiler
 from orthus_jax.training import losses, tokenizer_losses
 from orthus_jax.training.state import TrainState
 from orthus_jax.training.tokenizer_losses import JudgedTokenizer
@@ -165,7 +166,7 @@ class TokenizerTask:
     """Features [N, C] of the patches of some of the pictures, always the same ones."""
     vision = self.config.model.vision_tokenizer
     chosen = np.random.default_rng(self.config.run.seed).integers(self.pictures.trained, size=_FEATURE_PICTURES)
-    encode = jax.jit(lambda params, x: params_lib.merge(graphdef, params).encode(x))
+    encode = compiler.jit(lambda params, x: params_lib.merge(graphdef, params).encode(x))
     blocks = (self.pictures.read(numbers) for numbers in np.split(chosen, _FEATURE_PICTURES // 256))
     encoded = [np.asarray(encode(params, images_lib.to_model(block, vision.pixels))) for block in blocks]
     return np.concatenate(encoded).reshape(-1, vision.latent_dim)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import functools
 import logging
 from pathlib import Path
-import resource
 import threading
 from typing import Any
 
@@ -20,7 +19,7 @@ import numpy as np
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import first_line
+from orthus_jax.files import allow_many_open, first_line
 
 _log = logging.getLogger(__name__)
 _OPTIONS = "readahead_buffer_size:0"
@@ -104,16 +103,8 @@ class Shards:
 
 @functools.cache
 def _most_open() -> int:
-  """Files that one source keeps open: a part of what the system allows, of which it gives more where it may."""
-  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = 1 << 16 if hard == resource.RLIM_INFINITY else min(hard, 1 << 16)
-  if soft != resource.RLIM_INFINITY and soft < wanted:
-    try:
-      resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-      soft = wanted
-    except (OSError, ValueError):
-      pass
-  return 1 << 14 if soft == resource.RLIM_INFINITY else max(soft // 4, 8)
+  """Files that one source keeps open: a part of what the system allows."""
+  return max(allow_many_open() // 4, 8)
 
 
 def _count(path: Path) -> int:
