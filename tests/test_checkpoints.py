@@ -285,7 +285,7 @@ def test_the_order_of_what_a_run_starts_from(whole, tmp_path, caplog):
   assert "own checkpoint of step 4, not from run.resume_from" in caplog.text
   caplog.clear()
   first = train(tmp_path / "c", run__init_from=[["", str(whole[0])]])
-  assert "starting from scratch, but for all from" in caplog.text and sorted(metrics(tmp_path / "c"))[0] == 1
+  assert "starting at step 0: all weights from" in caplog.text and sorted(metrics(tmp_path / "c"))[0] == 1
   assert first.params_digest != whole[1].params_digest
   with pytest.raises(BadRequest, match="isn't a state of this model and optimizer"):
     train(tmp_path / "d", run__resume_from=source, model__transformer__mlp_width=32)

@@ -55,8 +55,8 @@ def first_state(
     _check_values(values, layout.shapes.params)
     state = replace_params(create(), values, layout.shardings)
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
-    named = ", ".join(f"{prefix or 'all'} from {path}" for prefix, path in run.init_from)
-    _log.info("starting from scratch%s", f", but for {named} (run.init_from)" if named else "")
+    named = ", ".join(f"{prefix or 'all weights'} from {path}" for prefix, path in run.init_from)
+    _log.info("starting at step 0: %s", f"{named} (run.init_from)" if named else "from scratch")
     _tell_of_fresh(config, set(layout.shapes.params), set(values))
     for prefix, path in run.init_from:
       _tell_of_model(config, prefix, path)
