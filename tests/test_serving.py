@@ -108,13 +108,15 @@ def test_pictures_of_a_conversation_come_as_parts_and_go_back(client, lively):
 
 
 def test_several_choices_have_seeds_of_their_own_and_a_stop_ends_one(client):
-  ask = asked("two", max_tokens=20, temperature=1.0, extra_body={"respond": "text"})
+  ask = asked("two", max_tokens=12, temperature=1.0, extra_body={"respond": "text"})
   both = client.chat.completions.create(**ask, seed=5, n=2).choices
-  alone = client.chat.completions.create(**ask, seed=6).choices[0].message.content
-  assert both[1].message.content == alone and both[0].message.content != alone
-  cut = alone[3:5]
-  stopped = client.chat.completions.create(**ask, seed=6, stop=[cut]).choices[0]
-  assert stopped.message.content == alone[: alone.index(cut)] and stopped.finish_reason == "stop"
+  whole = client.chat.completions.create(**ask, seed=6).choices[0]
+  alone = whole.message.content
+  assert both[1].message.content == alone and both[0].message.content != alone and whole.finish_reason == "length"
+  end = next(alone[-n:] for n in range(1, 20) if alone.index(alone[-n:]) == len(alone) - n)
+  for cut in (alone[3:5], end):  # which comes with the last position
+    stopped = client.chat.completions.create(**ask, seed=6, stop=[cut]).choices[0]
+    assert stopped.message.content == alone[: alone.index(cut)] and stopped.finish_reason == "stop"
 
 
 def test_pictures_are_drawn_and_edited(client):

@@ -21,15 +21,19 @@ class Answer:
   Attributes:
     ticket: the engine's.
     events: what comes of it, `Finished` last.
+    stopped: whether it was cut at a text that it was to stop at, however far it had come by then.
   """
 
   ticket: Ticket
   events: AsyncIterator[Event]
+  stopped: bool = False
 
   @property
   def finish_reason(self) -> str:
     """"length" where it went on to its last position, else "stop"."""
-    return "length" if self.ticket.made >= self.ticket.most and self.ticket.request.respond != "image" else "stop"
+    if self.stopped or self.ticket.request.respond == "image":
+      return "stop"
+    return "length" if self.ticket.made >= self.ticket.most else "stop"
 
 
 @contextlib.asynccontextmanager

@@ -148,7 +148,7 @@ async def choice(engine: Engine, chat: Chat, index: int, *, seconds: float) -> A
         if text := until.add("", last=True):
           yield {"content": text}, None
         yield {"parts": _parts(event.document)}, None
-    yield {}, answer
+    yield {}, dataclasses.replace(answer, stopped=until.met)
 
 
 def _parts(document: Document) -> list[dict[str, Any]]:
