@@ -3,16 +3,17 @@
 #
 # One would guess: the library that XLA chooses by itself on a CPU is at least as fast as the one that it replaced.
 # What happens: since XLA hands a CPU's products and convolutions to YNNPACK, the gradient of a small convolutional network
-#   takes 1.3 times as long and more, above all its kernels' part. What hands them back is a switch with "experimental" in its
-#   name and nothing as its value.
+#   takes more than twice as long (1.3 to 1.5 times with 0.12.0.1), above all its kernels' part. What hands them back is a switch
+#   with "experimental" in its name and nothing as its value.
 # Why it matters here: a VQGAN is trained on CPUs in the small recipe, and `parallel/compiler.py` asks for the older library: a
 #   step of the quickstart's VQGAN takes 381 ms for 548.
 # Versions: jax and jaxlib 0.10.2, numpy 2.4.6, Python 3.11 or newer; AMD EPYC with AVX-512, two cores. Seen on 2026-11-28.
 #
-# Each setting runs in a process of its own, three times in turns; the fastest of each are compared.
+# Each setting runs in a process of its own, three times in turns; the fastest of each are compared. Other work on the same cores
+# narrows the difference: run it on a quiet machine.
 # Exit status: 0 if it is as described, 1 if that has changed, 2 if it couldn't be tried.
 set -euo pipefail
-LEAST=1.15  # the ratio below which this is no longer so
+LEAST=1.5  # the ratio below which this is no longer so
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -32,8 +33,8 @@ def loss(kernels, x):
 
 
 key = jax.random.key(0)
-x = jax.random.normal(key, (32, 32, 32, 16))
-kernels = [jax.random.normal(jax.random.fold_in(key, i), (3, 3, 16, 16)) / 12 for i in range(6)]
+x = jax.random.normal(key, (32, 16, 16, 32))
+kernels = [jax.random.normal(jax.random.fold_in(key, i), (3, 3, 32, 32)) / 17 for i in range(6)]
 step = jax.jit(jax.grad(loss))
 jax.block_until_ready(step(kernels, x))
 fastest = 9.0
