@@ -1,6 +1,6 @@
 """The paper's recipe in small, on the built-in world: configs/orthus_7b.py's stages, and the two that it finds done.
 
-    launch/recipe_shapes.sh runs/recipe            # all of them, then runs/recipe/index.html; in 60 to 90 minutes on two CPU cores
+    launch/recipe_shapes.sh runs/recipe            # all of them, then runs/recipe/index.html; 60 to 90 minutes on two CPU cores
 
 The argument is the stage. Each begins with what the one before made, by `run.init_from`:
 
