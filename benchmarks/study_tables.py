@@ -128,7 +128,7 @@ def tables(table: Mapping[str, Any]) -> str:
 
 
 def together(paths: Sequence[Path]) -> dict[str, Any]:
-  """The finished runs of sweeps' directories and of files that `keep` wrote, as one table.
+  """The finished runs of sweeps' directories and of files that --keep wrote, as one table.
 
   Raises:
     BadRequest: if one can't be read, or two tell of a run of one name and other fields.
@@ -155,11 +155,14 @@ def main() -> int:
   options = parser.parse_args()
   try:
     table = together(options.sweeps)
+    if options.keep:
+      files.write_text(options.keep, json.dumps({"runs": table["runs"]}, indent=1, ensure_ascii=False) + "\n")
   except BadRequest as e:
     print_error(e)
     return BAD_REQUEST
-  if options.keep:
-    files.write_text(options.keep, json.dumps({"runs": table["runs"]}, indent=1, ensure_ascii=False) + "\n")
+  except OSError as e:
+    print_error(BadRequest(f"--keep={options.keep} can't be written: {e.strerror or e}; choose another place"))
+    return BAD_REQUEST
   print(tables(table), end="")
   return 0
 

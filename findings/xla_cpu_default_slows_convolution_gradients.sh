@@ -3,10 +3,10 @@
 #
 # One would guess: the library that XLA chooses by itself on a CPU is at least as fast as the one that it replaced.
 # What happens: since XLA hands a CPU's products and convolutions to YNNPACK, the gradient of a small convolutional network
-#   takes more than twice as long (1.3 to 1.5 times with 0.12.0.1), above all its kernels' part. What hands them back is a switch
+#   takes more than twice as long (1.3 and 1.6 times with 0.12.0.1), above all its kernels' part. What hands them back is a switch
 #   with "experimental" in its name and nothing as its value.
-# Why it matters here: a VQGAN is trained on CPUs in the small recipe, and `parallel/compiler.py` asks for the older library: a
-#   step of the quickstart's VQGAN takes 381 ms for 548.
+# Why it matters here: a VQGAN is trained on CPUs in the small recipe, and `parallel/compiler.py` asks for the older library:
+#   loss and gradient of the quickstart's VQGAN take 381 ms for 548.
 # Versions: jax and jaxlib 0.10.2, numpy 2.4.6, Python 3.11 or newer; AMD EPYC with AVX-512, two cores. Seen on 2026-11-28.
 #
 # Each setting runs in a process of its own, three times in turns; the fastest of each are compared. Other work on the same cores

@@ -95,10 +95,10 @@ def test_merged_weights_go_out_under_published_names_and_come_back(adapted, tmp_
   folder, result, _ = adapted
   assert cli.main(["convert", f"--from={folder}", f"--to={tmp_path / 'out'}", "--format=huggingface"]) == 0
   assert "the adapters of 7 stacked weights are merged" in capsys.readouterr().out
-  inside, out = oj.load(folder), oj.load(tmp_path / "out")
+  inside, out = oj.load(folder), oj.load(tmp_path / "out")  # sums in another order
   assert digest(inside.params) == result.params_digest
   assert lora.names(inside.params) and not lora.names(out.params) and not out.config.model.lora.rank
-  np.testing.assert_allclose(outputs(out), outputs(inside), atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(outputs(out), outputs(inside), atol=1e-4, rtol=1e-5)
   assert cli.main(["convert", f"--from={tmp_path / 'out'}", f"--to={tmp_path / 'native'}"]) == 0
   again = checkpoint.load_params(tmp_path / "native")
   for name, value in out.params.items():
@@ -146,7 +146,7 @@ def test_a_head_of_codes_draws_as_before_once_adapters_are_merged(tmp_path, caps
   assert cli.main(["convert", f"--from={tmp_path / 'run'}", f"--to={tmp_path / 'out'}", "--format=huggingface"]) == 0
   assert "are merged" in capsys.readouterr().out
   inside, out = oj.load(tmp_path / "run"), oj.load(tmp_path / "out", image_head="codes")
-  np.testing.assert_allclose(outputs(out), outputs(inside), atol=1e-5, rtol=1e-5)
+  np.testing.assert_allclose(outputs(out), outputs(inside), atol=1e-4, rtol=1e-5)
   prompt = oj.document("a red box")
   drawn = [m.generate([prompt], respond="image", sampling=inside.config.sampling)[0].images[-1].pixels for m in (inside, out)]
   np.testing.assert_array_equal(*drawn)

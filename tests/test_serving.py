@@ -215,6 +215,14 @@ def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_aga
   wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
 
 
+def test_a_process_gets_as_many_connections_as_the_system_gives():
+  program = (
+      "import resource; from orthus_jax import files; n = resource.RLIMIT_NOFILE; hard = resource.getrlimit(n)[1]\n"
+      "resource.setrlimit(n, (64, hard)); assert files.allow_many_open() == resource.getrlimit(n)[0] == min(hard, 1 << 16)"
+  )
+  subprocess.run([sys.executable, "-c", program], check=True)
+
+
 def test_first_words_come_within_two_engine_calls_of_joining(http, server, monkeypatch):
   step, may = Scheduler.step, threading.Semaphore(0)
   monkeypatch.setattr(Scheduler, "step", lambda *args, **how: may.acquire(timeout=60) and step(*args, **how))

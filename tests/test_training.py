@@ -236,6 +236,15 @@ def test_compiler_options_go_above_those_of_the_platform():
     assert not [n for n in compiler.options(tpu(kind)) if "async_collective_fusion" in n or "async_all_gather" in n]
 
 
+def test_programs_take_the_platforms_options_and_what_is_traced_for_another_does_not(monkeypatch):
+  monkeypatch.setattr(compiler, "_cpu", lambda: {"xla_no_such_thing": "true"})
+  f = compiler.jit(lambda x, n: x + n, static_argnames="n")
+  for run in (lambda: f(1.0, n=2), lambda: f.lower(1.0, n=2).compile()):
+    with pytest.raises(Exception, match="xla_no_such_thing"):
+      run()
+  assert f.trace(1.0, n=2).lower().compile()(1.0) == 3.0
+
+
 def test_what_a_compiler_refuses_on_these_devices_is_one_line():
   said = (
       "FAILED_PRECONDITION: Continuation fusion for AllReduce is enabled on platform viperfish (variant: ), but it is not"

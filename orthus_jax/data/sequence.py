@@ -150,8 +150,8 @@ def with_patches(s: Sequence, there: int, patches: int) -> Sequence:
     return s
   learnt_T, more = s.learnt_length_T.copy(), patches - there
   for start in s.starts_I:
-    closing = start + there + 1  # EOI, and the separator behind it where the segment has one
-    learnt_T[[start, *range(closing, closing + max(learnt_T[closing] - there - 1, 0))]] += more * bool(learnt_T[closing])
+    if length := learnt_T[start]:  # of its segment: BOI, patches, EOI and perhaps a separator
+      learnt_T[[start, *range(start + there + 1, start + length)]] += more
   # Each image's first patch stands for all of them; the others go.
   first_T = (s.image_T >= 0) & (np.diff(s.image_T, prepend=-1) != 0)
   count_T = np.where(s.image_T < 0, 1, np.where(first_T, patches, 0))

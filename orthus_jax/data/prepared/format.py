@@ -38,14 +38,19 @@ def picture_facts(config: Config) -> dict[str, Any]:
 
 
 def check(folder: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-  """That a folder can be read as it is wanted. Pictures may have another resolution, to which they are fitted when read.
+  """That a folder can be read as it is wanted. Pictures may have another resolution: they are fitted when they are read.
+
+  Args:
+    folder: where it lies.
+    there: its facts.
+    wanted: what they should be.
 
   Raises:
     BadRequest: naming what differs.
   """
   fitted = () if there.get("images") == "features" else ("resolution", "patches", "latent_dim")
   for name, value in wanted.items():
-    if name not in fitted and there.get(name) != value:
+    if there.get(name) != value and not (name in fitted and isinstance(there.get(name), int)):
       raise BadRequest(f"{folder} was prepared with another {name} ({there.get(name)}, not {value}): prepare it anew")
 
 

@@ -199,7 +199,7 @@ def _save_shown(documents: list[Document], folder: Path) -> None:
       if isinstance(segment, Image):
         name = f"{d}-{s}.{'jpg' if segment.jpeg else 'png'}"
         if segment.jpeg:
-          (folder / name).write_bytes(segment.jpeg)  # a tenth of the time
+          (folder / name).write_bytes(segment.jpeg)  # nothing to encode
         else:
           images_lib.save_png(folder / name, segment.pixels, level=1)
         segments.append({"image": name, "learn": segment.learn})
