@@ -55,7 +55,7 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
   return run(z_XD, jnp.asarray(noise_NC))
 
 
-def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool) -> list:
+def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool, planned: bool = False) -> list:
   """A greedy answer by plain Python, which computes every branch's whole row anew for each new position.
 
   Args:
@@ -66,6 +66,7 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
     branches: laid out, what guidance compares with.
     max_new: positions at most.
     first_boi: whether it begins with a picture, and ends with it.
+    planned: whether words come first that end with a picture, and it with that.
 
   Returns:
     Tokens and features, in order.
@@ -154,14 +155,16 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
     else:
       logits = np.array(net.logits(all_states(main)[-1]))
       allowed = text.copy()
-      allowed[[tk.sep, tk.eos]] = True
+      allowed[[tk.sep, tk.eos]] = not planned
       allowed[tk.boi] = len(out) + P + 2 <= max_new
+      if planned and len(out) + P + 2 == max_new:
+        allowed[:] = np.arange(len(allowed)) == tk.boi
       fresh = [int(np.where(allowed, logits, -np.inf).argmax())]
       drawing = fresh[0] == tk.boi
     out += fresh
     main += fresh
     last = fresh[-1]
-    if isinstance(last, int) and (last in (tk.sep, tk.eos) or (last == tk.eoi and first_boi)):
+    if isinstance(last, int) and (last in (tk.sep, tk.eos) or (last == tk.eoi and (first_boi or planned))):
       break
   return out
 

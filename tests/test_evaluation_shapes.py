@@ -185,6 +185,26 @@ def test_captions_get_partial_credit_for_attributes():
   assert shapes_judge.caption("colourless green ideas", things)[0]["caption_attributes"] == (0.0, 1.0)
 
 
+def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
+  things = {d.id: d.meta.get("things") for d in documents}
+  drawn = [d for d in documents if d.kind in ("caption_to_image", "edit")]
+
+  def planned(words):
+    return score(drawn, lambda prompt, response: (Text(words(prompt), True), *response)).scores
+
+  def told(prompt):
+    return language.describe(records.as_things(things[prompt.id]))
+
+  names = [f"{kind}_{mark}" for kind in ("picture", "edit") for mark in ("plans", "as_planned")]
+  assert [planned(told).get(n) for n in names] == [1.0] * 4
+  # A plan that says too little, and one that says nothing: the pictures are as right as before.
+  less = planned(lambda prompt: "a small black cross at the center")
+  assert less["edits"] == 1.0 and max(less[n] for n in names) < 0.3
+  none = planned(lambda prompt: "and so on")
+  assert none["edits"] == 1.0 and none["edit_plans"] == none["picture_plans"] == 0.0 and "edit_as_planned" not in none
+  assert not set(names) & set(score(drawn).scores)
+
+
 def test_an_edit_of_size_needs_the_size_and_others_do_not():
   large = Thing("circle", "red", "large", "top left")
   other = Thing("square", "blue", "large", "right")

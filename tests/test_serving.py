@@ -127,6 +127,8 @@ def test_pictures_are_drawn_and_edited(client):
   file = io.BytesIO(base64.b64decode(drawn.data[0].b64_json))
   edited = client.images.edit(model="tiny", image=("a.png", file), prompt="make it blue", extra_body={"seed": 1})
   assert pixels(edited.data[0].b64_json).shape == (8, 8, 3)
+  planned = client.images.generate(model="tiny", prompt="draw a red box", extra_body={"plan": True, "max_new_tokens": 4})
+  assert planned.data[0].revised_prompt and not drawn.data[0].revised_prompt
   events = list(client.images.generate(
       model="tiny", prompt="draw a red box", stream=True, partial_images=1, extra_body={"seed": 1}
   ))  # fmt: skip

@@ -152,6 +152,11 @@ def test_what_is_given_and_what_is_learnt():
   assert forms(made["caption_to_image"]) == [given_text, image]
   assert forms(made["image_to_caption"]) == [given_image, given_text, text]
   assert forms(made["crowd_to_image"]) == [given_text, image]
+  assert forms(made["planned_caption"]) == [given_text, text, image]
+  assert forms(made["planned_edit"]) == [given_image, given_text, text, image]
+  for kind in ("planned_caption", "planned_edit"):
+    said = language.parse_things(made[kind].segments[-2].text)
+    assert list(said) == [d.thing for d in shown(made[kind].images[-1])]
   assert forms(made["edit"]) == forms(made["copy"]) == [given_image, given_text, image]
   assert made["copy"].images[0].pixels is not made["copy"].images[1].pixels
   assert (made["copy"].images[0].pixels == made["copy"].images[1].pixels).all()

@@ -41,6 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   add("--cache", choices=("compute", "int8"), help="int8: keys and values in 8 bits")
   add("--solver-loop", choices=("scan", "kernel"), help="kernel: solver steps as one TPU kernel, which keeps its weights")
   add("--max-new-tokens", type=number("max_new_tokens"), help="longest response, counting each patch as one")
+  add("--plan", action=argparse.BooleanOptionalAction,
+      help="with --respond=image: the model says in words what the picture is to show, then draws it")  # fmt: skip
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:

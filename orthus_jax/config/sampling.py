@@ -25,7 +25,9 @@ class SamplingConfig:
     temperature: of text; 0 is greedy.
     top_k: text is sampled among the k likeliest; 0 means all.
     top_p: and within this mass of probability.
-    max_new_tokens: longest response, counting each patch as one.
+    max_new_tokens: longest response, counting each patch as one; a picture that is asked for finds room besides.
+    plan: where a picture is asked for (respond=image), the model says in words what it is to show before it draws it, as
+      models do that learnt from documents with a text between the prompt and the picture.
     solver: of the diffusion: "ddim", "dpm" (DPM-Solver++ 2M, for fewer steps) or "ddpm" (ancestral, random).
     late_steps: solver steps of each picture's later patches; 0 means as many as the first ones.
     late_from: the share of a picture's patches that comes before the later ones.
@@ -46,6 +48,7 @@ class SamplingConfig:
   top_k: Annotated[int, Range(0, ranges.MAX_INT, note="0 means all")] = 0
   top_p: Annotated[float, Range(0, 1, above=True)] = 1.0
   max_new_tokens: Count = 2048
+  plan: bool = False
   solver: Literal["ddim", "dpm", "ddpm"] = "ddim"
   late_steps: Annotated[int, Range(0, ranges.MAX_INT, note="0 means sampling.steps")] = 0
   late_from: Share = 0.5

@@ -186,11 +186,20 @@ def turns(s: Sequence, *, patches: int) -> np.ndarray:
 def unconditional(document: Document, prompt: str, *, keep_images: bool = False) -> Document:
   """The document with its prompt replaced by the unconditional one: what guidance compares with.
 
+  Words that plan a picture go with the prompt that they follow from.
+
   Args:
     document: its leading given segments are the prompt.
     prompt: the unconditional prompt's text.
     keep_images: keep the prompt's pictures and replace its words alone (editing).
   """
-  given = document.prompt().segments
+  given, response = document.prompt().segments, document.response()
   kept = tuple(s for s in given if isinstance(s, Image)) if keep_images else ()
-  return dataclasses.replace(document, segments=(*kept, Text(prompt), *document.segments[len(given):]))
+  drawn = response.images if is_planned(response) else response.segments
+  return dataclasses.replace(document, segments=(*kept, Text(prompt), *drawn))
+
+
+def is_planned(response: Document) -> bool:
+  """Whether a response is words, which say what is to be drawn, then one picture."""
+  *before, last = response.segments or (None,)
+  return isinstance(last, Image) and bool(before) and all(isinstance(s, Text) for s in before)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
-from orthus_jax.data.sequence import Sequence, Tokenizer, layout, unconditional
+from orthus_jax.data.sequence import Sequence, Tokenizer, is_planned, layout, unconditional
 
 
 def variants(document: Document, tokenizer: Tokenizer, config: Config, *, dropped: bool) -> tuple[Sequence, ...]:
@@ -28,6 +28,7 @@ def variants(document: Document, tokenizer: Tokenizer, config: Config, *, droppe
 
 
 def _asks_for_image(document: Document) -> bool:
-  """Whether the response opens with an image and a prompt stands before it: the documents that guidance is for."""
+  """Whether a prompt stands before a response that opens with an image, or with words that plan it: what guidance is for."""
   prompt, response = document.prompt(), document.response()
-  return bool(prompt.texts) and bool(response.segments) and isinstance(response.segments[0], Image)
+  opens = isinstance(response.segments[0], Image) or is_planned(response) if response.segments else False
+  return bool(prompt.texts) and opens

@@ -21,10 +21,10 @@ from orthus_jax.evaluation.results import Case, Result, summarize
 from orthus_jax.evaluation.shapes_cases import JUDGES, Example
 
 KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
-# How each kind is answered, and with how many tokens at most.
+# How each kind is answered, and with how many tokens at most (of a plan, where a picture is asked for).
 _HOW = {
-    "caption_to_image": ("image", 1 << 20), "image_to_caption": ("text", 80), "question": ("text", 12),
-    "edit": ("image", 1 << 20), "story": ("auto", 1 << 20),
+    "caption_to_image": ("image", 80), "image_to_caption": ("text", 80), "question": ("text", 12),
+    "edit": ("image", 80), "story": ("auto", 1 << 20),
 }  # fmt: skip
 _BATCH = {"image": 64, "text": 256, "auto": 64}
 _MEANS = {"geneval_overall": TAGS}

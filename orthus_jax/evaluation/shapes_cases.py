@@ -40,6 +40,7 @@ def _judge_pictures(requests: Sequence[Example], responses: Sequence[tuple]) -> 
   for request, response in zip(requests, responses):
     detections = judge.detect(_picture(response))
     marks, reason = judge.picture(detections, request.document.meta)
+    marks |= _planned("picture", judge.picture, response, detections, request.document)
     any_right[request.document.id] |= not reason
     verdicts.append((request, response, detections, marks, reason))
   several = len(requests) > len(documents)
@@ -53,6 +54,12 @@ def _judge_pictures(requests: Sequence[Example], responses: Sequence[tuple]) -> 
         response=response, seen=judge.say(detections), reason=reason, baseline=chance[d.id],
     ))  # fmt: skip
   return cases
+
+
+def _planned(name: str, verdict: Callable, response: Sequence[Any], detections: Sequence[Any], d: Document) -> dict[str, Any]:
+  """Marks of the words ahead of a picture, and of the picture by them."""
+  marks = judge.planned(response, detections, lambda found: not verdict(found, d.meta)[1])
+  return {f"{name}_{mark}": of for mark, of in marks.items()}
 
 
 def _chance(documents: Sequence[Document]) -> dict[str, dict[str, tuple[float, float]]]:
@@ -129,6 +136,7 @@ def _judge_edits(requests: Sequence[Example], responses: Sequence[tuple]) -> lis
     d = request.document
     detections = judge.detect(_picture(response))
     marks, reason = judge.edit(detections, d.meta)
+    marks |= _planned("edit", judge.edit, response, detections, d)
     baseline, _ = judge.edit(judge.detect(d.images[0].pixels), d.meta)
     cases.append(Case(
         kind=d.kind, tag=d.meta["operation"], id=d.id, prompt=request.prompt.texts[0].text, given=d.images[0].pixels,

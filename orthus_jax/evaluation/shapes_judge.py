@@ -4,14 +4,14 @@ marks (score name → points got, points there were) and the reason why it is wr
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import optimize
 
 from orthus_jax.data.documents import Image, Segment, Text
-from orthus_jax.data.shapes import changes, detector, language, records
+from orthus_jax.data.shapes import changes, detector, drawing, language, records, world
 from orthus_jax.data.shapes.detector import Detection
 from orthus_jax.data.shapes.world import Thing
 from orthus_jax.evaluation import shapes_geneval
@@ -66,6 +66,28 @@ def picture(detections: Sequence[Detection], meta: Mapping[str, Any]) -> tuple[d
         marks[f"single_object_{attribute}"] = (float(found), 1.0)
     marks["single_object_exact"] = (float(exact), 1.0)
   return {tag: (float(right), 1.0), "geneval_images": (float(right), 1.0)} | marks, reason
+
+
+def planned(
+    response: Sequence[Segment], detections: Sequence[Detection], fits: Callable[[Sequence[Detection]], bool]
+) -> dict[str, tuple[float, float]]:
+  """Judges the words ahead of a picture: would it be right if it showed what they say, and does it show that?
+
+  Args:
+    response: of the model.
+    detections: what its picture shows.
+    fits: whether a picture of such detections is right.
+
+  Returns:
+    "plans" and "as_planned"; nothing where there are no words.
+  """
+  said = " ".join(s.text for s in response if isinstance(s, Text))
+  if not said:
+    return {}
+  things = (language.parse_things(said) or ())[: world.MAX_THINGS]
+  ideal = detector.detect(drawing.render(world.Scene(things, ((0.0, 0.0),) * len(things)), 32)) if things else []
+  marks = {"plans": (float(bool(things) and fits(ideal)), 1.0)}
+  return marks | ({"as_planned": (float(shows(detections, things)), 1.0)} if things else {})
 
 
 # --- words ----------------------------------------------------------------------------------------------------------

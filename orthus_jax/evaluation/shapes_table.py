@@ -21,6 +21,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "single_object_color": "one thing: its colour", "single_object_place": "one thing: its place",
         "single_object_size": "one thing: its size, where asked for",
         "single_object_exact": "one thing: all asked for, nothing else",
+        "picture_plans": "what was planned in words", "picture_as_planned": "pictures that show what was planned",
     },
     "Questions": {
         "open_accuracy": "open: colour, shape, count", "open_accuracy_all": "open, position too",
@@ -29,6 +30,7 @@ SECTIONS: dict[str, dict[str, str]] = {
     "Captions": {"captions": "say exactly what is there", "caption_attributes": "attributes right"},
     "Edits": {
         "edits": "as told", "edits_exact": "as told, every size right too", "kept": "untouched things kept",
+        "edit_plans": "what was planned in words", "edit_as_planned": "pictures that show what was planned",
     },
     "Stories": {
         "story_turns": "turns right", "story_texts": "sentences that make sense", "story_pictures": "pictures that fit",

@@ -170,7 +170,10 @@ def advance(
     def speak() -> jax.Array:
       # An image needs P patches and its end; after that, at least the separator.
       room_B = (s.made_B + P + 2 <= order.max_new) & (s.images_B < order.max_images)
-      allowed_BV = (text_V | stop_V)[None] | (boi_V[None] & room_B[:, None])
+      # A row that ends with its last image owes it: words go ahead of it alone, as long as room for it is left.
+      owes_B = order.stop_after_images & room_B
+      words_BV = (text_V[None] | (stop_V[None] & ~owes_B[:, None])) & ~(owes_B & (s.made_B + P + 2 == order.max_new))[:, None]
+      allowed_BV = words_BV | (boi_V[None] & room_B[:, None])
       logits_BV = model.logits(moved.hidden_XD[:B])
       if program.repeats:
         logits_BV = samplers.repeat_less(logits_BV, s.said_BV & text_V, order.text.repetition_penalty)

@@ -27,7 +27,8 @@ class Request:
 
   Attributes:
     document: the prompt; all its segments are taken as given, learnt ones as the model's own earlier turns.
-    respond: "image" draws one picture, "text" draws none, "auto" leaves it to the model.
+    respond: "image" draws one picture, after a text that says what it is to show where `sampling.plan` is set; "text" draws
+      none; "auto" leaves it to the model.
     seed: whatever else is answered at the time, the same request with the same seed gets the same response.
     sampling: how; the model's config by default.
     max_images: pictures at most, for "auto". Room is kept for all of them beside `sampling.max_new_tokens` of text; left
@@ -151,15 +152,16 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   if (request.max_images or 0) < 0:
     raise BadRequest(f"{document.name}: max_images={request.max_images} must not be negative")
   limit = {"image": 1, "text": 0, "auto": request.max_images}[request.respond]
+  opened = tokenizer.boi if request.respond == "image" and not sampling.plan else None
   weighted = list(_branches(fitted, tokenizer, sampling, P, draws=limit != 0, edits=request.respond == "image"))
-  main = _lane(*weighted[0], P, opened=tokenizer.boi if request.respond == "image" else None)
+  main = _lane(*weighted[0], P, opened=opened)
   guides = tuple(_lane(s, w, P) for s, w in weighted[1:])
   room = longest - len(main)
   if room < 1:
     raise BadRequest(f"{document.name} takes {len(main)} positions of at most {longest}: shorten the prompt")
   pictures = (limit or 0) * (P + 2)
-  max_new = pictures if request.respond == "image" else pictures + sampling.max_new_tokens
-  if limit is not None and limit * (P + 1) > room:
+  max_new = pictures if opened is not None else pictures + sampling.max_new_tokens
+  if limit is not None and limit * (P + 1) + (request.respond == "image" and sampling.plan) > room:
     raise BadRequest(
         f"{document.name}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
         f" {len(main)} positions into the {longest} of the model: ask for fewer or shorten the prompt"

@@ -14,7 +14,7 @@ from orthus_jax.config import SamplingConfig
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.inference.live import Engine
 from orthus_jax.inference.requests import Request
-from orthus_jax.inference.responses import Drawn, Preview
+from orthus_jax.inference.responses import Drawn, Preview, TextPiece
 from orthus_jax.serving import fields, pictures
 from orthus_jax.serving.answers import ask
 from orthus_jax.serving.errors import ApiError
@@ -75,10 +75,14 @@ async def whole(engine: Engine, wanted: Wanted, *, seconds: float) -> dict[str, 
   """All pictures in one piece."""
 
   async def one(request: Request) -> tuple[dict[str, Any], int, int]:
+    plan = ""
     async with ask(engine, request, seconds=seconds) as answer:
       async for event in answer.events:
-        if isinstance(event, Drawn):
-          return {"b64_json": pictures.to_base64(event.pixels)}, answer.ticket.prompt, answer.ticket.made
+        if isinstance(event, TextPiece):
+          plan += event.text
+        elif isinstance(event, Drawn):
+          said = {"revised_prompt": plan} if plan else {}
+          return {"b64_json": pictures.to_base64(event.pixels), **said}, answer.ticket.prompt, answer.ticket.made
     raise ApiError(500, "no picture came")
 
   tasks = [asyncio.create_task(one(r)) for r in wanted.requests]

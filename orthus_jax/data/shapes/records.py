@@ -9,16 +9,22 @@ from orthus_jax.data.shapes import brief, changes, drawing, language, questions,
 from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 from orthus_jax.errors import BadRequest
 
-KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", "brief_question", "crowd_to_image", "copy")
-TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy")  # no test asks them
+# No test asks the last ones.
+TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit")
+KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *TRAINING_KINDS)
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
+_PLANNED_SHARES = {"single_object": 28, "two_object": 12, "counting": 12, "colors": 12, "position": 12, "color_attr": 12,
+                   language.DESCRIPTION: 12}
 _COPY = ("draw the picture", "draw what you see")
 _FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
-_TRAIN_TAGS = tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share))
-_CROWD_TAGS = tuple(tag for tag in _TAG_SHARES if tag not in ("single_object", "colors")) + (language.DESCRIPTION,) * 2
+_TAGS = {
+    "caption_to_image": tuple(tag for tag, share in _TAG_SHARES.items() for _ in range(share)),
+    "planned_caption": tuple(tag for tag, share in _PLANNED_SHARES.items() for _ in range(share)),
+    "crowd_to_image": tuple(t for t in _TAG_SHARES if t not in ("single_object", "colors")) + (language.DESCRIPTION,) * 2,
+}  # fmt: skip
 
 
 def make_document(kind: str, split: str, number: int, *, seed: int = 0, resolution: int = 32) -> Document:
@@ -35,12 +41,14 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
       crowd_to_image: the same with the tags that are hardest to draw, all but single_object and colors.
+      planned_caption: text, [text, image]; the same with a full description of the picture ahead of it.
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
+      planned_edit: image, text, [text, image]; the same with a full description of the picture asked for ahead of it.
       story: text, then [text, image] three to five times; "turns", the things of each picture.
     Things are written as [shape, color, size, place].
 
@@ -54,13 +62,16 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   def draw(scene: Scene, learn: bool = False) -> Image:
     return Image(drawing.render(scene, resolution), learn)
 
+  def plan(scene: Scene) -> list[Text]:
+    words = language.describe(language.reading_order(scene.things))
+    return [Text(words, True)] if kind.startswith("planned_") else []
+
   segments: list[Text | Image]
-  if kind in ("caption_to_image", "crowd_to_image"):
-    tags = _CROWD_TAGS if kind == "crowd_to_image" else _TRAIN_TAGS
-    tag = str(pick(rng, tags)) if split == "train" else language.TAGS[number % len(language.TAGS)]
+  if kind in _TAGS:
+    tag = str(pick(rng, _TAGS[kind])) if split == "train" else language.TAGS[number % len(language.TAGS)]
     scene = world.sample_in_split(lambda: language.sample_for(rng, tag), split)
     text, meta = language.caption(rng, scene, tag)
-    segments = [Text(text), draw(scene, True)]
+    segments = [Text(text), *plan(scene), draw(scene, True)]
     meta = meta | {"things": as_lists(scene)}
   elif kind == "image_to_caption":
     scene = world.sample_in_split(lambda: language.sample_for(rng, language.DESCRIPTION), split)
@@ -85,9 +96,9 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     scene = world.sample_in_split(lambda: world.sample_distinct(rng, int(rng.integers(1, 4))), split)
     segments = [draw(scene), Text(str(pick(rng, _COPY))), draw(scene, True)]
     meta = {"source": as_lists(scene), "things": as_lists(scene)}
-  elif kind == "edit":
+  elif kind in ("edit", "planned_edit"):
     edit = changes.sample_edit(rng, split)
-    segments = [draw(edit.source), Text(edit.instruction), draw(edit.target, True)]
+    segments = [draw(edit.source), Text(edit.instruction), *plan(edit.target), draw(edit.target, True)]
     meta = {"source": as_lists(edit.source), "things": as_lists(edit.target), "operation": edit.change.operation}
   else:
     story = changes.sample_story(rng, split)
