@@ -193,12 +193,12 @@ def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
     return score(drawn, lambda prompt, response: (Text(words(prompt), True), *response)).scores
 
   def told(prompt):
-    return language.describe(records.as_things(things[prompt.id]))
+    return language.outline(records.as_things(things[prompt.id]))
 
   names = [f"{kind}_{mark}" for kind in ("picture", "edit") for mark in ("plans", "as_planned")]
   assert [planned(told).get(n) for n in names] == [1.0] * 4
   # A plan that says too little, and one that says nothing: the pictures are as right as before.
-  less = planned(lambda prompt: "a small black cross at the center")
+  less = planned(lambda prompt: "center small black cross")
   assert less["edits"] == 1.0 and max(less[n] for n in names) < 0.3
   none = planned(lambda prompt: "and so on")
   assert none["edits"] == 1.0 and none["edit_plans"] == none["picture_plans"] == 0.0 and "edit_as_planned" not in none

@@ -154,8 +154,9 @@ def test_what_is_given_and_what_is_learnt():
   assert forms(made["crowd_to_image"]) == [given_text, image]
   assert forms(made["planned_caption"]) == [given_text, text, image]
   assert forms(made["planned_edit"]) == [given_image, given_text, text, image]
-  for kind in ("planned_caption", "planned_edit"):
-    said = language.parse_things(made[kind].segments[-2].text)
+  assert forms(made["outline"]) == [given_image, given_text, text]
+  for kind in ("planned_caption", "planned_edit", "outline"):
+    said = language.parse_outline(made[kind].texts[-1].text)
     assert list(said) == [d.thing for d in shown(made[kind].images[-1])]
   assert forms(made["edit"]) == forms(made["copy"]) == [given_image, given_text, image]
   assert made["copy"].images[0].pixels is not made["copy"].images[1].pixels

@@ -40,6 +40,11 @@ def test_captions_by_hand():
     assert language.parse_caption(text) is None
   assert language.parse_things("a red circle at the top") is None  # no size
   assert language.parse_things("a small red circle at the top and a small red square at the top") is None
+  things = language.parse_things("a small red circle at the top and a large blue square at the top left")
+  assert language.outline(things) == "top left large blue square and top small red circle"
+  assert language.parse_outline(language.outline(things)) == things[::-1]
+  for text in ("top small red circle and top small red square", "top red circle", "a small red circle at the top", ""):
+    assert language.parse_outline(text) is None
   with pytest.raises(BadRequest, match="nonsense"):
     language.sample_for(np.random.default_rng(0), "nonsense")
 

@@ -84,7 +84,7 @@ def planned(
   said = " ".join(s.text for s in response if isinstance(s, Text))
   if not said:
     return {}
-  things = (language.parse_things(said) or ())[: world.MAX_THINGS]
+  things = (language.parse_outline(said) or ())[: world.MAX_THINGS]
   ideal = detector.detect(drawing.render(world.Scene(things, ((0.0, 0.0),) * len(things)), 32)) if things else []
   marks = {"plans": (float(bool(things) and fits(ideal)), 1.0)}
   return marks | ({"as_planned": (float(shows(detections, things)), 1.0)} if things else {})

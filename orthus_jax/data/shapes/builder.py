@@ -25,7 +25,7 @@ from orthus_jax.files import first_line
 
 TRAIN = {
     "caption_to_image": 9000, "image_to_caption": 1800, "question": 7600, "edit": 350, "story": 400, "brief_question": 5500,
-    "crowd_to_image": 0, "copy": 0, "planned_caption": 0, "planned_edit": 0,
+    "crowd_to_image": 0, "copy": 0, "planned_caption": 0, "planned_edit": 0, "outline": 0,
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 

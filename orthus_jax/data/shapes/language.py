@@ -41,6 +41,12 @@ def describe(things: Sequence[Thing]) -> str:
   return " and ".join(located(t) for t in things)
 
 
+def outline(things: Sequence[Thing]) -> str:
+  """The same in few words and in reading order, each place ahead of what stands there: what is to be said or drawn next
+  is then looked up by a place, where a description must first find which thing comes next."""
+  return " and ".join(f"{t.place} {noun(t.shape, color=t.color, size=t.size)}" for t in reading_order(things))
+
+
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
   """Things from top left to bottom right."""
   return tuple(sorted(things, key=lambda t: PLACES.index(t.place)))
@@ -146,6 +152,7 @@ def noun_pattern(suffix: str = "") -> str:
 
 _PLACE = f" at the {any_of(PLACES, 'place')}"
 _ONE = re.compile(f"an? {noun_pattern()}(?:{_PLACE})?")
+_OUTLINED = re.compile(f"{any_of(PLACES, 'place')} {any_of(SIZES, 'size')} {any_of(COLORS, 'color')} {any_of(SHAPES, 'shape')}")
 _INVERTED = re.compile(f"at the {any_of(PLACES, 'place')} there is (?P<rest>an? {noun_pattern()})")
 _MANY = re.compile(
     f"{any_of(NUMBERS[2:], 'count')} (?:{any_of(COLORS, 'color')} )?{any_of(tuple(_SINGULARS), 'plural')}")
@@ -181,6 +188,13 @@ def _include(match: re.Match[str], suffix: str = "") -> dict[str, Any]:
   groups = match.groupdict()
   include: dict[str, Any] = {"class": groups["shape" + suffix], "count": 1}
   return include | {a: groups[a + suffix] for a in ("color", "size", "place") if groups.get(a + suffix)}
+
+
+def parse_outline(text: str) -> tuple[Thing, ...] | None:
+  """The things of an outline; None where it is none, or two things share a place."""
+  found = [_OUTLINED.fullmatch(part) for part in normalize(text).split(" and ")]
+  things = tuple(Thing(m["shape"], m["color"], m["size"], m["place"]) for m in found if m)
+  return things if len(things) == len(found) == len({t.place for t in things}) else None
 
 
 def parse_things(text: str) -> tuple[Thing, ...] | None:

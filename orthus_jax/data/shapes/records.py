@@ -10,7 +10,7 @@ from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 from orthus_jax.errors import BadRequest
 
 # No test asks the last ones.
-TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit")
+TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit", "outline")
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *TRAINING_KINDS)
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
@@ -41,14 +41,15 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     A Document. By kind, its segments (those to be learnt in brackets) and its metadata:
       caption_to_image: text, [image]; GenEval's metadata (see `language.caption`) and "things".
       crowd_to_image: the same with the tags that are hardest to draw, all but single_object and colors.
-      planned_caption: text, [text, image]; the same with a full description of the picture ahead of it.
+      planned_caption: text, [text, image]; the same with an outline of the picture ahead of it.
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
-      planned_edit: image, text, [text, image]; the same with a full description of the picture asked for ahead of it.
+      planned_edit: image, text, [text, image]; the same with an outline of the picture asked for ahead of it.
+      outline: image, text, [text]; "things".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
     Things are written as [shape, color, size, place].
 
@@ -63,8 +64,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     return Image(drawing.render(scene, resolution), learn)
 
   def plan(scene: Scene) -> list[Text]:
-    words = language.describe(language.reading_order(scene.things))
-    return [Text(words, True)] if kind.startswith("planned_") else []
+    return [Text(language.outline(scene.things), True)] if kind.startswith("planned_") else []
 
   segments: list[Text | Image]
   if kind in _TAGS:
@@ -73,11 +73,14 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     text, meta = language.caption(rng, scene, tag)
     segments = [Text(text), *plan(scene), draw(scene, True)]
     meta = meta | {"things": as_lists(scene)}
-  elif kind == "image_to_caption":
+  elif kind in ("image_to_caption", "outline"):
     scene = world.sample_in_split(lambda: language.sample_for(rng, language.DESCRIPTION), split)
     # In reading order: what is to be said follows from the picture.
     text = language.describe(language.reading_order(scene.things))
-    segments = [draw(scene), Text(str(pick(rng, language.DESCRIBE))), Text(text, True)]
+    asked_for = str(pick(rng, language.DESCRIBE))
+    if kind == "outline":
+      text, asked_for = language.outline(scene.things), "what is where?"
+    segments = [draw(scene), Text(asked_for), Text(text, True)]
     meta = {"things": as_lists(scene)}
   elif kind in ("question", "brief_question"):
     few = split == "train" and rng.random() < (_FEW_THINGS if kind == "question" else _FEW_BRIEFLY)
