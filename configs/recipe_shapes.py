@@ -35,7 +35,7 @@ shapes, shapes_tokenizer = _sibling("shapes"), _sibling("shapes_tokenizer")
 # One data set for all stages, that is made once: the quickstart's, with pictures to be drawn again and more edits and stories.
 _DOCUMENTS = (
     ("caption_to_image", 4000), ("image_to_caption", 2000), ("brief_question", 2000), ("question", 4000), ("copy", 3000),
-    ("edit", 6000), ("story", 3000),
+    ("edit", 6000), ("story", 3000), *shapes.NO_OUTLINES,
 )  # fmt: skip
 _BASE = (r"token_embedding", r"vision_embedding/.*", r"image_head/.*")
 
@@ -49,7 +49,7 @@ def get_config(arg: str = "post") -> ConfigDict:
   config.run.init_from = ()  # launch/recipe_shapes.sh says from where
   if "runlocal" in words:
     config.run.update(steps=4, log_every=1, checkpoint_every=0, batch_size=4)
-    config.data.documents = tuple((kind, 40) for kind, _ in _DOCUMENTS)
+    config.data.documents = tuple((kind, min(n, 40)) for kind, n in _DOCUMENTS)
     if config.task == "orthus":
       config.model.transformer.update(layers=1, scan_unroll=1)
       config.run.report = False
@@ -67,7 +67,7 @@ def _tokenizer() -> ConfigDict:
 
 
 def _model(system: str, *, steps: int, learning_rate: float, kinds: tuple[tuple[str, float], ...]) -> ConfigDict:
-  config = shapes.get_config(system)
+  config = shapes.get_config(f"direct,{system}" if system else "direct")
   config.data.update(documents=_DOCUMENTS, kinds=kinds, later_kinds=())
   config.optimizer.update(learning_rate=learning_rate, warmup_steps=min(80, steps // 5))
   config.run.update(steps=steps, sample_every=0)

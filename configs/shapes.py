@@ -2,10 +2,10 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments, several with commas between them: `:runlocal` for a few steps; `:long` for three times as many, from four times as
-many documents, with a share for edits and stories too; `:chameleon`, `:showo`, `:regression`, `:argmin`, `:linear` for the
-systems and ablations that the paper compares Orthus with (docs/systems.md); `:decoder` fine-tunes the vision tokenizer's
-decoder alone, as docs/decoder.md tells:
+Arguments, several with commas between them: `:runlocal` for a few steps; `:long` for three times as many, from three times as
+many documents; `:direct` to draw at once, without an outline in words ahead of the picture; `:chameleon`, `:showo`,
+`:regression`, `:argmin`, `:linear` for the systems and ablations that the paper compares Orthus with (docs/systems.md);
+`:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
 
     orthus train --config=configs/shapes.py:decoder --workdir=runs/shapes_decoder
     orthus train --config=configs/shapes.py --workdir=runs/shapes \\
@@ -14,12 +14,15 @@ decoder alone, as docs/decoder.md tells:
 
 from ml_collections import ConfigDict
 
+NO_OUTLINES = (("outline", 0), ("planned_caption", 0), ("planned_edit", 0))
+
 
 def get_config(arg: str = "") -> ConfigDict:
   """The config; `arg` holds words of those above."""
   words = arg.split(",") if arg else []
-  if unknown := set(words) - {"runlocal", "long", "decoder", *SYSTEMS}:
-    raise ValueError(f"configs/shapes.py has no argument {min(unknown)!r}: runlocal, long, decoder, {', '.join(SYSTEMS)}")
+  known = ("runlocal", "long", "direct", "decoder", *SYSTEMS)
+  if unknown := set(words) - set(known):
+    raise ValueError(f"configs/shapes.py has no argument {min(unknown)!r}: {', '.join(known)}")
   runlocal = "runlocal" in words
   config = ConfigDict()
   config.task = "orthus"
@@ -37,20 +40,21 @@ def get_config(arg: str = "") -> ConfigDict:
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=160, images_per_row=6, learnt_images_per_row=5, cache_features=True,
-      caption_dropout=0.1, text_length_power=1.0, turns="separate",
+      caption_dropout=0.1, text_length_power=0.5, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
+          ("planned_caption", 0.846), ("image_to_caption", 0.3123), ("outline", 0.6629), ("brief_question", 1.0),
+          ("planned_edit", 0.3694), ("story", 0.541),
       ),
       later_kinds=(
           (560, (
-              ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2),
-              ("edit", 0.55), ("story", 0.85),
+              ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.4452), ("brief_question", 0.4396),
+              ("question", 0.8604), ("planned_edit", 0.9674), ("story", 0.7752),
           )),
       ),
   )  # fmt: skip
   config.sampling = dict(
-      steps=25, guidance=3.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160
+      steps=25, guidance=3.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160, plan=True
   )
   config.optimizer = dict(
       name="muon", learning_rate=4e-3, warmup_steps=80, schedule="linear", final_fraction=0.02, b2=0.99,
@@ -65,6 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
       SYSTEMS[word](config)
   if "long" in words:
     _train_longer(config)
+  if "direct" in words:
+    _direct(config, long="long" in words)
   if "decoder" in words:
     _decoder(config)
   return config
@@ -133,19 +139,46 @@ def _decoder(config: ConfigDict) -> None:
 
 
 def _train_longer(config: ConfigDict) -> None:
-  """More steps need more documents, or edits and stories are learnt by heart; shares are numbers times weights."""
+  """More steps need more documents, or edits and stories are learnt by heart."""
   config.run.steps = 5040
   config.data.documents = (
-      ("caption_to_image", 16000), ("crowd_to_image", 20000), ("image_to_caption", 8000), ("brief_question", 8000),
-      ("question", 16000), ("copy", 4000), ("edit", 12000), ("story", 8000),
+      ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
+      ("question", 18000), ("planned_edit", 25000), ("story", 5000),
+  )  # fmt: skip
+  ((_, kinds),) = config.data.later_kinds
+  config.data.later_kinds = ((1000, kinds),)
+
+
+def _direct(config: ConfigDict, *, long: bool) -> None:
+  """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
+  config.sampling.plan = False
+  config.data.text_length_power = 1.0
+  if long:
+    config.data.documents = (
+        ("caption_to_image", 16000), ("crowd_to_image", 20000), ("image_to_caption", 8000), ("brief_question", 8000),
+        ("question", 16000), ("copy", 4000), ("edit", 12000), ("story", 8000), *NO_OUTLINES,
+    )  # fmt: skip
+    config.data.kinds = (
+        ("caption_to_image", 1.0), ("crowd_to_image", 0.5), ("image_to_caption", 0.5), ("brief_question", 1.0), ("copy", 0.5),
+        ("edit", 0.3), ("story", 0.3),
+    )  # fmt: skip
+    config.data.later_kinds = (
+        (1000, (
+            ("caption_to_image", 1.0), ("crowd_to_image", 1.0), ("image_to_caption", 0.6), ("brief_question", 0.4),
+            ("question", 0.8), ("copy", 0.3), ("edit", 1.0), ("story", 0.6),
+        )),
+    )  # fmt: skip
+    return
+  config.data.documents = (
+      ("caption_to_image", 9000), ("image_to_caption", 1800), ("question", 7600), ("edit", 350), ("story", 400),
+      ("brief_question", 5500), *NO_OUTLINES,
   )  # fmt: skip
   config.data.kinds = (
-      ("caption_to_image", 1.0), ("crowd_to_image", 0.5), ("image_to_caption", 0.5), ("brief_question", 1.0), ("copy", 0.5),
-      ("edit", 0.3), ("story", 0.3),
-  )  # fmt: skip
+      ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
+  )
   config.data.later_kinds = (
-      (1000, (
-          ("caption_to_image", 1.0), ("crowd_to_image", 1.0), ("image_to_caption", 0.6), ("brief_question", 0.4),
-          ("question", 0.8), ("copy", 0.3), ("edit", 1.0), ("story", 0.6),
+      (560, (
+          ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2), ("edit", 0.55),
+          ("story", 0.85),
       )),
   )  # fmt: skip

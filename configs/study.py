@@ -31,7 +31,8 @@ def get_config(arg: str = "") -> ConfigDict:
   """A run's config: words of configs/shapes.py, and `understanding`, `generation` or `smoke`."""
   words = [w for w in arg.split(",") if w and w not in PARTS]
   own = [w for w in words if w in ("understanding", "generation", "smoke")]
-  config = shapes.get_config(",".join(w for w in words if w not in own))
+  # The paper's systems draw at once, without words first.
+  config = shapes.get_config(",".join(["direct", *(w for w in words if w not in own)]))
   config.run.sample_every = 0
   if "understanding" in own:
     _keep(config, lambda kind: kind in _UNDERSTANDING)
@@ -60,7 +61,10 @@ def _keep(config: ConfigDict, wanted) -> None:
 def _smoke(config: ConfigDict) -> None:
   config.model.transformer.layers = config.model.transformer.scan_unroll = 1
   config.run.update(steps=3, batch_size=2, log_every=1, report=False)
-  config.data.update(cache_features=False, documents=(("caption_to_image", 40), ("question", 20)), later_kinds=())
+  few = {"caption_to_image": 40, "question": 20}
+  config.data.update(
+      cache_features=False, documents=tuple((kind, few.get(kind, 0)) for kind, _ in config.data.documents), later_kinds=()
+  )
   config.data.kinds = (("caption_to_image", 1.0), ("question", 1.0))
 
 

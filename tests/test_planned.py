@@ -58,6 +58,16 @@ def test_words_and_their_picture_agree_with_a_plain_loop(model, edit, early):
   assert np.abs(found[-1].pixels.astype(int) - model.decode(features[None])[0].astype(int)).max() <= 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["chameleon", "showo"])
+def test_systems_that_draw_codes_say_them_too(system):
+  model = tiny.lively_model(**tiny.SYSTEMS[system] | {"sampling__plan": True, "sampling__max_new_tokens": 5})
+  for prompt in (document("draw a red box"), document(tiny.TinySource()[0].images[0].pixels, "draw a blue box")):
+    found = response(model, prompt)
+    assert is_planned(Document(found)), found
+    assert found == response(model, prompt, batch_size=1)
+
+
 @pytest.mark.parametrize("token", [TK.sep, TK.eos])
 def test_a_model_that_would_rather_say_nothing_draws(model, token):
   prompt = document("draw a red box")

@@ -90,7 +90,7 @@ def test_a_config_says_how_many_documents_training_has(tmp_path, monkeypatch):
 
 def test_known_configs_keep_their_names():
   assert [builder.make_config(r).name for r in world.RESOLUTIONS] == ["32", "64", "128"]
-  assert sum(builder.make_config().sizes("train").values()) == 24650
+  assert sum(builder.make_config().sizes("train").values()) == 35100
   assert builder.make_config().sizes("validation")["caption_to_image"] == 150
   assert builder.make_config(seed=1).name != "32"
 
