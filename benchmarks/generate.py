@@ -206,7 +206,7 @@ def build(options: argparse.Namespace, overrides: list[str]) -> FeatureModel:
   config, _ = read_config([f"--config={options.config}", *overrides])
   tokens = Tokens(config)
   sampling = dataclasses.replace(
-      config.sampling, steps=options.steps, max_new_tokens=config.model.vision_tokenizer.patches + 2,
+      config.sampling, plan=False, steps=options.steps, max_new_tokens=config.model.vision_tokenizer.patches + 2,
       unconditional_prompt=" ".join(str(tokens.first + i) for i in range(4)),
   )  # fmt: skip
   if sampling.guidance == 1.0:

@@ -16,9 +16,10 @@ import numpy as np
 from orthus_jax import files, lock
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, picture_sheet
-from orthus_jax.data.documents import Document, Source, Text
+from orthus_jax.data.documents import Document, Image, Source, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
+from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction, while_training
@@ -132,7 +133,7 @@ def _orthus(
 ) -> dict[str, Any]:
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
-  shown = _prompts(held_out)
+  shown = sample_prompts(held_out)
 
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
     if step < config.run.steps:  # the report has the last step's
@@ -178,14 +179,15 @@ def _report(
   _log.info("report in %s", workdir / "report.html")
 
 
-def _prompts(source: Source) -> dict[Respond, list[Document]]:
+def sample_prompts(source: Source) -> dict[Respond, list[Document]]:
   """The first documents of a source that ask for a picture, and those that ask for words."""
   found: dict[Respond, list[Document]] = {"image": [], "text": []}
   for i in range(min(len(source), 400)):
     d = source[i]
     if d is None or not d.prompt().segments or not d.response().segments:
       continue
-    kind: Respond = "text" if isinstance(d.response().segments[0], Text) else "image"
+    drawn = isinstance(d.response().segments[0], Image) or is_planned(d.response())
+    kind: Respond = "image" if drawn else "text"
     if kind == "text" and not d.prompt().images:
       continue  # a story
     if len(found[kind]) < _SAMPLES:

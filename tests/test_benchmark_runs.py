@@ -96,6 +96,22 @@ def test_another_protocols_answers_are_left_alone(lively, geneval, tmp_path):
     execute.run(lively, task, tmp_path / "out", sampling=lively.config.sampling, seed=0, protocol={"guidance": 5.0})
 
 
+def test_sampling_of_an_earlier_build_was_as_todays_defaults(lively, geneval, tmp_path):
+  task, out, how = registry.task("geneval", geneval, BARE), tmp_path / "out", lively.config.sampling
+
+  def run_with(**changes):
+    protocol = {"sampling": dataclasses.asdict(dataclasses.replace(how, **changes))}
+    return execute.run(lively, task, out, sampling=how, seed=0, protocol=protocol, limit=1)
+
+  run_with()
+  record = json.loads((out / execute.PROTOCOL).read_text())
+  del record["sampling"]["plan"]
+  (out / execute.PROTOCOL).write_text(json.dumps(record))
+  run_with()
+  with pytest.raises(BadRequest, match=r"another protocol \(sampling.plan was False, and is True\)"):
+    run_with(plan=True)
+
+
 def test_answers_of_unknown_origin_are_not_taken_for_this_models(lively, geneval, tmp_path):
   save(tmp_path / "out" / "00000" / "samples" / "0000.png")  # of GenEval's own tools, with another model
   with pytest.raises(BadRequest, match="has answers and no protocol.json, which says whose they are: choose another --out"):

@@ -1,12 +1,14 @@
 """Words that say what a picture is to show, ahead of it: in what is learnt, and in what is generated."""
 
 import dataclasses
+import json
 
 import numpy as np
 import plain
 import pytest
 import tiny
 
+from orthus_jax.data import images
 from orthus_jax.data.documents import Document, Image, Text, document
 from orthus_jax.data.sequence import is_planned, layout, unconditional
 from orthus_jax.data.variants import variants
@@ -14,6 +16,8 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.inference import live
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Finished
+from orthus_jax.sweeping import pictures
+from orthus_jax.training_run import sample_prompts
 
 TK = tiny.tokenizer()
 P, C = 16, 4
@@ -115,6 +119,23 @@ def test_an_open_batch_takes_both_kinds(model):
       assert np.abs(found[-1].pixels.astype(int) - wanted[-1].pixels.astype(int)).max() <= 1
   finally:
     engine.close()
+
+
+def test_planned_documents_ask_for_pictures_in_samples_and_sweeps(tmp_path):
+  picture = tiny.TinySource()[0].images[0].pixels
+  words, drawn = Text("a red box", True), Image(picture, True)
+  planned = [Document((Text(f"draw {i}"), words, drawn), id=str(i)) for i in range(2)]
+  edit = Document((Image(picture), Text("make it red"), words, drawn), id="edit")
+  story = Document((Text("tell"), words, drawn, words, drawn), id="story")
+  about = Document((Image(picture), Text("what is it"), words), id="about")
+  assert sample_prompts([*planned, edit, story, about]) == {"image": [*planned, edit], "text": [about]}
+  images.save_png(tmp_path / "a.png", picture)
+  text, image = {"text": "a red box", "learn": True}, {"image": "a.png", "learn": True}
+  lines = [[{"text": "draw", "learn": False}, text, image], [{"text": "tell", "learn": False}, text, image, text, image]]
+  (tmp_path / "metadata.jsonl").write_text("".join(json.dumps({"segments": x}) + "\n" for x in lines))
+  config = tiny.config(data__source="jsonl", data__path=str(tmp_path), data__kinds=())
+  (tmp_path / "sweep").mkdir()
+  assert pictures.asked(pictures.write_requests(tmp_path / "sweep", config, count=4)) == [("000", "draw")]
 
 
 def test_a_dropped_prompt_takes_the_words_with_it():

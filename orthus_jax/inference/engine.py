@@ -170,10 +170,10 @@ def advance(
     def speak() -> jax.Array:
       # An image needs P patches and its end; after that, at least the separator.
       room_B = (s.made_B + P + 2 <= order.max_new) & (s.images_B < order.max_images)
-      # A row that ends with its last image owes it: words go ahead of it alone, as long as room for it is left.
+      # A row that ends with its last image owes it: it says no end before that, and nothing more once the room is just enough.
       owes_B = order.stop_after_images & room_B
-      words_BV = (text_V[None] | (stop_V[None] & ~owes_B[:, None])) & ~(owes_B & (s.made_B + P + 2 == order.max_new))[:, None]
-      allowed_BV = words_BV | (boi_V[None] & room_B[:, None])
+      speaks_B = ~owes_B | (s.made_B + P + 2 < order.max_new)
+      allowed_BV = (text_V & speaks_B[:, None]) | (stop_V & ~owes_B[:, None]) | (boi_V & room_B[:, None])
       logits_BV = model.logits(moved.hidden_XD[:B])
       if program.repeats:
         logits_BV = samplers.repeat_less(logits_BV, s.said_BV & text_V, order.text.repetition_penalty)

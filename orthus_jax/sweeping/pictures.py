@@ -11,6 +11,7 @@ from pathlib import Path
 from orthus_jax import files
 from orthus_jax.config import Config
 from orthus_jax.data.documents import Image, Text
+from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.sweeping import state
@@ -99,9 +100,10 @@ def _captions(source, count: int) -> list[str]:
   by_tag: dict[str, list[str]] = {}
   for i in range(min(len(source), _READ)):
     d = source[i]
-    if d is None or len(d.segments) != 2 or not isinstance(d.segments[0], Text) or not isinstance(d.segments[1], Image):
+    if d is None or [type(s) for s in d.prompt().segments] != [Text]:
       continue
-    if d.segments[1].learn and not d.segments[0].learn:
+    response = d.response()
+    if [type(s) for s in response.segments] == [Image] or is_planned(response):
       by_tag.setdefault(str(d.meta.get("tag", "")), []).append(d.segments[0].text)
   most = max(map(len, by_tag.values()), default=0)
   in_turn = [texts[i] for i in range(most) for texts in by_tag.values() if i < len(texts)]

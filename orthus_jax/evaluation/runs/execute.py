@@ -162,7 +162,9 @@ def _begin(out: Path, protocol: dict[str, Any], task: Task) -> None:
       there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
       raise BadRequest(f"{path} can't be read ({files.first_line(e)}): choose another --out") from e
-    # The libraries' versions may change on the way.
+    # What sampling had no field for was as its default is; the libraries' versions may change on the way.
+    if isinstance(there, dict) and isinstance(there.get("sampling"), dict):
+      there["sampling"] = json.loads(json.dumps(dataclasses.asdict(SamplingConfig()))) | there["sampling"]
     found = [d for d in agreement.between(there, protocol) if not agreement.within(d.field, ("versions", "limit"))]
     if found:
       name, old, new = found[0]
