@@ -102,11 +102,15 @@ def test_other_answers_are_as_without(model):
   for respond in ("text", "auto"):
     a, b = (model.generate([prompt], respond=respond, sampling=how)[0] for how in (None, direct))
     assert a == b
+  roomy = dataclasses.replace(model.config.sampling, max_new_tokens=2 * (P + 2))
+  (silent,) = leaning(model, prompt, TK.sep).generate([prompt], sampling=roomy)  # it may end without a picture
+  assert silent.segments == prompt.segments
 
 
 def test_an_open_batch_takes_both_kinds(model):
   prompt, direct = document("draw a red box"), dataclasses.replace(model.config.sampling, plan=False)
   expected = [response(model, prompt, sampling=how, seeds=[3]) for how in (None, direct)]
+  assert [[type(s) for s in wanted] for wanted in expected] == [[Text, Image], [Image]]
   engine = live.Engine(model, live.Limits(rows=2, guides=2, slots=64))
   engine.start()
   try:
