@@ -1,5 +1,6 @@
 """A model and a source small enough to compile in seconds."""
 
+import copy
 import dataclasses
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def config(**changes) -> Config:
       "optimizer": dict(learning_rate=1e-2, warmup_steps=2),
       "run": dict(steps=4, batch_size=8, log_every=1),
   }  # fmt: skip
-  for key, value in changes.items():
+  for key, value in copy.deepcopy(changes).items():  # a later change goes into an earlier one's dict
     node = tree
     *path, last = key.split("__")
     for part in path:
