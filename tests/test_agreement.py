@@ -274,9 +274,12 @@ def _to_the_end(config, task, layout, mesh, optimizer, state, saver, *_, **__):
 
 def _zeros(*args, **options):
   layout, _ = plan_run(*args, **options)
-  return layout, lambda: jax.tree.map(
-      lambda s, where: jax.device_put(np.zeros(s.shape, s.dtype), where), layout.shapes, layout.shardings
-  )
+
+  def create(brought: frozenset[str]):
+    _zeros.brought = brought
+    return jax.tree.map(lambda s, where: jax.device_put(np.zeros(s.shape, s.dtype), where), layout.shapes, layout.shardings)
+
+  return layout, create
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -377,6 +380,7 @@ def test_a_source_is_compared_by_what_its_arrays_mean(place, tmp_path, caplog):
   train(place, tmp_path / "init", run__init_from=[["", str(run)]], model__transformer__rope_theta=5.0, run__steps=1,
         model__vision_embedding__patch_positions=True)  # fmt: skip
   assert f"{run} was trained with other settings than this run's: model.transformer.rope_theta 10000.0 -> 5.0" in caplog.text
+  assert "vision_embedding/codebook" in _zeros.brought and "vision_embedding/position_embedding" not in _zeros.brought
   assert "1 parameters start fresh, as run.init_from brings none of them: vision_embedding/position_embedding" in caplog.text
 
 

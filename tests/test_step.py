@@ -129,6 +129,20 @@ def test_frozen_parts_hold_no_moments_and_half_the_bytes():
   assert dtypes == {"transformer": "bfloat16", "lm_head": "bfloat16", "vision_tokenizer": "float32"}
 
 
+def test_what_init_from_brings_is_not_drawn_at_random():
+  _, layout, create, _ = plan(**STAGE_1)
+  names = set(layout.shapes.params)
+
+  def draws(brought):
+    jaxpr = jax.make_jaxpr(functools.partial(create.__wrapped__, brought=frozenset(brought)))().jaxpr
+    jaxpr, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return sum(e.primitive.name in ("random_bits", "threefry2x32") for e, _ in equations(jaxpr))
+
+  tokenizer = {n for n in names if n.startswith("vision_tokenizer/")}
+  assert draws(()) > draws(tokenizer) > draws(names) == 0
+  assert draws(tokenizer) == draws(()) - draws(names - tokenizer)
+
+
 def test_rounding_at_random_is_right_on_average():
   x = jnp.full(40_000, 1 + 2**-10, jnp.float32)  # an eighth of the way from 1 to the next bfloat16
   rounded = np.asarray(optimizer_lib.round_stochastically(x, jax.random.key(0)).astype(jnp.float32))

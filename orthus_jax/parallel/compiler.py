@@ -75,6 +75,14 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None
 
 
+def options_of_one_call(mesh: Mesh) -> dict[str, int] | None:
+  """As `options`, for a program that runs once.
+
+  At LLVM's first level, drawing a model's first parameters compiles in a quarter of the time, to the same bits (jax 0.10.2).
+  """
+  return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+
+
 class jit:  # noqa: N801
   """`jax.jit` with what this platform's compiler is asked for; jax is asked for its platform when it is first called.
 

@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 
 def first_state(
-    config: Config, layout: Layout, create: Callable[[], TrainState], saver: Checkpointer, contents: dict[str, Any]
+    config: Config, layout: Layout, create: Callable[..., TrainState], saver: Checkpointer, contents: dict[str, Any]
 ) -> TrainState:
   """The state that training starts or goes on from.
 
@@ -53,7 +53,7 @@ def first_state(
   else:
     values = initial_values(config, layout)
     _check_values(values, layout.shapes.params)
-    state = replace_params(create(), values, layout.shardings)
+    state = replace_params(create(brought=frozenset(values)), values, layout.shardings)
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     named = ", ".join(f"{prefix or 'all weights'} from {path}" for prefix, path in run.init_from)
     _log.info("starting at step 0: %s", f"{named} (run.init_from)" if named else "from scratch")

@@ -19,7 +19,7 @@ from orthus_jax.config import Config
 from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
-from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training.optimizer import trainable_names
 
 
@@ -72,8 +72,11 @@ def plan_state(
     mesh: Mesh,
     ema: bool,
     frozen_dtype: Callable[[str], str | None] = lambda name: None,
-) -> tuple[Layout, Callable[[], TrainState]]:
+) -> tuple[Layout, Callable[..., TrainState]]:
   """Shapes first, then a jitted function that creates every array where it belongs.
+
+  It takes the names of parameters that are overwritten anyway (`brought`), which are zeros: drawing them would be compiled for
+  nothing, and that was most of the start of a run that brings its vision tokenizer.
 
   Args:
     init: builds the module.
@@ -86,8 +89,9 @@ def plan_state(
   graphdef, shapes, axes = params_lib.shapes_and_axes(init)
   names = select(shapes)
 
-  def create() -> TrainState:
+  def create(brought: frozenset[str] = frozenset()) -> TrainState:
     _, params = params_lib.split(init())
+    params = {n: jnp.zeros_like(v) if n in brought else v for n, v in params.items()}
     trained = {n: v for n, v in params.items() if n in names}
     frozen = {n: v.astype(frozen_dtype(n) or v.dtype) for n, v in params.items() if n not in names}
     return TrainState(
@@ -108,12 +112,14 @@ def plan_state(
     return by_name[name] if name in by_name and shapes[name].shape == leaf.shape else whole
 
   shardings = jax.tree_util.tree_map_with_path(place, abstract)
-  return Layout(graphdef, abstract, shardings, names), jax.jit(create, out_shardings=shardings)
+  options = compiler.options_of_one_call(mesh)
+  created = jax.jit(create, static_argnames="brought", out_shardings=shardings, compiler_options=options)
+  return Layout(graphdef, abstract, shardings, names), created
 
 
 def plan_run(
     config: Config, init: Callable[[], nnx.Module], *, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> tuple[Layout, Callable[[], TrainState]]:
+) -> tuple[Layout, Callable[..., TrainState]]:
   """`plan_state` as a config wants it.
 
   Raises:
