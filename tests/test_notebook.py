@@ -6,6 +6,8 @@ from pathlib import Path
 from command import orthus
 import pytest
 
+from orthus_jax.config.command_line import load_config
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -14,9 +16,12 @@ def test_notebook_runs(tmp_path, monkeypatch):
   nbclient = pytest.importorskip("nbclient")
   nbformat = pytest.importorskip("nbformat")
   run = tmp_path / "run"
+  config = load_config(f"{ROOT}/configs/shapes.py")
+  few = tuple((kind, min(n, 20)) for kind, n in config.data.documents)
   argv = [
       "train", f"--config={ROOT}/configs/shapes.py:runlocal", f"--workdir={run}", "--config.run.report=False",
       "--config.run.batch_size=8", "--config.run.steps=2", "--config.data.kinds=(('story',1.0),('planned_edit',1.0))",
+      f"--config.data.documents={few!r}",
       "--config.sampling.steps=4", "--config.sampling.max_new_tokens=40",
   ]  # fmt: skip
   orthus(*argv)
