@@ -8,7 +8,7 @@ Sweeps of several machines are read together, by their directories or by the fig
 stands in several the first counts. Prints Markdown: each of the paper's comparisons in small beside the paper's own numbers,
 then whether its order is reproduced. An order is judged by the differences of runs of the same seed, which see the same
 documents in the same order: reproduced where their 95% interval (Student's) lies above 0, not reproduced where it lies below,
-otherwise undecided at this size.
+otherwise, or from fewer than three seeds, undecided at this size.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ ORDERS = (
 )
 
 
+_SEEDS = 3  # fewer judge no order
+
+
 def verdict(runs: Sequence[Mapping[str, Any]], better: str, worse: str, score: str) -> tuple[str, str]:
   """(the paired difference with its interval, what that says) of two groups' runs of the same seeds."""
   _, scale, more = SCORES[score]
@@ -80,6 +83,8 @@ def verdict(runs: Sequence[Mapping[str, Any]], better: str, worse: str, score: s
   if found["low"] is None:
     return f"{found['mean']:+.2f} (one seed)", "undecided"
   said = "reproduced" if found["low"] > 0 else "not reproduced" if found["high"] < 0 else "undecided"
+  if len(seeds) < _SEEDS:  # two may agree by chance, and their interval then has no width
+    said = "undecided"
   return f"{found['mean']:+.2f} ({found['low']:+.2f} … {found['high']:+.2f}, {len(seeds)} seeds)", said
 
 
@@ -141,6 +146,9 @@ def together(paths: Sequence[Path]) -> dict[str, Any]:
       for run in found:
         if run["state"] == "finished" and run["fields"] != runs.setdefault(run["id"], run)["fields"]:
           raise BadRequest(f"{file}: {run['id']} has other fields than in a table before: they are of different sweeps")
+    except FileNotFoundError as e:
+      missing = "isn't there; a sweep that isn't done yet writes it by orthus sweep … --collect"
+      raise BadRequest(f"{file} {missing if path.is_dir() else missing.partition(';')[0]}") from e
     except (OSError, ValueError, KeyError, TypeError) as e:
       raise BadRequest(f"{file} can't be read as a sweep's table: give a sweep's directory, or a file made by --keep") from e
   if not runs:
@@ -156,7 +164,9 @@ def main() -> int:
   try:
     table = together(options.sweeps)
     if options.keep:
-      files.write_text(options.keep, json.dumps({"runs": table["runs"]}, indent=1, ensure_ascii=False) + "\n")
+      # Where the config lay on this machine tells others nothing.
+      kept = [r | {"config": Path(r.get("config", "")).name} for r in table["runs"]]
+      files.write_text(options.keep, json.dumps({"runs": kept}, indent=1, ensure_ascii=False) + "\n")
   except BadRequest as e:
     print_error(e)
     return BAD_REQUEST

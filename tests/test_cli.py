@@ -133,7 +133,8 @@ def test_types_are_checked():
 def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   # From pictures on disk to a drawn picture, through the commands alone.
   data = tiny.write_folder(tmp_path / "pictures", n=12)
-  (data / "metadata.jsonl").open("a").write('{"image": "absent.png", "text": "red"}\n')
+  with (data / "metadata.jsonl").open("a") as lines:
+    lines.write('{"image": "absent.png", "text": "red"}\n')
   tiny.tokenizer().save(tmp_path)
   config = tmp_path / "config.py"
   tree = to_dict(tiny.config(

@@ -64,7 +64,7 @@ def test_every_ablation_is_a_config():
 @pytest.mark.parametrize(
     "chameleon, said",
     [((0.5, 0.52, 0.51), "reproduced"), ((0.9, 0.92, 0.91), "not reproduced"), ((0.5, 0.9, 0.7), "undecided"),
-     ((0.5,), "undecided"), ((), "not run")],
+     ((0.5, 0.51), "undecided"), ((0.5,), "undecided"), ((), "not run")],
 )  # fmt: skip
 def test_an_order_is_judged_by_runs_of_the_same_seed(chameleon, said):
   def run(group, seed, score):
@@ -80,8 +80,9 @@ def test_an_order_is_judged_by_runs_of_the_same_seed(chameleon, said):
 def test_sweeps_of_several_machines_make_one_table(tmp_path):
   def run(name, seed, state="finished", score=0.5, **fields):
     scores = {"single_object": score}
-    return {"id": f"{name},seed={seed}", "group": name, "seed": seed, "state": state, "fields": {"run.seed": seed} | fields,
-            "losses": {}, "scores": scores, "costs": {}, "params_digest": "ab" * 32}  # fmt: skip
+    return {"id": f"{name},seed={seed}", "group": name, "seed": seed, "state": state, "config": "/there/study.py:",
+            "fields": {"run.seed": seed} | fields, "losses": {}, "scores": scores, "costs": {},
+            "params_digest": "ab" * 32}  # fmt: skip
 
   first, second = tmp_path / "first", tmp_path / "kept.json"
   first.mkdir()
@@ -95,9 +96,16 @@ def test_sweeps_of_several_machines_make_one_table(tmp_path):
   second.write_text(json.dumps({"runs": [run("orthus", 0, **{"model.width": 3})]}))
   with pytest.raises(BadRequest, match="kept.json: orthus,seed=0 has other fields"):
     tables().together([first, second])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr("sys.argv", ["study_tables.py", str(first), f"--keep={tmp_path / 'figures.json'}"])
+    assert tables().main() == 0
+  assert json.loads((tmp_path / "figures.json").read_text())["runs"][0]["config"] == "study.py:"
   second.write_text("[]")
   with pytest.raises(BadRequest, match="kept.json can't be read as a sweep's table"):
     tables().together([first, second])
+  (first / "table.json").unlink()
+  with pytest.raises(BadRequest, match="table.json isn't there; a sweep that isn't done yet writes it by .*--collect"):
+    tables().together([first])
 
 
 @pytest.mark.slow
