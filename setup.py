@@ -2,6 +2,9 @@ from setuptools import find_packages, setup
 
 SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus_client>=0.20", "python-multipart>=0.0.9"]
 
+GS = ["gcsfs>=2024.12"]
+S3 = ["s3fs>=2024.12"]
+
 setup(
     name="orthus_jax",
     version="0.1.0",
@@ -40,7 +43,9 @@ setup(
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
             "openai>=2", "playwright>=1.50",
             "httpx>=0.27",  # newer versions of openai bring httpx2 in its place
-            *SERVE,
+            "moto>=5.1", "flask>=3", "flask-cors>=5",  # S3's API on loopback, whose extra "server" brings much more
+            "gcp-storage-emulator>=2024.8",
+            *SERVE, *GS, *S3,
         ],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
@@ -49,6 +54,9 @@ setup(
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # Buckets: what fsspec, which comes with tensorflow-datasets, reads gs:// and s3:// by.
+        "gs": GS,
+        "s3": S3,
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["orthus=orthus_jax.cli:main"]},

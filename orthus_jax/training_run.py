@@ -29,6 +29,7 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
+from orthus_jax.storage.bucket import is_url
 from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metric_writer import MetricWriter
@@ -97,7 +98,7 @@ def _run(
 def _open_tokenizer(config: Config, workdir: Path) -> TextTokenizer:
   """The config's text tokenizer; of a run that has begun, its own where the config's isn't there any more."""
   named = config.data.tokenizer
-  if named and not Path(named).exists() and (workdir / "tokenizer.json").is_file():
+  if named and not is_url(named) and not Path(named).exists() and (workdir / "tokenizer.json").is_file():
     _log.info("data.tokenizer=%s isn't there: going on with the workdir's own", named)
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=str(workdir)))
   return sources.open_tokenizer(config)

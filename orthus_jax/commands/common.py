@@ -19,6 +19,7 @@ from orthus_jax.config.ranges import Range, shown
 from orthus_jax.errors import BadRequest, above_bars
 from orthus_jax.files import cache_dir, first_line
 from orthus_jax.paths import check_writable
+from orthus_jax.storage.bucket import is_url
 
 
 class Parser(argparse.ArgumentParser):
@@ -50,7 +51,9 @@ def check_data_place(config: Config) -> None:
   Raises:
     BadRequest: if it can't.
   """
-  if config.data.source == "shapes" and not os.path.isdir(config.data.path or cache_dir() / "datasets"):
+  if config.data.source != "shapes" or is_url(config.data.path):
+    return
+  if not os.path.isdir(config.data.path or cache_dir() / "datasets"):
     if config.data.path:
       check_writable(Path(config.data.path), option="data.path")
     else:

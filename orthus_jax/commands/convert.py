@@ -18,6 +18,8 @@ from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import published_head
 from orthus_jax.paths import check_writable, user_path
+from orthus_jax.storage import bring, send
+from orthus_jax.storage.bucket import is_url
 
 _DESCRIPTION = """Turns a Hugging Face directory of Orthus, Anole or Chameleon into a native checkpoint, or a native checkpoint
 into a Hugging Face directory, array for array and bit for bit.
@@ -78,17 +80,19 @@ def main(argv: Sequence[str]) -> int:
   from orthus_jax.interop import huggingface
   from orthus_jax.training.checkpoints import export_huggingface, import_huggingface
 
-  source, target = Path(options.source), Path(options.target)
+  source = Path(bring.local(options.source))
   published = huggingface.is_checkpoint(source)
   form = options.format or ("native" if published else "huggingface")
   if published == (form == "huggingface"):
-    raise BadRequest(f"--from={source} is {'a Hugging Face directory' if published else 'native'} already: leave out --format")
+    its = "a Hugging Face directory" if published else "native"
+    raise BadRequest(f"--from={options.source} is {its} already: leave out --format")
   if options.decoder and form == "huggingface":
     raise BadRequest("--decoder is for a conversion from a Hugging Face directory")
   if options.image_head and form == "huggingface":
     raise BadRequest("--image-head is for a conversion from a Hugging Face directory: a native checkpoint says what it is")
-  check_writable(target.parent, option="--to")
-  with _bar() as progress:
+  if not is_url(options.target):
+    check_writable(Path(options.target).parent, option="--to")
+  with send.sent(options.target) as target, _bar() as progress:
     if form == "native":
       result = import_huggingface.to_native(
           source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed,
@@ -99,11 +103,11 @@ def main(argv: Sequence[str]) -> int:
       result = export_huggingface.to_huggingface(source, target, dtype=options.dtype, shard_bytes=size, progress=progress)
   seconds = time.monotonic() - begin
   if options.json:
-    print(json.dumps({"to": str(target), "format": form, **dataclasses.asdict(result), "seconds": seconds}, indent=2))
+    print(json.dumps({"to": options.target, "format": form, **dataclasses.asdict(result), "seconds": seconds}, indent=2))
     return 0
   for note in result.notes:
     print(f"note: {note}")
-  print(f"written: {target} ({result.arrays} arrays, {result.bytes / 1e9:.2f} GB, {seconds:.0f} s)")
+  print(f"written: {options.target} ({result.arrays} arrays, {result.bytes / 1e9:.2f} GB, {seconds:.0f} s)")
   return 0
 
 

@@ -12,7 +12,9 @@ from orthus_jax import files, paths
 from orthus_jax.commands import benchmark, common, sampling
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.config.sampling import with_fields
+from orthus_jax.errors import BadRequest
 from orthus_jax.progress import bar
+from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
   orthus evaluate runs/shapes                      all of the test split, four pictures a caption
@@ -77,6 +79,8 @@ def main(argv: Sequence[str]) -> int:
   limits = dataclasses.replace(
       shapes.Limits.quick() if options.quick else shapes.Limits(), **{k: v for k, v in chosen.items() if v is not None}
   )
+  if is_url(options.run) and not options.out:
+    raise BadRequest("a model in a bucket needs --out=DIR, where the scores are written")
   run, step = checkpoint.find(options.run)
   name = f"{options.benchmark}-{options.split}"
   if Path(options.run).absolute() != run:

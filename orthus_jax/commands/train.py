@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -12,10 +13,13 @@ import traceback
 
 from orthus_jax import errors
 from orthus_jax.commands import common
+from orthus_jax.config import RunConfig
 from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.parallel import processes
 from orthus_jax.paths import check_writable
+from orthus_jax.storage import mirror
+from orthus_jax.storage.bucket import is_url
 
 _log = logging.getLogger("orthus_jax.train")
 
@@ -28,7 +32,7 @@ in run.steps where the learning rates of the steps done stay the same. To go on 
 
   --config=configs/shapes.py         the config file; what follows a colon is passed to its get_config
   --config.run.steps=200             overrides a field
-  --workdir=runs/shapes              gets config, metrics, checkpoints and report
+  --workdir=runs/shapes              gets config, metrics, checkpoints and report; gs://… or s3://… too (docs/storage.md)
   --resume_from=runs/other           goes on from another run's whole state, or one of its checkpoints (run.resume_from)
   --init_from=runs/other             starts with another run's parameters, or a published checkpoint's (run.init_from)
   --json                             prints the report's figures as JSON
@@ -57,8 +61,9 @@ def main(argv: Sequence[str]) -> int:
   config, options = read_config(argv)
   if not options["workdir"]:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=runs/shapes")
-  workdir = Path(options["workdir"])
-  check_writable(workdir, option="--workdir")
+  place = options["workdir"]
+  if not is_url(place):
+    check_writable(Path(place), option="--workdir")
   common.check_data_place(config)
   processes.initialize(**options["joining"])
   common.initialize(verbose=True)
@@ -70,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
   if not hosts.primary():
     logging.getLogger("orthus_jax").setLevel(logging.WARNING)
   try:
-    with preemption.Signals() as signals:
+    with preemption.Signals() as signals, _workdir(place, config.run, alone=not hosts.several()) as workdir:
       figures = training_run.run(config, workdir, begin=begin, signals=signals)
   except BaseException as e:
     if hosts.several():
@@ -82,6 +87,23 @@ def main(argv: Sequence[str]) -> int:
     json.dump(figures, sys.stdout, indent=2)
     print()
   return 0
+
+
+def _workdir(place: str, run: RunConfig, *, alone: bool) -> contextlib.AbstractContextManager[Path]:
+  """A block with the run's directory on disk, which that of a URL is kept like."""
+  if not is_url(place):
+    return contextlib.nullcontext(Path(place))
+  if not alone:
+    raise BadRequest(
+        f"--workdir={place} is for one process: several need a disk that all share, such as the bucket mounted by gcsfuse"
+    )
+
+  def kept(steps: list[int]) -> set[int]:
+    if run.keep_best:  # which are best is known of those on disk alone
+      return set(steps)
+    return set(steps[-run.keep_checkpoints :]) | {s for s in steps if run.keep_every and s % run.keep_every == 0}
+
+  return mirror.mirrored(place, kept=kept)
 
 
 def _print(error: BaseException) -> None:

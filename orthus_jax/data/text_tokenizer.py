@@ -21,6 +21,7 @@ from tokenizers import pre_tokenizers
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line, write_text
+from orthus_jax.storage import bring
 
 FILE_NAME = "tokenizer.json"
 # Written beside the tokenizer only where the names aren't Chameleon's, so that what was saved loads without being told.
@@ -128,7 +129,7 @@ class TextTokenizer:
     Raises:
       BadRequest: there is no such file, it is no tokenizer, or a special token is missing.
     """
-    path = Path(path)
+    path = Path(bring.only(os.fspath(path), (FILE_NAME, NAMES_FILE)))
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
       raise BadRequest(f"there is no tokenizer at {file}; give a {FILE_NAME} or a directory that holds one")

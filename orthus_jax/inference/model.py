@@ -29,6 +29,7 @@ from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.paths import user_path
+from orthus_jax.storage import bring
 
 _NO_DECODER = (
     "this checkpoint has no VQGAN decoder, so it can't draw: convert it with --decoder=FILE, or ask for text"
@@ -249,7 +250,7 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, imag
   """Loads a model from a run's directory, one of its checkpoints, or a Hugging Face directory.
 
   Args:
-    path: of the checkpoint.
+    path: of the checkpoint; gs://… and s3://… are brought to this machine first.
     mesh: what its arrays are to lie on, each device reading its part alone; by default, all on the first device.
     image_head: how a Hugging Face directory of Chameleon or Anole is to draw: "codes", as it is, or "diffusion", as an Orthus
       to be trained; by default what its config.json says that we exported, else the latter.
@@ -259,7 +260,7 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, imag
   """
   from orthus_jax.training.checkpoints import workdir as checkpoint
 
-  path = user_path(os.fspath(path))
+  path = bring.local(user_path(os.fspath(path)))
 
   def place(config: Config):
     axes = describe(config.model)[2]

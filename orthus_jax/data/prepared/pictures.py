@@ -18,6 +18,7 @@ from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
+from orthus_jax.storage import bring
 
 _DIGESTED = ("images", "pictures", "digest")
 
@@ -35,7 +36,7 @@ class PreparedPictures:
   def __init__(self, config: Config):
     self._config = config
     mixture = config.data.mixture or ((config.data.path, 1.0),)
-    folders = [Path(p) for p, _ in mixture]
+    folders = [Path(bring.local(p)) for p, _ in mixture]
     self._facts = [record_format.read_facts(f) for f in folders]
     for folder, facts in zip(folders, self._facts):
       _check(folder, facts, config)

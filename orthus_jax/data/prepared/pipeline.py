@@ -30,6 +30,7 @@ from orthus_jax.data.sequence import Sequence, Tokenizer, with_patches
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
+from orthus_jax.storage import bring
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +183,7 @@ class PreparedPipeline:
     mixture = data.mixture or ((data.path, 1.0),)
     dropouts = data.mixture_caption_dropout or (data.caption_dropout,) * len(mixture)
     configs = [dataclasses.replace(config, data=dataclasses.replace(data, caption_dropout=d)) for d in dropouts]
-    self._folders = [_Folder(Path(p), c, tokenizer, keep_plan=keep_plans) for (p, _), c in zip(mixture, configs)]
+    self._folders = [_Folder(Path(bring.local(p)), c, tokenizer, keep_plan=keep_plans) for (p, _), c in zip(mixture, configs)]
     names = [f.path.name for f in self._folders]
     self._names = [n if names.count(n) == 1 else f"{n}#{i}" for i, n in enumerate(names, 1)]
     kept = {f.facts["images"] for f in self._folders}

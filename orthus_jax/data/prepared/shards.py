@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
+import contextlib
 import functools
 import logging
 from pathlib import Path
@@ -20,6 +21,7 @@ from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import allow_many_open, first_line
+from orthus_jax.storage import bring
 
 _log = logging.getLogger(__name__)
 _OPTIONS = "readahead_buffer_size:0"
@@ -46,6 +48,7 @@ class Shards:
     self._readers: collections.OrderedDict[int, Any] = collections.OrderedDict()  # the one used last stands last
     self._closed: dict[int, str] = {}
     self._lock = threading.Lock()
+    self._coming: dict[int, threading.Lock] = collections.defaultdict(threading.Lock)
 
   @classmethod
   def of(cls, folder: Path, facts: dict[str, Any], name: str, bad: BadRecords) -> Shards:
@@ -67,6 +70,8 @@ class Shards:
     shard = int(np.searchsorted(self._ends, number, side="right"))
     place = number - (int(self._ends[shard - 1]) if shard else 0)
     self.bad.saw()
+    if shard not in self._readers:
+      self._bring(shard)
     reader, reason = self._open(shard)
     if reader is not None:
       try:
@@ -76,6 +81,13 @@ class Shards:
     self.bad.report(str(self._paths[shard]), f"record {place}", reason)
     self.bad.check()
     return None
+
+  def _bring(self, shard: int) -> None:
+    """Has a shard that lies in a bucket come here, once, while others are read."""
+    with self._lock:
+      coming = self._coming[shard]
+    with coming, contextlib.suppress(OSError):  # which `_open` tells of
+      bring.file(self._paths[shard])
 
   def _open(self, shard: int) -> tuple[Any, str]:
     """A file's reader; None, and what keeps it from being opened."""

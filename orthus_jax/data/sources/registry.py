@@ -30,6 +30,8 @@ from orthus_jax.data.sources.webdataset import WebDataset
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import ASSETS, cache_dir
+from orthus_jax.storage import bring
+from orthus_jax.storage.bucket import is_url
 
 # All layouts by name; where a place could be several, the first that recognises it is meant.
 _ALL: tuple[type[Layout], ...] = (
@@ -70,6 +72,8 @@ def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source
   if data.source == "shapes":
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
+    if is_url(data.path):
+      raise BadRequest(f"data.path={data.path}: the built-in world is made on disk: leave data.path out")
     where = Path(data.path) if data.path else cache_dir() / "datasets"
     sizes = {"train": dict(data.documents)}
     if split != data.split and not builder.make_builder(where, vision.resolution, **sizes).is_prepared():
@@ -77,7 +81,7 @@ def open_source(config: Config, split: str, paths: Sequence[str] = ()) -> Source
     builder.prepare(where, vision.resolution, **sizes)
     return builder.documents(where, split, vision.resolution, max_bad_share=data.max_bad_share, **sizes)
   if data.source == "prepared":  # the few documents that samples are made of; training reads the rest otherwise
-    folder = Path(data.mixture[0][0] if data.mixture else data.path) / "shown"
+    folder = Path(bring.local(data.mixture[0][0] if data.mixture else data.path)) / "shown"
     if not folder.is_dir():
       raise BadRequest(
           f"{folder.parent} holds no complete prepared data: make it with `orthus prepare --out={folder.parent}`"
@@ -105,7 +109,7 @@ def open_layout(config: Config, path: str) -> LayoutSource:
   """
   data, vision = config.data, config.model.vision_tokenizer
   kind = data.source.partition(":")[0]
-  layout = LAYOUTS[kind](Path(path), options(data))
+  layout = LAYOUTS[kind](Path(bring.local(path)), options(data))
   return LayoutSource(
       layout, resolution=vision.resolution, pixels=vision.pixels, max_bad_share=data.max_bad_share, learn=data.learn
   )

@@ -10,6 +10,7 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
 from orthus_jax.models import systems
+from orthus_jax.storage import bring
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
 
@@ -39,6 +40,8 @@ def of(path: str) -> Origin:
   Raises:
     BadRequest: if there is no such thing, or its tokenizer isn't the one it was trained with.
   """
+  if not path.startswith("asset:"):
+    path = bring.local(path)
   if path.endswith(".npz") or path.startswith("asset:"):
     checkpoint.load_params(path)
     return Origin(Path(path))

@@ -31,6 +31,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.interop import huggingface
 from orthus_jax.interop.huggingface import Place
 from orthus_jax.models.params import Params
+from orthus_jax.storage import bring
 from orthus_jax.training.checkpoints import agreement, manifest, orbax_items
 
 _log = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ def find(path: str | os.PathLike) -> tuple[Path, int]:
   Raises:
     BadRequest: if there is no complete checkpoint.
   """
-  path = Path(path).absolute()
+  path = Path(bring.local(os.fspath(path))).absolute()
   if path.parent.name == "checkpoints" and path.name.isdigit() and path.is_dir():
     if reason := manifest.damage(path, read=False):
       raise BadRequest(f"the checkpoint {path} is damaged: {reason}; `orthus runs {path.parent.parent}` shows which aren't")
@@ -118,6 +119,8 @@ def load_params(
     path = files.ASSETS / f"{text.removeprefix('asset:')}.npz"
     if not path.is_file():
       raise BadRequest(f"no shipped weights are called {text.removeprefix('asset:')!r}")
+  else:
+    path = bring.local(text)
   if str(path).endswith(".npz"):
     try:
       with np.load(path) as file:

@@ -1,0 +1,184 @@
+"""What lies in a bucket, brought to this machine: readers know paths alone.
+
+A run is brought with its small files and one checkpoint, the one named or else the newest that is whole; prepared data shard by
+shard, as they are read; anything else as a whole. What was brought lies below $ORTHUS_CACHE/storage, and comes again only if it
+has changed.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from pathlib import Path, PurePosixPath
+import shutil
+import threading
+
+from orthus_jax import files
+from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
+from orthus_jax.storage import remote_run
+from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url
+
+_log = logging.getLogger(__name__)
+_INDEX = ".brought.json"  # in a brought folder: where it comes from, and the objects that lie in it as they were then
+_PREPARED = "prepared.json"
+_lock = threading.Lock()
+
+
+def local(path: str) -> str:
+  """A path on this machine: the very path, or where what a URL names was brought to.
+
+  Args:
+    path: of a file or folder; or gs://… or s3://…
+
+  Raises:
+    BadRequest: if there is nothing, it can't be reached, or the disk is too small.
+  """
+  return _bring(path.rstrip("/")) if is_url(path) else path
+
+
+@functools.cache  # one answer for all of a command: a run that is being trained has newer checkpoints a minute later
+def _bring(url: str) -> str:
+  bucket, target = Bucket(url), place(url)
+  try:
+    if entry := bucket.entry():
+      parent, name = url.rsplit("/", 1)
+      bring(Bucket(parent), target.parent, {name: entry})
+      return str(target)
+    parts = url.split("/")
+    if len(parts) > 5 and parts[-2] == "checkpoints" and parts[-1].isdigit():
+      run = "/".join(parts[:-2])
+      remote_run_to(Bucket(run), place(run), step=int(parts[-1]))
+      return str(target)
+    found = bucket.list()
+    if not found:
+      bucket.check()
+      raise BadRequest(f"there is nothing at {url}")
+    if remote_run.is_run(found):
+      remote_run_to(bucket, target, found)
+    elif _PREPARED in found:
+      shards = {n: e for n, e in found.items() if n.endswith(".array_record")}
+      bring(bucket, target, {n: e for n, e in found.items() if n not in shards})
+    else:
+      bring(bucket, target, found)
+  except OSError as e:
+    raise BadRequest(f"{url} can't be brought here: {files.first_line(e)}") from e
+  return str(target)
+
+
+@functools.cache
+def only(path: str, names: tuple[str, ...]) -> str:
+  """As `local`, bringing of a folder no more than its files of some names, where they are there.
+
+  Args:
+    path: of the folder, or of one of the files.
+    names: of files.
+  """
+  if not is_url(path):
+    return path
+  url, _, name = path.rstrip("/").rpartition("/")
+  folder = url if name in names else path.rstrip("/")
+  bucket, wanted = Bucket(folder), {}
+  try:
+    for n in names:
+      if entry := bucket.entry(n):
+        wanted[n] = entry
+    if not wanted:
+      bucket.check()
+    bring(bucket, place(folder), wanted)
+  except OSError as e:
+    raise BadRequest(f"{path} can't be brought here: {files.first_line(e)}") from e
+  return str(place(path.rstrip("/")))
+
+
+def remote_run_to(bucket: Bucket, target: Path, found: dict[str, Entry] | None = None, *, step: int | None = None) -> None:
+  """Brings a run's small files and one checkpoint.
+
+  Raises:
+    BadRequest: if it has no such checkpoint that is whole.
+  """
+  found = bucket.list() if found is None else found
+  whole = remote_run.whole_steps(found)
+  if step is not None and step not in whole:
+    raise BadRequest(f"{bucket.url} has no whole checkpoint of step {step}: it has {', '.join(map(str, whole)) or 'none'}")
+  chosen = whole[-1] if step is None and whole else step
+  bring(bucket, target, remote_run.beside_checkpoints(found))
+  if chosen is not None:
+    bring(bucket, target, remote_run.of_step(found, chosen))
+
+
+def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
+  """Downloads what isn't there as it is in the bucket.
+
+  Args:
+    bucket: which has it.
+    target: the folder.
+    wanted: objects by their names.
+
+  Raises:
+    BadRequest: if a name leads elsewhere, or the disk is too small.
+    OSError: if the bucket fails.
+  """
+  for name in wanted:
+    if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+      raise BadRequest(f"{bucket.url} has an object {name!r}, which leads out of its folder: rename it")
+  there = _index(target)
+  new = {n: e for n, e in wanted.items() if there.get(n) != [e.size, e.tag] or not _has(target / n, e.size)}
+  if not new:
+    return
+  size = sum(e.size for e in new.values())
+  target.mkdir(parents=True, exist_ok=True)
+  if size > (free := shutil.disk_usage(target).free):
+    raise BadRequest(f"{bucket.url} takes {size:,} bytes, and {target} has {free:,} left: make room, or set ORTHUS_CACHE")
+  if size > 1 << 26:
+    _log.info("bringing %.2f GB from %s to %s", size / 1e9, bucket.url, target)
+  told = bar("bringing", unit="MB") if size > 1 << 26 else None
+  done, shown = 0, -1
+
+  def get(name: str) -> None:
+    nonlocal done, shown
+    bucket.get(name, target / name)
+    with _lock:
+      done += new[name].size
+      if told and done >> 20 > shown:
+        shown = done >> 20
+        told(shown, size >> 20, shown)
+
+  for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
+  with _lock:
+    there = _index(target) | {n: [e.size, e.tag] for n, e in new.items()}
+    files.write_text(target / _INDEX, json.dumps({"url": bucket.url, "objects": there}))
+
+
+def file(path: Path) -> Path:
+  """A file of a brought folder, brought itself if it wasn't yet; any other path as it is.
+
+  Raises:
+    OSError: if the bucket fails.
+  """
+  if not path.exists() and (path.parent / _INDEX).is_file():
+    bucket = Bucket(json.loads((path.parent / _INDEX).read_text(encoding="utf-8"))["url"])
+    if entry := bucket.entry(path.name):
+      bring(bucket, path.parent, {path.name: entry})
+  return path
+
+
+def place(url: str) -> Path:
+  """Where a URL's things are brought to."""
+  scheme, _, rest = url.partition("://")
+  return files.cache_dir() / "storage" / scheme / rest
+
+
+def _index(folder: Path) -> dict[str, list]:
+  try:
+    return json.loads((folder / _INDEX).read_text(encoding="utf-8"))["objects"]
+  except (OSError, ValueError, KeyError):
+    return {}
+
+
+def _has(path: Path, size: int) -> bool:
+  try:
+    return path.stat().st_size == size
+  except OSError:
+    return False

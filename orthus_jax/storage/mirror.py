@@ -1,0 +1,233 @@
+"""A run whose directory is in a bucket: it works in one on disk, and what is new there is uploaded in the background.
+
+So a save costs what a save to disk does, everything that holds on disk holds here, and a bucket that is away for a while only
+delays the uploads. The same command on another machine brings the newest whole checkpoint back and goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+import contextlib
+import logging
+from pathlib import Path
+import shutil
+import threading
+import time
+import uuid
+
+from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.storage import bring, remote_run
+from orthus_jax.storage.bucket import Bucket, Entry, for_all
+from orthus_jax.storage.remote_lock import RemoteLock
+
+_log = logging.getLogger(__name__)
+_EVERY = 30.0  # seconds between two looks for what is new
+_NOT_MIRRORED = ("checkpoints", "damaged", remote_run.LOCK)
+_ID = "run_id"  # what tells a run from another one that was at its URL before
+
+
+@contextlib.contextmanager
+def mirrored(url: str, *, kept: Callable[[list[int]], set[int]] = set, every: float = _EVERY) -> Iterator[Path]:
+  """A block with a directory on disk whose content is that of a run's in a bucket, in the end too.
+
+  Args:
+    url: the run's.
+    kept: which of some steps' checkpoints are to stay, where those on disk don't tell: another machine's. All by default.
+    every: seconds between two looks for what is new.
+
+  Raises:
+    BadRequest: if the bucket can't be used, or another command works there.
+    Stopped: if in the end something couldn't be uploaded, unless the block raised something itself.
+  """
+  bucket, folder = Bucket(url), bring.place(url)
+  bucket.check()
+  try:
+    lock = RemoteLock(bucket)
+  except OSError as e:
+    raise BadRequest(f"{url} can't be written to: {e}") from e
+  try:
+    try:
+      mirror = Mirror(bucket, folder, kept)
+    except OSError as e:
+      raise BadRequest(f"{url} can't be brought here: {e}") from e
+    _log.info("working in %s; what is new goes to %s", folder, url)
+    over = threading.Event()
+    thread = threading.Thread(target=mirror.keep, args=(over, every), name="mirror", daemon=True)
+    thread.start()
+    failed = False
+    try:
+      yield folder
+    except BaseException:
+      failed = True
+      raise
+    finally:
+      over.set()
+      thread.join()
+      begin = time.monotonic()
+      left = mirror.close()
+      if left and not failed:
+        raise Stopped(f"{url} lacks some of the run ({left}), which is whole in {folder}: the same command uploads the rest")
+      if left:
+        _log.error("%s lacks some of the run (%s), which is whole in %s", url, left, folder)
+      elif (took := time.monotonic() - begin) > 1:
+        _log.info("uploaded the last of the run in %.0f s", took)
+  finally:
+    lock.release()
+
+
+class Mirror:
+  """What of a run's directory on disk is in the bucket already.
+
+  On creation, what was cut off there is removed, and a newer state than the disk's is brought.
+
+  Args:
+    bucket, folder: the run's.
+    kept: as `mirrored` has it.
+
+  Raises:
+    OSError: if the bucket fails.
+  """
+
+  def __init__(self, bucket: Bucket, folder: Path, kept: Callable[[list[int]], set[int]] = set):
+    self._bucket, self._folder, self._kept = bucket, folder, kept
+    self._sent: dict[str, tuple[int, int]] = {}  # file → its time and size when it was uploaded
+    self._refused = ""
+    found = self._clean(bucket.list())
+    self._settle_whose(found)
+    there, here = remote_run.whole_steps(found), self._steps()
+    if "config.json" in found and (not (folder / "config.json").is_file() or max(there, default=-1) > max(here, default=-1)):
+      bring.remote_run_to(bucket, folder, found)
+      for name in remote_run.beside_checkpoints(found):
+        self._sent[name] = _stamp(folder / name)
+    # A checkpoint of the same step that another attempt wrote is another one.
+    self._there = {step for step in there if step not in self._steps() or self._same(step, found)}
+    self._seen = set(self._steps())  # steps that were on this disk
+
+  def _settle_whose(self, found: dict[str, Entry]) -> None:
+    """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
+    own, there = self._folder / _ID, ""
+    if _ID in found:
+      there = self._bucket.read(_ID).decode()
+    if self._folder.is_dir() and not (own.is_file() and own.read_text(encoding="utf-8") == there):
+      n = 1
+      while (aside := self._folder.with_name(f"{self._folder.name}.before-{n}")).exists():
+        n += 1
+      self._folder.rename(aside)
+      _log.warning("%s has another run by now than the one that was worked on here, which lies in %s", self._bucket.url, aside)
+    self._folder.mkdir(parents=True, exist_ok=True)
+    if not there:
+      there = uuid.uuid4().hex
+      self._bucket.write(_ID, there.encode())
+    own.write_text(there, encoding="utf-8")
+    self._sent[_ID] = _stamp(own)
+
+  def _clean(self, found: dict[str, Entry]) -> dict[str, Entry]:
+    """Removes checkpoints whose upload or removal was cut off; returns what is left."""
+    for step in remote_run.unfinished(found):
+      _log.warning("the upload of the checkpoint of step %d to %s was cut off: removed what is there", step, self._bucket.url)
+      gone = remote_run.of_step(found, step)
+      self._bucket.remove(gone)
+      self._bucket.remove([remote_run.mark(step)])
+      found = {n: e for n, e in found.items() if n not in gone and n != remote_run.mark(step)}
+    return found
+
+  def _same(self, step: int, found: dict[str, Entry]) -> bool:
+    name = f"checkpoints/{step}/{remote_run.MANIFEST}"
+    own = self._folder / name
+    if not own.is_file() or name not in found:
+      return not own.is_file() and name not in found
+    return self._bucket.read(name) == own.read_bytes()
+
+  def keep(self, over: threading.Event, every: float) -> None:
+    """Uploads what is new, until it is told that it is over."""
+    while not over.wait(every):
+      left = self.sync()
+      if left and left != self._refused:
+        _log.warning("can't upload to %s (%s); the run goes on, and it is tried again", self._bucket.url, left)
+      elif self._refused and not left:
+        _log.info("uploads to %s work again", self._bucket.url)
+      self._refused = left
+
+  def sync(self) -> str:
+    """Uploads what is new and removes what is gone; returns why something is left, and nothing where nothing is."""
+    try:
+      for step in sorted(set(self._steps()) - self._there):
+        self._upload(step)
+      set_aside = {int(n) for p in (self._folder / "damaged").glob("*") if (n := p.name.split("-")[0]).isdigit()}
+      for step in sorted(self._given_up(set(self._steps())) - set_aside):
+        self._remove(step)
+      self._upload_small()
+    except (OSError, BadRequest) as e:
+      return str(e)
+    return ""
+
+  def close(self) -> str:
+    """As `sync`, for the last time; leaves nothing of a run that never began."""
+    if (self._folder / "config.json").is_file():
+      return self.sync()
+    self._bucket.remove([_ID])
+    shutil.rmtree(self._folder, ignore_errors=True)
+    return ""
+
+  def _given_up(self, here: set[int]) -> set[int]:
+    """Steps whose checkpoints are in the bucket alone and are to go: they went from the disk, or are old ones of elsewhere."""
+    self._seen |= here
+    elsewhere = self._there - self._seen
+    if not elsewhere or not here:
+      return (self._there & self._seen) - here
+    stay = self._kept(sorted(self._there | here)) or elsewhere
+    return ((self._there & self._seen) - here) | (elsewhere - stay)
+
+  def _upload(self, step: int) -> None:
+    """Uploads one checkpoint: its marker, its files, its manifest; then the marker goes."""
+    begin = time.monotonic()
+    folder = self._folder / "checkpoints" / str(step)
+    names = sorted(p.relative_to(self._folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    last = f"checkpoints/{step}/{remote_run.MANIFEST}"
+    self._bucket.write(remote_run.mark(step), b"")
+    try:
+      for_all(lambda n: self._bucket.put(self._folder / n, n), [n for n in names if n != last])
+      if last in names:
+        self._bucket.put(self._folder / last, last)
+    except FileNotFoundError:  # it gave way to newer ones meanwhile
+      if folder.is_dir() and all((self._folder / n).is_file() for n in names):
+        raise
+      self._remove(step)
+      return
+    self._bucket.remove([remote_run.mark(step)])
+    self._there.add(step)
+    _log.info("uploaded the checkpoint of step %d in %.1f s", step, time.monotonic() - begin)
+
+  def _remove(self, step: int) -> None:
+    self._bucket.write(remote_run.mark(step), b"")
+    self._bucket.remove(self._bucket.list(f"checkpoints/{step}"))
+    self._bucket.remove([remote_run.mark(step)])
+    self._there.discard(step)
+
+  def _upload_small(self) -> None:
+    """Uploads the files beside the checkpoints that have changed. config.json is last: it marks a run."""
+    changed = {}
+    for path in self._folder.rglob("*"):
+      name = path.relative_to(self._folder)
+      if name.parts[0] in _NOT_MIRRORED or any(p.startswith(".") for p in name.parts):
+        continue
+      with contextlib.suppress(FileNotFoundError):
+        if path.is_file() and self._sent.get(name.as_posix()) != (stamp := _stamp(path)):
+          changed[name.as_posix()] = stamp
+
+    def put(name: str) -> None:
+      with contextlib.suppress(FileNotFoundError):
+        self._bucket.put(self._folder / name, name)
+        self._sent[name] = changed[name]
+
+    for_all(put, [n for n in changed if n != "config.json"])
+    for_all(put, [n for n in changed if n == "config.json"])
+
+  def _steps(self) -> list[int]:
+    folder = self._folder / "checkpoints"
+    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+  found = path.stat()
+  return found.st_mtime_ns, found.st_size

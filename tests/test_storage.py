@@ -1,0 +1,353 @@
+"""Runs, checkpoints and data in buckets: against S3's API on loopback, and Google's by an emulator."""
+
+import hashlib
+import importlib
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import threading
+
+import buckets
+import pytest
+
+from orthus_jax import cli
+from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.storage import bring, bucket as bucket_lib, remote_lock, remote_run, send
+from orthus_jax.storage.bucket import Bucket
+from orthus_jax.storage.mirror import Mirror, mirrored
+from orthus_jax.storage.remote_lock import RemoteLock
+
+URL = "s3://mine/runs/a"
+
+
+@pytest.fixture(scope="module")
+def server():
+  with buckets.s3() as server:
+    yield server
+  sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
+
+
+@pytest.fixture
+def s3(server, monkeypatch, tmp_path):
+  """The server, with an empty bucket `mine`; nothing waits long."""
+  import fsspec
+
+  for name, value in {**buckets.ENVIRONMENT, "AWS_ENDPOINT_URL": server.url, "ORTHUS_CACHE": str(tmp_path / "cache")}.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(bucket_lib, "_WAITS", (0.01, 0.02, 0.04))
+  server.fault = lambda method, path: ""
+  forget()
+  files = fsspec.filesystem("s3", use_listings_cache=False, **bucket_lib._options("s3"))
+  if not files.exists("mine"):
+    files.mkdir("mine")
+  if files.find("mine"):
+    files.rm("mine/runs", recursive=True)
+  return server
+
+
+def forget():
+  """What a new process wouldn't know."""
+  bring._bring.cache_clear()
+  bring.only.cache_clear()
+
+
+def elsewhere(monkeypatch, tmp_path, name="other"):
+  """Another machine: it has none of what was here."""
+  monkeypatch.setenv("ORTHUS_CACHE", str(tmp_path / name))
+  forget()
+
+
+def checkpoint(run, step, *, manifest=True, size=1000):
+  """A checkpoint as a save leaves it, made-up bytes."""
+  folder = run / "checkpoints" / str(step)
+  (folder / "params" / "d").mkdir(parents=True)
+  data = hashlib.sha256(str(step).encode()).digest() * (size // 32)
+  (folder / "params" / "d" / "0").write_bytes(data)
+  (folder / "_CHECKPOINT_METADATA").write_text("{}")
+  if manifest:
+    (folder / "manifest.json").write_text(json.dumps({"crc32": {"params/d/0": [len(data), 0]}, "step": step}))
+  return folder
+
+
+def run_in(folder, *steps):
+  """A run's directory."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for step in steps:
+    checkpoint(folder, step)
+  (folder / "metrics.jsonl").write_text("".join(f'{{"step": {s}}}\n' for s in steps))
+  (folder / "config.json").write_text("{}")
+  return folder
+
+
+def content(folder):
+  return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name[0] != "."}
+
+
+def whole_at(url=URL):
+  return remote_run.whole_steps(Bucket(url).list())
+
+
+def test_a_run_goes_to_its_bucket_and_comes_back_elsewhere(s3, tmp_path, monkeypatch):
+  with mirrored(URL) as here:
+    run_in(here, 1, 2)
+  before = content(here)
+  assert whole_at() == [1, 2] and "lock" not in Bucket(URL).list()
+  elsewhere(monkeypatch, tmp_path)
+  there = bring.local(URL)
+  assert there != str(here) and content(bring.place(URL)) == {
+      n: v for n, v in before.items() if "checkpoints/1" not in n
+  }  # the newest checkpoint is enough
+  with mirrored(URL) as again:
+    assert str(again) == there
+    checkpoint(again, 3)
+    shutil.rmtree(again / "checkpoints" / "2")  # as Orbax does with old ones
+  assert whole_at() == [1, 3]
+
+
+def test_old_checkpoints_of_other_machines_go_too(s3, tmp_path, monkeypatch):
+  with mirrored(URL) as here:
+    run_in(here, 1, 2, 3)
+  elsewhere(monkeypatch, tmp_path)
+  with mirrored(URL, kept=lambda steps: set(steps[-2:])) as here:
+    checkpoint(here, 4)
+  assert whole_at() == [3, 4]
+
+
+def test_what_has_not_changed_is_not_sent_again(s3, tmp_path):
+  with mirrored(URL) as here:
+    run_in(here, 1)
+  s3.requests.clear()
+  with mirrored(URL) as here:
+    (here / "metrics.jsonl").write_text("{}\n")
+  sent = {path.rpartition("/runs/a/")[2] for method, path in s3.requests if method == "PUT"}
+  assert "metrics.jsonl" in sent and not any("checkpoints" in name for name in sent)
+
+
+def test_a_checkpoint_whose_upload_was_cut_off_is_none(s3, tmp_path, monkeypatch, caplog):
+  with mirrored(URL) as here:
+    run_in(here, 1)
+  checkpoint(here, 2)
+  bucket = Bucket(URL)
+  mirror = Mirror(bucket, here)
+  put = bucket.put
+
+  def killed(file, name):
+    if name.endswith("manifest.json"):
+      raise SystemExit
+    put(file, name)
+
+  monkeypatch.setattr(bucket, "put", killed)
+  with pytest.raises(SystemExit):
+    mirror.sync()
+  assert "checkpoints/2/params/d/0" in bucket.list() and whole_at() == [1]
+  elsewhere(monkeypatch, tmp_path)
+  assert bring.local(URL) and not (bring.place(URL) / "checkpoints" / "2").exists()
+  with mirrored(URL):
+    assert "cut off" in caplog.text
+  assert not [n for n in bucket.list() if n.startswith("checkpoints/2")]
+
+
+@pytest.mark.parametrize("fault", ["500", "reset", "slow"])
+def test_what_fails_for_a_moment_is_tried_again(s3, tmp_path, fault, monkeypatch):
+  s3.fault = buckets.some(3, fault)
+  with mirrored(URL) as here:
+    run_in(here, 1)
+  assert whole_at() == [1]
+  elsewhere(monkeypatch, tmp_path)
+  s3.fault = buckets.some(3, fault)
+  assert content(bring.place(URL) if bring.local(URL) else None) == content(here)
+
+
+def test_a_bucket_that_is_away_delays_the_uploads_and_loses_nothing(s3, caplog):
+  with mirrored(URL) as here:
+    run_in(here, 1)
+    mirror = Mirror(Bucket(URL), here)
+    s3.fault = lambda method, path: "500" if method == "PUT" else ""
+    assert "checkpoints/1" in mirror.sync() or "write" in mirror.sync()
+    over = threading.Event()
+    thread = threading.Thread(target=mirror.keep, args=(over, 0.05))
+    thread.start()
+    while "it is tried again" not in caplog.text:
+      pass
+    s3.fault = lambda method, path: ""
+    with caplog.at_level("INFO"):
+      while "work again" not in caplog.text:
+        pass
+    over.set()
+    thread.join()
+    assert whole_at() == [1]
+
+
+def test_a_run_that_could_not_be_uploaded_says_where_it_is(s3):
+  with pytest.raises(Stopped, match="whole in .*the same command uploads the rest"):
+    with mirrored(URL) as here:
+      run_in(here, 1)
+      s3.fault = lambda method, path: "500" if "checkpoints" in path else ""
+  s3.fault = lambda method, path: ""
+  assert whole_at() == []
+  with mirrored(URL):
+    pass
+  assert whole_at() == [1]
+
+
+def test_another_run_at_the_same_url_leaves_the_old_ones_files_alone(s3, caplog):
+  with mirrored(URL) as here:
+    run_in(here, 5)
+  bucket = Bucket(URL)
+  bucket.remove(bucket.list())  # as a user does who begins anew
+  with mirrored(URL) as here:
+    assert not (here / "config.json").exists() and "another run" in caplog.text
+    run_in(here, 1)
+  assert whole_at() == [1] and (here.parent / "a.before-1" / "checkpoints" / "5").is_dir()
+
+
+def test_nothing_is_left_of_a_run_that_never_began(s3):
+  with pytest.raises(BadRequest):
+    with mirrored(URL):
+      raise BadRequest("no such config")
+  assert not Bucket(URL).list() and not bring.place(URL).exists()
+
+
+def test_a_run_is_one_commands_at_a_time(s3, monkeypatch):
+  monkeypatch.setattr(remote_lock, "BEAT", 0.05)
+  monkeypatch.setattr(remote_lock, "PATIENCE", 0.6)
+  first = RemoteLock(Bucket(URL))
+  with pytest.raises(BadRequest, match=f"in use: another command works there since .*process {os.getpid()}"):
+    RemoteLock(Bucket(URL))
+  first._over.set()  # dies without a word, on a machine that can't be asked
+  first._thread.join()
+  bucket = Bucket(URL)
+  bucket.write("lock", json.dumps(json.loads(bucket.read("lock")) | {"machine": "another"}).encode())
+  second = RemoteLock(bucket)
+  second.release()
+  assert "lock" not in bucket.list()
+
+
+def test_the_lock_of_a_process_of_this_machine_that_died_is_nobodys(s3):
+  first = RemoteLock(Bucket(URL))
+  first._over.set()
+  first._thread.join()
+  gone = subprocess.Popen([sys.executable, "-c", ""])
+  gone.wait()
+  Bucket(URL).write("lock", json.dumps(first._record | {"pid": gone.pid}).encode())
+  RemoteLock(Bucket(URL)).release()  # and doesn't wait
+
+
+def test_shards_of_prepared_data_come_when_they_are_read(s3, tmp_path, monkeypatch):
+  made = tmp_path / "made"
+  made.mkdir()
+  (made / "prepared.json").write_text("{}")
+  (made / "documents-00000.array_record").write_bytes(b"shard")
+  with send.sent(URL) as folder:
+    shutil.copytree(made, folder)
+  here = bring.place(URL)
+  assert bring.local(URL) == str(here) and not (here / "documents-00000.array_record").exists()
+  assert bring.file(here / "documents-00000.array_record").read_bytes() == b"shard"
+  assert bring.file(here / "documents-00001.array_record").exists() is False
+
+
+def test_a_file_and_a_folders_named_files_come_alone(s3):
+  with send.sent(URL) as folder:
+    run_in(folder, 1)
+    (folder / "tokenizer.json").write_text("{}")
+  assert pathlib.Path(bring.local(f"{URL}/tokenizer.json")).read_text() == "{}"
+  bring.only(URL, ("tokenizer.json", "token_names.json"))
+  assert not (bring.place(URL) / "checkpoints").exists()
+  assert bring.local(f"{URL}/checkpoints/1").endswith("/checkpoints/1")
+  with pytest.raises(BadRequest, match="no whole checkpoint of step 7: it has 1"):
+    bring.local(f"{URL}/checkpoints/7")
+
+
+def test_what_is_sent_is_there_as_a_whole_or_not_at_all(s3):
+  with pytest.raises(BadRequest, match="nothing is left of it"):
+    with send.sent(URL) as folder:
+      run_in(folder, 0)
+      s3.fault = lambda method, path: "500" if path.endswith("config.json") else ""
+  s3.fault = lambda method, path: ""
+  assert not Bucket(URL).list()
+  Bucket(URL).write("a", b"")
+  with pytest.raises(BadRequest, match="isn't empty"):
+    with send.sent(URL):
+      pass
+
+
+@pytest.mark.parametrize("names, whole", [
+    (["checkpoints/1/params/a", "checkpoints/2/params/a"], [1, 2]),  # converted, or of earlier versions
+    (["checkpoints/1/params/a", "checkpoints/1/manifest.json", "checkpoints/2/params/a"], [1]),
+    (["checkpoints/1/manifest.json", "checkpoints/1.unfinished", "checkpoints/3/manifest.json"], [3]),
+    (["checkpoints/x/manifest.json", "checkpoints/1.unfinished"], []),
+])  # fmt: skip
+def test_which_checkpoints_of_a_bucket_are_whole(names, whole):
+  assert remote_run.whole_steps(names) == whole
+
+
+@pytest.mark.parametrize("url, said", [
+    ("s3://nobody/a", "there is no bucket 'nobody'"), ("s3://mine/runs/nothing", "there is nothing at"),
+    ("s3:///a", "names no bucket"), ("s3://mine/../a", r"by \.\."),
+])  # fmt: skip
+def test_what_is_not_there_is_one_line(s3, url, said, capsys):
+  assert cli.main(["generate", url, "--prompt=x"]) == 2
+  told = capsys.readouterr().err.strip()
+  assert "\n" not in told and len(told.split(said)) or pytest.fail(told)
+  with pytest.raises(BadRequest, match=said):
+    bring.local(url)
+
+
+def test_missing_credentials_and_drivers_are_one_line(s3, monkeypatch, tmp_path):
+  for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+    monkeypatch.delenv(name)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  s3fs = pytest.importorskip("s3fs")
+  s3fs.S3FileSystem.clear_instance_cache()
+  with pytest.raises(BadRequest, match="no credentials are found: `aws configure`"):
+    bring.local(URL)
+  monkeypatch.delitem(importlib.import_module("fsspec.registry")._registry, "s3")  # which it has imported by now
+  monkeypatch.setitem(sys.modules, "s3fs", None)
+  s3fs.S3FileSystem.clear_instance_cache()
+  with pytest.raises(BadRequest, match=r"needs s3fs: pip install 'orthus_jax\[s3\]'"):
+    bring.local(URL)
+
+
+def test_a_disk_that_is_too_small_is_told_ahead(s3, monkeypatch):
+  with send.sent(URL) as folder:
+    run_in(folder, 1)
+  monkeypatch.setattr(bring.shutil, "disk_usage", lambda p: shutil._ntuple_diskusage(10, 10, 10))
+  with pytest.raises(BadRequest, match="has 10 left: make room, or set ORTHUS_CACHE"):
+    bring.local(URL)
+
+
+def test_a_name_that_leads_out_of_its_folder_is_refused(s3, tmp_path):
+  with pytest.raises(BadRequest, match="leads out of its folder"):
+    bring.bring(Bucket(URL), tmp_path / "x", {"../a": bucket_lib.Entry(1, "")})
+
+
+def test_several_processes_are_told_to_share_a_disk(s3):
+  from orthus_jax.commands import train
+  from orthus_jax.config import RunConfig
+
+  with pytest.raises(BadRequest, match="is for one process"):
+    train._workdir(URL, RunConfig(), alone=False)
+
+
+def test_google_storage_holds_a_run_too(monkeypatch, tmp_path):
+  emulator = pytest.importorskip("gcp_storage_emulator.server")
+  server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="mine")
+  server.start()
+  try:
+    port = server._api._httpd.server_port if hasattr(server._api, "_httpd") else server._api._server.server_port
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    elsewhere(monkeypatch, tmp_path, "here")
+    with mirrored("gs://mine/runs/a") as here:
+      run_in(here, 1, 2)
+    elsewhere(monkeypatch, tmp_path)
+    bring.local("gs://mine/runs/a")
+    assert whole_at("gs://mine/runs/a") == [1, 2]
+    assert (bring.place("gs://mine/runs/a") / "checkpoints/2/manifest.json").read_bytes() == (
+        here / "checkpoints/2/manifest.json"
+    ).read_bytes()
+  finally:
+    server.stop()
+
