@@ -8,6 +8,7 @@ import logging
 import socket
 import threading
 import time
+import urllib.request
 
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_DEFAULT_REGION": "us-east-1", "AWS_MAX_ATTEMPTS": "1",
@@ -50,6 +51,10 @@ class Server:
     if fault == "slow":
       time.sleep(0.3)
     return self._app(environ, start_response)
+
+  def make(self, bucket: str) -> None:
+    """Makes an empty bucket."""
+    urllib.request.urlopen(urllib.request.Request(f"{self.url}/{bucket}", method="PUT")).close()
 
   def close(self) -> None:
     self._server.shutdown()

@@ -8,6 +8,7 @@ import re
 import resource
 import shutil
 
+import buckets
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +19,7 @@ from orthus_jax import cli
 from orthus_jax.config import RunConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.storage.mirror import mirrored
 from orthus_jax.training import loop
 from orthus_jax.training.checkpoints import manifest, small_arrays, workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
@@ -253,6 +255,26 @@ def test_a_run_goes_on_from_a_damaged_checkpoint_with_the_same_numbers(whole, tm
   with caplog.at_level("INFO"):
     assert train(run).params_digest == whole[1].params_digest
   assert "holds other bytes" in caplog.text and "going on from this run's own checkpoint of step 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_goes_on_on_another_machine_with_the_same_numbers(whole, tmp_path, monkeypatch):
+  url = "s3://mine/run"
+  with buckets.s3() as server:
+    for name, value in {**buckets.ENVIRONMENT, "AWS_ENDPOINT_URL": server.url}.items():
+      monkeypatch.setenv(name, value)
+    server.make("mine")
+    monkeypatch.setenv("ORTHUS_CACHE", str(tmp_path / "one"))
+    with mirrored(url) as here:
+      rewind(whole[0], tmp_path / "run", 4)
+      shutil.copytree(tmp_path / "run", here, dirs_exist_ok=True)
+    monkeypatch.setenv("ORTHUS_CACHE", str(tmp_path / "two"))
+    with mirrored(url) as there:
+      assert checkpoint.steps(there) == [4] and there != here
+      assert train(there).params_digest == whole[1].params_digest
+    assert metrics(there).keys() == metrics(whole[0]).keys()
+    params = checkpoint.load_params(url, average=False)
+  assert digest(params) == whole[1].params_digest
 
 
 @pytest.mark.slow

@@ -119,11 +119,12 @@ def test_old_checkpoints_of_other_machines_go_too(s3, tmp_path, monkeypatch):
 def test_what_has_not_changed_is_not_sent_again(s3, tmp_path):
   with mirrored(URL) as here:
     run_in(here, 1)
+  mirror = Mirror(Bucket(URL), here)
+  assert not mirror.sync()
   s3.requests.clear()
-  with mirrored(URL) as here:
-    (here / "metrics.jsonl").write_text("{}\n")
-  sent = {path.rpartition("/runs/a/")[2] for method, path in s3.requests if method == "PUT"}
-  assert "metrics.jsonl" in sent and not any("checkpoints" in name for name in sent)
+  (here / "metrics.jsonl").write_text("{}\n")
+  assert not mirror.sync()
+  assert {path.rpartition("/runs/a/")[2] for method, path in s3.requests if method == "PUT"} == {"metrics.jsonl"}
 
 
 def test_a_checkpoint_whose_upload_was_cut_off_is_none(s3, tmp_path, monkeypatch, caplog):
@@ -226,14 +227,15 @@ def test_a_run_is_one_commands_at_a_time(s3, monkeypatch):
   assert "lock" not in bucket.list()
 
 
-def test_the_lock_of_a_process_of_this_machine_that_died_is_nobodys(s3):
+def test_the_lock_of_a_process_of_this_machine_that_died_is_nobodys(s3, monkeypatch):
   first = RemoteLock(Bucket(URL))
   first._over.set()
   first._thread.join()
   gone = subprocess.Popen([sys.executable, "-c", ""])
   gone.wait()
   Bucket(URL).write("lock", json.dumps(first._record | {"pid": gone.pid}).encode())
-  RemoteLock(Bucket(URL)).release()  # and doesn't wait
+  monkeypatch.setattr(remote_lock.time, "sleep", lambda seconds: pytest.fail("it waited"))
+  RemoteLock(Bucket(URL)).release()
 
 
 def test_shards_of_prepared_data_come_when_they_are_read(s3, tmp_path, monkeypatch):
