@@ -19,6 +19,8 @@ outside_url = ""
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
+smartquotes = False  # quotes are mostly code's
+toc_object_entries = False
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]  # types of other libraries, whose documentation isn't fetched
 suppress_warnings = ["misc.highlighting_failure"]  # blocks leave things out by an ellipsis
@@ -34,14 +36,18 @@ maximum_signature_line_length = 80
 html_theme = "pydata_sphinx_theme"
 html_theme_options = {
     "navigation_with_keys": False,
-    "show_toc_level": 2,
     "navbar_align": "left",
+    "navbar_persistent": ["search-button"],
+    "header_links_before_dropdown": 6,
     "secondary_sidebar_items": ["page-toc"],
     "footer_start": [],
     "footer_end": [],
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's machine has it
+html_sidebars = dict.fromkeys(("index", "tutorial", "coming_from", "contributing", "search"), [])
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False

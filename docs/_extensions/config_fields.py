@@ -74,7 +74,7 @@ class ConfigFields(SphinxDirective):
     head, told = described(cls)
     name = path or "config"
     section = nodes.section(ids=[nodes.make_id(name)], names=[name])
-    section += nodes.title("", "", nodes.literal("", path or "Config"))
+    section += nodes.title("", name)
     lines = [head, "", f"In Python: `orthus_jax.config.{cls.__name__}`.", ""]
     for field in dataclasses.fields(cls):
       hint = ranges.hints(cls)[field.name]
@@ -83,7 +83,7 @@ class ConfigFields(SphinxDirective):
       if field.name not in told:
         raise self.error(f"{cls.__name__}'s docstring doesn't tell what {field.name} is")
       lines += [
-          f"```{{confval}} {path}.{field.name}".replace(" .", " "), f":type: {kind(hint)}", f":default: `{field.default!r}`",
+          f"```{{confval}} {path}{'.' * bool(path)}{field.name}", f":type: {kind(hint)}", f":default: `{field.default!r}`",
           "", told[field.name], "```", "",
       ]  # fmt: skip
     section += self.parse_text_to_nodes("\n".join(lines))
