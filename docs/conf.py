@@ -9,7 +9,7 @@ project = "orthus_jax"
 html_title = "orthus_jax"
 extensions = [
     "myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton",
-    "commands", "config_fields", "outside",
+    "commands", "config_fields", "links",
 ]  # fmt: skip
 exclude_patterns = ["_*"]
 
@@ -19,7 +19,8 @@ outside_url = ""
 
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
-smartquotes = False  # quotes are mostly code's
+smartquotes_action = "D"  # dashes: quotes are mostly code's
+highlight_language = "none"  # of blocks that don't say theirs
 toc_object_entries = False
 nitpicky = True
 nitpick_ignore_regex = [("py:class", ".*")]  # types of other libraries, whose documentation isn't fetched
@@ -53,3 +54,13 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 copybutton_selector = "div.highlight-bash pre, div.highlight-python pre"
+
+
+def _without_factories(app, what, name, value, options, signature, returns):
+  """A dataclass's signature as Python that can be read: its defaults of lists and mappings are no values."""
+  return (signature.replace("<factory>", "..."), returns) if signature else None
+
+
+def setup(app):
+  """Called by Sphinx."""
+  app.connect("autodoc-process-signature", _without_factories)

@@ -136,8 +136,8 @@ def _wrong(words):
 
 @named
 def test_commands_of_blocks(page):
-  scripts = [body for language, body in blocks(page.read_text()) if language in ("bash", "sh", "console")]
-  scripts += [body for language, body in blocks(page.read_text()) if not language and body.startswith("orthus ")]
+  found = blocks(page.read_text())
+  scripts = [body for language, body in found if language in ("bash", "sh") or (not language and body.startswith("orthus "))]
   wrong = [w for script in scripts for words in commands(script) if (w := _wrong(tuple(words)))]
   assert not wrong, "\n".join(wrong)
 
@@ -255,6 +255,21 @@ def test_links(page):
     elif anchor and anchor not in anchors(file.read_text()):
       wrong.append(f"{link}: {os.path.relpath(file, ROOT)} has no such heading")
   assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("url", ["", "https://host.example/blob/main/"])
+def test_links_out_of_the_site(tmp_path, url):
+  """A file outside docs/ is linked on the host of the code, or, where there is none, in a copy."""
+  build = pytest.importorskip("sphinx.cmd.build", reason="pip install -e '.[docs]'")
+  (tmp_path / "docs").mkdir()
+  (tmp_path / "a.sh").write_text("exit\n")
+  (tmp_path / "docs/index.md").write_text("# A\n\n[`a.sh`](../a.sh)\n")
+  path = f"import sys; sys.path.append({str(ROOT / 'docs/_extensions')!r})"
+  (tmp_path / "docs/conf.py").write_text(f"{path}\nextensions = ['myst_parser', 'links']\noutside_url = {url!r}\n")
+  assert build.main(["-W", "-q", str(tmp_path / "docs"), str(tmp_path / "site")]) == 0
+  page = (tmp_path / "site/index.html").read_text()
+  copies = [f.read_text() for f in (tmp_path / "site").rglob("a.sh")]
+  assert ('href="https://host.example/blob/main/a.sh"' in page, copies) == (bool(url), [] if url else ["exit\n"])
 
 
 # --- the reference has everything -----------------------------------------------------------------------------------

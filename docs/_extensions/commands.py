@@ -10,19 +10,20 @@ import os
 import shlex
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
 
 from orthus_jax import cli
 
 
-class Orthus(Directive):
+class Orthus(SphinxDirective):
   """Shows the standard output of `orthus ARGUMENTS`, which must end with status 0."""
 
   required_arguments = 1
   final_argument_whitespace = True
 
   def run(self) -> list[nodes.Node]:
+    self.env.note_reread()  # the page changes with the code
     out = io.StringIO()
     os.environ["COLUMNS"] = "100"  # argparse's help is as wide as the terminal
     with contextlib.redirect_stdout(out):

@@ -68,10 +68,14 @@ class ConfigFields(SphinxDirective):
   has_content = False
 
   def run(self) -> list[nodes.Node]:
+    self.env.note_reread()  # the page changes with the code
     return [self._section(path, cls) for path, cls in sections(Config)]
 
   def _section(self, path: str, cls: type) -> nodes.Node:
-    head, told = described(cls)
+    try:
+      head, told = described(cls)
+    except ValueError as e:
+      raise self.error(str(e)) from e
     name = path or "config"
     section = nodes.section(ids=[nodes.make_id(name)], names=[name])
     section += nodes.title("", name)
