@@ -1,9 +1,12 @@
-"""What the pages say: their fenced blocks, the commands in these, inline code, headings and links."""
+"""What the pages say: blocks, the commands in these, inline code, headings, links; and whether what they name is there."""
 
 from collections.abc import Iterator
+import importlib
 from pathlib import Path
 import re
 import shlex
+
+from orthus_jax.config import Config
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -71,3 +74,25 @@ def anchors(text: str) -> set[str]:
   titles = re.findall(r"^#+ (.*)$", prose(text), re.MULTILINE)
   plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("`", "") for title in titles]
   return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in plain}
+
+
+def in_the_config(path: str) -> bool:
+  """Whether the config has a field or section of a dotted path."""
+  node = Config()
+  for part in path.split("."):
+    if not hasattr(node, part):
+      return False
+    node = getattr(node, part)
+  return True
+
+
+def in_the_code(path: str) -> bool:
+  """Whether the package has a module, or something in one, of a dotted path."""
+  parts = path.split(".")
+  for n in range(len(parts), 0, -1):
+    try:
+      node = importlib.import_module(".".join(["orthus_jax", *parts[:n]]))
+    except ModuleNotFoundError:
+      continue
+    return all(hasattr(node, parts[n]) for _ in parts[n : n + 1])
+  return False

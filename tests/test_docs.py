@@ -11,8 +11,9 @@ import io
 import os
 import re
 import shlex
+import tempfile
 
-from documented import CONFIGS, PAGES, ROOT, anchors, blocks, commands, inline, links
+from documented import CONFIGS, PAGES, ROOT, anchors, blocks, commands, in_the_code, in_the_config, inline, links
 import pytest
 
 from orthus_jax import cli
@@ -75,8 +76,9 @@ def _score(argv, elided):
 
 
 def _runs(argv, elided):
-  verify = argv[:1] == ["verify"]
-  runs._parser(verify=verify).parse_args(argv[1:] if verify else argv)
+  with tempfile.TemporaryDirectory() as nowhere, contextlib.chdir(nowhere):  # parsed is what comes to look for a directory
+    with pytest.raises(BadRequest, match="there is no directory"):
+      runs.main(argv)
 
 
 _OWN = {"train": _train, "plan": _plan, "prepare": _prepare, "sweep": _sweep, "score": _score, "runs": _runs}
@@ -130,7 +132,7 @@ def _wrong(words):
   """What is wrong with a command, or nothing."""
   try:
     _check(words)
-  except (BadRequest, AssertionError, KeyError, OSError, StopIteration, SystemExit) as e:
+  except (BadRequest, AssertionError, KeyError, OSError, StopIteration, SystemExit, pytest.fail.Exception) as e:
     return f"{shlex.join(words)}: {type(e).__name__} {e}"
 
 
@@ -183,28 +185,6 @@ def test_commands_in_the_text(page):
 # --- fields, files, functions ---------------------------------------------------------------------------------------
 
 
-def _has(path, of=None):
-  """Whether the config has a field or section of a dotted path."""
-  node = of or Config()
-  for part in path.split("."):
-    if not hasattr(node, part):
-      return False
-    node = getattr(node, part)
-  return True
-
-
-def _in_the_code(path):
-  """Whether the package has a module, or something in one, of a dotted path."""
-  parts = path.split(".")
-  for n in range(len(parts), 0, -1):
-    try:
-      node = importlib.import_module(".".join(["orthus_jax", *parts[:n]]))
-    except ModuleNotFoundError:
-      continue
-    return all(hasattr(node, parts[n]) for _ in parts[n : n + 1])
-  return False
-
-
 @named
 def test_fields(page):
   text = page.read_text()
@@ -213,7 +193,7 @@ def test_fields(page):
     if found := re.fullmatch(rf"((?:{'|'.join(SECTIONS)})\.[a-z_][\w.]*)(=.*)?", code):
       named.add(found[1])
   files = {n for n in named if re.search(r"\.(py|md|json|jsonl|csv|npz|html|png|yml|safetensors|weight)$", n)}
-  wrong = [n for n in named - files if not _has(n) and not _in_the_code(n)]
+  wrong = [n for n in named - files if not in_the_config(n) and not in_the_code(n)]
   assert not wrong, f"no such fields: {sorted(wrong)}"
 
 
@@ -237,7 +217,7 @@ def test_functions(page):
       if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("orthus_jax"):
         module = importlib.import_module(node.module)
         wrong += [f"{node.module}.{a.name}" for a in node.names if not hasattr(module, a.name)
-                  and not _in_the_code(f"{node.module}.{a.name}".partition(".")[2])]  # fmt: skip
+                  and not in_the_code(f"{node.module}.{a.name}".partition(".")[2])]  # fmt: skip
       elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in ("oj", "sweep"):
         module = importlib.import_module("orthus_jax" + (".sweep" if node.value.id == "sweep" else ""))
         wrong += [] if hasattr(module, node.attr) else [f"{node.value.id}.{node.attr}"]

@@ -59,7 +59,7 @@ def kind(hint: Any) -> str:
     return "(" + "; ".join(map(kind, args)) + ")"
   if origin in (types.UnionType, typing.Union):
     return " or ".join("None" if a is type(None) else kind(a) for a in args)
-  return _NAMES[hint]
+  return _NAMES.get(hint) or hint.__name__
 
 
 class ConfigFields(SphinxDirective):

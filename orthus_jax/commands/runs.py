@@ -20,7 +20,10 @@ _EXAMPLES = """examples:
 """
 
 
-def _parser(*, verify: bool) -> common.Parser:
+def main(argv: Sequence[str]) -> int:
+  """Lists runs, or verifies one: exit status 1 if any of its checkpoints is damaged."""
+  argv = list(argv)
+  verify = argv[:1] == ["verify"]
   parser = common.Parser(
       prog="orthus runs verify" if verify else "orthus runs", epilog=_EXAMPLES,
       description="Reads checkpoints through and compares them with their checksums." if verify
@@ -30,13 +33,7 @@ def _parser(*, verify: bool) -> common.Parser:
   nargs: dict[str, Any] = {} if verify else {"nargs": "?", "default": "runs"}
   parser.add_argument("directory", type=user_path, metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
   parser.add_argument("--json", action="store_true", help="print JSON")
-  return parser
-
-
-def main(argv: Sequence[str]) -> int:
-  """Lists runs, or verifies one: exit status 1 if any of its checkpoints is damaged."""
-  verify = list(argv[:1]) == ["verify"]
-  options = _parser(verify=verify).parse_args(argv[1:] if verify else argv)
+  options = parser.parse_args(argv[1:] if verify else argv)
   place = Path(options.directory)
   if not place.is_dir():
     raise BadRequest(f"there is no directory {place}: give a run's, or one that holds runs")
