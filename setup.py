@@ -35,6 +35,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # Warnings are errors, and another version warns of other things. myst-parser reads the pages, which are Markdown.
+        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "pydata-sphinx-theme>=0.24,<0.25", "sphinx-copybutton>=0.5.2,<0.6"],
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
@@ -47,8 +49,6 @@ setup(
         "parity": ["torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.6", "datasets>=5", "webdataset>=1"],
         # Exact: another version finds other things.
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
-        # Warnings are errors, and another version warns of other things. myst-parser reads the pages, which are Markdown.
-        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "pydata-sphinx-theme>=0.24,<0.25", "sphinx-copybutton>=0.5.2,<0.6"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],
