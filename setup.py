@@ -38,6 +38,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        # Warnings are errors, and another version warns of other things. myst-parser reads the pages, which are Markdown.
+        "docs": ["sphinx>=9,<10", "myst-parser>=5.2,<6", "pydata-sphinx-theme>=0.24,<0.25", "sphinx-copybutton>=0.5.2,<0.6"],
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",

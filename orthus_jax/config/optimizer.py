@@ -23,6 +23,7 @@ class OptimizerConfig:
     adamw_learning_rate: under Muon, the peak for what AdamW trains; 0 means the same.
     warmup_steps: linear rise from 0.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
+    final_fraction: of the peak, at the last step; see `schedule`.
     b1, b2, eps: AdamW's; Muon adds eps to the norm that it divides momentum by.
     newton_schulz_steps: of Muon's orthogonalisation. Fewer cost less and leave small singular values smaller.
     weight_decay: on matrices alone, not on norms, biases or embeddings.
