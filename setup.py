@@ -1,7 +1,6 @@
 from setuptools import find_packages, setup
 
 SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus_client>=0.20", "python-multipart>=0.0.9"]
-
 GS = ["gcsfs>=2024.12"]
 S3 = ["s3fs>=2024.12"]
 

@@ -217,6 +217,7 @@ def _options(scheme: str) -> dict[str, Any]:
   """What a driver is given."""
   if scheme == "s3":
     return {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60}}
+  logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs each try's traceback; what fails in the end is told by us
   if "STORAGE_EMULATOR_HOST" in os.environ:
     # gcsfs (2026.10.1) asks for each bucket's layout by gRPC too, which such a server doesn't speak: a minute a call.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
