@@ -49,6 +49,9 @@ setup(
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        # Where a run's metrics go (run.loggers).
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow>=3.17"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["orthus=orthus_jax.cli:main"]},

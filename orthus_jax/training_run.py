@@ -32,6 +32,7 @@ from orthus_jax.progress import bar
 from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
+from orthus_jax.training.loggers import registry as loggers
 from orthus_jax.training.metric_writer import MetricWriter
 from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
@@ -58,6 +59,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     if config.task == "orthus" and (config.run.report or config.run.sample_every):
       check_drawing(config.sampling, config.model)  # or it would be found out when all is trained
     while_training.check(config)
+    loggers.check(config.run.loggers)
     tokenizer = _open_tokenizer(config, workdir) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
     if tokenizer is not None:

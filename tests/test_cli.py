@@ -48,6 +48,7 @@ def refused(argv, capsys, tmp_path=None) -> str:
         (["--config.run.init_from=(('', 'no.npz'),)"], "no.npz can't be read as named arrays"),
         (["--config.run.init_from=(('', 'nowhere'),)"], "nowhere"),
         (["--config.run.steps"], "lacks a value"),
+        (["--config.run.loggers=('tensorboard', 'wandbb')"], "there is no 'wandbb'; the nearest is 'wandb'"),
         (["--config.run={'steps': 2}"], "is a section: override its fields, such as --config.run.batch_size=VALUE"),
         (["--config.model.vision_tokenizer.pixels=None"], "such as --config.model.vision_tokenizer.pixels.mean=VALUE"),
         (["--config.model="], "--config.model is a section"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from orthus_jax.config import Config
+from orthus_jax.config import Config, to_dict
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
@@ -132,7 +132,7 @@ def train(
       )
     seconds = {"setup": time.monotonic() - begin}
 
-    writer = MetricWriter(workdir, start=start, enabled=hosts.primary())
+    writer = MetricWriter(workdir, start=start, enabled=hosts.primary(), loggers=run.loggers, config=to_dict(config))
     signals = signals or Signals()
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:

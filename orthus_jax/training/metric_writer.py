@@ -1,7 +1,8 @@
-"""Metrics on disk: TensorBoard event files and JSON lines."""
+"""Metrics as JSON lines in the workdir, and handed to the loggers that a run has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 import logging
 import math
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from orthus_jax import files
+from orthus_jax.training.loggers import base, registry
 
 _log = logging.getLogger(__name__)
 
@@ -20,23 +21,25 @@ class MetricWriter:
   """Writes scalars, pictures and texts of one run; one that goes on from a step drops what was written after it.
 
   Args:
-    workdir: gets metrics.jsonl, evaluations.jsonl and tensorboard/.
+    workdir: gets metrics.jsonl, evaluations.jsonl and what its loggers write.
     start: the step that the run goes on from.
     enabled: False on all processes but the first.
+    loggers: names, as `run.loggers` has them.
+    config: of the run, for loggers that show it.
   """
 
-  def __init__(self, workdir: Path, *, start: int = 0, enabled: bool = True):
+  def __init__(
+      self, workdir: Path, *, start: int = 0, enabled: bool = True, loggers: Sequence[str] = ("tensorboard",),
+      config: dict[str, Any] | None = None,
+  ):  # fmt: skip
     self.workdir = workdir
-    self._board: Any = None
+    self._loggers: list[base.Logger] = []
     self._lines = None
     if enabled:
       _drop_after(start, workdir / "metrics.jsonl")
       _drop_after(start, workdir / "evaluations.jsonl")
       self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-      board = workdir / "tensorboard"
-      # TensorBoard hides what older files of the run hold of this step and later ones.
-      again = start + 1 if board.is_dir() and any(board.iterdir()) else None
-      self._board = SummaryWriter(str(board), flush_secs=20, purge_step=again)
+      self._loggers = registry.open_all(loggers, workdir, start=start, config=config or {})
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One record; a value that is not finite is written as null, which JSON can hold."""
@@ -48,8 +51,8 @@ class MetricWriter:
       self._lines.flush()
     except OSError as e:  # a full disk is no reason to lose the run
       _log.warning("the metrics of step %d are lost: %s", step, e.strerror)
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for logger in self._loggers:
+      logger.scalars(step, values)
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Scores of a benchmark: a line of evaluations.jsonl, beside the training's own metrics."""
@@ -61,22 +64,23 @@ class MetricWriter:
         file.write(json.dumps(record) + "\n")
     except OSError as e:
       _log.warning("the scores of step %d are lost: %s", step, e.strerror)
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for logger in self._loggers:
+      logger.scalars(step, values)
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """uint8 [height, width, 3]."""
-    if self._board is not None:
-      self._board.add_image(name, pixels, step, dataformats="HWC")
+    for logger in self._loggers:
+      logger.image(step, name, pixels)
 
   def text(self, step: int, name: str, text: str) -> None:
-    if self._board is not None:
-      self._board.add_text(name, text, step)
+    for logger in self._loggers:
+      logger.text(step, name, text)
 
   def close(self) -> None:
     if self._lines is not None:
       self._lines.close()
-      self._board.close()
+    for logger in self._loggers:
+      logger.close()
 
 
 def _drop_after(start: int, file: Path) -> None:
