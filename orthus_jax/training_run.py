@@ -36,6 +36,7 @@ from orthus_jax.training.loggers import registry as loggers
 from orthus_jax.training.metric_writer import MetricWriter
 from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
+from orthus_jax.training.remarks import Remarks
 
 _log = logging.getLogger("orthus_jax.train")
 _SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
@@ -65,23 +66,28 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     if tokenizer is not None:
       checkpoint.check_tokenizer(workdir, tokenizer)
     initial_state.check_sources(config, workdir, tokenizer)
-  ledger = Ledger(begin)
+  ledger, said = Ledger(begin), Remarks()
   with contextlib.ExitStack() as held:
     with hosts.together():
       if hosts.primary():
         held.enter_context(lock.hold(workdir))
     end = "stopped"
     try:
-      figures = _run(config, workdir, tokenizer, ledger, begin=begin, signals=signals)
+      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals)
       end = "finished"
+    except BaseException as e:
+      said.ended(e)
+      raise
     finally:
       ledger.close(end)
+      said.close()
     return figures
 
 
 def _run(
-    config: Config, workdir: Path, tokenizer: TextTokenizer | None, ledger: Ledger, *, begin: float, signals: Signals | None
-) -> dict[str, Any]:
+    config: Config, workdir: Path, tokenizer: TextTokenizer | None, ledger: Ledger, said: Remarks, *, begin: float,
+    signals: Signals | None,
+) -> dict[str, Any]:  # fmt: skip
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
   with hosts.together():
@@ -93,6 +99,7 @@ def _run(
   names = hosts.names()
   if hosts.primary():
     ledger.keep(workdir, hosts=names)
+    said.keep(workdir)
   if isinstance(task, tasks.OrthusTask):
     figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin)
   else:

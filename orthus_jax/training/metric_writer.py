@@ -45,9 +45,9 @@ class MetricWriter:
     """One record; a value that is not finite is written as null, which JSON can hold."""
     if self._lines is None:
       return
-    record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
     try:
-      self._lines.write(json.dumps(record) + "\n")
+      self._lines.write(json.dumps(row) + "\n")
       self._lines.flush()
     except OSError as e:  # a full disk is no reason to lose the run
       _log.warning("the metrics of step %d are lost: %s", step, e.strerror)
@@ -58,10 +58,10 @@ class MetricWriter:
     """Scores of a benchmark: a line of evaluations.jsonl, beside the training's own metrics."""
     if self._lines is None:
       return
-    record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
     try:
       with (self.workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(row) + "\n")
     except OSError as e:
       _log.warning("the scores of step %d are lost: %s", step, e.strerror)
     for logger in self._loggers:
@@ -91,11 +91,11 @@ def _drop_after(start: int, file: Path) -> None:
   kept: dict[tuple[int, str], str] = {}
   unreadable = 0
   for line in text.splitlines():
-    record = _record(line)
-    if record is None:
+    found = record(line)
+    if found is None:
       unreadable += 1
-    elif record["step"] <= start:
-      kept[record["step"], next((n for n in record if n != "step"), "").rpartition("/")[0]] = line
+    elif found["step"] <= start:
+      kept[found["step"], next((n for n in found if n != "step"), "").rpartition("/")[0]] = line
   if unreadable:
     _log.warning("left %d unreadable lines out of %s, cut short when their process was killed", unreadable, file)
   whole = "".join(f"{line}\n" for _, line in sorted(kept.items()))
@@ -106,13 +106,13 @@ def _drop_after(start: int, file: Path) -> None:
       _log.warning("%s keeps lines of steps after %d: %s", file, start, e.strerror)
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def record(line: str | bytes) -> dict[str, Any] | None:
   """A line's record; None for what isn't one, as where a process was killed in its midst."""
   try:
-    record = json.loads(line)
+    value = json.loads(line)
   except ValueError:
     return None
-  return record if isinstance(record, dict) and type(record.get("step")) is int else None
+  return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -120,6 +120,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   file = workdir / "metrics.jsonl"
   if not file.is_file():
     return []
-  records = map(_record, file.read_text(encoding="utf-8", errors="replace").splitlines())
+  records = map(record, file.read_text(encoding="utf-8", errors="replace").splitlines())
   by_step = {r["step"]: r for r in records if r is not None}
   return [by_step[s] for s in sorted(by_step)]

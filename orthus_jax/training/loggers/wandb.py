@@ -58,15 +58,14 @@ def open_logger(workdir: Path, *, start: int, config: dict[str, Any]) -> Wandb:
     )  # fmt: skip
 
   mode = os.environ.get("WANDB_MODE", "")
-  if not mode and not wandb.login(prompt=False):  # init would ask on the terminal
-    _log.warning("wandb: there is no key here (`wandb login`): kept in %s for `wandb sync`", workdir / "wandb")
-    mode = "offline"
-  if mode in ("", "online", "shared"):
-    try:
+  if mode not in ("", "online", "shared"):
+    return Wandb(begin(mode=mode), wandb)
+  try:
+    if wandb.login(prompt=False):  # without a key, init would ask for one on the terminal
       return Wandb(begin(resume="allow" if again else None), wandb)
-    except Exception as e:  # no server, a key that it doesn't take
-      why = files.first_line(e)[:200]
-      _log.warning("wandb: %s: kept in %s for `wandb sync`", why, workdir / "wandb")
-      wandb.teardown()  # it would have the run's id in use
-      mode = "offline"
-  return Wandb(begin(mode=mode), wandb)
+    why = "there is no key here (`wandb login`)"
+  except Exception as e:  # no server, a key that it doesn't take
+    why = files.first_line(e)[:200]
+    wandb.teardown()  # it would have the run's id in use
+  _log.warning("wandb: %s: kept in %s for `wandb sync`", why, workdir / "wandb")
+  return Wandb(begin(mode="offline"), wandb)
