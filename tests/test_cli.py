@@ -149,6 +149,10 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   for name in ("report.html", "report.json", "metrics.jsonl", "samples/000002.png", "samples/000002.txt", "tokenizer.json"):
     assert (run / name).stat().st_size > 0, name
   assert list((run / "tensorboard").iterdir())
+  spent = json.loads((run / "report.json").read_text())["goodput"]
+  assert spent["wall"] == pytest.approx(sum(spent["seconds"].values())) and spent["seconds"]["evaluate"] > 0
+  assert spent["wall"] == pytest.approx(json.loads((run / "report.json").read_text())["seconds"]["total"], rel=0.01)
+  assert "the time went to: " in trained.stderr and "the time went to: " in (run / "log.txt").read_text()
   out = tmp_path / "drawn.png"
   orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}")
   assert images.load_image(out).shape == (8, 8, 3)

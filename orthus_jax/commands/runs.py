@@ -85,7 +85,7 @@ def _watch(argv: Sequence[str]) -> int:
       raise BadRequest(f"{place} holds no run: one has a config.json beside its checkpoints/")
     found = [readers.setdefault(run, Reader(run)).read() for run in runs]
     alone = (place / "config.json").is_file()
-    return watch_page.page(found[0]) if alone else watch_page.table(found), all(s.finished for s in found)
+    return watch_page.page(found[0]) if alone else watch_page.table(found, place), all(s.finished for s in found)
 
   if options.once or not tty:
     console.print(look()[0])

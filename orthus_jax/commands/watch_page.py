@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import math
+from pathlib import Path
 
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -20,12 +22,13 @@ _SHOWN = 3  # parts of the time, in a row
 
 
 def sparkline(values: Sequence[float], width: int = _SPARKS) -> str:
-  """A curve in one line of text: means of `width` equal stretches, from the lowest to the highest."""
+  """A curve in one line of text: means of `width` equal stretches, their logarithms where all are above 0."""
   if not values:
     return ""
   width = min(width, len(values))
   bounds = [len(values) * i // width for i in range(width + 1)]
   means = [sum(values[a:b]) / (b - a) for a, b in zip(bounds, bounds[1:])]
+  means = [math.log(m) for m in means] if min(means) > 0 else means
   low, high = min(means), max(means)
   scale = (len(_BLOCKS) - 1) / (high - low) if high > low else 0.0
   return "".join(_BLOCKS[round((m - low) * scale)] for m in means)
@@ -62,8 +65,8 @@ def page(s: Snapshot) -> RenderableType:
   return Group(head, _progress(s), grid)
 
 
-def table(snapshots: Sequence[Snapshot]) -> RenderableType:
-  """Several runs."""
+def table(snapshots: Sequence[Snapshot], place: Path) -> RenderableType:
+  """Several runs, named from the directory that they lie in."""
   out = Table(box=None, pad_edge=False, padding=(0, 2))
   for name in ("run", "state"):
     out.add_column(name, overflow="fold")
@@ -73,7 +76,7 @@ def table(snapshots: Sequence[Snapshot]) -> RenderableType:
   for s in snapshots:
     shares = sorted(((v, p) for p, v in s.spent.shares().items() if v >= 0.005), reverse=True)[:_SHOWN]
     out.add_row(
-        Text(str(s.run)), Text(s.state), f"{s.step:,}/{s.steps:,}" if s.steps else f"{s.step:,}",
+        Text(str(s.run.relative_to(place))), Text(s.state), f"{s.step:,}/{s.steps:,}" if s.steps else f"{s.step:,}",
         "" if s.left is None else duration(s.left), _number(s, "loss", ".4g"), _number(s, "tokens_per_second", ",.0f"),
         ", ".join(f"{PARTS[p]} {v:.0%}" for v, p in shares),
     )  # fmt: skip

@@ -85,7 +85,7 @@ class Reader:
     signs = [t for t in (_modified(run / n) for n in ("metrics.jsonl", goodput.FILE, lock.NAME)) if t is not None]
     steps = config.get("steps")
     return Snapshot(
-        run=run, state=_state(last, running=running, finished=finished), running=running, finished=finished,
+        run=run, state=_state(last, running=running, finished=finished, done=max(done)), running=running, finished=finished,
         step=max(done), steps=steps, left=_left(lines, steps, now) if running else None,
         age=max(0.0, now - max(signs)) if signs else None, metrics={n: v[-1] for n, v in series.items()}, series=series,
         spent=goodput.totals(lines), saved=self._saved(now), samples=_newest(run / "samples"),
@@ -124,10 +124,12 @@ class _Tail:
     return self._lines
 
 
-def _state(last: dict[str, Any], *, running: bool, finished: bool) -> str:
+def _state(last: dict[str, Any], *, running: bool, finished: bool, done: int) -> str:
   if finished:
     return "finished"
   if running:
+    if not last and done:
+      return "running"  # under a version that doesn't say more
     return _DOING.get(last.get("part", ""), "running") if last and "end" not in last else "starting"
   if last.get("end") == "stopped":
     return "stopped"
@@ -135,10 +137,11 @@ def _state(last: dict[str, Any], *, running: bool, finished: bool) -> str:
 
 
 def _left(lines: list[dict[str, Any]], steps: int | None, now: float) -> float | None:
-  """Seconds until the last step, at the pace of this start, samples and checkpoints included."""
+  """Seconds until the last step, at the pace of this start's later half, samples and checkpoints included."""
   this = [r for r in lines if r["start"] == lines[-1]["start"] and r["step"] is not None] if lines else []
   if not steps or len(this) < 2 or this[-1]["step"] <= this[0]["step"]:
     return None
+  this = this[len(this) // 2 if len(this) > 8 else 0 :]  # what is compiled on the way takes its time once
   pace = (this[-1]["time"] - this[0]["time"]) / (this[-1]["step"] - this[0]["step"])
   return max(0.0, (steps - this[-1]["step"]) * pace - (now - this[-1]["time"]))
 
