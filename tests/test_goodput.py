@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,12 @@ import pytest
 from orthus_jax.training import goodput
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.stragglers import judge
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+  """No line is written but those that a test asks for, however slow the machine is."""
+  monkeypatch.setattr(goodput, "_EVERY", 1e6)
 
 
 class Clock:
@@ -81,6 +88,7 @@ def test_a_killed_start_leaves_a_gap_and_what_is_done_again_is_lost(tmp_path):
   # Three steps and a checkpoint are kept; the checkpoint of step 6 and steps 4 to 7 are done again.
   before = {"startup": 20.0, "data_wait": 3.0, "step": 6.0, "checkpoint": 0.5, "lost": 12.5, "gap": 100.0}
   assert spent(tmp_path) == before
+  assert [r["step"] for r in goodput.read(tmp_path) if r["start"] == 2] == [None, 3]  # none is joined to the torn line
   steps(clock, second, 4, 5)
   assert second.totals().shares()["step"] == pytest.approx(10.0 / 148.0)
   assert {p: s for p, s in second.totals().seconds.items() if s} == before | {"data_wait": 5.0, "step": 10.0}
@@ -100,6 +108,18 @@ def test_what_several_starts_did_after_one_checkpoint_is_lost_once(tmp_path):
   clock.spend(never, startup=2.0)
   never.close("stopped")
   assert spent(tmp_path) == {"compile": 15.0, "lost": 24.0, "data_wait": 4.0, "step": 8.0, "startup": 2.0}
+  clock.start(tmp_path).goes_on_from(0)
+  assert spent(tmp_path) == {"compile": 15.0, "lost": 36.0, "startup": 2.0}
+
+
+def test_a_run_that_goes_on_from_an_older_checkpoint_loses_what_two_starts_did(tmp_path):
+  clock = Clock()
+  for begin, end in ((0, 6), (4, 7), (2, 3)):  # the third finds all checkpoints but that of step 2 damaged
+    ledger = clock.start(tmp_path)
+    ledger.goes_on_from(begin)
+    steps(clock, ledger, begin + 1, end, saved=(2,))
+    ledger.write()
+  assert spent(tmp_path) == {"data_wait": 3.0, "step": 6.0, "checkpoint": 0.5, "lost": 21.0}
 
 
 def test_time_between_two_lines_is_shared_among_their_steps(tmp_path):
@@ -159,8 +179,12 @@ def test_a_thread_writes_while_a_step_is_long(tmp_path, monkeypatch):
   ledger = Ledger()
   ledger.keep(tmp_path)
   with ledger.part("evaluate"):
-    while not any(r["seconds"]["evaluate"] > 0.02 and r["part"] == "evaluate" for r in goodput.read(tmp_path)):
-      pass
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+      if any(r["seconds"]["evaluate"] > 0.02 and r["part"] == "evaluate" for r in goodput.read(tmp_path)):
+        break
+    else:
+      raise AssertionError("no line")
   ledger.close("stopped")
   assert goodput.read(tmp_path)[-1]["end"] == "stopped"
 

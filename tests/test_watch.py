@@ -12,13 +12,19 @@ from orthus_jax import cli, lock
 from orthus_jax.commands import runs
 from orthus_jax.commands.watch_page import sparkline
 from orthus_jax.output import Output
-from orthus_jax.training import remarks
+from orthus_jax.training import goodput, remarks
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.remarks import Remarks
 from orthus_jax.training.snapshot import Reader
 
 NOW = 1_800_000_000.0
+
+
+@pytest.fixture(autouse=True)
+def by_hand(monkeypatch):
+  """No line of a run's time is written but those that a test asks for, however slow the machine is."""
+  monkeypatch.setattr(goodput, "_EVERY", 1e6)
 
 
 @contextlib.contextmanager
