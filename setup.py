@@ -58,6 +58,9 @@ setup(
         # Buckets: what fsspec, which comes with tensorflow-datasets, reads gs:// and s3:// by.
         "gs": GS,
         "s3": S3,
+        # Where a run's metrics go (run.loggers).
+        "wandb": ["wandb>=0.31"],
+        "mlflow": ["mlflow>=3.17"],
         "notebooks": ["jupyterlab>=4", "matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["orthus=orthus_jax.cli:main"]},

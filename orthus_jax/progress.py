@@ -1,4 +1,4 @@
-"""A progress bar."""
+"""A progress bar, and times for people."""
 
 from __future__ import annotations
 
@@ -40,3 +40,12 @@ def bar(what: str, unit: str = "") -> Callable[..., None]:
       counts.clear()
 
   return update
+
+
+def duration(seconds: float) -> str:
+  """For people: 12.3 s, 5 min 2 s, 1 h 20 min."""
+  if seconds < 100:
+    return f"{seconds:.1f} s"
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

@@ -32,9 +32,12 @@ from orthus_jax.progress import bar
 from orthus_jax.storage.bucket import is_url
 from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.goodput import Ledger
+from orthus_jax.training.loggers import registry as loggers
 from orthus_jax.training.metric_writer import MetricWriter
 from orthus_jax.training.metrics import peak_memory_bytes
 from orthus_jax.training.preemption import Signals
+from orthus_jax.training.remarks import Remarks
 
 _log = logging.getLogger("orthus_jax.train")
 _SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
@@ -58,21 +61,34 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     if config.task == "orthus" and (config.run.report or config.run.sample_every):
       check_drawing(config.sampling, config.model)  # or it would be found out when all is trained
     while_training.check(config)
+    loggers.check(config.run.loggers)
     tokenizer = _open_tokenizer(config, workdir) if config.task == "orthus" else None
     checkpoint.check_workdir(workdir, config)
     if tokenizer is not None:
       checkpoint.check_tokenizer(workdir, tokenizer)
     initial_state.check_sources(config, workdir, tokenizer)
+  ledger, said = Ledger(begin), Remarks()
   with contextlib.ExitStack() as held:
     with hosts.together():
       if hosts.primary():
         held.enter_context(lock.hold(workdir))
-    return _run(config, workdir, tokenizer, begin=begin, signals=signals)
+    end = "stopped"
+    try:
+      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals)
+      end = "finished"
+    except BaseException as e:
+      said.ended(e)
+      raise
+    finally:
+      ledger.close(end)
+      said.close()
+    return figures
 
 
 def _run(
-    config: Config, workdir: Path, tokenizer: TextTokenizer | None, *, begin: float, signals: Signals | None
-) -> dict[str, Any]:
+    config: Config, workdir: Path, tokenizer: TextTokenizer | None, ledger: Ledger, said: Remarks, *, begin: float,
+    signals: Signals | None,
+) -> dict[str, Any]:  # fmt: skip
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
   with hosts.together():
@@ -81,16 +97,23 @@ def _run(
   with hosts.together():
     if hosts.primary():
       checkpoint.open_workdir(workdir, config, tokenizer)
+  names = hosts.names()
+  if hosts.primary():
+    ledger.keep(workdir, hosts=names)
+    said.keep(workdir)
   if isinstance(task, tasks.OrthusTask):
-    figures = _orthus(config, workdir, task, source, signals, begin=begin)
+    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin)
   else:
-    figures = _tokenizer(config, workdir, task, signals)
+    figures = _tokenizer(config, workdir, task, signals, ledger)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}
   figures["seconds"]["total"] = time.monotonic() - begin
   figures["peak_memory_bytes"] = peak_memory_bytes()
+  spent = ledger.totals()
+  figures["goodput"] = dataclasses.asdict(spent)
   files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
+  _log.info("the time went to: %s", spent.told())
   _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
   return figures
 
@@ -130,8 +153,9 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
 
 
 def _orthus(
-    config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, *, begin: float
-) -> dict[str, Any]:
+    config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, ledger: Ledger, *,
+    begin: float,
+) -> dict[str, Any]:  # fmt: skip
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
   shown = sample_prompts(held_out)
@@ -142,7 +166,7 @@ def _orthus(
 
   hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
-  result = loop.train(config, workdir, task, hooks=hooks, signals=signals)
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest,
       "parameters": result.parameters,
@@ -152,6 +176,7 @@ def _orthus(
   }
   figures["seconds"]["data"] = max(0.0, time.monotonic() - begin - sum(result.seconds.values()))
   if config.run.report and hosts.primary():
+    ledger.enter("evaluate")
     _report(config, workdir, Model.create(config, result.params, tokenizer), figures, shown)
   return figures
 
@@ -221,13 +246,16 @@ def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, s
     writer.text(step, "answers", "\n\n".join(rows))
 
 
-def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None) -> dict[str, Any]:
+def _tokenizer(
+    config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None, ledger: Ledger
+) -> dict[str, Any]:
   vision = config.model.vision_tokenizer
   graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=nnx.Rngs(params=0)))
   if config.run.report and hosts.primary():
-    _score_start(config, workdir, task, graphdef, shapes)
+    with ledger.part("evaluate"):
+      _score_start(config, workdir, task, graphdef, shapes)
   hosts.wait("start scored")
-  result = loop.train(config, workdir, task, signals=signals)
+  result = loop.train(config, workdir, task, signals=signals, ledger=ledger)
   if not hosts.primary():
     return {}
   params = tokenizer_losses.without_judges(result.params)
@@ -238,6 +266,7 @@ def _tokenizer(config: Config, workdir: Path, task: tasks.TokenizerTask, signals
       "params_digest": result.params_digest, "seconds": dict(result.seconds), "trained_steps": result.steps,
   }  # fmt: skip
   if config.run.report:
+    ledger.enter("evaluate")
     figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
     images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
     before = workdir / _START_SCORES

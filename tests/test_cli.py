@@ -48,6 +48,7 @@ def refused(argv, capsys, tmp_path=None) -> str:
         (["--config.run.init_from=(('', 'no.npz'),)"], "no.npz can't be read as named arrays"),
         (["--config.run.init_from=(('', 'nowhere'),)"], "nowhere"),
         (["--config.run.steps"], "lacks a value"),
+        (["--config.run.loggers=('tensorboard', 'wandbb')"], "there is no 'wandbb'; the nearest is 'wandb'"),
         (["--config.run={'steps': 2}"], "is a section: override its fields, such as --config.run.batch_size=VALUE"),
         (["--config.model.vision_tokenizer.pixels=None"], "such as --config.model.vision_tokenizer.pixels.mean=VALUE"),
         (["--config.model="], "--config.model is a section"),
@@ -148,6 +149,10 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   for name in ("report.html", "report.json", "metrics.jsonl", "samples/000002.png", "samples/000002.txt", "tokenizer.json"):
     assert (run / name).stat().st_size > 0, name
   assert list((run / "tensorboard").iterdir())
+  spent = json.loads((run / "report.json").read_text())["goodput"]
+  assert spent["wall"] == pytest.approx(sum(spent["seconds"].values())) and spent["seconds"]["evaluate"] > 0
+  assert spent["wall"] == pytest.approx(json.loads((run / "report.json").read_text())["seconds"]["total"], rel=0.01)
+  assert "the time went to: " in trained.stderr and "the time went to: " in (run / "log.txt").read_text()
   out = tmp_path / "drawn.png"
   orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}")
   assert images.load_image(out).shape == (8, 8, 3)

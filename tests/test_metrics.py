@@ -16,6 +16,7 @@ from orthus_jax import files
 from orthus_jax.config import ModelConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import flops
+from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.metric_writer import MetricWriter, read_metrics
 from orthus_jax.training.metrics import Meter, Profiler, memory
 
@@ -81,12 +82,14 @@ def test_published_peaks(kind, tflops):
 
 def test_where_the_time_goes():
   now = 100.0
-  meter = Meter(devices=4, flops={"causal": 10.0, "full": 12.0}, peak=50.0, begin=90.0, clock=lambda: now)
-  with meter.waiting():
+  ledger = Ledger(90.0, clock=lambda: now)
+  meter = Meter(devices=4, flops={"causal": 10.0, "full": 12.0}, peak=50.0, ledger=ledger)
+  ledger.enter("step")
+  with ledger.part("data_wait"):
     now += 1.0
   now += 3.0
   meter.step(400)
-  with meter.aside():
+  with ledger.part("evaluate"):
     now += 2.0
   values = meter.record()
   # 400 tokens in 4 s, on 4 devices of 50 FLOP/s: 25 tokens/s each. 10 s to start, 1 s of waiting, 2 s of sampling.
@@ -94,11 +97,13 @@ def test_where_the_time_goes():
   assert values["data_wait"] == 0.25
   assert values["mfu_causal"] == 5.0 and values["mfu_full"] == 6.0
   assert values["goodput"] == pytest.approx(3 / 16)
+  spent = {n: v for n, v in values.items() if n.startswith("time_")}
+  assert spent == pytest.approx({"time_step": 1 / 2, "time_data_wait": 1 / 6, "time_evaluate": 1 / 3, "time_checkpoint": 0.0})
   now += 4.0
   meter.step(100)
   values = meter.record()
   assert values["tokens_per_second"] == 25 and values["data_wait"] == 0 and values["goodput"] == pytest.approx(7 / 20)
-  assert "mfu_causal" not in Meter(devices=1, flops={"causal": 1.0}, peak=None, begin=0.0).record()
+  assert "mfu_causal" not in Meter(devices=1, flops={"causal": 1.0}, peak=None, ledger=Ledger()).record()
 
 
 def test_memory_is_of_the_device_where_it_says(monkeypatch):

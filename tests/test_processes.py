@@ -17,7 +17,7 @@ from orthus_jax import cli
 from orthus_jax.config import to_dict
 from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import launchers, processes
-from orthus_jax.training import hosts
+from orthus_jax.training import goodput, hosts
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
 
@@ -166,6 +166,9 @@ def test_two_processes_train_what_one_does(tmp_path):
   for a, b in zip(*rows):
     for name in ("loss", "text_loss", "image_loss", "grad_norm", "padding"):
       assert b[name] == pytest.approx(a[name], rel=1e-5), name
+  # Each process's times reach the one that tells of them.
+  assert all(r["straggler"] in (-1, 0, 1) and r["straggler_seconds"] >= 0 for r in rows[1]) and "straggler" not in rows[0][0]
+  assert [len(goodput.read(tmp_path / n)[0]["hosts"]) for n in ("one", "two")] == [1, 2]
   one, two = (checkpoint.load_params(tmp_path / n, average=False) for n in ("one", "two"))
   assert one.keys() == two.keys()
   for name in one:

@@ -1,6 +1,7 @@
 """One step's numbers: on any mesh, in any number of microbatches, after any restart."""
 
 import json
+import time
 import types
 
 import jax
@@ -16,6 +17,7 @@ from orthus_jax.models import params as params_lib
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import loop, losses
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
 from orthus_jax.training.state import digest, plan_state
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
@@ -186,13 +188,27 @@ def test_a_run_repeats_itself_and_goes_on_where_it_stopped(tmp_path):
 
   class Stops(OrthusTask):
     def after_step(self, step, state, graphdef, batch):
-      if step == 3:
+      if step == 4:
         raise KeyboardInterrupt
       return state
 
+  began, first = time.monotonic(), Ledger()
+  first.keep(tmp_path / "d")
   with pytest.raises(KeyboardInterrupt):
-    loop.train(config, tmp_path / "d", Stops(config, pipeline))
-  resumed = loop.train(config, tmp_path / "d", OrthusTask(config, pipeline))
+    loop.train(config, tmp_path / "d", Stops(config, pipeline), ledger=first)
+  first.close("stopped")
+  time.sleep(0.3)
+  second = Ledger()
+  second.keep(tmp_path / "d")
+  resumed = loop.train(config, tmp_path / "d", OrthusTask(config, pipeline), ledger=second)
+  spent, wall = second.totals(), time.monotonic() - began
+  assert sum(spent.seconds.values()) == pytest.approx(spent.wall) == pytest.approx(wall, rel=0.01)
+  assert spent.starts == 2 and 0.3 <= spent.seconds["gap"] < 3
+  for part in ("startup", "compile", "step", "data_wait", "checkpoint"):
+    assert spent.seconds[part] > 0, part
+  # The first start compiled and did four steps, the last two of which are done again.
+  assert 0 < spent.seconds["lost"] < first.seconds()["step"] + first.seconds()["data_wait"] + first.seconds()["other"]
+  assert spent.seconds["compile"] == pytest.approx(first.seconds()["compile"] + second.seconds()["compile"], abs=0.01)
   assert resumed.params_digest == whole.params_digest
   rows = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
   assert [r["step"] for r in rows] == [1, 2, 3, 4] and all(np.isfinite(r["loss"]) for r in rows)

@@ -119,7 +119,7 @@ def initialize(*, verbose: bool = False, devices: bool = True) -> None:
     ours.addHandler(_ToStderr())
   ours.setLevel(logging.INFO if verbose else logging.WARNING)
   ours.propagate = False
-  for noisy in ("absl", "orbax", "jax", "tensorboardX"):
+  for noisy in ("absl", "orbax", "jax", "tensorboardX", "urllib3", "mlflow", "wandb", "alembic"):
     logging.getLogger(noisy).setLevel(logging.ERROR)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of a save that failed, it would tell of every array
   warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -4,44 +4,104 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+import contextlib
 import json
 from pathlib import Path
+import sys
+import time
 from typing import Any
 
 from orthus_jax.commands import common
+from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
 
+_WIDTH = 112  # letters, where no terminal says how many
 _EXAMPLES = """examples:
   orthus runs                     those under runs/
   orthus runs /data/runs --json   those under another directory, for a program to read
   orthus runs verify runs/shapes  reads every checkpoint of a run through
   orthus runs verify runs/shapes/checkpoints/840
+  orthus runs watch runs/shapes   a page that follows a run, from any machine that sees its files; --once prints it once
 """
 
 
 def main(argv: Sequence[str]) -> int:
-  """Lists runs, or verifies one: exit status 1 if any of its checkpoints is damaged."""
+  """Lists runs, follows them, or verifies one: exit status 1 if any of its checkpoints is damaged."""
   argv = list(argv)
+  if argv[:1] == ["watch"]:
+    return _watch(argv[1:])
   verify = argv[:1] == ["verify"]
   parser = common.Parser(
       prog="orthus runs verify" if verify else "orthus runs", epilog=_EXAMPLES,
       description="Reads checkpoints through and compares them with their checksums." if verify
-      else "Lists runs with their steps, checkpoints, scores and digests; `orthus runs verify DIR` reads a run's checkpoints.",
+      else "Lists runs with their steps, checkpoints, times, scores and digests; `orthus runs verify DIR` reads a run's"
+      " checkpoints, `orthus runs watch DIR` follows it.",
       formatter_class=argparse.RawDescriptionHelpFormatter,
   )  # fmt: skip
   nargs: dict[str, Any] = {} if verify else {"nargs": "?", "default": "runs"}
   parser.add_argument("directory", type=user_path, metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
   parser.add_argument("--json", action="store_true", help="print JSON")
   options = parser.parse_args(argv[1:] if verify else argv)
+  place = _place(options)
+  return _verify(place, options.json) if verify else _list(place, options.json)
+
+
+def _place(options: argparse.Namespace) -> Path:
   place = Path(options.directory)
   if not place.is_dir():
     raise BadRequest(f"there is no directory {place}: give a run's, or one that holds runs")
   common.initialize(devices=False)
-  return _verify(place, options.json) if verify else _list(place, options.json)
+  return place
+
+
+def _watch(argv: Sequence[str]) -> int:
+  parser = common.Parser(
+      prog="orthus runs watch",
+      description="Follows a run, or all that lie in a directory, until they finish or Ctrl-C ends the watching (status 0)."
+      " It reads their files alone, and may run on another machine. Where no terminal shows it, it prints once.",
+  )  # fmt: skip
+  parser.add_argument("directory", type=user_path, nargs="?", default="runs", metavar="DIR", help="as for `orthus runs`")
+  parser.add_argument("--once", action="store_true", help="print once")
+  seconds = common.number(float, Range(0.1, 3600))
+  parser.add_argument("--every", type=seconds, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
+  options = parser.parse_args(argv)
+  place = _place(options)
+
+  from rich.console import Console
+  from rich.live import Live
+
+  from orthus_jax.commands import watch_page
+  from orthus_jax.training.checkpoints import listing
+  from orthus_jax.training.snapshot import Reader
+
+  readers: dict[Path, Reader] = {}
+  tty = sys.stdout.isatty()
+  console = Console(file=sys.stdout, width=None if tty else _WIDTH, highlight=False)
+
+  def look() -> tuple[Any, bool]:
+    runs = list(listing.find(place))
+    if not runs:
+      raise BadRequest(f"{place} holds no run: one has a config.json beside its checkpoints/")
+    found = [readers.setdefault(run, Reader(run)).read() for run in runs]
+    alone = (place / "config.json").is_file()
+    return watch_page.page(found[0]) if alone else watch_page.table(found, place), all(s.finished for s in found)
+
+  if options.once or not tty:
+    console.print(look()[0])
+    return 0
+  with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+    while True:
+      shown, over = look()
+      live.update(shown, refresh=True)
+      if over:
+        break
+      time.sleep(options.every)
+  return 0
 
 
 def _list(place: Path, as_json: bool) -> int:
+  from orthus_jax.training import goodput
   from orthus_jax.training.checkpoints import listing
 
   found = [listing.about(run) for run in listing.find(place)]
@@ -61,6 +121,8 @@ def _list(place: Path, as_json: bool) -> int:
       print(f"  unfinished   {name}")
     for name in run["set_aside"]:
       print(f"  set aside    {name}")
+    if run["goodput"]["starts"]:
+      print(f"  time         {goodput.Totals(**run['goodput']).told()}")
     if run["scores"]:
       print("  scores       " + ", ".join(f"{n} {v:.3g}" for n, v in run["scores"].items()))
     if run["params_digest"]:

@@ -187,7 +187,7 @@ def _list(
     runs: Sequence, now: Mapping[str, Any], left: Mapping[str, float | None], seconds: float | None, spec: str,
     options: argparse.Namespace,
 ) -> None:  # fmt: skip
-  from orthus_jax.evaluation.report import duration
+  from orthus_jax.progress import duration
 
   if options.json:
     found = [

@@ -109,6 +109,7 @@ class RunConfig:
     resume_from: a run, or one of its checkpoints, whose whole state (parameters, moments, average, step) this one goes on
       from, as long as it has no checkpoint of its own; empty: none.
     log_every: steps between metric records.
+    loggers: where these go beside the workdir's metrics.jsonl: "tensorboard", "wandb", "mlflow".
     sample_every: steps between picture grids and text samples; 0 never.
     evaluate: (benchmark, steps) pairs, scored every so many steps as metrics: "shapes" and "geneval" are the built-in world's,
       "mme:DIR", "pope:DIR", "gqa:DIR" and "vqav2:DIR" those whose data lies there.
@@ -133,6 +134,7 @@ class RunConfig:
   init_from: tuple[tuple[str, UserPath], ...] = ()
   resume_from: UserPath = ""
   log_every: Count = 10
+  loggers: tuple[str, ...] = ("tensorboard",)
   sample_every: Sometimes = 0
   evaluate: tuple[tuple[str, Count], ...] = ()
   checkpoint_every: Sometimes = 0

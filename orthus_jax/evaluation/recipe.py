@@ -17,6 +17,7 @@ from orthus_jax.evaluation import report, through_head
 from orthus_jax.evaluation.shapes_table import SECTIONS
 from orthus_jax.inference import model as model_lib
 from orthus_jax.inference.model import Model
+from orthus_jax.progress import duration
 
 # Stage → what it does, for people.
 STAGES = {
@@ -62,7 +63,7 @@ def write(folder: Path) -> dict[str, Any]:
   report.write_page(
       folder / "index.html", "recipe.html.j2", title="From pictures to a model that draws, answers and edits",
       stages=[{"name": s, "what": what, **_figures(reports[s])} for s, what in STAGES.items()],
-      duration=report.duration, total=sum(r["seconds"]["total"] for r in reports.values()),
+      duration=duration, total=sum(r["seconds"]["total"] for r in reports.values()),
       before=reports["decoder"]["scores_before"], after=reports["decoder"]["scores"], given_back=given_back,
       rebuilt=_rebuilt(models, copies[:_SHOWN]),
       drawings=_beside({n: models[n] for n in ("chameleon", "base", "post")}, captions[:_SHOWN]),

@@ -20,6 +20,7 @@ from orthus_jax.data.documents import Document
 from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.evaluation import curves, shapes_table
 from orthus_jax.evaluation.results import Case, Result
+from orthus_jax.progress import duration
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.metric_writer import read_metrics
 
@@ -206,15 +207,6 @@ def _parts(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
   shades = np.linspace(1.0, 0.25, len(parts))
   return [{"label": k.replace("_", " "), "share": v, "time": duration(v), "opacity": f"{o:.2f}"}
           for (k, v), o in zip(parts.items(), shades)]  # fmt: skip
-
-
-def duration(seconds: float) -> str:
-  """For people: 12.3 s, 5 min 2 s, 1 h 20 min."""
-  if seconds < 100:
-    return f"{seconds:.1f} s"
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _facts(figures: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -11,7 +11,8 @@ import urllib.parse
 import markupsafe
 
 from orthus_jax.evaluation import curves
-from orthus_jax.evaluation.report import CURVES, HEADLINE, NOT_SMOOTHED, duration, write_page
+from orthus_jax.evaluation.report import CURVES, HEADLINE, NOT_SMOOTHED, write_page
+from orthus_jax.progress import duration
 from orthus_jax.sweeping import pictures
 from orthus_jax.sweeping.pictures import Drawing
 from orthus_jax.training.metric_writer import read_metrics

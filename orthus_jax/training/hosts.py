@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 import contextlib
+import socket
 from typing import Any
 
 import jax
@@ -22,6 +23,7 @@ from orthus_jax.parallel import mesh as mesh_lib
 
 PIECE = 1 << 28  # bytes of an array that are gathered at once
 _MESSAGE = 500
+_NAME = 64  # bytes of a machine's name
 _PATIENCE = 24 * 3600  # seconds that processes wait for one that computes alone; a lost one is noticed by jax itself
 
 
@@ -67,11 +69,24 @@ def agree(text: str | None) -> str | None:
   mine = np.zeros(_MESSAGE, np.uint8)
   encoded = (text or "").encode()[:_MESSAGE]
   mine[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-  for i, other in enumerate(multihost_utils.process_allgather(mine)):
+  for i, other in enumerate(gather(mine)):
     said = other.tobytes().rstrip(b"\0").decode(errors="replace")
     if said and text is None:
       text = said if said.startswith("process ") else f"process {i}: {said}"
   return text
+
+
+def gather(x: np.ndarray) -> np.ndarray:
+  """A small array of each process, [processes, ...]; every process must bring one."""
+  return np.asarray(multihost_utils.process_allgather(x)) if several() else x[None]
+
+
+def names() -> list[str]:
+  """Of the machines, by process."""
+  mine = np.zeros(_NAME, np.uint8)
+  name = socket.gethostname().encode()[:_NAME]
+  mine[: len(name)] = np.frombuffer(name, np.uint8)
+  return [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in gather(mine)]
 
 
 def first_alone(f: Callable[[], Any]) -> Any:

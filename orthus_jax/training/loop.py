@@ -13,13 +13,14 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from orthus_jax.config import Config
+from orthus_jax.config import Config, to_dict
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import feature_encoder, flops, hosts, preemption
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
+from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.initial_state import first_state
 from orthus_jax.training.metric_writer import MetricWriter
@@ -28,6 +29,7 @@ from orthus_jax.training.optimizer import make_optimizer, schedule
 from orthus_jax.training.preemption import Signals
 from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
+from orthus_jax.training.stragglers import Stragglers
 from orthus_jax.training.watchdog import Watchdog
 
 _log = logging.getLogger(__name__)
@@ -88,6 +90,7 @@ def train(
     *,
     hooks: Sequence[tuple[int, Callable[[int, Any, Params, MetricWriter], None]]] = (),
     signals: Signals | None = None,
+    ledger: Ledger | None = None,
 ) -> Result:
   """Trains to `run.steps`, from where `start.first_state` says.
 
@@ -97,12 +100,14 @@ def train(
     task: model, loss and data.
     hooks: (steps, what is called every so many of them with (step, graphdef, params, writer)) pairs.
     signals: which may ask to stop early.
+    ledger: of the time since the command began.
 
   Raises:
     BadRequest: if mesh, batch, initial values or patterns don't fit.
     Stopped: early, by a signal, or because update after update was skipped.
   """
   begin = time.monotonic()
+  ledger = ledger or Ledger()
   run = config.run
   mesh = mesh_lib.make_mesh(config.mesh)
   mesh_lib.check(mesh, config)
@@ -127,12 +132,12 @@ def train(
       )
     seconds = {"setup": time.monotonic() - begin}
 
-    writer = MetricWriter(workdir, start=start, enabled=hosts.primary())
+    writer = MetricWriter(workdir, start=start, enabled=hosts.primary(), loggers=run.loggers, config=to_dict(config))
     signals = signals or Signals()
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:
       state, more = _run_steps(
-          config, task, layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, start=start, begin=begin
+          config, task, layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, ledger, start=start
       )
       seconds |= more
       size = sum(math.prod(v.shape) for v in state.params.values())
@@ -161,15 +166,18 @@ def _digest(params: Params) -> str:
 
 
 def _run_steps(
-    config, task, layout: Layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, *,
-    start: int, begin: float,
+    config, task, layout: Layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, ledger: Ledger, *,
+    start: int,
 ):  # fmt: skip
   """The steps themselves, and the last checkpoint: (state, seconds by part)."""
   run = config.run
   if start >= run.steps:
-    _save_last(saver, state, None)  # unless it is its own
+    ledger.goes_on_from(start)
+    with ledger.part("checkpoint"):
+      _save_last(saver, state, None)  # unless it is its own
     return state, {"compile": 0.0, "train": 0.0}
   ready = time.monotonic()
+  ledger.enter("compile")
   one = task.batch(start, np.arange(1))
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.batch_size, *x.shape[1:]), x.dtype), one)
   step_fn = jit_step(
@@ -184,49 +192,63 @@ def _run_steps(
 
   rate = schedule(config.optimizer, run.steps)
   progress = Progress(total=run.steps, initial=start, enabled=hosts.primary())
-  meter = Meter(devices=mesh.size, flops=_flops(config, layout), peak=_peak(config), begin=begin)
+  meter = Meter(devices=mesh.size, flops=_flops(config, layout), peak=_peak(config), ledger=ledger)
   profiler = Profiler(writer.workdir / "profile", run.profile_steps, enabled=hosts.primary())
   guard = Guard(run, document_ids=task.document_ids, last_good=saver.latest, log=hosts.primary())
+  stragglers = Stragglers(ledger)
   loss = signal = None
   batches = task.batches(start, run.steps, rows if hosts.several() else None)
   signals.saving(True)
   watchdog.beat(start)
+  ledger.enter("step")
+  ledger.goes_on_from(start)
   for _ in range(start, run.steps):
-    with meter.waiting():
+    with ledger.part("data_wait"):
       step, batch = next(batches)
     done = step + 1
     profiler.before(done)
     state, metrics = step_fn(state, hosts.place_batch(batch, places, rows, run.batch_size))
     state = task.after_step(done, state, layout.graphdef, batch)
-    guard.saw(done, metrics)
+    with stragglers.devices():
+      guard.saw(done, metrics)
     watchdog.beat(done)
     profiler.after(done, state)
     tokens = task.tokens(step)
     meter.step(tokens)
+    stragglers.step()
+    ledger.did(done)
     if done % run.log_every == 0 or done == run.steps:
-      guard.catch_up()
+      with stragglers.devices():
+        guard.catch_up()
+      slow = stragglers.record()
       if hosts.primary():
         values = {k: float(v) for k, v in jax.device_get(metrics).items()} | task.describe(step)
-        values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | memory()
+        values |= {"learning_rate": float(rate(step)), "skipped": guard.skipped} | meter.record() | slow | memory()
         writer.scalars(done, values)
         loss = values["loss"]
     progress.update(tokens=tokens, loss=loss)
-    with meter.aside():
-      for every, hook in hooks:
-        if done % every == 0:
-          with watchdog.aside():
-            _call(hook, done, layout, state, writer)
-      if run.checkpoint_every and done % run.checkpoint_every == 0:
+    due = [hook for every, hook in hooks if done % every == 0]
+    save = run.checkpoint_every and done % run.checkpoint_every == 0
+    if due or save:
+      jax.block_until_ready(state)  # both wait for the steps under way, whose time it is
+    for hook in due:
+      with watchdog.aside(), ledger.part("evaluate"):
+        _call(hook, done, layout, state, writer)
+    if save:
+      with ledger.part("checkpoint"):
         saver.save(state, loss=guard.mean_loss())
+      ledger.write()
     signal = signals.reached(done)
     if signal is not None:
       break
   jax.block_until_ready(state)
+  ledger.enter("other")
   seconds = {"compile": compiled - ready, "train": time.monotonic() - compiled}
   profiler.close()
   progress.close()
   guard.catch_up()
-  saved = _save_last(saver, state, guard.mean_loss())
+  with ledger.part("checkpoint"):
+    saved = _save_last(saver, state, guard.mean_loss())
   if signal is not None:
     where = f"stopped by {preemption.name(signal)} after step {done} of {run.steps}"
     kept = "which is saved" if saved else "which couldn't be saved"

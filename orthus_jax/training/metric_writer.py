@@ -1,7 +1,8 @@
-"""Metrics on disk: TensorBoard event files and JSON lines."""
+"""Metrics as JSON lines in the workdir, and handed to the loggers that a run has."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import json
 import logging
 import math
@@ -9,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from orthus_jax import files
+from orthus_jax.training.loggers import base, registry
 
 _log = logging.getLogger(__name__)
 
@@ -20,63 +21,66 @@ class MetricWriter:
   """Writes scalars, pictures and texts of one run; one that goes on from a step drops what was written after it.
 
   Args:
-    workdir: gets metrics.jsonl, evaluations.jsonl and tensorboard/.
+    workdir: gets metrics.jsonl, evaluations.jsonl and what its loggers write.
     start: the step that the run goes on from.
     enabled: False on all processes but the first.
+    loggers: names, as `run.loggers` has them.
+    config: of the run, for loggers that show it.
   """
 
-  def __init__(self, workdir: Path, *, start: int = 0, enabled: bool = True):
+  def __init__(
+      self, workdir: Path, *, start: int = 0, enabled: bool = True, loggers: Sequence[str] = ("tensorboard",),
+      config: dict[str, Any] | None = None,
+  ):  # fmt: skip
     self.workdir = workdir
-    self._board: Any = None
+    self._loggers: list[base.Logger] = []
     self._lines = None
     if enabled:
       _drop_after(start, workdir / "metrics.jsonl")
       _drop_after(start, workdir / "evaluations.jsonl")
       self._lines = (workdir / "metrics.jsonl").open("a", encoding="utf-8")
-      board = workdir / "tensorboard"
-      # TensorBoard hides what older files of the run hold of this step and later ones.
-      again = start + 1 if board.is_dir() and any(board.iterdir()) else None
-      self._board = SummaryWriter(str(board), flush_secs=20, purge_step=again)
+      self._loggers = registry.open_all(loggers, workdir, start=start, config=config or {})
 
   def scalars(self, step: int, values: dict[str, float]) -> None:
     """One record; a value that is not finite is written as null, which JSON can hold."""
     if self._lines is None:
       return
-    record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
     try:
-      self._lines.write(json.dumps(record) + "\n")
+      self._lines.write(json.dumps(row) + "\n")
       self._lines.flush()
     except OSError as e:  # a full disk is no reason to lose the run
       _log.warning("the metrics of step %d are lost: %s", step, e.strerror)
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for logger in self._loggers:
+      logger.scalars(step, values)
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Scores of a benchmark: a line of evaluations.jsonl, beside the training's own metrics."""
     if self._lines is None:
       return
-    record = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
+    row = {"step": step} | {k: v if math.isfinite(v) else None for k, v in values.items()}
     try:
       with (self.workdir / "evaluations.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(row) + "\n")
     except OSError as e:
       _log.warning("the scores of step %d are lost: %s", step, e.strerror)
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    for logger in self._loggers:
+      logger.scalars(step, values)
 
   def image(self, step: int, name: str, pixels: np.ndarray) -> None:
     """uint8 [height, width, 3]."""
-    if self._board is not None:
-      self._board.add_image(name, pixels, step, dataformats="HWC")
+    for logger in self._loggers:
+      logger.image(step, name, pixels)
 
   def text(self, step: int, name: str, text: str) -> None:
-    if self._board is not None:
-      self._board.add_text(name, text, step)
+    for logger in self._loggers:
+      logger.text(step, name, text)
 
   def close(self) -> None:
     if self._lines is not None:
       self._lines.close()
-      self._board.close()
+    for logger in self._loggers:
+      logger.close()
 
 
 def _drop_after(start: int, file: Path) -> None:
@@ -87,11 +91,11 @@ def _drop_after(start: int, file: Path) -> None:
   kept: dict[tuple[int, str], str] = {}
   unreadable = 0
   for line in text.splitlines():
-    record = _record(line)
-    if record is None:
+    found = record(line)
+    if found is None:
       unreadable += 1
-    elif record["step"] <= start:
-      kept[record["step"], next((n for n in record if n != "step"), "").rpartition("/")[0]] = line
+    elif found["step"] <= start:
+      kept[found["step"], next((n for n in found if n != "step"), "").rpartition("/")[0]] = line
   if unreadable:
     _log.warning("left %d unreadable lines out of %s, cut short when their process was killed", unreadable, file)
   whole = "".join(f"{line}\n" for _, line in sorted(kept.items()))
@@ -102,13 +106,13 @@ def _drop_after(start: int, file: Path) -> None:
       _log.warning("%s keeps lines of steps after %d: %s", file, start, e.strerror)
 
 
-def _record(line: str) -> dict[str, Any] | None:
+def record(line: str | bytes) -> dict[str, Any] | None:
   """A line's record; None for what isn't one, as where a process was killed in its midst."""
   try:
-    record = json.loads(line)
+    value = json.loads(line)
   except ValueError:
     return None
-  return record if isinstance(record, dict) and type(record.get("step")) is int else None
+  return value if isinstance(value, dict) and type(value.get("step")) is int else None
 
 
 def read_metrics(workdir: Path) -> list[dict[str, Any]]:
@@ -116,6 +120,6 @@ def read_metrics(workdir: Path) -> list[dict[str, Any]]:
   file = workdir / "metrics.jsonl"
   if not file.is_file():
     return []
-  records = map(_record, file.read_text(encoding="utf-8", errors="replace").splitlines())
+  records = map(record, file.read_text(encoding="utf-8", errors="replace").splitlines())
   by_step = {r["step"]: r for r in records if r is not None}
   return [by_step[s] for s in sorted(by_step)]

@@ -1,9 +1,7 @@
-"""Metrics as JSON lines and TensorBoard event files, and a progress bar."""
+"""What a run's records say of its speed and memory, profiles, and a progress bar."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-import contextlib
 import logging
 from pathlib import Path
 import resource
@@ -13,6 +11,8 @@ from typing import Any
 
 import jax
 import tqdm
+
+from orthus_jax.training.goodput import Ledger
 
 _log = logging.getLogger(__name__)
 
@@ -24,53 +24,38 @@ class Meter:
     devices: of the whole run.
     flops: per token, by the name of its convention ("causal", "full").
     peak: FLOP/s of one device; None where it isn't known, and then there is no MFU.
-    begin: time.monotonic() when the run began.
-    clock: seconds, for tests.
+    ledger: of this process's time.
   """
 
-  def __init__(
-      self, *, devices: int, flops: dict[str, float], peak: float | None, begin: float,
-      clock: Callable[[], float] = time.monotonic,
-  ):  # fmt: skip
-    self._devices, self._flops, self._peak, self._clock = devices, flops, peak, clock
-    self._begin = begin
-    self._last = clock()
-    self._lost = self._last - begin  # all that came before the first step
-    self._tokens, self._waited, self._aside = 0, 0.0, 0.0
-
-  @contextlib.contextmanager
-  def waiting(self) -> Iterator[None]:
-    """Time spent waiting for data."""
-    at = self._clock()
-    yield
-    self._waited += self._clock() - at
-
-  @contextlib.contextmanager
-  def aside(self) -> Iterator[None]:
-    """Time spent on samples and checkpoints: it counts against goodput, but not against the speed of steps."""
-    at = self._clock()
-    yield
-    self._aside += self._clock() - at
+  def __init__(self, *, devices: int, flops: dict[str, float], peak: float | None, ledger: Ledger):
+    self._devices, self._flops, self._peak, self._ledger = devices, flops, peak, ledger
+    self._last = ledger.seconds()
+    self._tokens = 0
 
   def step(self, tokens: int) -> None:
     """One step done, of so many tokens in the whole run."""
     self._tokens += tokens
 
   def record(self) -> dict[str, float]:
-    """Metrics since the last call; goodput since the beginning."""
-    now = self._clock()
-    seconds = max(now - self._last - self._aside, 1e-9)
+    """Metrics since the last call; goodput, the share of the time that went to steps that last, of the whole run.
+
+    Samples, scores and checkpoints count against goodput, but not against the speed of steps.
+    """
+    now = self._ledger.seconds()
+    spent = {part: now[part] - self._last[part] for part in ("step", "data_wait", "evaluate", "checkpoint")}
+    seconds = max(spent["step"] + spent["data_wait"], 1e-9)
     rate = self._tokens / seconds
     values = {
         "tokens_per_second": rate, "tokens_per_second_per_device": rate / self._devices,
-        "data_wait": self._waited / seconds,
+        "data_wait": spent["data_wait"] / seconds,
     }  # fmt: skip
     if self._peak:
       per_device = rate / self._devices / self._peak
       values |= {f"mfu_{name}": per_device * flops for name, flops in self._flops.items()}
-    self._lost += self._waited + self._aside
-    values["goodput"] = 1.0 - self._lost / max(now - self._begin, 1e-9)
-    self._last, self._tokens, self._waited, self._aside = now, 0, 0.0, 0.0
+    whole = max(sum(spent.values()), 1e-9)
+    values |= {f"time_{part}": s / whole for part, s in spent.items()}
+    values["goodput"] = self._ledger.totals().shares()["step"]
+    self._last, self._tokens = now, 0
     return values
 
 

@@ -23,7 +23,7 @@ FREE = (
     "model.diffusion.loss_chunk", "sampling", "data.max_bad_share", "tokenizer_loss.whiten", "run.log_every",
     "run.sample_every", "run.evaluate", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best",
     "run.report", "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
-    "run.hang_timeout",
+    "run.hang_timeout", "run.loggers",
 )  # fmt: skip
 # Where the same things lie: what they hold is compared instead (`workdir.check_data`, `workdir.check_tokenizer`).
 MOVED = ("data.path", "data.mixture", "data.annotations", "data.tokenizer")

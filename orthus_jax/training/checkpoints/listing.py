@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.training import goodput
 from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
 from orthus_jax.training.metric_writer import read_metrics
 
@@ -57,6 +59,7 @@ def about(run: Path) -> dict[str, Any]:
       "set_aside": sorted(f"damaged/{p.name}" for p in (run / "damaged").glob("*")),
       "scores": {n: scores[n] for n in _SHOWN if n in scores} or dict(list(scores.items())[:3]),
       "params_digest": report.get("params_digest"),
+      "goodput": dataclasses.asdict(goodput.totals(goodput.read(run))),
   }  # fmt: skip
 
 

@@ -1,0 +1,36 @@
+"""TensorBoard's event files, in WORKDIR/tensorboard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+
+class TensorBoard:
+  """A `Logger` onto the disk, with a thread of its own already."""
+
+  def __init__(self, folder: Path, *, start: int):
+    # TensorBoard hides what older files of the run hold of this step and later ones.
+    again = start + 1 if folder.is_dir() and any(folder.iterdir()) else None
+    self._board: Any = SummaryWriter(str(folder), flush_secs=20, purge_step=again)
+
+  def scalars(self, step: int, values: dict[str, float]) -> None:
+    for name, value in values.items():
+      self._board.add_scalar(name, value, step)
+
+  def image(self, step: int, name: str, pixels: np.ndarray) -> None:
+    self._board.add_image(name, pixels, step, dataformats="HWC")
+
+  def text(self, step: int, name: str, text: str) -> None:
+    self._board.add_text(name, text, step)
+
+  def close(self) -> None:
+    self._board.close()
+
+
+def open_logger(workdir: Path, *, start: int, config: dict[str, Any]) -> TensorBoard:
+  """As `base.Open` says."""
+  return TensorBoard(workdir / "tensorboard", start=start)
