@@ -10,7 +10,9 @@ setup(
     # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
-    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2", "serving/page/*"]},
+    package_data={
+        "orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2", "serving/page/*", "launching/scripts/*"]
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -31,6 +33,7 @@ setup(
         "scipy>=1.13",
         "tensorboardX>=2.6",
         "jinja2>=3",
+        "PyYAML>=6",
         "rich>=13",
         "tqdm>=4.66",
     ],
