@@ -159,12 +159,12 @@ def _array(argv: list[str], topology: Any, *, write: bool) -> str:
   options, spec, runs = sweep_command.read(argv)
 
   from orthus_jax.launching import kinds
-  from orthus_jax.sweeping import conduct, scripts, state, todo
+  from orthus_jax.sweeping import scripts, state, todo
 
   for run in runs:
     kinds.check_mesh(run.config, topology)
   folder = Path(options.workdir)
-  left = todo.unfinished(runs, conduct.states(folder, runs))
+  left = todo.unfinished(runs, {run.id: state.read(folder, run) for run in runs})
   if not left:
     raise BadRequest(f"nothing is left to launch: all runs of {folder} are finished or under way")
   state.open_folder(folder, spec=spec, runs=runs, write=write)
