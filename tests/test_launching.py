@@ -16,12 +16,13 @@ from orthus_jax.planning import hardware
 
 
 def test_what_xpk_runs_finds_who_it_is(capsys, joined, tools):
-  stand_in(tools, "orthus")
-  (command,) = [a for a in shlex.split(dry(capsys, "--on=xpk", *GPU, PODS[0], *CLOUD, "--cluster=c")) if "exec orthus" in a]
+  stand_in(tools, "orthus", f"echo $$ > {tools}/own")
+  command = shlex.split(dry(capsys, "--on=xpk", *GPU, PODS[0], *CLOUD, "--cluster=c"))[-1]
   env = {"NNODES": "4", "NODE_RANK": "3", "JAX_COORDINATOR_ADDRESS": "a-slice-job-0-0.a", "JAX_COORDINATOR_PORT": "6002"}
-  # As xpk 1.16 has it in its pods: a shell's background process.
-  run = f"({command.removeprefix('--command=')}) & wait $!"
+  # As xpk 1.16 has it in its pods: a shell's background process, which it sends SIGTERM to, with exports ahead on request.
+  run = f"(export A=1 && {command.removeprefix('--command=')}) & echo $! > {tools}/known; wait $!"
   subprocess.run(["bash", "-c", run], env=os.environ | env, check=True)
+  assert (tools / "own").read_text() == (tools / "known").read_text()
   told = (tools / "orthus.arguments").read_text().splitlines()
   assert joined({}, ["orthus", *told]) == ("a-slice-job-0-0.a:6002", 4, 3, None)
 
@@ -102,10 +103,12 @@ def test_a_start_up_script_starts_again_what_was_preempted(capsys, tools, queued
 
 
 def test_this_machine_runs_the_script_in_the_place_of_the_command(tools, tmp_path):
-  stand_in(tools, "orthus", f"echo x >> {tools}/n; [ $(wc -l < {tools}/n) -gt 1 ] || exit 75; exit 4")
+  stand_in(tools, "orthus", f"echo $PPID >> {tools}/parents; [ $(wc -l < {tools}/parents) -gt 1 ] || exit 75; exit 4")
   argv = ["launch", "--on=local", SHAPES, f"--workdir={tmp_path / 'run'}", "--config.run.steps=3"]
-  done = subprocess.run([sys.executable, "-m", "orthus_jax.cli", *argv], capture_output=True, text=True, timeout=100)
-  assert done.returncode == 4 and "starting again" in done.stderr
+  process = subprocess.Popen([sys.executable, "-m", "orthus_jax.cli", *argv], stderr=subprocess.PIPE, text=True)
+  _, said = process.communicate(timeout=100)
+  assert process.returncode == 4 and "starting again" in said
+  assert (tools / "parents").read_text() == f"{process.pid}\n" * 2  # what is sent to the command reaches the script
   told = (tools / "orthus.arguments").read_text().splitlines()
   assert told == ["train", SHAPES, f"--workdir={tmp_path / 'run'}", "--config.run.steps=3"]
 
