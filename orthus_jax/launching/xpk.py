@@ -39,7 +39,7 @@ def submission(job: Job) -> Submission:
     which = (f"--device-type={_GPUS[topology.chip.name]}", f"--num-nodes={topology.slices}")
     who = _WHO if several else ""
   words = job.command(*((JOIN,) if several else ()))
-  # xpk sends SIGTERM to the shell that it runs this in: exec has training be that process.
+  # xpk sends SIGTERM to the shell that it runs this in. With exec that process is training, as newer shells see to anyway.
   command = f"exec {shlex.join(words)}{who}"
   if topology.chip.platform == "gpu" and set('"\\') & set(command):
     word = next(w for w in words if set("'\"\\") & set(w))
