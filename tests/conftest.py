@@ -80,3 +80,46 @@ def native(orthus, tmp_path_factory) -> Path:
 def copied(orthus, tmp_path) -> Path:
   """A directory to damage."""
   return shutil.copytree(orthus, tmp_path / "copied")
+
+
+# What tests of `orthus launch` share.
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch) -> Path:
+  """A folder ahead on the PATH."""
+  folder = tmp_path / "tools"
+  folder.mkdir()
+  monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+  return folder
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """A function from a process's variables and command to what jax is started with; None for a process that is alone."""
+  import jax
+  from jax._src.clusters import cloud_tpu_cluster
+
+  from orthus_jax.config.command_line import read_config
+  from orthus_jax.parallel import processes
+
+  got: list = []
+  monkeypatch.setattr(processes, "meet", lambda *a, **k: None)
+  monkeypatch.setattr(processes, "_keep_stdout", lambda: None)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: got.append((*a, k["local_device_ids"])))
+  monkeypatch.setattr(cloud_tpu_cluster, "running_in_cloud_tpu_vm", True)
+  monkeypatch.setattr(cloud_tpu_cluster, "get_tpu_env_value_from_metadata", lambda key: None)  # nothing beside the variables
+  monkeypatch.setattr(cloud_tpu_cluster.socket, "gethostbyname", lambda host: "10.0.0.1")
+  for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "PMI", "TPU_W", "RANK", "WORLD_SIZE", "MASTER_"))]:
+    monkeypatch.delenv(name)
+
+  def start(env: dict[str, str], command: list[str]):
+    got.clear()
+    with pytest.MonkeyPatch.context() as patch:
+      for name, value in env.items():
+        patch.setenv(name, value)
+      _, options = read_config(command[2:])
+      processes.initialize(**options["joining"])
+    return got[0] if got else None
+
+  return start

@@ -58,26 +58,14 @@ def _parser() -> common.Parser:
 
 def main(argv: Sequence[str]) -> int:
   """Runs a sweep, or tells what it would run."""
-  config_flags = [a for a in argv if re.match(r"--?config($|=|\.)", a)]
-  options = _parser().parse_args([a for a in argv if a not in config_flags])
-  spec = next((a.partition("=")[2] for a in reversed(config_flags) if re.match(r"--?config($|=)", a)), "")
-  if not spec:
-    raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
-  if not options.workdir:
-    raise BadRequest("no --workdir: say where the runs are to live, such as --workdir=sweeps/rates")
+  options, spec, runs = read(argv)
   if options.out and not options.print:
     raise BadRequest("--out is of --print: leave it out; the tables and the page are in --workdir")
-  folder, more = Path(options.workdir), _more(options)
-  check_writable(folder, option="--workdir")
-  common.initialize(devices=False)
+  folder = Path(options.workdir)
 
-  from orthus_jax.sweeping import conduct, machine, pictures, plan, scripts, state, todo
+  from orthus_jax.sweeping import conduct, machine, pictures, scripts, state, todo
   from orthus_jax.sweeping.running import Signals
 
-  common_flags = [a for a in config_flags if re.match(r"--?config\.", a)]
-  runs = plan.plan(spec, common=common_flags, more=more, evaluate=options.evaluate)
-  for run in runs:
-    _check_evaluation(run.evaluate)
   prompts = pictures.read_requests(Path(options.prompts)) if options.prompts else ""
   shares = machine.shares(options.jobs)
   strangers = state.open_folder(folder, spec=spec, runs=runs, write=False)
@@ -89,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
     _list(runs, now, left, todo.in_all(left, options.jobs), spec, options)
     return 0
   if options.print:
-    unfinished = [r for r in runs if now[r.id].what not in ("finished", "running")]
+    unfinished = todo.unfinished(runs, now)
     state.open_folder(folder, spec=spec, runs=runs, write=True)  # where the cluster's jobs leave their runs
     return _print(getattr(scripts, options.print), folder.absolute(), spec, unfinished, options)
   if options.collect:
@@ -110,6 +98,32 @@ def main(argv: Sequence[str]) -> int:
       done = sum(r["state"] == "finished" for r in told["runs"])
       raise Stopped(f"stopped with {done} of {len(runs)} runs finished; the same command goes on", status=signals.status)
     return _tell(told, folder, failed, options.json)
+
+
+def read(argv: Sequence[str]) -> tuple[argparse.Namespace, str, list]:
+  """The options, the config file, and the runs with their configs checked.
+
+  Raises:
+    BadRequest: for what is missing or wrong among them.
+  """
+  config_flags = [a for a in argv if re.match(r"--?config($|=|\.)", a)]
+  options = _parser().parse_args([a for a in argv if a not in config_flags])
+  spec = next((a.partition("=")[2] for a in reversed(config_flags) if re.match(r"--?config($|=)", a)), "")
+  if not spec:
+    raise BadRequest("no --config: give a config file, such as --config=configs/shapes.py")
+  if not options.workdir:
+    raise BadRequest("no --workdir: say where the runs are to live, such as --workdir=sweeps/rates")
+  more = _more(options)
+  check_writable(Path(options.workdir), option="--workdir")
+  common.initialize(devices=False)
+
+  from orthus_jax.sweeping import plan
+
+  common_flags = [a for a in config_flags if re.match(r"--?config\.", a)]
+  runs = plan.plan(spec, common=common_flags, more=more, evaluate=options.evaluate)
+  for run in runs:
+    _check_evaluation(run.evaluate)
+  return options, spec, runs
 
 
 # --- what the command line says -------------------------------------------------------------------------------------

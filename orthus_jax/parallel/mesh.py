@@ -38,25 +38,35 @@ def make_mesh(config: MeshConfig, *, devices: list[jax.Device] | None = None) ->
     BadRequest: if the sizes don't multiply to the number of devices, or `data` to that of slices.
   """
   devices = jax.devices() if devices is None else devices
-  sizes = {axis: getattr(config, axis) for axis in AXES}
-  known = math.prod(s for s in sizes.values() if s != -1)
-  rest = [a for a, s in sizes.items() if s == -1]
-  if len(devices) % known or (not rest and known != len(devices)):
-    asked = " x ".join(f"{a}={s}" for a, s in sizes.items())
-    raise BadRequest(f"the mesh {asked} doesn't fit {len(devices)} devices: make the sizes multiply to {len(devices)}")
-  for axis in rest:
-    sizes[axis] = len(devices) // known
+  slices = max(len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"}), 1)
+  of_axis = sizes(config, devices=len(devices), slices=slices)
   types = (AxisType.Auto,) * len(AXES)
-  slices = len({getattr(d, "slice_index", 0) for d in devices if d.platform == "tpu"})
-  if slices <= 1:
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=types, devices=devices)
-  if sizes["data"] % slices:
-    raise BadRequest(f"mesh.data={sizes['data']} must be a multiple of the {slices} slices: no other axis runs between them")
-  inner = (sizes["data"] // slices, *list(sizes.values())[1:])
+  if slices == 1:
+    return jax.make_mesh(tuple(of_axis.values()), AXES, axis_types=types, devices=devices)
+  inner = (of_axis["data"] // slices, *list(of_axis.values())[1:])
   arranged = mesh_utils.create_hybrid_device_mesh(
       inner, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
   )
   return Mesh(arranged, AXES, axis_types=types)
+
+
+def sizes(config: MeshConfig, *, devices: int, slices: int = 1) -> dict[str, int]:
+  """Each axis's size on so many devices.
+
+  Raises:
+    BadRequest: if the sizes don't multiply to the number of devices, or `data` to that of slices.
+  """
+  found = {axis: getattr(config, axis) for axis in AXES}
+  known = math.prod(s for s in found.values() if s != -1)
+  rest = [a for a, s in found.items() if s == -1]
+  if devices % known or (not rest and known != devices):
+    asked = " x ".join(f"{a}={s}" for a, s in found.items())
+    raise BadRequest(f"the mesh {asked} doesn't fit {devices} devices: make the sizes multiply to {devices}")
+  for axis in rest:
+    found[axis] = devices // known
+  if found["data"] % slices:
+    raise BadRequest(f"mesh.data={found['data']} must be a multiple of the {slices} slices: no other axis runs between them")
+  return found
 
 
 def names(axis: str | None) -> tuple[str, ...]:
@@ -84,7 +94,7 @@ def sharding(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -
   return NamedSharding(mesh, spec(mesh, shape, axes))
 
 
-def check(mesh: Mesh, config: Config) -> None:
+def check(mesh: Mesh | AbstractMesh, config: Config) -> None:
   """Refuses a model or a batch that the mesh can't share evenly.
 
   What would be kept whole instead is the bulk of a model or of a step, so that devices would run out of memory or do the
@@ -112,7 +122,7 @@ def check(mesh: Mesh, config: Config) -> None:
       raise BadRequest(f"{field}={size} can't be split in {ways}: make it a multiple, or {over} a divisor of {size}")
 
 
-def check_batch(mesh: Mesh, batch_size: int, accumulation: int = 1) -> None:
+def check_batch(mesh: Mesh | AbstractMesh, batch_size: int, accumulation: int = 1) -> None:
   """Refuses a batch that the devices can't share evenly.
 
   Raises:

@@ -29,6 +29,11 @@ def commands(folder: Path, run: Planned) -> tuple[tuple[str, tuple[str, ...]], .
   return tuple(parts)
 
 
+def unfinished(runs: Sequence[Planned], states: Mapping[str, State]) -> list[Planned]:
+  """Those that a cluster is to do: neither finished nor under way."""
+  return [r for r in runs if states[r.id].what not in ("finished", "running")]
+
+
 def task(folder: Path, run: Planned, now: State) -> Task:
   """What a run lacks, to be run here."""
   parts = commands(folder, run)
