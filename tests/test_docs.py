@@ -9,6 +9,7 @@ import functools
 import importlib
 import io
 import os
+from pathlib import Path
 import re
 import shlex
 import tempfile
@@ -17,13 +18,14 @@ from documented import CONFIGS, PAGES, ROOT, anchors, blocks, commands, in_the_c
 import pytest
 
 from orthus_jax import cli
-from orthus_jax.commands import benchmark, plan, prepare, runs, sampling, score, sweep
+from orthus_jax.commands import benchmark, launch, plan, prepare, runs, sampling, score, sweep
 from orthus_jax.config import Config
 from orthus_jax.config.command_line import read_config
 from orthus_jax.config.data import LAYOUTS
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import registry
 from orthus_jax.planning import hardware
+from orthus_jax.storage.bucket import is_url
 from orthus_jax.sweeping import plan as sweep_plan
 
 # What stands for the reader's own, by something of that kind.
@@ -75,13 +77,23 @@ def _score(argv, elided):
   score.parser(argv[0], registry.module(argv[0])).parse_args(argv[1:])
 
 
+def _launch(argv, elided):
+  with tempfile.TemporaryDirectory() as folder:
+    setup = Path(folder) / "setup.sh"
+    setup.touch()
+    argv = [f"--setup={setup}" if a.startswith("--setup=") else a for a in argv if a != "--dry-run"]
+    with contextlib.redirect_stdout(io.StringIO()):
+      assert launch.main(["--dry-run", *argv]) == 0
+
+
 def _runs(argv, elided):
+  argv = ["nowhere" if is_url(a) else a for a in argv]
   with tempfile.TemporaryDirectory() as nowhere, contextlib.chdir(nowhere):  # parsed is what comes to look for a directory
     with pytest.raises(BadRequest, match="there is no directory"):
       runs.main(argv)
 
 
-_OWN = {"train": _train, "plan": _plan, "prepare": _prepare, "sweep": _sweep, "score": _score, "runs": _runs}
+_OWN = {"train": _train, "plan": _plan, "prepare": _prepare, "sweep": _sweep, "score": _score, "runs": _runs, "launch": _launch}
 
 
 def _check_orthus(argv, elided):

@@ -326,6 +326,24 @@ def test_a_name_that_leads_out_of_its_folder_is_refused(s3, tmp_path):
     bring.bring(Bucket(URL), tmp_path / "x", {"../a": bucket_lib.Entry(1, "")})
 
 
+def test_runs_in_a_bucket_are_listed_and_verified(s3, capsys):
+  with send.sent(f"{URL}/one") as folder:
+    run_in(folder, 1, 2)
+  with send.sent(f"{URL}/one_more") as folder:
+    run_in(folder, 9)
+  with send.sent(f"{URL}/two/three") as folder:
+    run_in(folder, 5)
+  Bucket(f"{URL}/one").write("checkpoints/2.unfinished", b"")
+  assert cli.main(["runs", URL, "--json"]) == 0
+  told = {r["run"]: r for r in json.loads(capsys.readouterr().out)}
+  one = told[f"{URL}/one"]
+  assert one["checkpoints"] == [{"step": 1, "damage": None}] and one["unfinished"] == ["2.unfinished"]
+  assert told[f"{URL}/two/three"]["step"] == 5 and len(told) == 3
+  assert cli.main(["runs", "verify", f"{URL}/two/three/checkpoints/5"]) == 1  # its checksum is made up
+  assert "holds other bytes" in capsys.readouterr().out
+  assert cli.main(["runs", f"{URL}/four"]) == 2 and cli.main(["runs", "watch", URL]) == 2
+
+
 def test_several_processes_are_told_to_share_a_disk(s3):
   from orthus_jax.commands import train
   from orthus_jax.config import RunConfig

@@ -15,11 +15,14 @@ from orthus_jax.commands import common
 from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
+from orthus_jax.storage import bring
+from orthus_jax.storage.bucket import is_url
 
 _WIDTH = 112  # letters, where no terminal says how many
 _EXAMPLES = """examples:
   orthus runs                     those under runs/
   orthus runs /data/runs --json   those under another directory, for a program to read
+  orthus runs gs://mine/runs      those in a bucket (docs/storage.md)
   orthus runs verify runs/shapes  reads every checkpoint of a run through
   orthus runs verify runs/shapes/checkpoints/840
   orthus runs watch runs/shapes   a page that follows a run, from any machine that sees its files; --once prints it once
@@ -43,12 +46,14 @@ def main(argv: Sequence[str]) -> int:
   parser.add_argument("directory", type=user_path, metavar="DIR", help="a run, or a directory of runs (default runs/)", **nargs)
   parser.add_argument("--json", action="store_true", help="print JSON")
   options = parser.parse_args(argv[1:] if verify else argv)
+  if is_url(options.directory) and not verify:
+    return _list(options.directory, options.json)
   place = _place(options)
   return _verify(place, options.json) if verify else _list(place, options.json)
 
 
 def _place(options: argparse.Namespace) -> Path:
-  place = Path(options.directory)
+  place = Path(bring.local(options.directory))
   if not place.is_dir():
     raise BadRequest(f"there is no directory {place}: give a run's, or one that holds runs")
   common.initialize(devices=False)
@@ -66,6 +71,9 @@ def _watch(argv: Sequence[str]) -> int:
   seconds = common.number(float, Range(0.1, 3600))
   parser.add_argument("--every", type=seconds, default=2.0, metavar="SECONDS", help="between two looks (default 2)")
   options = parser.parse_args(argv)
+  if is_url(options.directory):
+    url = options.directory
+    raise BadRequest(f"{url}: only files on disk are followed; `orthus runs {url}` tells how far it is")
   place = _place(options)
 
   from rich.console import Console
@@ -100,11 +108,12 @@ def _watch(argv: Sequence[str]) -> int:
   return 0
 
 
-def _list(place: Path, as_json: bool) -> int:
+def _list(place: Path | str, as_json: bool) -> int:
+  """Of a directory, or of a URL, as text."""
   from orthus_jax.training import goodput
   from orthus_jax.training.checkpoints import listing
 
-  found = [listing.about(run) for run in listing.find(place)]
+  found = listing.about_remote(place) if isinstance(place, str) else [listing.about(run) for run in listing.find(place)]
   if not found:
     raise BadRequest(f"{place} holds no run: one has a config.json beside its checkpoints/")
   if as_json:

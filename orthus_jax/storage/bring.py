@@ -108,6 +108,29 @@ def remote_run_to(bucket: Bucket, target: Path, found: dict[str, Entry] | None =
     bring(bucket, target, remote_run.of_step(found, chosen))
 
 
+def overview(url: str) -> list[tuple[str, Path, list[int], list[int]]]:
+  """The runs below a URL: of each its URL, where its small files are, steps of whole checkpoints, and of those that were cut
+  off or are on their way.
+
+  Raises:
+    BadRequest: if the bucket can't be read.
+  """
+  bucket, told = Bucket(url), []
+  try:
+    found = bucket.list()
+    if not found:
+      bucket.check()
+    for folder in remote_run.folders(found):
+      run = bucket if not folder else Bucket(f"{bucket.url}/{folder}")
+      first = f"{folder}/" if folder else ""
+      own = {n.removeprefix(first): e for n, e in found.items() if n.startswith(first)}
+      bring(run, place(run.url), {n: e for n, e in own.items() if "/" not in n and n.endswith((".json", ".jsonl"))})
+      told.append((run.url, place(run.url), remote_run.whole_steps(own), remote_run.unfinished(own)))
+  except OSError as e:
+    raise BadRequest(f"{url} can't be read: {files.first_line(e)}") from e
+  return told
+
+
 def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
   """Downloads what isn't there as it is in the bucket.
 

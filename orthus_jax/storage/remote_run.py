@@ -22,6 +22,12 @@ def is_run(names: Collection[str]) -> bool:
   return "config.json" in names and any(n.startswith(f"{_FOLDER}/") for n in names)
 
 
+def folders(names: Iterable[str]) -> list[str]:
+  """Where runs lie among objects: "" for one that all of them are, or folders of one or two parts."""
+  found = sorted(n.removesuffix("config.json").rstrip("/") for n in names if n.split("/")[-1] == "config.json")
+  return [""] if "" in found else [f for f in found if f.count("/") < 2]
+
+
 def mark(step: int) -> str:
   """The name of the marker of a checkpoint on its way."""
   return f"{_FOLDER}/{step}{_MARK}"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
 from orthus_jax.training import goodput
 from orthus_jax.training.checkpoints import manifest, workdir as checkpoint
 from orthus_jax.training.metric_writer import read_metrics
@@ -61,6 +62,20 @@ def about(run: Path) -> dict[str, Any]:
       "params_digest": report.get("params_digest"),
       "goodput": dataclasses.asdict(goodput.totals(goodput.read(run))),
   }  # fmt: skip
+
+
+def about_remote(url: str) -> list[dict[str, Any]]:
+  """As `about`, of each run below a URL, whose checkpoints aren't looked into."""
+  told = []
+  for run, folder, whole, unfinished in bring.overview(url):
+    known = about(folder)
+    done = max([known["step"], *whole])
+    state = known["state"].replace(f"at step {known['step']} ", f"at step {done} ", 1)
+    told.append(known | {
+        "run": run, "state": state, "step": done, "checkpoints": [{"step": s, "damage": None} for s in whole],
+        "unfinished": [f"{s}.unfinished" for s in unfinished], "set_aside": [],
+    })  # fmt: skip
+  return told
 
 
 def _json(file: Path) -> dict[str, Any]:
