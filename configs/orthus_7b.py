@@ -33,7 +33,10 @@ The argument is STAGE-MACHINE:
 
     v5e-256   --topology=v5e:16x16        v5p-128     --topology=v5p:4x4x4 (64 chips)
     v6e-256   --topology=v6e:16x16        2xv5p-128   --topology=v5p:4x4x4 --slices=2
+    v7x-128   --topology=tpu7x:4x4x4 (64 chips, 128 devices)
     h100-8    --topology=h100:8           h200-1      --topology=h200:1
+    h200-8    --topology=h200:8           b200-8      --topology=b200:8
+    gb200-64  --topology=gb200:64 (of an NVL72's 72, which divide neither the model's width nor the batches)
     h100-1    --topology=h100:1 (80 GB; `post-lora` alone)
 
 From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate and batch x steps of stage 1, 1e-4 and 32 x
@@ -77,6 +80,11 @@ _MACHINES = {
   "v5p-128": _Machine(dict(data=4, fsdp=16), stage1=(512, "none"), post=(256, "dots")),
   "v6e-256": _Machine(dict(data=1, fsdp=256), stage1=(1536, "dots"), post=(512, "dots")),
   "2xv5p-128": _Machine(dict(data=8, fsdp=16), stage1=(1024, "none"), post=(512, "dots")),
+  "v7x-128": _Machine(dict(data=1, fsdp=128), stage1=(1024, "none"), post=(512, "dots")),
+  # As on eight GPUs of 80 GB, and nothing computed twice: 87 GiB a device, compiled for eight TPUs v5p (docs/planning.md).
+  "h200-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "none"), tpu=False),
+  "b200-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "none"), tpu=False),
+  "gb200-64": _Machine(dict(data=8, fsdp=8), stage1=(256, "none"), post=(128, "none"), tpu=False),
   "h100-8": _Machine(dict(data=1, fsdp=8), stage1=(32, "none"), post=(16, "qkv"), tpu=False),
   "h200-1": _Machine(dict(data=1, fsdp=1), stage1=(32, "qkv"), post=(6, "full"), lora=(6, "qkv"), tpu=False, small=True),
   "h100-1": _Machine(dict(data=1, fsdp=1), lora=(6, "attention"), tpu=False),

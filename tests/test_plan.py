@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 import types
 
+import numpy as np
 import pytest
 import tiny
 
@@ -45,8 +46,9 @@ TPUS = {
   "v5p-128": ("v5p:4x4x4", 1),
   "v6e-256": ("v6e:16x16", 1),
   "2xv5p-128": ("v5p:4x4x4", 2),
+  "v7x-128": ("tpu7x:4x4x4", 1),
 }
-GPUS = ("h100-8", "h200-1")
+GPUS = {"h100-8": "h100:8", "h200-1": "h200:1", "h200-8": "h200:8", "b200-8": "b200:8", "gb200-64": "gb200:64"}
 # Machine code takes minutes for each variant: what goes wrong only there is looked for on request.
 STOP_AT = "code" if os.environ.get("ORTHUS_PLAN_WHOLE") else "schedule"
 
@@ -70,6 +72,10 @@ def small():
   "text, slices, message",
   [
     ("v7:4x4", 1, "unknown topology 'v7:4x4'"),
+    ("v7x:4x4x4", 1, "the nearest is tpu7x"),
+    ("tpu7x-128", 1, "write the shape in chips"),
+    ("tpu7x:4x4", 1, "tpu7x has 3 dimensions: write tpu7x:4x4x4"),
+    ("gb200:128", 1, "the largest node of gb200 has 72 chips"),
     ("v5p-128", 1, "write the shape in chips, such as v5p:4x4x4"),
     ("v5p:8x8", 1, "v5p has 3 dimensions: write v5p:4x4x4"),
     ("v5e", 1, "give its shape in chips, such as v5e:16x16"),
@@ -92,7 +98,19 @@ def test_a_program_that_cannot_be_read_gives_no_figures():
 
 def test_topologies_are_told_in_chips():
   two = hardware.parse("v5p:4x4x4", 2)
-  assert (two.chips, two.per_slice, str(two)) == (128, 64, "2 x v5p:4x4x4")
+  assert (two.chips, two.devices, two.per_slice, str(two)) == (128, 128, 64, "2 x v5p:4x4x4")
+  two = hardware.parse("tpu7x:4x4x4", 2)  # two devices a chip
+  assert (two.chips, two.devices, two.per_slice) == (128, 256, 128)
+
+
+@needs_libtpu()
+def test_a_tpu7x_is_two_devices_and_other_tpus_one():
+  for name, devices in (("tpu7x:2x2x1", 8), ("v5p:2x2x1", 4), ("v4:2x2x1", 4)):
+    topology = hardware.parse(name)
+    found = hardware.devices(topology)
+    places = hardware.places(topology, found)
+    assert len(found) == topology.devices == len(np.unique(places, axis=0)) == devices
+    assert topology.devices // topology.chips == 1 + places[:, -1].max()
 
 
 @pytest.mark.slow
@@ -276,9 +294,8 @@ def test_shipped_variants_are_valid(stage, machine):
   config = load_config(f"{SEVEN_B}:{stage}-{machine}")
   m = config.mesh
   assert config.run.batch_size % (m.data * m.fsdp) == 0
-  if machine in TPUS:
-    topology = hardware.parse(*TPUS[machine])
-    assert m.data * m.fsdp * m.tensor * m.context == topology.chips
+  topology = hardware.parse(*TPUS[machine]) if machine in TPUS else hardware.parse(GPUS[machine])
+  assert m.data * m.fsdp * m.tensor * m.context == topology.devices
 
 
 @pytest.mark.parametrize("machine", [*TPUS, *GPUS])

@@ -43,7 +43,7 @@ def test_bytes_by_part():
   assert buffer_assignment.read("Memory: 3", ASSIGNMENT) is None
 
 
-def _compiler(then, *, upto: int = 4):
+def _compiler(then, *, upto: int = 4, program: str = "HloModule m"):
   """Stands in for a compiler that writes its first files, and then goes on."""
 
   def compile_(options):
@@ -51,7 +51,7 @@ def _compiler(then, *, upto: int = 4):
       "m1.after_optimizations.txt", "m1.after_optimizations-buffer-assignment.txt",
       "m1.after_optimizations-memory-usage-report.txt", "m1.after_optimizations_after_buffer_assignment.txt",
     ]  # fmt: skip
-    for name, text in list(zip(names, ("HloModule m", ASSIGNMENT, TOTALS, "HloM")))[:upto]:
+    for name, text in list(zip(names, (program, ASSIGNMENT, TOTALS, "HloM")))[:upto]:
       (Path(options["xla_dump_to"]) / name).write_text(text)
     return then()
 
@@ -63,6 +63,17 @@ def test_a_compilation_is_left_where_the_program_is_scheduled():
   compiled, text, parts, error = buffer_assignment.compile_watched(_compiler(lambda: on.wait(60)), whole=False)
   on.set()
   assert (compiled, text, error) == (None, "HloModule m", None) and parts["arguments"] == 340
+
+
+def test_a_compilation_is_left_once_what_it_wrote_is_complete_and_stays(monkeypatch):
+  monkeypatch.setattr(buffer_assignment, "_SETTLED", 0.3)
+  complete, cut = "HloModule m\nENTRY %main () -> s32[] {\n  ROOT %a = s32[] parameter(0)\n}\n\n", "HloModule m\n  %a = {}"
+  for program, ends in ((complete, False), (cut, True)):
+    on = threading.Event()
+    compiler = _compiler(lambda: on.wait(2) or "code", upto=3, program=program)
+    compiled, text, parts, _ = buffer_assignment.compile_watched(compiler, whole=False)
+    on.set()
+    assert (compiled, text) == ("code" if ends else None, program) and parts["temporaries"] == 700
 
 
 def test_a_whole_one_is_waited_for():

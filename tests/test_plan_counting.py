@@ -288,6 +288,46 @@ def test_what_is_put_into_a_cache_counts_not_the_cache(what):
 
 
 # As libtpu 0.0.50 writes a program: an element of a tuple by its number, and a computation of another execution thread.
+# A TPU7x keeps a stack in tiles of 16 rows and sees the same place in tiles of 8 where a layer is taken out or put in.
+RETILED = textwrap.dedent("""\
+    HloModule m, is_scheduled=true
+
+    %view (v: bf16[32,256,128]) -> bf16[32,256,128] {
+      %v = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} parameter(0)
+      ROOT %same = bf16[32,256,128]{2,1,0:T(8,128)(2,1)} copy(%v)
+    }
+
+    %take (stack: bf16[32,256,128], i: s32[]) -> bf16[1,256,128] {
+      %stack = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} parameter(0)
+      %seen = bf16[32,256,128]{2,1,0:T(8,128)(2,1)} fusion(%stack), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%view
+      %i = s32[]{:T(128)S(6)} parameter(1)
+      %zero = s32[]{:T(128)} constant(0)
+      ROOT %layer = bf16[1,256,128]{2,1,0:T(8,128)(2,1)} dynamic-slice(%seen, %i, %zero, %zero), dynamic_slice_sizes={1,256,128}
+    }
+
+    %put (stack: bf16[32,256,128], layer: bf16[1,256,128], i: s32[]) -> bf16[32,256,128] {
+      %stack = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} parameter(0)
+      %seen = bf16[32,256,128]{2,1,0:T(8,128)(2,1)} fusion(%stack), kind=kLoop, output_to_operand_aliasing={{}: (0, {})}, calls=%view
+      %layer = bf16[1,256,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+      %i = s32[]{:T(128)S(6)} parameter(2)
+      %zero = s32[]{:T(128)} constant(0)
+      ROOT %whole = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} dynamic-update-slice(%seen, %layer, %i, %zero, %zero)
+    }
+
+    ENTRY %main (stack: bf16[32,256,128], i: s32[]) -> bf16[32,256,128] {
+      %stack = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} parameter(0)
+      %i = s32[]{:T(128)S(6)} parameter(1)
+      %taken = bf16[1,256,128]{2,1,0:T(8,128)(2,1)} fusion(%stack, %i), kind=kLoop, calls=%take
+      ROOT %kept = bf16[32,256,128]{2,1,0:T(16,128)(2,1)} fusion(%stack, %taken, %i), kind=kLoop, calls=%put
+    }
+    """)
+
+
+def test_of_a_stack_seen_in_other_tiles_the_layer_counts():
+  ops, layer = ops_by_name(RETILED), 256 * 128 * 2
+  assert (ops["taken"].bytes, ops["kept"].bytes) == (2 * layer, 2 * layer)
+
+
 NUMBERED = """\
 HloModule step, is_scheduled=true
 

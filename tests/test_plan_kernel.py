@@ -16,8 +16,10 @@ WEIGHTS = 3 * 2 * 1536 * 1536 + 2 * 256 * 1536  # that each step multiplies by
 
 @pytest.mark.slow
 @needs_libtpu()
-@pytest.mark.parametrize("chip, shape", [("v5e", (2, 2)), ("v5p", (2, 2, 1)), ("v6e", (2, 2))])
-@pytest.mark.parametrize("rows", [1, 32])
+@pytest.mark.parametrize(
+  "chip, shape, rows",
+  [*((c, s, r) for c, s in (("v5e", (2, 2)), ("v5p", (2, 2, 1)), ("v6e", (2, 2))) for r in (1, 32)), ("tpu7x", (2, 2, 1), 32)],
+)
 def test_the_kernel_compiles_at_7b(chip, shape, rows):
   config = ModelConfig(transformer=TransformerConfig(dtype="bfloat16"))
   device = hardware.devices(hardware.Topology(hardware.CHIPS[chip], shape))[0]

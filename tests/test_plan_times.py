@@ -33,6 +33,32 @@ def test_collectives_are_told_by_axis_and_timed():
   assert row.link_seconds == pytest.approx(7 / 8 * size / 50e9)
 
 
+def test_an_array_crosses_the_links_of_a_chip_of_two_devices_once():
+  cube = hardware.parse("tpu7x:4x4x4")
+  places = np.asarray([(0, x, y, z, c) for x in range(4) for y in range(4) for z in range(4) for c in range(2)])
+  size = 1 << 30
+
+  def seconds(kind, groups, **mesh):
+    op = Op("a", "", 1, collectives=(Collective(kind, size, groups),))
+    (row,) = estimate.traffic(Work((op,)), {"data": 1, "fsdp": 1, "tensor": 1, "context": 1} | mesh, cube, places)
+    return row.link_seconds
+
+  everyone, cores = np.arange(128)[None], np.arange(128).reshape(64, 2)
+  # 64 chips with 600 GB/s of links; two groups of one core each share them; the cores of one chip have as much between them.
+  assert seconds("all-gather", everyone, fsdp=128) == pytest.approx(63 / 64 * size / 600e9)
+  assert seconds("all-gather", cores.T, fsdp=64, tensor=2) == pytest.approx(63 / 64 * size / 300e9)
+  assert seconds("all-reduce", cores, fsdp=64, tensor=2) == pytest.approx(2 * 1 / 2 * size / 600e9)
+  # What each device sends to each is its own.
+  assert seconds("all-to-all", everyone, fsdp=128) == pytest.approx(127 / 128 * size / 300e9)
+
+
+def test_a_chip_of_two_devices_is_theirs_together():
+  """By the maker's figures of a chip."""
+  chip, gib = hardware.CHIPS["tpu7x"], hardware.GIB
+  assert 2 * chip.flops == 2307e12 and 2 * chip.bandwidth == 7380e9 and 2 * chip.link == 1200e9 / 2
+  assert 0.98 * 192 * gib < 2 * chip.memory < 192 * gib and 2 * chip.network == 100e9 / 8
+
+
 # A gather that a TPU's compiler has spread over a start, a fusion that multiplies, and an end: it is written in each.
 CHAIN = textwrap.dedent("""\
     HloModule jit_step, is_scheduled=true
@@ -195,8 +221,11 @@ def test_chips_and_metrics_agree_on_peaks():
     "v5e": "TPU v5e",
     "v5p": "TPU v5p",
     "v6e": "TPU v6e",
+    "tpu7x": "TPU7x",
     "a100": "NVIDIA A100",
     "h100": "NVIDIA H100",
     "h200": "NVIDIA H200",
+    "b200": "NVIDIA B200",
+    "gb200": "NVIDIA GB200",
   }
   assert {n: hardware.CHIPS[n].flops for n in names} == {n: flops.PEAKS[k] for n, k in names.items()}

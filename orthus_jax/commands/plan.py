@@ -26,8 +26,9 @@ program is optimised, scheduled and laid out in memory, which is all that a plan
 
   --config=configs/orthus_7b.py:post-v5e-256    the config file, as for `orthus train`
   --config.run.batch_size=512                   overrides a field
-  --topology=v5e:16x16                          chips along each dimension: v4, v5p (three), v5e, v6e (two), a100, h100, h200
-                                                and cpu (one). A v5p-128 has 64 chips: v5p:4x4x4
+  --topology=v5e:16x16                          chips along each dimension: v4, v5p, tpu7x (three), v5e, v6e (two), a100, h100,
+                                                h200, b200, gb200 and cpu (one). A v5p-128 has 64 chips: v5p:4x4x4. A tpu7x
+                                                chip is two devices
   --slices=2                                    of that shape, joined by the data-centre network
   --search                                      tries meshes, what is computed again, and batch sizes; prints the best that
                                                 fits as overrides to paste
@@ -90,7 +91,7 @@ def _prepare(chips: int) -> None:
 
 def _make(kind: str, config: Any, topology: Any, **kwargs: Any) -> Any:
   """One plan in a fresh process: of a training step ("report") or of generation ("generator")."""
-  _prepare(0 if topology.chip.platform == "tpu" else topology.chips)
+  _prepare(0 if topology.chip.platform == "tpu" else topology.devices)
   from orthus_jax.planning import generator, report
 
   return {"report": report, "generator": generator}[kind].make(config, topology, **kwargs)

@@ -20,6 +20,9 @@ from orthus_jax.planning import hlo
 _PROGRAM, _BUFFERS, _TOTALS = ".after_optimizations.txt", "-buffer-assignment.txt", "-memory-usage-report.txt"
 _LAST = ".after_optimizations_after_buffer_assignment.txt"  # once this one is begun, those above are complete
 _POLL = 0.1  # seconds
+# libtpu 0.0.42 and 0.0.50 begin the last one after two thirds of a compilation; those above lie there after one, in the order
+# that each sees fit, and are written anew with no other figures.
+_SETTLED = 2.0  # seconds
 
 
 def compile_watched(
@@ -47,10 +50,26 @@ def compile_watched(
   with tempfile.TemporaryDirectory(prefix="orthus_plan_", ignore_cleanup_errors=True) as folder:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
+    sizes, since = None, time.monotonic()
     while thread.is_alive() and (whole or not _latest(folder, _LAST)):
+      if sizes != (sizes := _sizes(folder)):
+        since = time.monotonic()
+      if not whole and sizes and time.monotonic() - since > _SETTLED:
+        break
       time.sleep(_POLL)
     text, totals, buffers = (_read(folder, ending) for ending in (_PROGRAM, _TOTALS, _BUFFERS))
   return found[0], text, read(totals, buffers) if totals and buffers else None, found[1]
+
+
+def _sizes(folder: str) -> tuple[int, ...] | None:
+  """Sizes of what a plan is made from; None until all of it has begun and the program's last line, a brace alone, is there."""
+  files = [f for f in (_latest(folder, ending) for ending in (_PROGRAM, _TOTALS, _BUFFERS)) if f]
+  sizes = tuple(f.stat().st_size for f in files)
+  if len(files) < 3:
+    return None
+  with files[0].open("rb") as program:
+    program.seek(max(sizes[0] - 16, 0))
+    return sizes if all(sizes) and program.read().rstrip().endswith(b"\n}") else None
 
 
 def _latest(folder: str, ending: str) -> pathlib.Path | None:

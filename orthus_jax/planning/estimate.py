@@ -179,9 +179,10 @@ def _axes(groups: np.ndarray, mesh_shape: dict[str, int]) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class _Reach:
-  """How a group lies on the machine: devices within a slice, slices, and what share of a chip's links it can use."""
+  """How a group lies on the machine: devices within a slice, of one chip, slices, and what share of the links it can use."""
 
   within: int
+  of_chip: int
   slices: int
   share: float
 
@@ -190,16 +191,17 @@ class _Reach:
     at = places[groups[0]]
     slices = len(np.unique(at[:, 0]))
     within = max(groups.shape[1] // slices, 1)
+    of_chip = len(np.unique(at[:, -1])) if topology.chip.devices > 1 else 1
     torus = topology.chip.torus
     if not torus:
-      return cls(within, slices, 1.0)
+      return cls(within, of_chip, slices, 1.0)
     # A ring uses the links of the dimensions that it runs along, both ways where the torus closes there.
     share = 0.0
     for d, size in enumerate(topology.shape):
       span = int(at[:, 1 + d].max() - at[:, 1 + d].min()) + 1
       if span > 1:
         share += (1.0 if span == size and size % topology.chip.wrap == 0 else 0.5) / torus
-    return cls(within, slices, share or 1.0)
+    return cls(within, of_chip, slices, share or 1.0)
 
   def seconds(self, collective: Collective, chip: Chip) -> tuple[float, float]:
     """(over links, between slices)."""
@@ -212,7 +214,19 @@ class _Reach:
         if self.slices == 1
         else (0.0, collective.bytes / chip.network)
       )
-    link = sent(self.within) * collective.bytes / (chip.link * self.share) if self.within > 1 else 0.0
+    link = self._bytes(collective) / (chip.link * self.share)
     # Between slices each device of a group carries its share of the array.
     network = sent(self.slices) * collective.bytes / self.within / chip.network if self.slices > 1 else 0.0
     return link, network
+
+  def _bytes(self, collective: Collective) -> float:
+    """What a device sends over its links within the slice."""
+    sent, within = _SENT[collective.kind], self.within
+    if within == 1:
+      return 0.0
+    if self.of_chip == 1 or collective.kind.endswith("all-to-all"):
+      return sent(within) * collective.bytes
+    # An array that all have in the end crosses a chip's links once, half by each device, which pass it on to each other; a
+    # group within one chip does nothing else, at the rate of all its links.
+    chips = within // self.of_chip
+    return sent(chips if chips > 1 else within) * collective.bytes / self.of_chip

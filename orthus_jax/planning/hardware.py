@@ -1,11 +1,16 @@
 """Accelerators by their published figures, and topologies of them.
 
-Sources. TPUs: Google Cloud's documentation, pages "TPU v4", "TPU v5e", "TPU v5p" and "TPU v6e"
-(https://cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e); data-centre network per chip from the same pages: per pod,
-divided by its chips (v5e 6.4 Tbit/s, v6e 25.6 Tbit/s, of 256), per chip (v5p 50 Gbit/s), per host of four chips (v4).
-Memory is what the compiler lets a program use, where that is less than the published size. GPUs: NVIDIA's data sheets
-of the A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together), and a network adapter of 400 Gbit/s
-(A100: 200) for each GPU, as in DGX systems.
+Sources. TPUs: Google Cloud's documentation, pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)"
+(https://cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, .../tpu7x); data-centre network per chip from the same pages:
+per pod, divided by its chips (v5e 6.4 Tbit/s, v6e 25.6 Tbit/s, of 256), per chip (v5p 50, TPU7x 100 Gbit/s), per host of four
+chips (v4). Memory is what the compiler lets a program use, where that is less than the published size. GPUs: NVIDIA's data
+sheets of the A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together), and a network adapter of 400 Gbit/s
+(A100: 200) for each GPU, as in DGX systems. B200: an eighth of the DGX B200 (1,440 GB, 64 TB/s, NVLink 14.4 TB/s), GB200: a 72nd
+of the GB200 NVL72 (13.4 TB, 576 TB/s, NVLink 130 TB/s, sparse bf16 360 PFLOP/s), each of half its sparse rate where the dense
+one isn't told; a GB200's link to its host is half of a superchip's NVLink-C2C, 900 GB/s both ways.
+
+Without a source: TPU7x's link to its host, taken as v6e's, and the rate between the two cores of its chip, taken as that of
+all the chip's links together.
 """
 
 from __future__ import annotations
@@ -37,7 +42,7 @@ _LIBTPU = {
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One accelerator as its maker publishes it.
+  """One accelerator as its maker publishes it; memory and rates are those of one device.
 
   Attributes:
     name: as a topology names it.
@@ -51,6 +56,8 @@ class Chip:
     network: bytes/s that it can send beyond its slice (or node).
     host_link: bytes/s to its host, one direction.
     largest: chips of the largest slice (or node).
+    devices: that jax sees of a chip; each has its share of memory, FLOP/s, links and network, and the links are the chip's: one
+      device has all of them where the others send nothing.
   """
 
   name: str
@@ -64,6 +71,7 @@ class Chip:
   network: float
   host_link: float
   largest: int
+  devices: int = 1
 
 
 CHIPS = {
@@ -73,9 +81,13 @@ CHIPS = {
         Chip("v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 2, 16, 3.125e9, 16e9, 256),
         Chip("v5p", "tpu", 95 * GIB, 459e12, 2765e9, 600e9, 3, 4, 6.25e9, 16e9, 6144),
         Chip("v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 2, 16, 12.5e9, 32e9, 256),
+        # Two cores, each a device with half of 192 GiB, 2,307 TFLOP/s, 7,380 GB/s, 600 GB/s one way and 100 Gbit/s.
+        Chip("tpu7x", "tpu", int(94.74 * GIB), 1153.5e12, 3690e9, 300e9, 3, 4, 6.25e9, 16e9, 9216, devices=2),
         Chip("a100", "gpu", int(80e9), 312e12, 2039e9, 300e9, 0, 0, 25e9, 32e9, 8),
         Chip("h100", "gpu", int(80e9), 989e12, 3350e9, 450e9, 0, 0, 50e9, 64e9, 8),
         Chip("h200", "gpu", int(141e9), 989e12, 4800e9, 450e9, 0, 0, 50e9, 64e9, 8),
+        Chip("b200", "gpu", int(180e9), 2250e12, 8000e9, 900e9, 0, 0, 50e9, 64e9, 8),
+        Chip("gb200", "gpu", int(186e9), 2500e12, 8000e9, 900e9, 0, 0, 50e9, 225e9, 72),
         # Nobody publishes figures of "a CPU": a plan for one shows sizes and shares, and no times.
         Chip("cpu", "cpu", 0, 0.0, 0.0, 0.0, 0, 0, 0.0, 0.0, 4096),
     )
@@ -98,10 +110,15 @@ class Topology:
 
   @property
   def per_slice(self) -> int:
-    return math.prod(self.shape)
+    """Devices of a slice."""
+    return math.prod(self.shape) * self.chip.devices
 
   @property
   def chips(self) -> int:
+    return math.prod(self.shape) * self.slices
+
+  @property
+  def devices(self) -> int:
     return self.per_slice * self.slices
 
   def __str__(self) -> str:
@@ -117,7 +134,7 @@ def parse(text: str, slices: int = 1) -> Topology:
   """
   name, colon, shape = text.strip().lower().partition(":")
   if name not in CHIPS:
-    alias = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e)-(\d+)", name)
+    alias = re.fullmatch(r"(v4|v5e|v5litepod|v5p|v6e|tpu7x)-(\d+)", name)
     near = difflib.get_close_matches(name, CHIPS, n=1, cutoff=0.0)[0]
     hint = (
       "counts cores or chips, not a shape: write the shape in chips, such as v5p:4x4x4"
@@ -154,11 +171,11 @@ def devices(topology: Topology) -> list[Any]:
   """
   if topology.chip.platform != "tpu":
     found = jax.devices("cpu")
-    if len(found) < topology.chips:
+    if len(found) < topology.devices:
       raise BadRequest(
-        f"{topology} needs {topology.chips} CPU devices and jax has {len(found)}: set jax_num_cpu_devices"
+        f"{topology} needs {topology.devices} CPU devices and jax has {len(found)}: set jax_num_cpu_devices"
       )
-    return found[: topology.chips]
+    return found[: topology.devices]
   from jax.experimental import topologies
 
   more = {"num_slices": topology.slices} if topology.slices > 1 else {}
@@ -172,8 +189,8 @@ def devices(topology: Topology) -> list[Any]:
     if "libtpu" in str(e).lower() and not _has_libtpu():
       raise BadRequest("planning for TPUs needs libtpu: pip install 'orthus_jax[tpu]'") from e
     raise BadRequest(f"libtpu can't describe --topology={name}: {str(e).splitlines()[0][:200]}") from e
-  # v4 without fused cores shows two devices a chip; a mesh is of chips.
-  return [d for d in found if getattr(d, "core_on_chip", 0) == 0]
+  # v4 without fused cores shows two devices a chip; a mesh of its is of chips. A TPU7x's cores can't be fused.
+  return [d for d in found if getattr(d, "core_on_chip", 0) < topology.chip.devices]
 
 
 def _has_libtpu() -> bool:
@@ -195,8 +212,11 @@ def _quiet() -> Iterator[None]:
 
 
 def places(topology: Topology, devices: list[Any]) -> np.ndarray:
-  """Where each device stands: [devices, 1 + dimensions], its slice first."""
+  """Where each device stands: [devices, 2 + dimensions], its slice first and last its place on the chip."""
   if topology.chip.platform == "tpu":
-    return np.asarray([(getattr(d, "slice_index", None) or 0, *d.coords[: len(topology.shape)]) for d in devices])
+    dimensions = len(topology.shape)
+    return np.asarray(
+      [(getattr(d, "slice_index", None) or 0, *d.coords[:dimensions], getattr(d, "core_on_chip", 0)) for d in devices]
+    )
   n = np.arange(len(devices))
-  return np.stack([n // topology.per_slice, n % topology.per_slice], axis=1)
+  return np.stack([n // topology.per_slice, n % topology.per_slice, np.zeros_like(n)], axis=1)

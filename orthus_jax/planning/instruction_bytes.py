@@ -67,6 +67,8 @@ def _read(module: Module, computation: Computation, parameter: str) -> int:
       total += _read(module, computation, user.name) if user.opcode == "bitcast" else user.stored
     elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == parameter:
       continue  # written in place; of a scatter, whoever adds to what is there reads it too, which is counted as nothing
+    elif user.opcode == "fusion" and "output_to_operand_aliasing" in user.attributes:
+      total += _read(module, computation, user.name)  # the same place seen in other tiles, as on a TPU7x
     elif user.opcode == "fusion":
       inner = module.computations[user.called("calls")]
       total += sum(_read(module, inner, inner.parameters[k]) for k, o in enumerate(user.operands) if o == parameter)

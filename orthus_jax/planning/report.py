@@ -20,7 +20,7 @@ class Plan:
   Attributes:
     title: config and topology.
     topology: as asked.
-    chips: in all.
+    chips: in all; a TPU7x's shows jax two devices.
     mesh: devices by axis.
     rows, length: of the global batch.
     remat: what the backward pass computes again.
@@ -94,7 +94,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
         " the planner doesn't know; plan with the versions that docs/planning.md names"
       ) from e
   if counted is None:
-    products = traced.flops(compiled.jaxpr) / topology.chips
+    products = traced.flops(compiled.jaxpr) / topology.devices
     counted = work.Work((work.Op("the traced program", "", 1, products=products),))
     if compiled.memory.limit and not compiled.text:
       notes.append("the compiler gave up for lack of memory: FLOPs are the traced program's, without collectives")
@@ -104,11 +104,11 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
     notes.append(f"a kernel whose FLOPs aren't known is left out: {kernel}")
 
   closed = closed_form.closed(config, compiled.layout.names, kernel=counted.attention > 0, images=images)
-  tokens = config.run.batch_size * config.data.sequence_length / topology.chips
+  tokens = config.run.batch_size * config.data.sequence_length / topology.devices
   flops = {
       "products": counted.products, "attention": counted.attention, "total": counted.flops,
-      "closed_form": sum(closed.program.values()) / topology.chips,
-      "model": closed.model / topology.chips, "model_full": closed.model_full / topology.chips,
+      "closed_form": sum(closed.program.values()) / topology.devices,
+      "model": closed.model / topology.devices, "model_full": closed.model_full / topology.devices,
   }  # fmt: skip
   memory, fits = _memory(compiled, topology, notes)
   times: dict[str, float] = {}
@@ -118,7 +118,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
     found = estimate.estimate(counted, traffic, chip)
     times = dataclasses.asdict(found)
     for kind in ("calibrated", "bound"):
-      speed[kind] = tokens / times[kind]
+      speed[kind] = tokens * chip.devices / times[kind]
       mfu |= {
         kind: flops["model"] / times[kind] / chip.flops,
         f"{kind}_full": flops["model_full"] / times[kind] / chip.flops,

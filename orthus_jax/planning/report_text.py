@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,9 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   page = io.StringIO()
   out = Console(file=page, width=width, highlight=False, no_color=True, force_terminal=False)
   mesh = " x ".join(f"{a} {n}" for a, n in plan.mesh.items() if n > 1) or "one device"
-  out.print(f"{plan.title}  on {plan.topology}, {plan.chips} chips".strip())
+  devices = math.prod(plan.mesh.values())
+  size = f"{plan.chips} chips" + (f", {devices} devices" if devices != plan.chips else "")
+  out.print(f"{plan.title}  on {plan.topology}, {size}".strip())
   out.print(
     f"mesh {mesh}; {plan.rows} rows of {plan.length} positions a step, {plan.rows * plan.length / 1e6:.2f}M; remat {plan.remat}"
   )
@@ -43,7 +46,7 @@ def text(plan: Plan, *, config: Config | None = None, against: Plan | None = Non
   )
   out.print(rows)
   if capacity and plan.fits is not None:
-    out.print(f"{verdict}: {capacity / GIB:.2f} GiB a chip, {free}")
+    out.print(f"{verdict}: {capacity / GIB:.2f} GiB a device, {free}")
   if plan.fits is False and config is not None:
     out.print(advice(config, plan))
 
