@@ -49,7 +49,8 @@ _AGREEMENT = 1e-4  # of the largest feature
 # Bytes/s of one device's memory as jax names its kind, by the makers' data sheets.
 _BANDWIDTHS: dict[str, float] = {
     "TPU v4": 1.228e12, "TPU v5 lite": 0.819e12, "TPU v5e": 0.819e12, "TPU v5": 2.765e12, "TPU v5p": 2.765e12,
-    "TPU v6 lite": 1.638e12, "TPU v6e": 1.638e12, "TPU7x": 3.69e12, "NVIDIA A100-SXM4-40GB": 1.555e12, "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "TPU v6 lite": 1.638e12, "TPU v6e": 1.638e12, "TPU7x": 3.69e12,
+    "NVIDIA A100-SXM4-40GB": 1.555e12, "NVIDIA A100-SXM4-80GB": 2.039e12,
     "NVIDIA H100 PCIe": 2.0e12, "NVIDIA H100": 3.35e12, "NVIDIA H200": 4.8e12, "NVIDIA B200": 8.0e12, "NVIDIA GB200": 8.0e12,
 }  # fmt: skip
 

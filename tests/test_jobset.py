@@ -96,7 +96,7 @@ def pod(made: dict) -> dict:
 @pytest.mark.parametrize("topology, slices, hosts, chips, accelerator", [
     ("v5e:16x16", 1, 64, 4, "tpu-v5-lite-podslice"), ("v6e:2x4", 2, 2, 4, "tpu-v6e-slice"),
     ("v5p:4x4x8", 3, 32, 4, "tpu-v5p-slice"), ("v4:2x2x4", 1, 4, 4, "tpu-v4-podslice"),
-    ("v5e:1x1", 1, 1, 1, "tpu-v5-lite-podslice"),
+    ("v5e:1x1", 1, 1, 1, "tpu-v5-lite-podslice"), ("tpu7x:4x4x4", 1, 16, 4, "tpu7x"),
 ])  # fmt: skip
 def test_a_jobset_asks_for_a_topologys_hosts(capsys, topology, slices, hosts, chips, accelerator):
   argv = ("--on=jobset-tpu", f"--topology={topology}", f"--slices={slices}", SHAPES, *PODS, "--grace=300", "--restarts=7")

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from orthus_jax import cli
+from orthus_jax.errors import BadRequest
 from orthus_jax.launching import job as job_lib, kinds, tpus
 from orthus_jax.planning import hardware
 
@@ -190,7 +191,12 @@ def test_every_kind_and_chip_has_a_name():
   for chip in hardware.CHIPS.values():
     if chip.platform == "tpu":
       topology = hardware.Topology(chip, (4,) * chip.torus)
-      assert tpus.runtime(topology) and tpus.accelerator_type(topology) and tpus.gke_accelerator(topology)
+      assert tpus.accelerator_type(topology) and tpus.gke_accelerator(topology)
+      if chip.name == "tpu7x":
+        with pytest.raises(BadRequest, match="choose --on=jobset or --on=xpk"):
+          tpus.runtime(topology)
+      else:
+        assert tpus.runtime(topology)
   names = {c: job_lib.name_of(c) for c in ("configs/orthus_7b.py:post-v5e-256", "7b.py", "a/B_c.py:x,y" + "z" * 60)}
   assert list(names.values()) == ["orthus-7b-post-v5e-256", "run-7b", "b-c-x-y" + "z" * 33]
   for name in names.values():

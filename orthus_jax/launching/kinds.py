@@ -105,7 +105,7 @@ def check_mesh(config: Config, topology: Topology) -> None:
 
   slices = topology.slices if topology.chip.platform == "tpu" else 1
   try:
-    sizes = mesh_lib.sizes(config.mesh, devices=topology.chips, slices=slices)
+    sizes = mesh_lib.sizes(config.mesh, devices=topology.devices, slices=slices)
     mesh_lib.check(AbstractMesh(tuple(sizes.values()), mesh_lib.AXES), config)
   except BadRequest as e:
     raise BadRequest(f"{topology}: {e}") from e

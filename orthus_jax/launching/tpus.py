@@ -7,6 +7,7 @@ host), "TPU software versions" (https://cloud.google.com/tpu/docs/runtimes), and
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.planning.hardware import Topology
@@ -22,8 +23,8 @@ class _Names:
   Attributes:
     gke: the node selector cloud.google.com/gke-tpu-accelerator.
     type: what accelerator types begin with.
-    counted: what they count on a chip: TensorCores of v4 and v5p, chips of the others.
-    runtime: the TPU VM's software.
+    counted: what they count on a chip: TensorCores of v4, v5p and TPU7x, chips of the others.
+    runtime: the TPU VM's software; "" where none is published.
   """
 
   gke: str
@@ -37,6 +38,7 @@ _NAMES = {
     "v5e": _Names("tpu-v5-lite-podslice", "v5litepod", 1, "v2-alpha-tpuv5-lite"),
     "v5p": _Names("tpu-v5p-slice", "v5p", 2, "v2-alpha-tpuv5"),
     "v6e": _Names("tpu-v6e-slice", "v6e", 1, "v2-alpha-tpuv6e"),
+    "tpu7x": _Names("tpu7x", "tpu7x", 2, ""),
 }
 
 
@@ -66,12 +68,17 @@ def shape(topology: Topology) -> str:
 
 def chips_per_host(topology: Topology) -> int:
   """4, but of a single chip."""
-  return min(topology.per_slice, 4)
+  return min(_chips(topology), 4)
 
 
 def hosts(topology: Topology) -> int:
   """Of one slice."""
-  return topology.per_slice // chips_per_host(topology)
+  return _chips(topology) // chips_per_host(topology)
+
+
+def _chips(topology: Topology) -> int:
+  """Of one slice."""
+  return math.prod(topology.shape)
 
 
 def gke_accelerator(topology: Topology) -> str:
@@ -80,11 +87,17 @@ def gke_accelerator(topology: Topology) -> str:
 
 
 def accelerator_type(topology: Topology) -> str:
-  """v5litepod-256; of v4 and v5p the count of TensorCores, which stands for one shape of several."""
+  """v5litepod-256; of v4, v5p and TPU7x the count of TensorCores, which stands for one shape of several."""
   names = _NAMES[topology.chip.name]
-  return f"{names.type}-{topology.per_slice * names.counted}"
+  return f"{names.type}-{_chips(topology) * names.counted}"
 
 
 def runtime(topology: Topology) -> str:
-  """The software version of its TPU VMs."""
-  return _NAMES[topology.chip.name].runtime
+  """The software version of its TPU VMs.
+
+  Raises:
+    BadRequest: if none is known.
+  """
+  if not (found := _NAMES[topology.chip.name].runtime):
+    raise BadRequest(f"{topology}: no software for TPU VMs of this chip is published: choose --on=jobset or --on=xpk")
+  return found
