@@ -33,7 +33,7 @@ def test_xpk_gets_its_names_for_the_devices(capsys):
   assert tpu[:3] == ["xpk", "workload", "create"] and {
       "--tpu-type=v5p-4x4x4", "--num-slices=2", "--cluster=c", "--project=p", "--zone=us-east5-a", "--max-restarts=100",
       "--restart-on-exit-codes=75,76", "--termination-grace-period-seconds=120", "--env=A=b c", "--priority=high",
-      "--docker-image=us-docker.pkg.dev/me/orthus:1",
+      "--docker-image=images.example.com/orthus:1",
   } <= set(tpu)  # fmt: skip
   flat = dry(capsys, "--on=xpk", "--topology=v5e:4x4", SHAPES, "--config.run.batch_size=32", PODS[0], *CLOUD, "--cluster=c")
   assert "--tpu-type=v5litepod-16" in flat and "--processes=auto" in flat
@@ -90,15 +90,13 @@ def test_gcloud_gets_slices_and_the_start_up_script(capsys, tools, queued):
 def test_a_start_up_script_starts_again_what_was_preempted(capsys, tools, queued, statuses, wanted, times):
   shown = dry(capsys, *queued, "--restarts=1" if times == 2 and wanted == 75 else "--restarts=9", "--env=A=b c")
   script = shown.split("END_OF_SCRIPT'\n")[1].split("END_OF_SCRIPT")[0].replace("mkdir -p /shared", f"touch {tools}/mounted")
-  stand_in(tools, "gcloud")
   status = f'echo x >> {tools}/n; n=$(wc -l < {tools}/n); set -- {statuses}; exit "${{!n}}"'
   stand_in(tools, "docker", f'[ "$1" = run ] || exit 0\n{status}')
   assert subprocess.run(["bash", "-c", script], capture_output=True).returncode == wanted
   assert len((tools / "n").read_text().splitlines()) == times and (tools / "mounted").exists()
-  assert "us-docker.pkg.dev" in (tools / "gcloud.arguments").read_text()
   told = (tools / "docker.arguments").read_text().splitlines()
   at = told.index("orthus")
-  assert told[at - 1] == "us-docker.pkg.dev/me/orthus:1" and told[at : at + 2] == ["orthus", "train"]
+  assert told[at - 1] == "images.example.com/orthus:1" and told[at : at + 2] == ["orthus", "train"]
   assert {"--env=A=b c", "--volume=/shared:/shared", "--stop-timeout=120", "--net=host"} <= set(told[:at])
   assert {"--workdir=/shared/run", "--processes=auto"} <= set(told[at:])
 

@@ -18,7 +18,7 @@ from orthus_jax.paths import user_path
 _EXAMPLES = """examples:
   orthus launch --on=slurm --topology=h100:8 --nodes=4 --config=configs/NAME.py --workdir=/shared/runs/NAME -- --partition=gpu
   orthus launch --on=jobset --topology=v5e:16x16 --config=configs/orthus_7b.py:post-v5e-256 --workdir=/shared/runs/post \\
-      --image=us-docker.pkg.dev/me/orthus:1 --volume=gs://my-bucket:/shared --dry-run
+      --image=images.example.com/orthus:1 --volume=gs://my-bucket:/shared --dry-run
 What follows -- goes to the tool as it is. Runs that were preempted (exit status 75) or lost a host (76) go on by themselves;
 others don't. docs/launching.md tells what each kind takes and prints. Exit status: the tool's, or 2 for a bad request.
 """

@@ -46,12 +46,11 @@ def submission(job: Job) -> Submission:
 
 
 def _script(job: Job, *, joining: tuple[str, ...]) -> str:
-  host = job.image.partition("/")[0]
   text = (resources.files("orthus_jax.launching") / "scripts" / "tpu_vm.sh.j2").read_text()
   template = jinja2.Environment(undefined=jinja2.StrictUndefined, trim_blocks=True, autoescape=False).from_string(text)
   return template.render(
-      name=job.name, setup=job.setup.rstrip(), registry=host if host.endswith(("docker.pkg.dev", "gcr.io")) else "",
-      image=shlex.quote(job.image), command=shlex.join(job.command(*joining)), grace=job.grace, restarts=job.restarts,
+      name=job.name, setup=job.setup.rstrip(), image=shlex.quote(job.image), command=shlex.join(job.command(*joining)),
+      grace=job.grace, restarts=job.restarts,
       volumes=[shlex.quote(f"{what}:{where}") for what, where in job.volumes],
       environment=[shlex.quote(f"{k}={v}") for k, v in job.environment.items()],
       restart_on=" | ".join(map(str, RESTART_ON)),
