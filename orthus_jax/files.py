@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import errno
+import json
 import os
 from pathlib import Path
 import resource
 import shutil
 import tempfile
+from typing import Any
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
@@ -37,6 +39,15 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
       half.unlink()
       raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """A file's JSON object; {} where there is none, or none that can be read."""
+  try:
+    value = json.loads(path.read_text(encoding="utf-8"))
+  except (OSError, ValueError):
+    return {}
+  return value if isinstance(value, dict) else {}
 
 
 def allow_many_open() -> int:

@@ -10,7 +10,10 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Programs run a few times here, and compiling them takes most of the time: LLVM is asked for little. What runs in a process of
 # its own (`command.py`) is compiled as users have it.
-for flag, value in (("xla_force_host_platform_device_count", 8), ("xla_backend_optimization_level", 0)):
+flags = {"xla_force_host_platform_device_count": 8}
+if os.environ["JAX_PLATFORMS"] == "cpu":
+  flags["xla_backend_optimization_level"] = 0
+for flag, value in flags.items():
   if flag not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={value}".strip()
 

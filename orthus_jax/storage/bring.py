@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 from pathlib import Path, PurePosixPath
 import shutil
 import threading
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest
-from orthus_jax.progress import bar
 from orthus_jax.storage import remote_run
-from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url
+from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url, transfer
 
-_log = logging.getLogger(__name__)
 _INDEX = ".brought.json"  # in a brought folder: where it comes from, and the objects that lie in it as they were then
 _PREPARED = "prepared.json"
 _lock = threading.Lock()
@@ -154,19 +151,11 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
   target.mkdir(parents=True, exist_ok=True)
   if size > (free := shutil.disk_usage(target).free):
     raise BadRequest(f"{bucket.url} takes {size:,} bytes, and {target} has {free:,} left: make room, or set ORTHUS_CACHE")
-  if size > 1 << 26:
-    _log.info("bringing %.2f GB from %s to %s", size / 1e9, bucket.url, target)
-  told = bar("bringing", unit="MB") if size > 1 << 26 else None
-  done, shown = 0, -1
+  moved = transfer(f"bringing {bucket.url}", size)
 
   def get(name: str) -> None:
-    nonlocal done, shown
     bucket.get(name, target / name)
-    with _lock:
-      done += new[name].size
-      if told and done >> 20 > shown:
-        shown = done >> 20
-        told(shown, size >> 20, shown)
+    moved(new[name].size)
 
   for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
   with _lock:
@@ -188,7 +177,7 @@ def file(path: Path) -> Path:
 
 
 def place(url: str) -> Path:
-  """Where a URL's things are brought to."""
+  """Where a URL's things are brought to. A run that is trained here works elsewhere (`mirror.place`)."""
   scheme, _, rest = url.partition("://")
   return files.cache_dir() / "storage" / scheme / rest
 

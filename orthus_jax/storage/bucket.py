@@ -9,15 +9,18 @@ import dataclasses
 import logging
 import os
 from pathlib import Path, PurePosixPath
+import threading
 import time
 from typing import Any, TypeVar
 import uuid
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.progress import bar
 
 _log = logging.getLogger(__name__)
 _WAITS = (0.5, 2.0, 8.0)  # seconds before each further try of what may have failed for a moment
 _THREADS = 8  # files on their way at once
+_MANY = 1 << 26  # bytes that take a while
 _DRIVERS = {"gs": "gcsfs", "s3": "s3fs"}  # extras of ours have the schemes' names
 _LOGIN = {
     "gs": "`gcloud auth application-default login`, or GOOGLE_APPLICATION_CREDENTIALS=FILE",
@@ -229,6 +232,29 @@ def for_all(do: Callable[[Any], T], items: Iterable[Any]) -> list[T]:
   """`do` of each, several at once; the first failure is raised once those under way have ended."""
   with futures.ThreadPoolExecutor(_THREADS, thread_name_prefix="storage") as threads:
     return list(threads.map(do, list(items)))
+
+
+def transfer(what: str, size: int) -> Callable[[int], None]:
+  """A function that is told, from any thread, of bytes that have been moved, and draws a bar where there are many.
+
+  Args:
+    what: is being done.
+    size: bytes in all.
+  """
+  if size < _MANY:
+    return lambda n: None
+  show, lock, total = bar(what, unit="MB"), threading.Lock(), -(-size // 10**6)
+  done, shown = 0, -1
+
+  def moved(n: int) -> None:
+    nonlocal done, shown
+    with lock:
+      done += n
+      if (now := total if done >= size else min(done // 10**6, total - 1)) > shown:
+        shown = now
+        show(now, total, now)
+
+  return moved
 
 
 def _entry(info: dict[str, Any]) -> Entry:

@@ -15,6 +15,7 @@ import threading
 import time
 import uuid
 
+from orthus_jax import files
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.storage import bring, remote_run
 from orthus_jax.storage.bucket import Bucket, Entry, for_all
@@ -39,7 +40,7 @@ def mirrored(url: str, *, kept: Callable[[list[int]], set[int]] = set, every: fl
     BadRequest: if the bucket can't be used, or another command works there.
     Stopped: if in the end something couldn't be uploaded, unless the block raised something itself.
   """
-  bucket, folder = Bucket(url), bring.place(url)
+  bucket, folder = Bucket(url), place(url)
   bucket.check()
   try:
     lock = RemoteLock(bucket)
@@ -75,6 +76,12 @@ def mirrored(url: str, *, kept: Callable[[list[int]], set[int]] = set, every: fl
     lock.release()
 
 
+def place(url: str) -> Path:
+  """The directory on disk in which a run of a URL works; what readers are brought of it lies elsewhere (`bring.place`)."""
+  scheme, _, rest = url.rstrip("/").partition("://")
+  return files.cache_dir() / "runs" / scheme / rest
+
+
 class Mirror:
   """What of a run's directory on disk is in the bucket already.
 
@@ -105,10 +112,9 @@ class Mirror:
 
   def _settle_whose(self, found: dict[str, Entry]) -> None:
     """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
-    own, there = self._folder / _ID, ""
-    if _ID in found:
-      there = self._bucket.read(_ID).decode()
-    if self._folder.is_dir() and not (own.is_file() and own.read_text(encoding="utf-8") == there):
+    own = self._folder / _ID
+    there = self._bucket.read(_ID).decode() if _ID in found else ""
+    if self._folder.is_dir() and (own.read_text(encoding="utf-8") if own.is_file() else "") != there:
       n = 1
       while (aside := self._folder.with_name(f"{self._folder.name}.before-{n}")).exists():
         n += 1
@@ -172,11 +178,10 @@ class Mirror:
   def _given_up(self, here: set[int]) -> set[int]:
     """Steps whose checkpoints are in the bucket alone and are to go: they went from the disk, or are old ones of elsewhere."""
     self._seen |= here
+    if not here:  # none goes from disk but for a newer one: the disk itself is gone, and these are all that is left
+      return set()
     elsewhere = self._there - self._seen
-    if not elsewhere or not here:
-      return (self._there & self._seen) - here
-    stay = self._kept(sorted(self._there | here)) or elsewhere
-    return ((self._there & self._seen) - here) | (elsewhere - stay)
+    return ((self._there & self._seen) - here) | (elsewhere - self._kept(sorted(self._there | here)))
 
   def _upload(self, step: int) -> None:
     """Uploads one checkpoint: its marker, its files, its manifest; then the marker goes."""

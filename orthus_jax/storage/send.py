@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
-import logging
 from pathlib import Path
 import tempfile
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest
-from orthus_jax.progress import bar
-from orthus_jax.storage.bucket import Bucket, for_all, is_url
+from orthus_jax.storage.bucket import Bucket, for_all, is_url, transfer
 
-_log = logging.getLogger(__name__)
 _LAST = "config.json"  # uploaded last: without it neither a run nor a Hugging Face directory is one
 
 
@@ -39,15 +36,12 @@ def sent(target: str) -> Iterator[Path]:
     folder = Path(made) / "made"
     yield folder
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-    size = sum((folder / n).stat().st_size for n in names)
-    told, done = (bar("uploading", unit="MB") if size > 1 << 26 else None), 0
+    sizes = {n: (folder / n).stat().st_size for n in names}
+    moved = transfer(f"uploading to {target}", sum(sizes.values()))
 
     def put(name: str) -> None:
-      nonlocal done
       bucket.put(folder / name, name)
-      done += (folder / name).stat().st_size
-      if told and done < size:
-        told(done >> 20, size + (1 << 20) >> 20, done >> 20)
+      moved(sizes[name])
 
     try:
       for_all(put, [n for n in names if n != _LAST])

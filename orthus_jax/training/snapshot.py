@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import json
 from pathlib import Path
 import time
 from typing import Any
 
-from orthus_jax import lock
+from orthus_jax import files, lock
 from orthus_jax.training import goodput, metric_writer, remarks
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
@@ -73,7 +72,7 @@ class Reader:
     run, now = self._run, self._now()
     rows = {r["step"]: r for r in map(metric_writer.record, self._metrics.lines()) if r is not None}
     lines = [r for r in map(goodput.record, self._time.lines()) if r is not None]
-    config, last = _json(run / "config.json").get("run", {}), lines[-1] if lines else {}
+    config, last = files.read_json(run / "config.json").get("run", {}), lines[-1] if lines else {}
     series: dict[str, list[float]] = {}
     for step in sorted(rows):
       for name, value in rows[step].items():
@@ -144,14 +143,6 @@ def _left(lines: list[dict[str, Any]], steps: int | None, now: float) -> float |
   this = this[len(this) // 2 if len(this) > 8 else 0 :]  # what is compiled on the way takes its time once
   pace = (this[-1]["time"] - this[0]["time"]) / (this[-1]["step"] - this[0]["step"])
   return max(0.0, (steps - this[-1]["step"]) * pace - (now - this[-1]["time"]))
-
-
-def _json(file: Path) -> dict[str, Any]:
-  try:
-    value = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return value if isinstance(value, dict) else {}
 
 
 def _modified(path: Path) -> float | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
+from orthus_jax import files
 from orthus_jax.errors import BadRequest
 from orthus_jax.storage import bring
 from orthus_jax.training import goodput
@@ -42,7 +42,7 @@ def damage(folder: Path, *, read: bool = True) -> str | None:
 def about(run: Path) -> dict[str, Any]:
   """What there is to say of a run without reading its checkpoints through."""
 
-  config, report, metrics = _json(run / "config.json"), _json(run / "report.json"), read_metrics(run)
+  config, report, metrics = files.read_json(run / "config.json"), files.read_json(run / "report.json"), read_metrics(run)
   wanted = config.get("run", {}).get("steps")
   done = max([int(p.name) for p in checkpoints(run)] + [m["step"] for m in metrics], default=0)
   if not config:
@@ -76,11 +76,3 @@ def about_remote(url: str) -> list[dict[str, Any]]:
         "unfinished": [f"{s}.unfinished" for s in unfinished], "set_aside": [],
     })  # fmt: skip
   return told
-
-
-def _json(file: Path) -> dict[str, Any]:
-  try:
-    value = json.loads(file.read_text(encoding="utf-8"))
-  except (OSError, ValueError):
-    return {}
-  return value if isinstance(value, dict) else {}
