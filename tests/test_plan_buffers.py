@@ -68,12 +68,12 @@ def test_a_compilation_is_left_where_the_program_is_scheduled():
 def test_a_compilation_is_left_once_what_it_wrote_is_complete_and_stays(monkeypatch):
   monkeypatch.setattr(buffer_assignment, "_SETTLED", 0.3)
   complete, cut = "HloModule m\nENTRY %main () -> s32[] {\n  ROOT %a = s32[] parameter(0)\n}\n\n", "HloModule m\n  %a = {}"
-  for program, ends in ((complete, False), (cut, True)):
+  for written, ends in ((complete, False), (cut, True)):
     on = threading.Event()
-    compiler = _compiler(lambda: on.wait(2) or "code", upto=3, program=program)
+    compiler = _compiler(lambda: on.wait(2) or "code", upto=3, program=written)
     compiled, text, parts, _ = buffer_assignment.compile_watched(compiler, whole=False)
     on.set()
-    assert (compiled, text) == ("code" if ends else None, program) and parts["temporaries"] == 700
+    assert (compiled, text) == ("code" if ends else None, written) and parts["temporaries"] == 700
 
 
 def test_a_whole_one_is_waited_for():
