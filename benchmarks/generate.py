@@ -34,12 +34,13 @@ import numpy as np
 from train_step import Numbers
 
 from orthus_jax.commands import common
-from orthus_jax.config import Config
+from orthus_jax.config import Config, SamplingConfig
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, document
 from orthus_jax.inference.model import Model
 from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.orthus import Orthus, compute_dtype
+from orthus_jax.parallel import compiler
 
 _CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 _WORDS = 12  # of a prompt; the unconditional one has 4
@@ -49,8 +50,8 @@ _AGREEMENT = 1e-4  # of the largest feature
 # Bytes/s of one device's memory as jax names its kind, by the makers' data sheets.
 _BANDWIDTHS: dict[str, float] = {
     "TPU v4": 1.228e12, "TPU v5 lite": 0.819e12, "TPU v5e": 0.819e12, "TPU v5": 2.765e12, "TPU v5p": 2.765e12,
-    "TPU v6 lite": 1.638e12, "TPU v6e": 1.638e12, "TPU7x": 3.69e12,
-    "NVIDIA A100-SXM4-40GB": 1.555e12, "NVIDIA A100-SXM4-80GB": 2.039e12,
+    "TPU v6 lite": 1.638e12, "TPU v6e": 1.638e12, "TPU7x": 3.69e12, "NVIDIA A100-SXM4-40GB": 1.555e12,
+    "NVIDIA A100-SXM4-80GB": 2.039e12,
     "NVIDIA H100 PCIe": 2.0e12, "NVIDIA H100": 3.35e12, "NVIDIA H200": 4.8e12, "NVIDIA B200": 8.0e12, "NVIDIA GB200": 8.0e12,
 }  # fmt: skip
 
@@ -87,7 +88,7 @@ def random_params(config: Config) -> dict[str, jax.Array]:
   """
   zero = re.compile(r"bias$|modulation/kernel$|^image_head/output/kernel$")
 
-  @jax.jit  # made on the device, without a copy in float32 of what is kept in bfloat16
+  # Made on the device, without a copy in float32 of what is kept in bfloat16.
   def make() -> dict[str, jax.Array]:
     _, params = params_lib.split(Orthus(config.model, rngs=nnx.Rngs(params=0)))
     made = {}
@@ -98,7 +99,8 @@ def random_params(config: Config) -> dict[str, jax.Array]:
       made[name] = value.astype(compute_dtype(config.model, name) or value.dtype)
     return made
 
-  return make()
+  here = jax.make_mesh((1,), ("all",), devices=jax.devices()[:1])
+  return jax.jit(make, compiler_options=compiler.options_of_one_call(here))()
 
 
 def noises(seed: int, shape: tuple[int, int]) -> np.ndarray:
@@ -110,14 +112,15 @@ def noises(seed: int, shape: tuple[int, int]) -> np.ndarray:
 class Ours:
   """`Model.generate` on a number of requests; request i has seed i, whatever the batch."""
 
-  def __init__(self, model: FeatureModel, batch: int):
+  def __init__(self, model: FeatureModel, batch: int, sampling: SamplingConfig | None = None):
     self.model, self.batch, self.patches = model, batch, model.config.model.vision_tokenizer.patches
+    self.sampling = sampling or model.config.sampling
     self.documents = [request(model, i) for i in range(batch)]
 
   def draw(self) -> np.ndarray:
     """The first request's features, [P, C]."""
     self.model.drawn.clear()
-    self.model.generate(self.documents, respond="image", batch_size=self.batch)
+    self.model.generate(self.documents, respond="image", batch_size=self.batch, sampling=self.sampling)
     assert [len(f) for f in self.model.drawn] == [self.patches] * self.batch, "not every request drew a picture"
     return np.asarray(self.model.drawn[0])
 
@@ -156,13 +159,13 @@ def timed(system: Ours | Theirs) -> float:
   return time.perf_counter() - begin
 
 
-def limit(model: Model, batch: int, bandwidth: float) -> float:
+def limit(model: Model, batch: int, bandwidth: float, sampling: SamplingConfig) -> float:
   """Seconds in which the memory can bring what a batch of pictures must be computed from, each weight once a turn.
 
   A turn reads the backbone, the soft VQ and both rows' caches; a patch besides reads the head's modulations once and
   the rest of the head, which is all that depends on x_t, at every solver step, or with sampling.solver_loop=kernel once.
   """
-  c, s = model.config.model, model.config.sampling
+  c, s = model.config.model, sampling
   size = {n: _bytes(v, n if s.weights == "int8" else "") for n, v in model.params.items()}
   backbone = sum(b for n, b in size.items() if n.startswith("transformer/"))
   rows = c.vision_tokenizer.codes * c.transformer.width * model.params["token_embedding"].dtype.itemsize
@@ -250,7 +253,7 @@ def table(systems: dict[str, Any], best: dict[str, float], bandwidth: float | No
       if isinstance(s, Theirs):
         row += ["-"] * 3
       else:
-        least = limit(s.model, s.batch, bandwidth)
+        least = limit(s.model, s.batch, bandwidth, s.sampling)
         row += [f"{best[name] / s.batch:.3f}", f"{least / s.batch:.3f}", f"{least / best[name]:.0%}"]
   return rows
 

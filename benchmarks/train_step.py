@@ -32,6 +32,7 @@ from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.planning import closed_form
 from orthus_jax.training import flops
 from orthus_jax.training.metrics import device_memory_bytes
 from orthus_jax.training.optimizer import make_optimizer
@@ -122,9 +123,11 @@ class Ours:
       self.batch = task.batch(0)
       if not made:
         return
+      print("making the state", file=sys.stderr, flush=True)
       self.state = create()
       if config.model.transformer.dtype == "bfloat16":
         self.batch = self.batch._replace(images=self.batch.images.astype(ml_dtypes.bfloat16))
+      print("compiling the step", file=sys.stderr, flush=True)
       begin = time.monotonic()
       step = train_step(task, optimizer, config, self.layout)
       step = jit_step(step, self.layout, self.mesh, self.batch, compiler_options=config.run.compiler_options)
@@ -179,6 +182,9 @@ def report(ours: Ours, seconds: list[float], *, memory: int | None) -> dict[str,
       figures[f"mfu_{name}"] = figures[f"tflops_{name}"] * 1e12 / peak
   if peak:
     figures["peak_tflops"] = peak / 1e12
+    # All that the step computes, what is computed again too, at the peak.
+    planned = closed_form.closed(config, ours.layout.names, kernel=device.platform != "cpu").program
+    figures["limit_seconds"] = sum(planned.values()) / ours.mesh.size / peak
   memory = memory or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   return figures | {"memory_gib": memory / 2**30}
 
@@ -231,6 +237,7 @@ def main() -> None:
     for name, found in first.items():
       off = 0.0 if name == "ours" else abs(found[1] - expected)
       assert off < tolerance * abs(expected), f"{name} computes something else: text losses {expected} and {found[1]}"
+  print("measuring", file=sys.stderr, flush=True)
   seconds = measure(competitors, options.steps)
   figures = {}
   for name, taken in seconds.items():

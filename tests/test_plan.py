@@ -383,9 +383,11 @@ def test_the_calibrated_time_is_near_what_was_published(capsys):
 
 @needs_libtpu()
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["stage1", "post"])
-@pytest.mark.parametrize("machine", TPUS)
-def test_every_shipped_tpu_variant_compiles_and_fits(stage, machine):
+@pytest.mark.parametrize(
+  "machine, stage",  # a TPU7x's compiler takes several times as long: of its two, the larger
+  [(m, s) for m in TPUS for s in ("stage1", "post") if (m, s) != ("v7x-128", "stage1") or STOP_AT == "code"],
+)
+def test_every_shipped_tpu_variant_compiles_and_fits(machine, stage):
   config = load_config(f"{SEVEN_B}:{stage}-{machine}")
   plan = child_process.run(_make, "report", config, hardware.parse(*TPUS[machine]), title=f"{stage}-{machine}", stop_at=STOP_AT)
   assert plan.fits, f"{plan.memory['peak'] / hardware.GIB:.2f} GiB of {plan.memory['capacity'] / hardware.GIB:.2f}"

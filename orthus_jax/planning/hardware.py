@@ -7,7 +7,8 @@ chips (v4). Memory is what the compiler lets a program use, where that is less t
 sheets of the A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together), and a network adapter of 400 Gbit/s
 (A100: 200) for each GPU, as in DGX systems. B200: an eighth of the DGX B200 (1,440 GB, 64 TB/s, NVLink 14.4 TB/s), GB200: a
 72nd of the GB200 NVL72 (13.4 TB, 576 TB/s, NVLink 130 TB/s, sparse bf16 360 PFLOP/s), each of half its sparse rate where the
-dense one isn't told; a GB200's link to its host is half of a superchip's NVLink-C2C, 900 GB/s both ways.
+dense one isn't told; a GB200's link to its host is half of a superchip's NVLink-C2C, 900 GB/s both ways. Of these two NVIDIA's
+own pages weren't at hand; memory and links are as MLCommons' inference_results_v6.0 and v6.1 describe such systems.
 
 Without a source: TPU7x's link to its host, taken as v6e's, and the rate between the two cores of its chip, taken as that of
 all the chip's links together.

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from orthus_jax.diffusion import solvers
 from orthus_jax.models.heads.layers import accumulated_in_fp32
 
-_MEMORY = 100 << 20  # of vector memory that it may take; chips from v5e on have 128 MiB
+_MEMORY = 100 << 20  # of vector memory that it may take; chips from v5e on have 128 MiB, a core of a TPU7x 64
 
 
 def solve(
