@@ -62,11 +62,17 @@ class Server:
 
 @contextlib.contextmanager
 def s3() -> Iterator[Server]:
+  """An empty server, which drivers forget when it ends: s3fs keeps connections by its arguments, and an endpoint is none."""
+  from s3fs import S3FileSystem
+
   server = Server()
+  urllib.request.urlopen(urllib.request.Request(f"{server.url}/moto-api/reset", method="POST")).close()  # moto's is by process
+  S3FileSystem.clear_instance_cache()
   try:
     yield server
   finally:
     server.close()
+    S3FileSystem.clear_instance_cache()
 
 
 def some(n: int, fault: str) -> Fault:

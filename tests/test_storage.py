@@ -29,7 +29,6 @@ URL = "s3://mine/runs/a"
 def server():
   with buckets.s3() as server:
     yield server
-  sys.modules["s3fs"].S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture
