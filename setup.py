@@ -31,6 +31,7 @@ setup(
         "tokenizers>=0.21",
         "Pillow>=11",
         "pyarrow>=17",
+        "msgspec>=0.19",
         "numpy>=2",
         "scipy>=1.13",
         "tensorboardX>=2.6",

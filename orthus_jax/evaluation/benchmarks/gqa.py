@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 import dataclasses
+import itertools
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import gqa_grounding, reading
 from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap
+from orthus_jax.evaluation.benchmarks.gqa_entries import Choices, Prediction, Question
 
 LAYOUT = """PATH is a prediction file, a JSON list of {"questionId": …, "prediction": …}, or LLaVA's answers, JSON lines of
 question_id and text in a file *.jsonl, which are converted first (full stops at the end go, lower case), or the folder that
@@ -79,35 +82,37 @@ def score(
   """
   files = _find(Path(path), questions, choices, scenes, attentions)
   notes = Notes()
-  asked = reading.whole_json(files.questions, dict, _QUESTIONS)
+  asked = reading.entries(files.questions, Question, _QUESTIONS)
   given = _predictions(files.predictions, notes)
   _check(asked, given, files, notes, consistency=consistency)
-  valid = reading.whole_json(files.choices, dict, _CHOICES) if files.choices else {}
+  valid = reading.entries(files.choices, Choices, _CHOICES) if files.choices else {}
   maps = gqa_grounding.Maps.read(files.scenes, files.attentions, map_size) if grounding else None
   rows = []
-  gold_dist: defaultdict[str, Counter] = defaultdict(Counter)
-  predicted_dist: defaultdict[str, Counter] = defaultdict(Counter)
+  gold: defaultdict[str, Counter] = defaultdict(Counter)
+  said: defaultdict[str, Counter] = defaultdict(Counter)
   for asked_id, question in asked.items():
     try:
-      if not question["isBalanced"]:
+      if not _balanced(question):
         continue
+      if type(question) is not Question:
+        msgspec.convert(question, Question)  # says what it lacks
       row = _judge(asked_id, question, given[asked_id], valid.get(asked_id), files, notes)
-      if consistency:
-        entailed = [e for e in question["entailed"] if e != asked_id]
-        if row["right"] and entailed:
-          row["consistency"] = sum(given[e] == asked[e]["answer"] for e in entailed) / len(entailed)
-      group = question["groups"]["global"]
-      if group is not None:
-        gold_dist[group][question["answer"]] += 1
-        predicted_dist[group][row["prediction"]] += 1
+      if consistency and row["right"] and (entailed := [e for e in question.entailed if e != asked_id]):
+        row["consistency"] = sum(given[e] == asked[e].answer for e in entailed) / len(entailed)
       if maps is not None:
         row["grounding"], row["grounding_straight"] = maps.score(asked_id, question, notes)
+      if (group := question.groups.all) is not None:
+        gold[group][question.answer] += 1
+        said[group][row["prediction"]] += 1
+      rows.append(row)
+    except msgspec.ValidationError as e:
+      why = str(e).split(" - at")[0].replace("Object missing required field", "lacks")
+      raise BadRequest(f"{files.questions}: question {asked_id}: {why}: {_QUESTIONS}") from e
     except (KeyError, TypeError, AttributeError, IndexError) as e:
       raise BadRequest(f"{files.questions}: question {asked_id} lacks {e}, or has it in another form: {_QUESTIONS}") from e
-    rows.append(row)
-  if not gold_dist:
+  if not gold:
     raise BadRequest(f"{files.questions} has no balanced question of a global group: GQA's tool can't score its distribution")
-  return _added_up(rows, _chi_square(gold_dist, predicted_dist) / 100, notes, files)
+  return _added_up(rows, _chi_square(gold, said) / 100, notes, files)
 
 
 def _find(path: Path, questions: Any, choices: Any, scenes: Any, attentions: Any) -> _Files:
@@ -131,22 +136,32 @@ def _find(path: Path, questions: Any, choices: Any, scenes: Any, attentions: Any
 
 def _predictions(path: Path, notes: Notes) -> dict[Any, str]:
   """By question; of two the last."""
-  llava = path.suffix == ".jsonl"
-  id_name, text_name = ("question_id", "text") if llava else ("questionId", "prediction")
-  what = "LLaVA's answers are JSON lines of question_id and text" if llava else _PREDICTIONS
-  found: dict[Any, str] = {}
-  for number, entry in enumerate(reading.json_lines(path) if llava else reading.whole_json(path, list, what), 1):
-    asked_id = reading.field(entry, id_name, (str, int), what, path, number, entry=not llava)
-    text = reading.field(entry, text_name, str, what, path, number, entry=not llava)
-    if asked_id in found:
-      notes.add("second predictions for a question, of which the last counts", path, None, f"entry {number}: {asked_id}")
-    found[asked_id] = convert(text) if llava else text
+  if path.suffix == ".jsonl":
+    what = "LLaVA's answers are JSON lines of question_id and text"
+    pairs = [
+        (reading.field(row, "question_id", (str, int), what, path, n), convert(reading.field(row, "text", str, what, path, n)))
+        for n, row in enumerate(reading.json_lines(path), 1)
+    ]
+  else:
+    pairs = []
+    for number, entry in enumerate(reading.listed(path, Prediction, _PREDICTIONS), 1):
+      if type(entry) is not Prediction:
+        reading.field(entry, "questionId", (str, int), _PREDICTIONS, path, number, entry=True)
+        reading.field(entry, "prediction", str, _PREDICTIONS, path, number, entry=True)
+      pairs.append((entry.questionId, entry.prediction))
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    seen: set[Any] = set()
+    for number, (asked_id, _) in enumerate(pairs, 1):
+      if asked_id in seen:
+        notes.add("second predictions for a question, of which the last counts", path, None, f"entry {number}: {asked_id}")
+      seen.add(asked_id)
   return found
 
 
 def _check(asked: dict[str, Any], given: dict[Any, str], files: _Files, notes: Notes, *, consistency: bool) -> None:
   """Sees that each question that counts has a prediction."""
-  needed = [i for i, q in asked.items() if consistency or (isinstance(q, dict) and q.get("isBalanced"))]
+  needed = [i for i, q in asked.items() if consistency or _balanced(q)]
   if missing := [i for i in needed if i not in given]:
     why = " (all questions, for the consistency)" if consistency else ""
     raise BadRequest(
@@ -157,35 +172,46 @@ def _check(asked: dict[str, Any], given: dict[Any, str], files: _Files, notes: N
     notes.add(f"predictions for no question of {files.questions.name}, left out", files.predictions, None, str(unknown))
 
 
-def _judge(
-    asked_id: str, question: dict[str, Any], predicted: str, choices: dict[str, Any] | None, files: _Files, notes: Notes
-) -> dict[str, Any]:
-  gold, types = question["answer"], question["types"]
-  if files.choices and choices is None:
-    raise BadRequest(f"{files.choices} lacks question {asked_id}: give the choices of {files.questions.name}, or choices=none")
-  steps = 0
-  for step in question["semantic"]:
-    text = f"{step['operation']}: {step['argument']}"
-    steps += not ("exist" in text or "query: name" in text or "choose name" in text)
+def _balanced(question: Any) -> Any:
+  """Whether it counts; one in another form does where it says nothing of it, so that it is told of."""
+  if type(question) is Question:
+    return question.isBalanced
+  return question.get("isBalanced", True) if isinstance(question, dict) else True
+
+
+def _judge(asked_id: str, question: Question, predicted: str, choices: Any, files: _Files, notes: Notes) -> dict[str, Any]:
+  gold, types = question.answer, question.types
+  texts = [f"{s.operation}: {s.argument}" for s in question.semantic]
+  steps = sum("exist" not in t and "query: name" not in t and "choose name" not in t for t in texts)
+  valid = plausible = common = False
+  if files.choices:
+    if type(choices) is not Choices:
+      _no_choices(asked_id, choices, files)
+    valid, plausible, common = predicted in choices.valid, predicted in choices.plausible, "Common" in types.detailed
   row = {
-      "question_id": asked_id, "image_id": question.get("imageId"), "answer": gold, "prediction": predicted,
-      "right": predicted == gold, "structural": str(types["structural"]), "semantic": str(types["semantic"]),
-      "words": len(question["question"].split()), "steps": steps,
+      "question_id": asked_id, "image_id": question.imageId, "answer": gold, "prediction": predicted,
+      "right": predicted == gold, "structural": str(types.structural), "semantic": str(types.semantic),
+      "words": len(question.question.split()), "steps": steps,
+      "validity": valid, "validity_straight": valid, "plausibility": plausible, "plausibility_straight": plausible,
   }  # fmt: skip
-  common = bool(files.choices) and "Common" in types["detailed"]
-  for name, key in (("validity", "valid"), ("plausibility", "plausible")):
-    plain = False
-    if files.choices:
-      plain = predicted in reading.field(choices, key, list, _CHOICES, files.choices, asked_id, entry=True)
-    row[name] = predicted in _COMMON if common else plain
-    row[f"{name}_straight"] = plain
-  if row["validity"] != row["validity_straight"] or row["plausibility"] != row["plausibility_straight"]:
+  if common and not (valid == plausible == (predicted in _COMMON)):
+    row["validity"] = row["plausibility"] = predicted in _COMMON
     notes.add("answers to questions whose type has Common in its name: color, material and shape alone are valid and plausible,"
               " whatever the choices say (a straight reading takes these)", files.questions, None, asked_id)  # fmt: skip
   if predicted != gold and convert(predicted).strip() == gold:
     notes.add("answers that are wrong by case, blanks or full stops alone, as the tool compares exactly (LLaVA converts answers"
               " ahead)", files.predictions, None, asked_id)  # fmt: skip
   return row
+
+
+def _no_choices(asked_id: str, found: Any, files: _Files) -> NoReturn:
+  """Says what is the matter with a question's choices."""
+  assert files.choices
+  if found is None:
+    raise BadRequest(f"{files.choices} lacks question {asked_id}: give the choices of {files.questions.name}, or choices=none")
+  for key in ("valid", "plausible"):
+    reading.field(found, key, list, _CHOICES, files.choices, asked_id, entry=True)
+  raise AssertionError("choices that fit")
 
 
 def _chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> float:
@@ -203,24 +229,22 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _added_up(rows: list[dict[str, Any]], distribution: float, notes: Notes, files: _Files) -> Score:
-  for r in rows:
-    r["accuracy"] = r["right"]
-    r["open" if r["structural"] == "query" else "binary"] = r["right"]
-  scores = {k: _mean([r[k] for r in rows if k in r]) for k in _MAIN} | {"distribution": distribution}
-  counts = {k: sum(k in r for r in rows) for k in _MAIN}
+  right = [r["right"] for r in rows]
+  query = [r["structural"] == "query" for r in rows]
+  of: dict[str, Sequence[float]] = {
+      "accuracy": right, "binary": [r for r, q in zip(right, query) if not q], "open": [*itertools.compress(right, query)],
+  } | {k: [r[k] for r in rows if k in r] for k in _MAIN[3:]}  # fmt: skip
+  scores = {k: _mean(v) for k, v in of.items()} | {"distribution": distribution}
+  counts = {k: len(v) for k, v in of.items()}
   straight = {k: _mean([r[f"{k}_straight"] for r in rows if f"{k}_straight" in r]) for k in _MAIN[3:5] + _MAIN[6:]}
   if not files.choices:
     notes.say("without a choices file validity and plausibility are 0 in the tool; a straight reading has none (nan)")
     straight |= dict.fromkeys(("validity", "plausibility"), float("nan"))
   for field, name in _DETAILS.items():
-    values: defaultdict[str, list[bool]] = defaultdict(list)
-    for r in rows:
-      values[f"{name}/{r[field]}"].append(r["right"])
-    scores |= {k: _mean(v) for k, v in values.items()}
-    counts |= {k: len(v) for k, v in values.items()}
-  for r in rows:
-    for name in ("accuracy", "binary", "open"):
-      r.pop(name, None)
+    values = [r[field] for r in rows]
+    n, good = Counter(values), Counter(itertools.compress(values, right))
+    scores |= {f"{name}/{k}": 100 * (good[k] / n[k]) for k in n}
+    counts |= {f"{name}/{k}": n[k] for k in n}
   return Score(
       "gqa", PROTOCOL, scores, unit="%", units={"distribution": "lower is better"}, intervals=_intervals(rows), counts=counts,
       straight={k: v for k, v in straight.items() if not abs(v - scores[k]) <= 1e-9}, notes=notes.lines(), rows=tuple(rows),

@@ -49,7 +49,7 @@ class Maps:
     graphs = reading.whole_json(reading.existing(scenes, "scene graphs"), dict, "GQA's scene graphs are an object")
     return cls(graphs, by_id, size, scenes, maps)
 
-  def score(self, asked_id: str, question: dict[str, Any], notes: Notes) -> tuple[float, float]:
+  def score(self, asked_id: str, question: Any, notes: Notes) -> tuple[float, float]:
     """The attention on a question's regions, each cell's times the share of the cell that a region covers.
 
     The second figure is a straight reading's: it adds the whole picture for a question of the scene, which the tool looks
@@ -60,8 +60,8 @@ class Maps:
     """
     if asked_id not in self.maps_SS:
       raise BadRequest(f"{self.maps_file} has no attention map for question {asked_id}")
-    if (scene := self.scenes.get(question["imageId"])) is None:
-      raise BadRequest(f"{self.scenes_file} has no scene graph of picture {question['imageId']}")
+    if (scene := self.scenes.get(question.imageId)) is None:
+      raise BadRequest(f"{self.scenes_file} has no scene graph of picture {question.imageId}")
     map_SS = self.maps_SS[asked_id]
     try:
       if len(map_SS) > self.size:
@@ -72,18 +72,18 @@ class Maps:
     except (TypeError, ValueError, OverflowError) as e:
       raise BadRequest(f"{self.maps_file}: the map of question {asked_id} isn't {self.size} × {self.size} numbers") from e
     cover_SS = np.zeros((self.size, self.size))
-    about = question["annotations"]
+    about = question.annotations
     for pointer in (*about["question"].values(), *about["fullAnswer"].values()):
       try:
         box = scene["objects"][pointer]
         across = self._share(box["x"], box["w"], scene["width"])
         down = self._share(box["y"], box["h"], scene["height"])
       except (KeyError, TypeError, ValueError, ArithmeticError) as e:
-        where = f"{self.scenes_file}: picture {question['imageId']}"
+        where = f"{self.scenes_file}: picture {question.imageId}"
         raise BadRequest(f"{where} has no object {pointer} with x, y, w, h, or no width and height") from e
       cover_SS += np.outer(across, down)
     found = float((map_SS * cover_SS).sum())
-    whole = any(step["argument"] == "scene" for step in question["semantic"])
+    whole = any(step.argument == "scene" for step in question.semantic)
     return found, found + whole * float(map_SS.sum())
 
   def _share(self, start: float, length: float, extent: float) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import gc
 import json
 from pathlib import Path
 import reprlib
 from typing import Any
+
+import msgspec
 
 from orthus_jax.errors import BadRequest
 
@@ -86,6 +88,11 @@ def lines(path: Path) -> list[str]:
 
 
 def _parsed(text: str, path: Path, first: int = 1, **options: Any) -> Any:
+  if not options:
+    try:
+      return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):  # json takes some more, such as NaN, and says where it breaks
+      pass
   try:
     return json.loads(text, **options)
   except json.JSONDecodeError as e:
@@ -125,6 +132,42 @@ def whole_json(path: Path, kind: type, what: str, **options: Any) -> Any:
   if not isinstance(value, kind):
     raise BadRequest(f"{path} holds {_name(value)} where {_KINDS[kind]} is expected: {what}")
   return value
+
+
+def entries(path: Path, of: type[msgspec.Struct], what: str) -> dict[str, Any]:
+  """A JSON object of many like entries, of which what isn't asked for is passed over: half of json's time, and less memory.
+
+  Args:
+    path: of the file.
+    of: what is asked for of each.
+    what: the file should be, for the message.
+
+  Returns:
+    By key. An entry that doesn't fit stays as JSON has it.
+
+  Raises:
+    BadRequest: if it can't be read, isn't JSON, or no object.
+  """
+  return _entries(path, dict[str, of], lambda: {k: _fitted(v, of) for k, v in whole_json(path, dict, what).items()})  # type: ignore[valid-type]
+
+
+def listed(path: Path, of: type[msgspec.Struct], what: str) -> list[Any]:
+  """`entries` of a JSON list."""
+  return _entries(path, list[of], lambda: [_fitted(v, of) for v in whole_json(path, list, what)])  # type: ignore[valid-type]
+
+
+def _entries(path: Path, kind: Any, plainly: Callable[[], Any]) -> Any:
+  try:
+    return msgspec.json.decode(_text(path), type=kind)
+  except (msgspec.MsgspecError, RecursionError):  # as above
+    return plainly()
+
+
+def _fitted(value: Any, of: type[msgspec.Struct]) -> Any:
+  try:
+    return msgspec.convert(value, of)
+  except msgspec.ValidationError:
+    return value
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
