@@ -16,8 +16,10 @@ from orthus_jax.config import command_line
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Image, Text, document
 from orthus_jax.data.shapes import records
+from orthus_jax.data.shapes.language import TAGS
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation import curves, report, shapes, shapes_table
+from orthus_jax.evaluation import curves, opening, report, shapes, shapes_table
+from orthus_jax.evaluation.results import Turn
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNTS = {"caption_to_image": 12, "image_to_caption": 2, "question": 2, "edit": 2, "story": 1}
@@ -105,6 +107,28 @@ def test_pictures_in_the_report_are_the_cases_own(tmp_path, config, result):
   assert drawn and all(report._data_url(pixels) in sources for pixels in drawn)
   first = images_lib.load_image(base64.b64decode(sources[0].partition(",")[2]))
   assert np.array_equal(first, result.cases[0].picture)
+
+
+def test_a_report_opens_with_the_first_right_ones_and_a_wrong_one(tmp_path, config, result):
+  chosen = opening.choose(result)
+  drawn = [c for c in result.cases if c.kind == "caption_to_image"]
+  assert chosen.wrong is next(c for c in drawn if not c.right)
+  assert [c.tag for c in chosen.pictures] == [t for t in TAGS if any(c.right for c in drawn if c.tag == t)]
+  assert all(c is next(d for d in drawn if d.tag == c.tag and d.right) for c in chosen.pictures)
+  assert chosen.edit.right and chosen.story.right and chosen.missing == ("answer",)
+  assert not chosen.answer.right and chosen.answer.expected not in ("yes", "no")
+  words = Page(write(tmp_path, config, result)).words
+  assert "No answer was right: where one is shown, it is the nearest." in words
+  assert words.index("What it does") < words.index(chosen.wrong.prompt) < words.index("Drawn from captions")
+
+
+def test_a_report_opens_with_what_there_is(tmp_path, config, result):
+  half = dataclasses.replace(result.cases[0], kind="story", turns=(Turn("a", None, True), Turn("b", None, False)), right=False)
+  none = dataclasses.replace(half, turns=(Turn("c", None, False),))
+  chosen = opening.choose(dataclasses.replace(result, cases=(none, half)))
+  assert chosen.story is half and chosen.missing == ("story",) and chosen.pictures == () and chosen.edit is None
+  few = dataclasses.replace(result, cases=(none, half))
+  assert "No story was right" in Page(write(tmp_path, config, few)).words
 
 
 def test_a_report_without_scores_shows_samples_and_curves(tmp_path, config):

@@ -18,7 +18,7 @@ from orthus_jax.config import Config, to_dict
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
 from orthus_jax.data.shapes.language import TAGS
-from orthus_jax.evaluation import curves, shapes_table
+from orthus_jax.evaluation import curves, opening, shapes_table
 from orthus_jax.evaluation.results import Case, Result
 from orthus_jax.progress import duration
 from orthus_jax.training.checkpoints import workdir as checkpoint
@@ -95,8 +95,9 @@ def write_report(
       "parts": _parts(figures.get("seconds", {})), "facts": _facts(figures),
   }  # fmt: skip
   values |= {name: [] for name in ("headline", "drawings", "questions", "captions", "edits", "stories", "rows")}
+  values["opening"] = None
   if result is not None:
-    values |= _examples(result) | {"headline": _headline(result), "rows": _rows(result)}
+    values |= _examples(result) | {"headline": _headline(result), "rows": _rows(result), "opening": opening.choose(result)}
   return write_page(workdir / "report.html", "report.html.j2", **values)
 
 
