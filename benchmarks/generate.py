@@ -2,6 +2,7 @@
 
     python benchmarks/generate.py                              # CPU: the quickstart's model, and the ratio to PyTorch
     python benchmarks/generate.py --seven-b --batches=1,64     # an accelerator: the 7B model, and the share of the limit
+    python benchmarks/generate.py --mixed RUN                  # requests of all kinds in one batch: see mixed.py
 
 On a GPU that PyTorch uses too, leave it room: XLA_CLIENT_MEM_FRACTION=0.7. In float32 there, both compare alike only with
 JAX_DEFAULT_MATMUL_PRECISION=highest; in bfloat16 the difference is printed and nothing is asked of it.
@@ -23,6 +24,7 @@ import functools
 import importlib.util
 from pathlib import Path
 import re
+import sys
 import time
 from typing import Any
 
@@ -30,6 +32,7 @@ from flax import nnx
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 import jax.numpy as jnp
+import mixed
 import numpy as np
 from train_step import Numbers
 
@@ -278,6 +281,8 @@ def not_compared(model: Model, options: argparse.Namespace) -> str:
 
 def main() -> None:
   """Runs the benchmark and prints its table."""
+  if sys.argv[1:2] == ["--mixed"]:
+    return mixed.main(sys.argv[2:])
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("--config", help="FILE[:ARGUMENT]; default: the quickstart's")

@@ -28,8 +28,6 @@ import mixed
 import numpy as np
 import PIL.Image
 
-ROWS = 32
-
 
 class Served:
   """`orthus serve` in a process of its own, ready."""
@@ -55,35 +53,6 @@ class Served:
   def close(self) -> int:
     self.process.terminate()
     return self.process.wait(60)
-
-
-class Offline:
-  """`orthus generate --requests`' own function in a process of its own, a run of the file a line of its input."""
-
-  _PROGRAM = """
-import pathlib, shutil, sys
-from orthus_jax.commands import common
-common.initialize()
-from orthus_jax.inference import model as model_lib, requests_file
-model = model_lib.load(sys.argv[1])
-for _ in sys.stdin:
-  shutil.rmtree(sys.argv[3], ignore_errors=True)
-  counts = requests_file.serve(
-      model, sys.argv[2], pathlib.Path(sys.argv[3]), base=model.config.sampling, respond="auto", seed=0,
-      batch_size=int(sys.argv[4]), preview_rows=0, quiet=True)
-  assert counts["finished"] == counts["requests"], counts
-  print(counts["seconds"], flush=True)
-"""
-
-  def __init__(self, run: str, file: Path, out: Path):
-    command = [sys.executable, "-c", self._PROGRAM, run, str(file), str(out), str(ROWS)]
-    self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-  def seconds(self) -> float:
-    print("go", file=self.process.stdin, flush=True)
-    if not (line := self.process.stdout.readline()):
-      raise SystemExit("generate --requests failed")
-    return float(line)
 
 
 def body(record: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -168,9 +137,9 @@ def main() -> None:
     file = mixed.write(load(options.run).config, folder / "requests", options.requests)
     records = [json.loads(line) for line in file.read_text().splitlines()]
     bodies = [body(r, file.parent) for r in records]
-    offline = Offline(options.run, file, folder / "answers")
+    offline = mixed.Offline(options.run, file, folder / "answers")
     print(f"offline, first time: {offline.seconds():.1f} s", flush=True)
-    served = Served(options.run, folder, f"--rows={ROWS}", f"--queue={options.requests}")
+    served = Served(options.run, folder, f"--rows={mixed.ROWS}", f"--queue={options.requests}")
     print(f"the server was ready after {served.started:.1f} s", flush=True)
     asyncio.run(ask_all(served.url, bodies, options.clients))
     times: dict[str, list[float]] = {"offline": [], "HTTP": []}

@@ -11,7 +11,7 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import drawing, engine, engine_state, prompt_reader, scheduler
+from orthus_jax.inference import capacity, drawing, engine, engine_state, prompt_reader, scheduler
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 from orthus_jax.models import samplers
@@ -41,6 +41,21 @@ def alike(a: list, b: list) -> bool:
 
 def how(model, **fields):
   return dataclasses.replace(model.config.sampling, **fields)
+
+
+def batch_of(model, prepared, batch_size, *, positions):
+  """A scheduler of the size that a stream would choose."""
+  holds = capacity.for_requests(prepared, batch_size=batch_size, positions=positions)
+  return scheduler.Scheduler(model.network("stored"), holds)
+
+
+def steps(batch, prepared):
+  """What comes of requests, in the order in which they join."""
+  waiting = list(enumerate(prepared))
+  while waiting or batch.busy:
+    while waiting and batch.join(*waiting[0]):
+      waiting.pop(0)
+    yield from batch.step(others=bool(waiting))
 
 
 def mixed(model) -> list[Request]:
@@ -150,9 +165,8 @@ def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
   def run():
     windows.clear()
     found = {}
-    for step in model._scheduler(prepared, 2, positions=4).run(iter(prepared)):
-      if step is not None:
-        found.setdefault(step.ticket, []).extend((int(t), *f) for t, f in zip(step.tokens_N, step.features_NC))
+    for step in steps(batch_of(model, prepared, 2, positions=4), prepared):
+      found.setdefault(step.ticket, []).extend((int(t), *f) for t, f in zip(step.tokens_N, step.features_NC))
     return found
 
   halved = run()
@@ -171,9 +185,8 @@ def test_how_often_the_host_looks_changes_nothing(model):
 
   def run(positions):
     found = {}
-    for step in model._scheduler(prepared, 2, positions=positions).run(iter(prepared)):
-      if step is not None:
-        found.setdefault(step.ticket, []).extend(step.tokens_N.tolist())
+    for step in steps(batch_of(model, prepared, 2, positions=positions), prepared):
+      found.setdefault(step.ticket, []).extend(step.tokens_N.tolist())
     return found
 
   assert run(5) == run(64)
@@ -261,7 +274,7 @@ def test_the_state_lies_on_the_mesh(model):
   params = {n: jax.device_put(v, mesh_lib.sharding(mesh, v.shape, axes[n])) for n, v in model.params.items()}
   requests = [Request(document(w), respond="image", seed=i) for i, w in enumerate(("red", "blue", "two", "one"))]
   on_mesh = dataclasses.replace(model, params=params)
-  batch = on_mesh._scheduler([on_mesh.prepare(r) for r in requests], 4, positions=64)
+  batch = batch_of(on_mesh, [on_mesh.prepare(r) for r in requests], 4, positions=64)
   assert len(batch._state.cache.k_LXSKH.sharding.device_set) == 8 and not batch._state.cache.k_LXSKH.is_fully_replicated
   assert all(alike(a, b) for a, b in zip(answers(model, requests), answers(on_mesh, requests)))
 
@@ -270,8 +283,7 @@ def test_memory_is_the_cache_and_little_else(model):
   size = scheduler.Size(rows=8, guides=8, slots=4096)
   with_cache = scheduler._maker(model.config.model, size, None)
   state = jax.eval_shape(with_cache)
-  prepared = [model.prepare(Request(document("red"), respond="image"))]
-  net = model._scheduler(prepared, 8, positions=8)._net
+  net = model.network("stored")
   program = engine_state.Program(positions=8, window=4096, solvers=(("ddim", 4),), ids=net.ids)
   lowered = engine.advance.lower(
       net.graphdef, net.params, state, net.text_V, np.int32(9), config=net.config, program=program

@@ -9,7 +9,7 @@ import pytest
 
 import orthus_jax as oj
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import scheduler
+from orthus_jax.inference import running, scheduler
 from orthus_jax.interop import huggingface
 from orthus_jax.training.checkpoints import workdir as checkpoint
 
@@ -68,13 +68,22 @@ def test_a_decoder_from_another_file(prefix, model, values, tmp_path, capsys):
 def test_models_that_cannot_draw_refuse_to(model, values, tmp_path, monkeypatch):
   ran = []
 
-  def run(_, requests):
-    ran.extend("image" if r.max_images else "text" for r in requests)
-    nothing = np.zeros(0, np.int32)
-    yield scheduler.Progress(0, nothing, nothing, done=True)
+  class Ends:
+    """In the place of a scheduler: every request ends at once."""
 
-  monkeypatch.setattr(scheduler.Scheduler, "run", run)
-  monkeypatch.setattr(scheduler.Scheduler, "__init__", lambda *_, **__: None)
+    def __init__(self, *_):
+      self.busy = 0
+
+    def join(self, ticket, request):
+      ran.append("image" if request.max_images else "text")
+      self.busy += 1
+      return True
+
+    def step(self, *, others):
+      self.busy, nothing = 0, np.zeros(0, np.int32)
+      return [scheduler.Progress(0, nothing, nothing, done=True)]
+
+  monkeypatch.setattr(running, "Scheduler", Ends)
   folder = weights.write(tmp_path / "chameleon", weights.plain(values, decoder=False), model)
   blind = oj.load(folder)
   with pytest.raises(BadRequest, match="no VQGAN decoder, so it can't draw"):

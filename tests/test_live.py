@@ -12,7 +12,7 @@ import tiny
 
 from orthus_jax.data.documents import document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import live
+from orthus_jax.inference import scheduler
 from orthus_jax.inference.live import Engine, Full, Limits
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Drawn, Failed, Finished, Preview, TextPiece
@@ -160,7 +160,7 @@ def test_what_is_cancelled_frees_its_row_and_guides_at_the_next_call(model, engi
   others[1].cancel()
   assert isinstance(end(others[1]), Failed)
   drawing.cancel()  # of what has ended, nothing comes
-  assert not np.asarray(engine._scheduler._state.active_B).any()  # nor does the device work on for nobody
+  assert not np.asarray(engine._batch._scheduler._state.active_B).any()  # nor does the device work on for nobody
 
 
 def test_a_lane_of_what_was_given_up_guides_no_one(model, engine):
@@ -211,13 +211,13 @@ def test_what_cannot_be_served_is_refused_at_once(model, engine):
 def test_a_fault_ends_what_runs_and_the_engine_goes_on(model, engine, monkeypatch):
   waits = engine.submit(long(model))
   wait_for(lambda: engine.load.calls > 1)
-  step = live.Scheduler.step
+  step = scheduler.Scheduler.step
 
   def fails(*args, **options):
-    monkeypatch.setattr(live.Scheduler, "step", step)
+    monkeypatch.setattr(scheduler.Scheduler, "step", step)
     raise MemoryError("out of memory")
 
-  monkeypatch.setattr(live.Scheduler, "step", fails)
+  monkeypatch.setattr(scheduler.Scheduler, "step", fails)
   assert end(waits).reason == "the engine failed: MemoryError: out of memory"
   assert isinstance(end(engine.submit(requests(model)[4])), Finished)
 

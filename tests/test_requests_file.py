@@ -8,7 +8,7 @@ import tiny
 
 from orthus_jax.data import images
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import requests_file
+from orthus_jax.inference import requests_file, stream
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,35 @@ def test_every_line_gets_its_record(model, tmp_path):
     assert reason in record.get("error", "") and bool(reason) == ("error" in record), record
   picture = by_line["draw/it"]["response"][0]["image"]
   assert images.load_image(tmp_path / "out" / picture).shape == (8, 8, 3)
+
+
+def test_a_long_file_is_read_as_it_is_answered(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(stream, "_AHEAD", 2)
+  images.save_png(tmp_path / "a.png", np.full((90, 70, 3), 50, np.uint8))
+  file, out = tmp_path / "requests.jsonl", tmp_path / "out"
+  ask = {"prompt": "red", "images": ["a.png"], "respond": "text", "max_new_tokens": 2}
+  lines = [json.dumps(ask | {"id": n, **({"steps": 0} if n % 3 == 1 else {})}) for n in range(9)]
+  file.write_text("\n".join(lines))
+  out.mkdir()
+  (out / "results.jsonl").write_text('{"id": "3", "response": []}\n')
+  held, load = 0, requests_file.images_lib.load_image
+
+  def opened(path):
+    nonlocal held
+    held += 1
+    answered = sum("response" in r for i, r in results(out).items() if i != "3")
+    assert held - answered <= 2 + 1 + 1  # ahead, in the row, and the one that had its answer before
+    return load(path)
+
+  monkeypatch.setattr(requests_file.images_lib, "load_image", opened)
+  counts = serve(model, file, out, batch_size=1)
+  assert (counts["requests"], counts["before"], counts["finished"], counts["failed"]) == (9, 1, 5, 3)
+  found = results(out)
+  assert len(found) == 9 and {i for i, r in found.items() if "error" in r} == {"1", "4", "7"}
+  assert [found[str(n)].get("seed") for n in (0, 2, 8)] == [0, 2, 8]
+  asked = requests_file.read(iter(file.read_bytes().splitlines()), folder=tmp_path, vision=model.config.model.vision_tokenizer,
+      base=model.config.sampling, respond="auto", seed=0)  # fmt: skip
+  assert next(asked).request.document.images[0].pixels.shape == (8, 8, 3)  # and no larger, while it waits
 
 
 @pytest.mark.slow

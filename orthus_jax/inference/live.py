@@ -1,6 +1,7 @@
-"""A running batch that is always open: requests join while others run, are told of as they get on, and may be given up.
+"""A running batch that is always open: requests come at any time, wait in a queue, have deadlines, and may be given up.
 
-One thread moves the batch ahead. All else happens between two of its calls, each of which is some positions long.
+One thread moves the batch (`running.py`) ahead. All else happens between two of its turns, each of which is some positions
+long.
 """
 
 from __future__ import annotations
@@ -12,18 +13,15 @@ import queue
 import threading
 import time
 
-import numpy as np
-
 from orthus_jax.errors import BadRequest
+from orthus_jax.inference import capacity
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Prepared, Request
 from orthus_jax.inference.responses import Drawn, Event, Failed, Finished
-from orthus_jax.inference.scheduler import Scheduler, Size
-from orthus_jax.inference.telling import Telling
+from orthus_jax.inference.running import RunningBatch
 
 _log = logging.getLogger(__name__)
 LATE = "it took too long"
-_SLOTS = 64  # of which the cache's length is a multiple
 
 
 class Full(Exception):
@@ -118,32 +116,25 @@ class Engine:
 
   def __init__(self, model: Model, limits: Limits = Limits()):
     self.model, self.limits = model, limits
-    sampling, config = model.config.sampling, model.config.model
-    longest = config.transformer.max_positions
-    slots = min(limits.slots or longest, longest)
-    self._size = Size(
-        rows=limits.rows, guides=limits.guides, slots=-(-slots // _SLOTS) * _SLOTS, positions=limits.positions,
-        int8=sampling.cache == "int8", kernel=sampling.solver_loop == "kernel",
-    )  # fmt: skip
+    sampling, longest = model.config.sampling, model.config.model.transformer.max_positions
     own = (sampling.solver, sampling.steps), (sampling.solver, sampling.late_steps or sampling.steps)
-    self._solvers = tuple(dict.fromkeys((*own, *limits.solvers)))
-    self._fixed = sampling.weights, sampling.cache, sampling.solver_loop
+    self._capacity = capacity.make(
+        (sampling.weights, sampling.cache, sampling.solver_loop), rows=limits.rows, guides=limits.guides,
+        slots=min(limits.slots or longest, longest), positions=limits.positions, solvers=(*own, *limits.solvers),
+    )  # fmt: skip
     self._changed = threading.Condition()
     self._waiting: list[tuple[Ticket, Prepared]] = []
     self._running: dict[int, Ticket] = {}
     self._given_up: set[int] = set()
     self._number = self._positions = self._calls = self._pictures = 0
-    self._in_use = 0, 0  # rows and guides after the last call, as the scheduler is the engine's thread's alone
+    self._in_use = 0, 0  # rows and guides after the last call, as the batch is the engine's thread's alone
     self._open, self._closing, self._end_by = False, False, 0.0
     self._thread: threading.Thread | None = None
     self._start_anew()
 
   def _start_anew(self) -> None:
-    self._scheduler = Scheduler(self.model.network(self._fixed[0]), self._size, solvers=self._solvers)
-    self._telling = Telling(
-        self.model.tokenizer, patches=self.model.config.model.vision_tokenizer.patches, decode=self.model.decode,
-        preview_rows=self.limits.preview_rows, at_once=True,
-    )  # fmt: skip
+    network = self.model.network(self._capacity.fixed[0])
+    self._batch = RunningBatch(network, self._capacity, preview_rows=self.limits.preview_rows)
 
   def compile(self, told: Callable[[int, int], None] | None = None) -> None:
     """Compiles ahead, before `start`, so that no request waits for a program.
@@ -151,14 +142,8 @@ class Engine:
     Args:
       told: called with (programs done, in all).
     """
-    self._scheduler.compile(told)
-    vision = self.model.config.model.vision_tokenizer
-    n = 1
-    while n <= min(self.limits.rows, 64):  # pictures that are read or finished in one call
-      if not self.model.no_pictures:
-        self.model.decode(np.zeros((n, vision.patches, vision.latent_dim), np.float32))
-      self.model.encode(np.zeros((n, vision.resolution, vision.resolution, 3), np.uint8))
-      n *= 4
+    self._batch.compile(told)
+    self.model.compile_pictures(self.limits.rows)
 
   # --- for those who ask, from any thread ---------------------------------------------------------------------------
 
@@ -202,16 +187,8 @@ class Engine:
 
   def _prepared(self, request: Request) -> Prepared:
     prepared = self.model.prepare(request)
-    if prepared.fixed != self._fixed:
-      named = f"weights, cache and solver_loop are {self._fixed} here, and {prepared.fixed} in the request"
-      raise BadRequest(f"{named}: leave them out")
-    if other := [s for s in prepared.solvers if s not in self._solvers]:
-      here = ", ".join(f"{name} with {steps}" for name, steps in self._solvers)
-      raise BadRequest(f"solver and steps must be one of those that this engine was started with: {here}, and not {other[0]}")
-    if prepared.slots > self._size.slots:
-      raise BadRequest(f"the request takes up to {prepared.slots} positions, and there are {self._size.slots}: ask for less")
-    if len(prepared.guides) > self._size.guides:
-      raise BadRequest(f"guidance needs {len(prepared.guides)} lanes of {self._size.guides}: set it to 1")
+    if refusal := self._capacity.refusal(prepared):
+      raise BadRequest(refusal)
     return prepared
 
   def cancel(self, ticket: Ticket) -> None:
@@ -261,26 +238,31 @@ class Engine:
   def _turn(self) -> None:
     with self._changed:
       self._drop()
-      while self._waiting and self._scheduler.join(self._waiting[0][0].number, self._waiting[0][1]):
+      while self._waiting and self._joins(*self._waiting[0]):
         ticket, _ = self._waiting.pop(0)
         self._running[ticket.number] = ticket
       self._count()
     # A call ends early once some rows have: their answers are told at once, and who asked comes again.
-    made = self._scheduler.step(others=True)
-    for progress in made:
-      ticket = self._running[progress.ticket]
-      ticket.calls, ticket.made = ticket.calls + 1, ticket.made + len(progress.tokens_N)
-      self._positions += len(progress.tokens_N)
-      for event in self._telling.add(progress.ticket, ticket.request.document, progress, previews=ticket.previews):
-        self._pictures += isinstance(event, Drawn)
+    made, events = self._batch.turn(others=True)
+    for number, positions in made.items():
+      ticket = self._running[number]
+      ticket.calls, ticket.made = ticket.calls + 1, ticket.made + positions
+      self._positions += positions
+    for event in events:
+      self._pictures += isinstance(event, Drawn)
+      ticket = self._running[event.index]
+      if isinstance(event, Finished):
+        self._end(ticket, event)
+      else:
         ticket.put(event)
-    for end in self._telling.ended():
-      self._end(self._running[end.index], end)
     self._calls += 1
     self._count()
 
+  def _joins(self, ticket: Ticket, prepared: Prepared) -> bool:
+    return self._batch.add(ticket.number, ticket.request.document, prepared, previews=ticket.previews)
+
   def _count(self) -> None:
-    self._in_use = self._scheduler.busy, self._scheduler.guides_in_use
+    self._in_use = self._batch.rows, self._batch.guides
 
   def _drop(self) -> None:
     """Gives up what was cancelled or has run out of time."""
@@ -290,11 +272,10 @@ class Engine:
       return ticket.deadline is not None and now >= ticket.deadline
 
     gone = [t for t in self._running.values() if t.number in self._given_up or late(t)]
-    self._scheduler.leave([t.number for t in gone])
+    self._batch.cancel([t.number for t in gone])
     gone += [t for t, _ in self._waiting if t.number in self._given_up or late(t)]
     self._waiting = [(t, p) for t, p in self._waiting if t not in gone]
     for ticket in gone:
-      self._telling.forget(ticket.number)
       self._end(ticket, Failed(ticket.number, LATE if late(ticket) else "it was cancelled"))
     self._given_up.clear()
 

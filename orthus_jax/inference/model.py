@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 import dataclasses
 import functools
-import math
 import os
 from typing import Any
 
@@ -17,11 +16,10 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine_state
+from orthus_jax.inference import engine_state, stream as stream_lib
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
-from orthus_jax.inference.responses import Event, Failed, Finished
-from orthus_jax.inference.scheduler import Network, Scheduler, Size
-from orthus_jax.inference.telling import Telling
+from orthus_jax.inference.responses import Event, Finished
+from orthus_jax.inference.scheduler import Network
 from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib, quantized, systems
 from orthus_jax.models.heads.base import untrained
@@ -39,7 +37,7 @@ _UNTRAINED = (
     "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text); a"
     " Chameleon or Anole draws as it is once it is converted with --image-head=codes"
 )
-_SLOTS = 64  # the cache's length is a multiple of it, so that few programs are compiled
+_BLOCKS = (1, 4, 16, 64)  # pictures that are encoded or decoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +118,7 @@ class Model:
 
   def stream(
       self,
-      requests: Sequence[Request],
+      requests: Iterable[Request],
       *,
       batch_size: int = 64,
       preview_rows: int = 0,
@@ -129,40 +127,20 @@ class Model:
     """Answers requests of all sorts in one running batch, which they join as others leave it.
 
     Args:
-      requests: to be answered.
+      requests: to be answered; read as the batch comes to them, some hundreds ahead of it.
       batch_size: how many are answered at once.
       preview_rows: show unfinished pictures every so many rows of patches; 0 shows none.
-      strict: raise the first request's failure before any work is done, in the place of an event.
+      strict: read all of them first, and raise the first failure before any work is done, in the place of an event.
 
     Yields:
-      Text as it comes, previews, and each request's end: `Finished` or, where it can't be served, `Failed`.
+      Text and pictures as they come, previews, and each request's end: `Finished` or, where it can't be served, `Failed`. An
+      event's `index` is the request's place.
     """
-    ready: list[tuple[int, Prepared]] = []
-    for index, request in enumerate(requests):
-      try:
-        prepared = self.prepare(request)
-        if ready and prepared.fixed != ready[0][1].fixed:
-          raise BadRequest(
-              f"weights, cache and solver_loop are {prepared.fixed}, but {ready[0][1].fixed} in the first request: one choice"
-              " for all"
-          )
-        ready.append((index, prepared))
-      except BadRequest as e:
-        if strict:
-          raise
-        yield Failed(index, str(e))
-    if not ready:
-      return
-    P = self.config.model.vision_tokenizer.patches
-    scheduler = self._scheduler([r for _, r in ready], batch_size, positions=preview_rows * round(P**0.5) or 64)
-    telling = Telling(self.tokenizer, patches=P, decode=self.decode, preview_rows=preview_rows)
-    for step in scheduler.run(r for _, r in ready):
-      if step is None:  # all rows have been told of: what has ended is decoded together
-        yield from telling.ended()
-      else:
-        index = ready[step.ticket][0]
-        yield from telling.add(index, requests[index].document, step)
-    yield from telling.ended()
+    side = round(self.config.model.vision_tokenizer.patches**0.5)
+    return stream_lib.stream(
+        requests, prepare=self.prepare, network=self.network, batch_size=batch_size, positions=preview_rows * side or 64,
+        preview_rows=preview_rows, strict=strict,
+    )  # fmt: skip
 
   def prepare(self, request: Request) -> Prepared:
     """Lays a request out.
@@ -176,22 +154,6 @@ class Model:
       request = dataclasses.replace(request, respond="text")  # "auto" leaves it to the model, and this one has words alone
     return prepare(request, config=self.config.model, tokenizer=self.tokenizer, sampling=self.config.sampling)
 
-  def _scheduler(self, requests: list[Prepared], batch_size: int, *, positions: int) -> Scheduler:
-    """A batch that all of some requests fit into, and as many of them at once as are asked for."""
-    rows = min(batch_size, _round_up_power(len(requests)))
-    guides = sum(sorted((len(r.guides) for r in requests), reverse=True)[:rows])
-    weights, cache, loop = requests[0].fixed
-    slots = max(r.slots for r in requests)
-    size = Size(
-        rows=rows, guides=min(_round_up_power(guides), 2 * rows) if guides else 0, slots=-(-slots // _SLOTS) * _SLOTS,
-        positions=positions, int8=cache == "int8", kernel=loop == "kernel",
-    )  # fmt: skip
-    return Scheduler(
-        self.network(weights), size, solvers=[s for r in requests for s in r.solvers],
-        sampled=any(r.sampling.temperature > 0 for r in requests),
-        repeats=any(r.sampling.repetition_penalty != 1 for r in requests),
-    )  # fmt: skip
-
   def network(self, weights: str) -> Network:
     """What a running batch needs, its weights "stored" as they are or in "int8"."""
     tk = self.tokenizer
@@ -200,17 +162,26 @@ class Model:
     text_V[: len(mask)] = mask
     return Network(
         graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
-        text_V=text_V, encode=self.encode, codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
+        text_V=text_V, tokenizer=tk, encode=self.encode, decode=self.decode,
+        codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
         ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
     )  # fmt: skip
 
   def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Features [I, P, C] of pictures of the model's resolution."""
-    return _in_batches(lambda x: _encode(self.graphdef, self.params, x), np.stack(pictures))
+    return _in_blocks(lambda x: _encode(self.graphdef, self.params, x), np.stack(pictures))
 
   def decode(self, features: Sequence[np.ndarray]) -> np.ndarray:
     """uint8 pictures [I, R, R, 3] of features [I, P, C]."""
-    return _in_batches(lambda x: _decode(self.graphdef, self.params, x), np.stack(features))
+    return _in_blocks(lambda x: _decode(self.graphdef, self.params, x), np.stack(features))
+
+  def compile_pictures(self, most: int) -> None:
+    """Compiles ahead what encodes and, where the model draws, decodes up to so many pictures at once."""
+    vision = self.config.model.vision_tokenizer
+    for n in (n for n in _BLOCKS if 3 * n <= 4 * most):
+      self.encode(np.zeros((n, vision.resolution, vision.resolution, 3), np.uint8))
+      if not self.no_pictures:
+        self.decode(np.zeros((n, vision.patches, vision.latent_dim), np.float32))
 
 
 @functools.partial(compiler.jit, static_argnums=0)
@@ -225,19 +196,15 @@ def _decode(graphdef, params, features):
   return images_lib.from_model(tokenizer.decode(features), tokenizer.config.pixels)
 
 
-def _round_up_power(n: int) -> int:
-  return 1 << (n - 1).bit_length()
-
-
-def _in_batches(f: Callable, x: np.ndarray, size: int = 64) -> np.ndarray:
-  """Maps in blocks of a few fixed sizes, powers of 4, so that few programs are compiled."""
-  blocks = []
-  for i in range(0, len(x), size):
-    block = x[i : i + size]
-    short = min(size, 4 ** math.ceil(math.log(len(block), 4) - 1e-9)) - len(block)
-    padded = np.concatenate([block, np.repeat(block[:1], short, axis=0)]) if short else block
-    blocks.append(np.asarray(f(padded))[: len(block)])
-  return np.concatenate(blocks)
+def _in_blocks(f: Callable, x: np.ndarray) -> np.ndarray:
+  """Maps in blocks of a few fixed sizes, so that few programs are compiled; at most a quarter of a block is padding."""
+  done = []
+  while len(x):
+    size = max(n for n in _BLOCKS if 3 * n <= 4 * len(x))
+    block, x = x[:size], x[size:]
+    padded = np.concatenate([block, np.repeat(block[:1], size - len(block), axis=0)])
+    done.append(np.asarray(f(padded))[: len(block)])
+  return np.concatenate(done)
 
 
 def generate(model: Model, document: Document, **options: Any) -> Document:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Mapping
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -19,22 +20,21 @@ from pathlib import Path
 import re
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 import zlib
 
 import tqdm
 
-from orthus_jax.config import SamplingConfig
+from orthus_jax.config import SamplingConfig, VisionTokenizerConfig
 from orthus_jax.config.sampling import with_fields
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image, Text, interleaved
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference.model import Model
-from orthus_jax.inference.requests import Request
+from orthus_jax.inference.requests import Request, fit
 from orthus_jax.inference.responses import Event, Failed, Finished, Preview, TextPiece
 from orthus_jax.paths import user_path
 
-_BLOCK = 512  # requests whose pictures are held at once
 _OWN = ("id", "prompt", "images", "respond", "seed", "max_images")
 
 
@@ -47,12 +47,15 @@ class Asked:
   error: str = ""
 
 
-def read(lines: Iterator[bytes], *, folder: Path, base: SamplingConfig, respond: str, seed: int) -> Iterator[Asked]:
+def read(
+    lines: Iterator[bytes], *, folder: Path, vision: VisionTokenizerConfig, base: SamplingConfig, respond: str, seed: int
+) -> Iterator[Asked]:
   """The requests of a file's lines; blank ones are passed over.
 
   Args:
     lines: of the file.
     folder: that its pictures' paths start from.
+    vision: pictures are held as the model sees them; a camera's is a thousand times larger.
     base: sampling, where a request has none of its own.
     respond, seed: likewise; the n-th request's seed is `seed` + n.
   """
@@ -74,7 +77,7 @@ def read(lines: Iterator[bytes], *, folder: Path, base: SamplingConfig, respond:
       if identity in seen:
         identity, twice = f"line-{at}", identity
         raise BadRequest(f"line {at}: another request has the id {twice!r} already")
-      request = _request(record, at, folder, base, respond, seed + number)
+      request = _request(record, at, folder, vision, base, respond, seed + number)
       yield Asked(identity, request)
     except BadRequest as e:
       yield Asked(identity, None, str(e))
@@ -105,8 +108,9 @@ def _check_texts(record: Mapping[str, Any], at: int) -> None:
 
 
 def _request(
-    record: Mapping[str, Any], at: int, folder: Path, base: SamplingConfig, respond: Any, seed: int
-) -> Request:
+    record: Mapping[str, Any], at: int, folder: Path, vision: VisionTokenizerConfig, base: SamplingConfig, respond: Any,
+    seed: int,
+) -> Request:  # fmt: skip
   def field(name: str, kind: type, default: Any) -> Any:
     value = record.get(name, default)
     if not isinstance(value, kind) or isinstance(value, bool):
@@ -124,7 +128,7 @@ def _request(
     raise BadRequest(f"line {at}: nothing to go by: give a prompt, images or both")
   try:
     pictures = [images_lib.load_image(folder / user_path(file)) for file in files]
-    document = interleaved(prompt if "<image>" in prompt else "<image>" * len(pictures) + prompt, pictures)
+    document = fit(interleaved(prompt if "<image>" in prompt else "<image>" * len(pictures) + prompt, pictures), vision)
   except TypeError as e:
     raise BadRequest(f"line {at}: images must be a list of files") from e
   except BadRequest as e:
@@ -219,18 +223,31 @@ def serve(
     BadRequest: if the file can't be read or holds no request.
   """
   try:
-    raw = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+    opened = io.BytesIO(sys.stdin.buffer.read()) if file == "-" else open(file, "rb")
   except OSError as e:
     raise BadRequest(f"{file} can't be read: {e.strerror}") from e
-  lines = raw.removeprefix(codecs.BOM_UTF8).splitlines()
-  total = sum(1 for line in lines if line.strip())
-  if not total:
-    raise BadRequest(f"{'standard input' if file == '-' else file} holds no request: give a JSON object a line")
-  folder = Path() if file == "-" else Path(file).parent
-  results = Results(out)
+  with opened as lines:
+    total = sum(1 for line in _lines(lines) if line.strip())
+    if not total:
+      raise BadRequest(f"{'standard input' if file == '-' else file} holds no request: give a JSON object a line")
+    lines.seek(0)
+    folder = Path() if file == "-" else Path(file).parent
+    vision = model.config.model.vision_tokenizer
+    asked = read(_lines(lines), folder=folder, vision=vision, base=base, respond=respond, seed=seed)
+    return _answer(model, asked, total, Results(out), batch_size=batch_size, preview_rows=preview_rows, quiet=quiet)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+  """Without the mark at its beginning that Windows' editors write."""
+  return (line if n else line.removeprefix(codecs.BOM_UTF8) for n, line in enumerate(file))
+
+
+def _answer(
+    model: Model, asked: Iterator[Asked], total: int, results: Results, *, batch_size: int, preview_rows: int, quiet: bool
+) -> dict[str, Any]:
   counts = {"requests": total, "before": 0, "finished": 0, "failed": 0, "pictures": 0, "tokens": 0}
   begin = time.monotonic()
-  asked = read(iter(lines), folder=folder, base=base, respond=respond, seed=seed)
+  todo: dict[int, tuple[str, Request]] = {}  # what is on the way, by its place among those that are asked
   with tqdm.tqdm(total=total, unit="request", disable=quiet or None, file=sys.stderr) as bar:
 
     def told(n: int = 1) -> None:
@@ -238,26 +255,30 @@ def serve(
       bar.set_postfix_str(f"{counts['pictures'] / seconds:.2f} pictures/s, {counts['tokens'] / seconds:.0f} tokens/s")
       bar.update(n)
 
-    while block := list(itertools.islice(asked, _BLOCK)):
-      todo: list[tuple[str, Request]] = []
-      for a in block:
-        if a.request is not None and a.id in results.done:
-          counts["before"] += 1
-          told()
-        elif a.request is None:
+    def requests() -> Iterator[Request]:
+      places = itertools.count()
+      for a in asked:
+        if a.request is None:
           results.failed(a.id, a.error)
           counts["failed"] += 1
           told()
+        elif a.id in results.done:
+          counts["before"] += 1
+          told()
         else:
-          todo.append((a.id, a.request))
-      for event in model.stream([r for _, r in todo], batch_size=batch_size, preview_rows=preview_rows):
-        _take(event, todo, results, counts, model)
-        told(isinstance(event, Finished | Failed))
+          todo[next(places)] = a.id, a.request
+          yield a.request
+
+    for event in model.stream(requests(), batch_size=batch_size, preview_rows=preview_rows):
+      _take(event, todo, results, counts, model)
+      if isinstance(event, Finished | Failed):
+        del todo[event.index]
+        told()
   results.close()
   return counts | {"seconds": time.monotonic() - begin}
 
 
-def _take(event: Event, todo: list[tuple[str, Request]], results: Results, counts: dict[str, Any], model: Model) -> None:
+def _take(event: Event, todo: dict[int, tuple[str, Request]], results: Results, counts: dict[str, Any], model: Model) -> None:
   identity, request = todo[event.index]
   if isinstance(event, TextPiece):
     counts["tokens"] += len(model.tokenizer.encode(event.text))

@@ -6,7 +6,7 @@ mostly the unconditional one, takes the lane as it is: such a prompt is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -18,7 +18,9 @@ import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig
 from orthus_jax.inference import engine, engine_state, prompt_reader
+from orthus_jax.inference.capacity import Capacity, Size
 from orthus_jax.inference.requests import Lane, Prepared
+from orthus_jax.inference.responses import Decoder
 from orthus_jax.models import systems
 from orthus_jax.models.params import Params
 from orthus_jax.models.samplers import TokenSampling
@@ -28,14 +30,15 @@ _LANES_AT_ONCE = 12
 
 
 class Network(NamedTuple):
-  """What the compiled programs need of a model.
+  """What a running batch needs of a model.
 
   Attributes:
     graphdef, params: its structure and parameters.
     config: the model's.
     ids: of special tokens.
     text_V: bool, the ids of ordinary text.
-    encode: pictures to features [I, P, C].
+    tokenizer: of its text.
+    encode, decode: pictures to features [I, P, C], and back.
     codebook_KC: the codes' features.
   """
 
@@ -44,35 +47,17 @@ class Network(NamedTuple):
   config: ModelConfig
   ids: engine_state.Ids
   text_V: np.ndarray
+  tokenizer: Decoder
   encode: Callable[[Sequence[np.ndarray]], np.ndarray]
+  decode: Callable[[Sequence[np.ndarray]], np.ndarray]
   codebook_KC: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-  """Of the running batch.
-
-  Attributes:
-    rows, guides: lanes.
-    slots: positions of each.
-    positions: that rows move ahead in one call.
-    int8: whether the cache is in 8 bits.
-    kernel: whether the image head's solver steps are one kernel.
-  """
-
-  rows: int
-  guides: int
-  slots: int
-  positions: int = 64
-  int8: bool = False
-  kernel: bool = False
 
 
 class Progress(NamedTuple):
   """What has been added to a response.
 
   Attributes:
-    ticket: the request's number, in the order in which requests came.
+    ticket: the request's number.
     tokens_N, features_NC: the new positions; the image placeholder stands where `features_NC` holds a patch.
     done: whether that was all.
   """
@@ -84,22 +69,19 @@ class Progress(NamedTuple):
 
 
 class Scheduler:
-  """Runs a stream of requests.
+  """Has requests take turns in the batch's places.
 
   Args:
     network: the model.
-    size: of the batch; a request must fit into it.
-    solvers: all (name, steps) that requests may ask for.
-    sampled, repeats: whether any request's text isn't greedy, or has a rule about repetition.
+    capacity: of the batch; a request must fit into it.
   """
 
-  def __init__(
-      self, network: Network, size: Size, *, solvers: Sequence[tuple[str, int]], sampled: bool = True, repeats: bool = True
-  ):
-    self._net, self._size, self._solvers = network, size, tuple(dict.fromkeys(solvers))
+  def __init__(self, network: Network, capacity: Capacity):
+    self._net, self._size, self._solvers = network, (size := capacity.size), capacity.solvers
     self._program = engine_state.Program(
-        positions=size.positions, window=size.slots, solvers=self._solvers, ids=network.ids, sampled=sampled, repeats=repeats,
-        kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params), guides_a_row=min(2, size.guides),
+        positions=size.positions, window=size.slots, solvers=capacity.solvers, ids=network.ids, sampled=capacity.sampled,
+        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params),
+        guides_a_row=min(2, size.guides),
     )  # fmt: skip
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
@@ -111,20 +93,9 @@ class Scheduler:
     self._held: list[bytes | None] = [None] * size.guides  # the prompt in each guide's lane
     self._guides: dict[int, list[int]] = {}  # row → its guides
     self._joined: list[tuple[int, Prepared, list[int]]] = []  # rows that begin with the next step
-    self.turns = 0  # positions that the whole batch was moved ahead
 
   def _on_mesh(self) -> contextlib.AbstractContextManager:
     return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
-
-  def run(self, requests: Iterable[Prepared]) -> Iterator[Progress | None]:
-    """Serves requests as they come and as there is room; tells of each as it gets on, and says None when all were told of."""
-    coming = iter(requests)
-    ticket, waiting = 0, next(coming, None)
-    while waiting is not None or self.busy:
-      while waiting is not None and self.join(ticket, waiting):
-        ticket, waiting = ticket + 1, next(coming, None)
-      yield from self.step(others=waiting is not None)
-      yield None
 
   @property
   def busy(self) -> int:
@@ -290,7 +261,6 @@ class Scheduler:
         program=program,
     )  # fmt: skip
     made = jax.tree.map(np.asarray, made)
-    self.turns += int(made.positions)
     told = []
     for row in sorted(self._rows):
       ticket, n, done = self._rows[row][0], int(made.count_B[row]), not made.active_B[row]

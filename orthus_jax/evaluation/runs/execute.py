@@ -23,8 +23,6 @@ from orthus_jax.inference.responses import Failed, Finished
 from orthus_jax.training.checkpoints import agreement
 
 PROTOCOL = "protocol.json"
-_AT_ONCE = 4096  # requests whose prompts are laid out together
-_WITH_PICTURES = 512
 _UNWRITTEN = 64  # answers that wait to be written, at most
 _log = logging.getLogger(__name__)
 
@@ -116,24 +114,25 @@ def _answers(
     model: Model, task: Task, items: Sequence[Item], sampling: SamplingConfig, seed: int, batch_size: int
 ) -> Iterator[tuple[Item, Any]]:
   """(item, document, or why there is none), as they come."""
-  # Pictures of all questions at once wouldn't fit into memory. The last rows of a share run beside empty ones, so it is large.
-  size = max(_AT_ONCE if task.respond == "image" else _WITH_PICTURES, 8 * batch_size)
-  for begin in range(0, len(items), size):
-    ready: list[Item] = []
-    requests: list[Request] = []
-    for item in items[begin : begin + size]:
+  asked: list[Item] = []
+  unread: list[tuple[Item, str]] = []
+
+  def requests() -> Iterator[Request]:
+    for item in items:
       try:
         prompt = fit(item.prompt(), model.config.model.vision_tokenizer)  # a camera's picture is a thousand times larger
       except BadRequest as e:
-        yield item, str(e)
+        unread.append((item, str(e)))
         continue
-      ready.append(item)
-      requests.append(Request(prompt, respond=task.respond, seed=item.seed(seed), sampling=sampling))
-    for event in model.stream(requests, batch_size=batch_size):
-      if isinstance(event, Finished):
-        yield ready[event.index], event.document
-      elif isinstance(event, Failed):
-        yield ready[event.index], event.reason
+      asked.append(item)
+      yield Request(prompt, respond=task.respond, seed=item.seed(seed), sampling=sampling)
+
+  for event in model.stream(requests(), batch_size=batch_size):
+    if isinstance(event, Finished):
+      yield asked[event.index], event.document
+    elif isinstance(event, Failed):
+      yield asked[event.index], event.reason
+  yield from unread
 
 
 def _check_ids(items: Sequence[Item]) -> None:
