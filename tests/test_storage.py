@@ -34,31 +34,13 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
   """The server, with an empty bucket `mine`; nothing waits long."""
-  import fsspec
-
-  for name, value in {**buckets.ENVIRONMENT, "AWS_ENDPOINT_URL": server.url, "ORTHUS_CACHE": str(tmp_path / "cache")}.items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(bucket_lib, "_WAITS", (0.01, 0.02, 0.04))
-  server.fault = lambda method, path: ""
-  forget()
-  files = fsspec.filesystem("s3", use_listings_cache=False, **bucket_lib._options("s3"))
-  if not files.exists("mine"):
-    files.mkdir("mine")
-  if files.find("mine"):
-    files.rm("mine/runs", recursive=True)
+  buckets.use(server, monkeypatch, tmp_path / "cache")
   return server
-
-
-def forget():
-  """What a new process wouldn't know."""
-  bring._bring.cache_clear()
-  bring.only.cache_clear()
 
 
 def elsewhere(monkeypatch, tmp_path, name="other"):
   """Another machine: it has none of what was here."""
-  monkeypatch.setenv("ORTHUS_CACHE", str(tmp_path / name))
-  forget()
+  buckets.elsewhere(monkeypatch, tmp_path / name)
 
 
 def checkpoint(run, step, *, manifest=True, size=1000):
