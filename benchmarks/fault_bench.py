@@ -15,7 +15,7 @@ import time
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-PATIENCE = 300  # seconds
+PATIENCE = 900  # seconds: machines are shared
 
 
 @dataclasses.dataclass

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from fault_bench import REPOSITORY, Bench, Row, environment, kill, lines, until
+from fault_bench import PATIENCE, REPOSITORY, Bench, Row, environment, kill, lines, until
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 import buckets  # noqa: E402
@@ -22,7 +22,6 @@ from orthus_jax.storage import bring, remote_run  # noqa: E402
 from orthus_jax.storage.bucket import Bucket  # noqa: E402
 from orthus_jax.training.checkpoints import manifest  # noqa: E402
 
-PATIENCE = 900  # seconds, as uploads are slow where all of it shares a processor
 # A process of a machine by another name. It looks for what is new every half second, not every 30, as the whole run takes less;
 # and takes a lock's holder for dead after 6 s without a sign of life, not 90.
 _PROGRAM = """

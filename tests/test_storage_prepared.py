@@ -140,8 +140,10 @@ def test_a_bucket_that_fails_leaves_complete_parts_or_nothing(s3, pictures, whol
   refused = ""
   with pytest.raises(BadRequest, match=f"^{URL} holds unfinished data of another images"):
     prepare(pictures, images="jpeg")
+  s3.fill("runs/out", ["pictures-00007.array_record", "parts/00007.json"])  # of a part that no command has completed
   prepare(pictures)
   assert content() == whole
+  Bucket(URL).write(parts.UNFINISHED, b"{}")  # killed before this was removed
   with pytest.raises(BadRequest, match="s3://mine/runs/out is there already"):
     prepare(pictures)
 
@@ -182,6 +184,9 @@ def test_a_benchmarks_files_come_from_a_bucket(s3, tmp_path, capsys):
   assert cli.main(["score", "pope", f"{bucket.url}/answers", f"--labels={bucket.url}/labels", "--json"]) == 0
   assert json.loads(capsys.readouterr().out)["scores"]["random/accuracy"] == 0.75
   assert cli.main(["score", "pope", f"{bucket.url}/nothing", "--json"]) == 2
+  command = ["evaluate", "no_run", "--benchmark=pope", f"--out={tmp_path / 'out'}"]
+  assert cli.main([*command, f"--data={bucket.url}/nothing"]) == 2
+  assert capsys.readouterr().err.count(f"there is nothing at {bucket.url}/nothing") == 2
   assert cli.main(["score", "pope", f"{bucket.url}/answers", f"--labels={bucket.url}/labels", "--out=s3://mine/scores"]) == 2
   assert "is written to disk alone" in capsys.readouterr().err
 
