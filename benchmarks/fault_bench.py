@@ -15,7 +15,7 @@ import time
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-PATIENCE = 300  # seconds
+PATIENCE = 900  # seconds: machines are shared
 
 
 @dataclasses.dataclass
@@ -79,13 +79,9 @@ class Bench:
     where = []
     if process is not None:
       where = [f"--coordinator=localhost:{port}", "--processes=2", f"--process_id={process}", "--join_timeout=15"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
-    }  # fmt: skip
     log = (self.folder / f"{run.name}-{process or 0}.log").open("a")
     command = [sys.executable, "-m", "orthus_jax.cli", "train", *self.common, f"--workdir={run}", *more, *where]
-    return subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    return subprocess.Popen(command, env=environment(devices), stdout=log, stderr=log)
 
   def pair(self, run: Path, *more: str) -> list[subprocess.Popen]:
     with socket.create_server(("", 0)) as s:
@@ -112,6 +108,14 @@ class Bench:
 
   def log(self, run: Path) -> str:
     return (self.folder / f"{run.name}-0.log").read_text(errors="replace")
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """Of a run on so many devices of a CPU."""
+  return os.environ | {
+      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
+  }  # fmt: skip
 
 
 def kill(processes: list[subprocess.Popen]) -> None:

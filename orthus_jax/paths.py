@@ -34,6 +34,8 @@ def check_writable(target: Path, *, option: str, file: bool = False) -> None:
   Raises:
     BadRequest: if it can't.
   """
+  if target.parts and target.parts[0] in ("gs:", "s3:"):
+    raise BadRequest(f"{option} names a bucket, and is written to disk alone: name a folder, and upload it")
   absolute = there = target.absolute()
   try:
     while (found := _lstat(there)) is None:

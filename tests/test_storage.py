@@ -34,31 +34,13 @@ def server():
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
   """The server, with an empty bucket `mine`; nothing waits long."""
-  import fsspec
-
-  for name, value in {**buckets.ENVIRONMENT, "AWS_ENDPOINT_URL": server.url, "ORTHUS_CACHE": str(tmp_path / "cache")}.items():
-    monkeypatch.setenv(name, value)
-  monkeypatch.setattr(bucket_lib, "_WAITS", (0.01, 0.02, 0.04))
-  server.fault = lambda method, path: ""
-  forget()
-  files = fsspec.filesystem("s3", use_listings_cache=False, **bucket_lib._options("s3"))
-  if not files.exists("mine"):
-    files.mkdir("mine")
-  if files.find("mine"):
-    files.rm("mine/runs", recursive=True)
+  buckets.use(server, monkeypatch, tmp_path / "cache")
   return server
-
-
-def forget():
-  """What a new process wouldn't know."""
-  bring._bring.cache_clear()
-  bring.only.cache_clear()
 
 
 def elsewhere(monkeypatch, tmp_path, name="other"):
   """Another machine: it has none of what was here."""
-  monkeypatch.setenv("ORTHUS_CACHE", str(tmp_path / name))
-  forget()
+  buckets.elsewhere(monkeypatch, tmp_path / name)
 
 
 def checkpoint(run, step, *, manifest=True, size=1000):
@@ -214,6 +196,59 @@ def test_a_run_that_could_not_be_uploaded_says_where_it_is(s3):
   with mirrored(URL):
     pass
   assert whole_at() == [1]
+
+
+def test_uploads_slower_than_saves_bring_a_whole_checkpoint_each_time(s3, monkeypatch):
+  bucket, here = Bucket(URL), place(URL)
+  mirror = Mirror(bucket, here)
+  run_in(here, 1)
+  assert not mirror.sync()
+  put, step = bucket.put, 3
+  checkpoint(here, 2)
+  checkpoint(here, 3)
+
+  def slow(file, name):  # two saves go by meanwhile, upon which the one that is on its way goes from the disk
+    nonlocal step
+    if name.endswith("params/d/0"):
+      shutil.rmtree(here / "checkpoints")
+      step += 2
+      checkpoint(here, step - 1)
+      checkpoint(here, step)
+    put(file, name)
+
+  monkeypatch.setattr(bucket, "put", slow)
+  for _ in range(3):
+    newest = step
+    assert not mirror.sync() and whole_at() == [newest]
+  monkeypatch.setattr(bucket, "put", put)
+  assert not mirror.sync() and whole_at() == [step - 1, step]
+
+
+def test_a_checkpoint_that_is_half_removed_is_not_sent(s3):
+  with mirrored(URL) as here:
+    run_in(here, 1, 2)
+    (here / "checkpoints" / "1" / "params" / "d" / "0").unlink()
+    assert not Mirror(Bucket(URL), here).sync() and whole_at() == [2]
+
+
+def test_of_a_damaged_checkpoint_in_the_bucket_the_one_before_is_brought_too(s3, tmp_path, monkeypatch):
+  with mirrored(URL) as here:
+    run_in(here, 1, 2, 3)
+  bucket = Bucket(URL)
+  damaged = bucket.read("checkpoints/3/params/d/0")[::-1]
+  bucket.write("checkpoints/3/params/d/0", damaged)
+  elsewhere(monkeypatch, tmp_path)
+
+  def damage(folder):
+    return "it is" if (folder / "params" / "d" / "0").read_bytes() == damaged else None
+
+  with mirrored(URL, damage=damage) as here:
+    assert sorted(p.name for p in (here / "checkpoints").iterdir()) == ["2", "3"]
+    (here / "damaged").mkdir()
+    (here / "checkpoints" / "3").rename(here / "damaged" / "3")  # as a start does
+    assert "3" not in {p.name for p in (here / "checkpoints").iterdir()}
+    checkpoint(here, 3)
+  assert bucket.read("checkpoints/3/params/d/0") != damaged and whole_at() == [1, 2, 3]
 
 
 def test_another_run_at_the_same_url_leaves_the_old_ones_files_alone(s3, caplog):

@@ -15,6 +15,7 @@ from orthus_jax.config.ranges import Range
 from orthus_jax.config.sampling import with_fields
 from orthus_jax.errors import BadRequest
 from orthus_jax.progress import bar
+from orthus_jax.storage import bring
 
 # As in evaluation/runs/registry.py, without its imports.
 NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa", "mmmu")
@@ -67,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
   from orthus_jax.training.checkpoints import workdir as checkpoint
   from orthus_jax.training.state import digest
 
-  data, own_world = Path(options.data), options.benchmark == "geneval" and options.data == "shapes"
+  data, own_world = Path(bring.local(options.data)), options.benchmark == "geneval" and options.data == "shapes"
   model = None
   name = options.template or ("bare" if own_world else "orthus")
   template = prompts.template(name)
@@ -77,7 +78,7 @@ def main(options: argparse.Namespace) -> int:
   if own_world:  # its captions are told as GenEval's, beside the pictures
     model = model_lib.load(options.run)
     data = shapes_geneval.export(sources.open_world(model.config), out)
-  images = Path(options.images) if options.images else None
+  images = Path(bring.local(options.images)) if options.images else None
   task = registry.task(options.benchmark, data, template, samples=options.samples, images=images)
   model = model or model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 from collections.abc import Sequence
+import functools
 import os
 from pathlib import Path
 from typing import get_args
@@ -19,6 +20,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import check_writable, user_path
 from orthus_jax.progress import bar
+from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
   orthus prepare --look pictures                        what layout it is, what is in it, what would be skipped
@@ -50,7 +52,7 @@ def _parser() -> common.Parser:
   parser.add_argument("paths", nargs="*", type=user_path, metavar="PATH", help="where the data lies")
   parser.add_argument("--source", metavar="NAME", help="its layout")
   parser.add_argument("--look", action="store_true", help="say what lies at PATH, and write nothing")
-  parser.add_argument("--out", type=user_path, metavar="DIR", help="where it is laid out")
+  parser.add_argument("--out", type=user_path, metavar="DIR", help="where it is laid out; gs://… or s3://… too")
   parser.add_argument("--config", metavar="FILE[:ARGUMENT]",
                       help="the experiment it is for; default the 7B model's, with --tokenizer")  # fmt: skip
   parser.add_argument("--tokenizer", type=user_path, metavar="FILE", help="a tokenizer.json, or the directory of one")
@@ -95,18 +97,24 @@ def main(argv: Sequence[str]) -> int:
   if options.images != "pixels" and not options.out:
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
   if options.out:
-    check_writable(Path(options.out), option="--out")
+    if is_url(options.out):
+      from orthus_jax.data.prepared import in_bucket
+
+      in_bucket.check(options.out)
+    else:
+      check_writable(Path(options.out), option="--out")
     if config.data.source not in ("jsonl", "shapes"):  # these read what their own file names
-      _check_apart(Path(options.out), options.paths or [config.data.path])
+      _check_apart(options.out, options.paths or [config.data.path])
   common.check_data_place(config)
   common.initialize(verbose=True, devices=options.images == "features")
   return _lay_out(config, options) if options.out else _count(config, options.paths)
 
 
-def _check_apart(out: Path, paths: Sequence[str]) -> None:
+def _check_apart(out: str, paths: Sequence[str]) -> None:
   """Refuses a place within the data, which would be read as data the next time: it holds pictures and JSON lines too."""
   for path in paths:
-    if path and Path(path).resolve() in out.resolve().parents:
+    within = out.startswith(f"{path.rstrip('/')}/") if is_url(out) else Path(path).resolve() in Path(out).resolve().parents
+    if path and within:
       raise BadRequest(f"--out={out} lies in {path}, where it would be read as data later: choose a place beside it")
 
 
@@ -161,7 +169,7 @@ def _count(config: Config, paths: Sequence[str]) -> int:
 
 def _lay_out(config: Config, options: argparse.Namespace) -> int:
   from orthus_jax.data.contamination import Prompts
-  from orthus_jax.data.prepared import writer as prepared
+  from orthus_jax.data.prepared import in_bucket, writer as prepared
   from orthus_jax.training import feature_encoder
 
   if config.data.source == "prepared":
@@ -170,17 +178,22 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
   tokenizer = sources.open_tokenizer(config)
   encode, digest = feature_encoder.encoder_of(config) if options.images == "features" else (None, "")
   source = sources.open_source(config, config.data.split, options.paths)
-  folder = Path(options.out)
-  with lock.hold(folder):
-    made = prepared.prepare(
-        source, tokenizer, config, folder, images=options.images, encode=encode, encoded_by=digest, prompts=prompts,
-        processes=options.processes or _cores(), progress=bar("preparing", "pictures"),
-    )  # fmt: skip
+  out = options.out.rstrip("/")
+  prepare = functools.partial(
+      prepared.prepare, source, tokenizer, config, images=options.images, encode=encode, encoded_by=digest, prompts=prompts,
+      processes=options.processes or _cores(), progress=bar("preparing", "pictures"),
+  )  # fmt: skip
+  if is_url(out):
+    with in_bucket.laid_out(out) as place:
+      made = prepare(place.folder, called=out, completed=place.part)
+  else:
+    with lock.hold(Path(out)):
+      made = prepare(Path(out))
   rejected = made["rejected"]["documents"]
   print(
-      f"{folder}: {made['documents']} documents, {made['pictures']} pictures as {options.images}"
+      f"{out}: {made['documents']} documents, {made['pictures']} pictures as {options.images}"
       + (f"; {rejected} rejected (rejected.jsonl)" if rejected else "")
-      + f"; some of them: {folder / 'samples.html'}"
+      + f"; some of them: {out}/samples.html"
   )
   if held := made["contamination"]:
     most = ", ".join(f"{name} ({n})" for name, n in list(held.items())[:3])

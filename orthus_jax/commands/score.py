@@ -16,6 +16,7 @@ from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import registry
 from orthus_jax.evaluation.benchmarks.base import Score
+from orthus_jax.storage import bring
 
 _EXAMPLES = """examples:
   orthus score mme results/                     a table of its 14 subtasks
@@ -71,7 +72,8 @@ def main(argv: Sequence[str]) -> int:
     paths.check_writable(Path(out), option="--out")
     for written in ("score.json", "rows.jsonl"):
       paths.check_writable(Path(out) / written, option="--out", file=True)
-  score = module.score(path, **options)
+  options = {k: bring.local(v) if isinstance(v, str) else v for k, v in options.items()}
+  score = module.score(bring.local(path), **options)
   text = json.dumps(score.to_json(), indent=2) + "\n"
   if out:
     Path(out).mkdir(parents=True, exist_ok=True)

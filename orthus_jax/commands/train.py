@@ -103,7 +103,9 @@ def _workdir(place: str, run: RunConfig, *, alone: bool) -> contextlib.AbstractC
       return set(steps)
     return set(steps[-run.keep_checkpoints :]) | {s for s in steps if run.keep_every and s % run.keep_every == 0}
 
-  return mirror.mirrored(place, kept=kept)
+  from orthus_jax.training.checkpoints import manifest
+
+  return mirror.mirrored(place, kept=kept, damage=manifest.damage)
 
 
 def _print(error: BaseException) -> None:

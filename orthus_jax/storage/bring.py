@@ -18,8 +18,8 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.storage import remote_run
 from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url, transfer
 
-_INDEX = ".brought.json"  # in a brought folder: where it comes from, and the objects that lie in it as they were then
-_PREPARED = "prepared.json"
+_INDEX = ".brought"  # in a brought folder: where it comes from, and the objects that lie in it as they were then
+_PREPARED, _UNPREPARED = "prepared.json", "unfinished.json"
 _lock = threading.Lock()
 
 
@@ -57,6 +57,8 @@ def _bring(url: str) -> str:
     elif _PREPARED in found:
       shards = {n: e for n, e in found.items() if n.endswith(".array_record")}
       bring(bucket, target, {n: e for n, e in found.items() if n not in shards})
+    elif _UNPREPARED in found:
+      raise BadRequest(f"{url} isn't prepared to its end yet: the `orthus prepare` command that began it goes on there")
     else:
       bring(bucket, target, found)
   except OSError as e:

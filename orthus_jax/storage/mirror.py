@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 import contextlib
 import logging
+import os
 from pathlib import Path
 import shutil
 import threading
@@ -22,19 +23,22 @@ from orthus_jax.storage.bucket import Bucket, Entry, for_all
 from orthus_jax.storage.remote_lock import RemoteLock
 
 _log = logging.getLogger(__name__)
-_EVERY = 30.0  # seconds between two looks for what is new
+EVERY = 30.0  # seconds between two looks for what is new
 _NOT_MIRRORED = ("checkpoints", "damaged", remote_run.LOCK)
+_PINNED = ".uploading"
 _ID = "run_id"  # what tells a run from another one that was at its URL before
 
 
 @contextlib.contextmanager
-def mirrored(url: str, *, kept: Callable[[list[int]], set[int]] = set, every: float = _EVERY) -> Iterator[Path]:
+def mirrored(
+    url: str, *, kept: Callable[[list[int]], set[int]] = set, damage: Callable[[Path], str | None] = lambda checkpoint: None
+) -> Iterator[Path]:
   """A block with a directory on disk whose content is that of a run's in a bucket, in the end too.
 
   Args:
     url: the run's.
     kept: which of some steps' checkpoints are to stay, where those on disk don't tell: another machine's. All by default.
-    every: seconds between two looks for what is new.
+    damage: what is wrong with a checkpoint that was brought, in which case the one before it is brought too.
 
   Raises:
     BadRequest: if the bucket can't be used, or another command works there.
@@ -48,12 +52,12 @@ def mirrored(url: str, *, kept: Callable[[list[int]], set[int]] = set, every: fl
     raise BadRequest(f"{url} can't be written to: {e}") from e
   try:
     try:
-      mirror = Mirror(bucket, folder, kept)
+      mirror = Mirror(bucket, folder, kept, damage)
     except OSError as e:
       raise BadRequest(f"{url} can't be brought here: {e}") from e
     _log.info("working in %s; what is new goes to %s", folder, url)
     over = threading.Event()
-    thread = threading.Thread(target=mirror.keep, args=(over, every), name="mirror", daemon=True)
+    thread = threading.Thread(target=mirror.keep, args=(over, EVERY), name="mirror", daemon=True)
     thread.start()
     failed = False
     try:
@@ -89,26 +93,34 @@ class Mirror:
 
   Args:
     bucket, folder: the run's.
-    kept: as `mirrored` has it.
+    kept, damage: as `mirrored` has them.
 
   Raises:
     OSError: if the bucket fails.
   """
 
-  def __init__(self, bucket: Bucket, folder: Path, kept: Callable[[list[int]], set[int]] = set):
+  def __init__(
+      self, bucket: Bucket, folder: Path, kept: Callable[[list[int]], set[int]] = set,
+      damage: Callable[[Path], str | None] = lambda checkpoint: None,
+  ):  # fmt: skip
     self._bucket, self._folder, self._kept = bucket, folder, kept
     self._sent: dict[str, tuple[int, int]] = {}  # file → its time and size when it was uploaded
     self._refused = ""
+    shutil.rmtree(folder / _PINNED, ignore_errors=True)  # of a command that was killed
     found = self._clean(bucket.list())
     self._settle_whose(found)
     there, here = remote_run.whole_steps(found), self._steps()
     if "config.json" in found and (not (folder / "config.json").is_file() or max(there, default=-1) > max(here, default=-1)):
-      bring.remote_run_to(bucket, folder, found)
+      for step in reversed(there or [None]):
+        bring.remote_run_to(bucket, folder, found, step=step)
+        if step is None or damage(folder / "checkpoints" / str(step)) is None:
+          break  # of those that are damaged the run itself tells, and passes over them
       for name in remote_run.beside_checkpoints(found):
         self._sent[name] = _stamp(folder / name)
     # A checkpoint of the same step that another attempt wrote is another one.
     self._there = {step for step in there if step not in self._steps() or self._same(step, found)}
     self._seen = set(self._steps())  # steps that were on this disk
+    self._aside = self._set_aside()
 
   def _settle_whose(self, found: dict[str, Entry]) -> None:
     """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
@@ -157,10 +169,12 @@ class Mirror:
   def sync(self) -> str:
     """Uploads what is new and removes what is gone; returns why something is left, and nothing where nothing is."""
     try:
-      for step in sorted(set(self._steps()) - self._there):
+      # What the bucket has of those stays there, and one of the same step that is saved again takes its place.
+      self._there -= {int(n) for name in self._set_aside() - self._aside if (n := name.split("-")[0]).isdigit()}
+      self._aside = self._set_aside()
+      for step in sorted(set(self._steps()) - self._there, reverse=True):
         self._upload(step)
-      set_aside = {int(n) for p in (self._folder / "damaged").glob("*") if (n := p.name.split("-")[0]).isdigit()}
-      for step in sorted(self._given_up(set(self._steps())) - set_aside):
+      for step in sorted(self._given_up(set(self._steps()))):
         self._remove(step)
       self._upload_small()
     except (OSError, BadRequest) as e:
@@ -176,32 +190,64 @@ class Mirror:
     return ""
 
   def _given_up(self, here: set[int]) -> set[int]:
-    """Steps whose checkpoints are in the bucket alone and are to go: they went from the disk, or are old ones of elsewhere."""
+    """Steps whose checkpoints are in the bucket alone and are to go: they went from the disk, or are old ones of elsewhere.
+
+    Never the newest that it has: where uploads are slow, that may have gone from the disk before a newer one is there.
+    """
     self._seen |= here
     if not here:  # none goes from disk but for a newer one: the disk itself is gone, and these are all that is left
       return set()
     elsewhere = self._there - self._seen
-    return ((self._there & self._seen) - here) | (elsewhere - self._kept(sorted(self._there | here)))
+    gone = ((self._there & self._seen) - here) | (elsewhere - self._kept(sorted(self._there | here)))
+    return gone - {max(self._there, default=-1)}
 
   def _upload(self, step: int) -> None:
     """Uploads one checkpoint: its marker, its files, its manifest; then the marker goes."""
     begin = time.monotonic()
-    folder = self._folder / "checkpoints" / str(step)
-    names = sorted(p.relative_to(self._folder).as_posix() for p in folder.rglob("*") if p.is_file())
+    try:
+      folder = self._pin(step)
+    except FileNotFoundError:
+      return
+    there = {f"checkpoints/{step}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
     last = f"checkpoints/{step}/{remote_run.MANIFEST}"
     self._bucket.write(remote_run.mark(step), b"")
     try:
-      for_all(lambda n: self._bucket.put(self._folder / n, n), [n for n in names if n != last])
-      if last in names:
-        self._bucket.put(self._folder / last, last)
+      for_all(lambda n: self._bucket.put(there[n], n), sorted(there.keys() - {last}))
+      if last in there:
+        self._bucket.put(there[last], last)
     except FileNotFoundError:  # it gave way to newer ones meanwhile
-      if folder.is_dir() and all((self._folder / n).is_file() for n in names):
+      if all(p.is_file() for p in there.values()):
         raise
       self._remove(step)
       return
+    finally:
+      shutil.rmtree(self._folder / _PINNED, ignore_errors=True)
     self._bucket.remove([remote_run.mark(step)])
     self._there.add(step)
+    self._seen.add(step)
     _log.info("uploaded the checkpoint of step %d in %.1f s", step, time.monotonic() - begin)
+
+  def _pin(self, step: int) -> Path:
+    """A checkpoint's files under a second name, so that they last until they are uploaded; where there are no links, itself.
+
+    Raises:
+      FileNotFoundError: if it gave way to newer ones, or is about to.
+    """
+    source, pinned = self._folder / "checkpoints" / str(step), self._folder / _PINNED
+    shutil.rmtree(pinned, ignore_errors=True)
+    try:
+      for path in [p for p in source.rglob("*") if p.is_file()]:
+        name = pinned / path.relative_to(source)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, name)
+    except FileNotFoundError:
+      raise
+    except OSError:
+      return source
+    listed = files.read_json(pinned / remote_run.MANIFEST).get("crc32", {})
+    if not source.is_dir() or any(not (pinned / name).is_file() for name in listed):
+      raise FileNotFoundError(source)
+    return pinned
 
   def _remove(self, step: int) -> None:
     self._bucket.write(remote_run.mark(step), b"")
@@ -227,6 +273,10 @@ class Mirror:
 
     for_all(put, [n for n in changed if n != "config.json"])
     for_all(put, [n for n in changed if n == "config.json"])
+
+  def _set_aside(self) -> set[str]:
+    """Names of checkpoints that were found damaged, and moved away."""
+    return {p.name for p in (self._folder / "damaged").glob("*")}
 
   def _steps(self) -> list[int]:
     folder = self._folder / "checkpoints"

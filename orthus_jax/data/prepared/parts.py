@@ -81,6 +81,8 @@ class Parts:
       encode: Callable[[np.ndarray], np.ndarray] | None = None,
       resolution: int,
       part_bytes: int = PART_BYTES,
+      called: str = "",
+      completed: Callable[[], None] = lambda: None,
   ):
     """Opens the folder.
 
@@ -90,11 +92,14 @@ class Parts:
       encode: where pictures are kept as features: uint8 [n, R, R, 3] → [n, P, C].
       resolution: R.
       part_bytes: a part ends behind the chunk with which its files reach so much.
+      called: what messages call the folder; its path by default.
+      completed: called once a part's files lie there.
 
     Raises:
       BadRequest: another request's parts lie there.
     """
     self.folder, self._request, self._encode, self._R, self._part_bytes = folder, request, encode, resolution, part_bytes
+    self._called, self._completed = called or str(folder), completed
     self._numbers = PictureNumbers()
     self.totals = Totals()
     self._resume()
@@ -111,14 +116,14 @@ class Parts:
         state = json.loads(file.read_text(encoding="utf-8"))
         there, parts = state["request"], state["parts"]
       except (ValueError, KeyError, TypeError) as e:
-        raise BadRequest(f"{file} can't be read: remove {self.folder} and prepare it anew") from e
+        raise BadRequest(f"{file} can't be read: remove {self._called} and prepare it anew") from e
       wanted = json.loads(json.dumps(self._request))
       if parts and there != wanted:
         other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
         ours, theirs = (str(r.get(other)) for r in (wanted, there))
         files_alone = other == "source" and _without_digests(ours) == _without_digests(theirs)
         raise BadRequest(
-            f"{self.folder} holds unfinished data of another {other}"
+            f"{self._called} holds unfinished data of another {other}"
             f" ({'its files have changed since' if files_alone else f'{theirs}, not {ours}'}):"
             " go on with the command that began it, or choose another --out or remove it"
         )
@@ -246,6 +251,7 @@ class Parts:
     file = self.folder / UNFINISHED
     parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
     write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))
+    self._completed()
     self._count(part)
     self.totals.rejected += self._rejected
     self.totals.held.update(self._held)

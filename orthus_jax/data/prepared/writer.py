@@ -56,6 +56,8 @@ def prepare(
     processes: int = 1,
     prompts: Prompts | None = None,
     part_bytes: int = parts_lib.PART_BYTES,
+    called: str = "",
+    completed: Callable[[], None] = lambda: None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Lays out a source's documents and writes them, in little memory; goes on where the same call was stopped.
@@ -71,6 +73,8 @@ def prepare(
     processes: how many read and encode pictures beside this one; 1: this one alone.
     prompts: benchmarks' prompts that are looked for in the texts.
     part_bytes: bytes after which a part is complete: what a stopped command does again, at most.
+    called: what messages call the folder; its path by default.
+    completed: called once a part's files are complete; may take the shards of those before it away, if `bring.file` has them.
     progress: called with (rows done, rows in all, pictures done).
 
   Returns:
@@ -98,6 +102,7 @@ def prepare(
     parts = parts_lib.Parts(
         folder, request, encode=encode if images == "features" else None,
         resolution=config.model.vision_tokenizer.resolution, part_bytes=part_bytes,
+        called=called, completed=completed,
     )  # fmt: skip
     try:
       _write(work, parts, processes, progress)

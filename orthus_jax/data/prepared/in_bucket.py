@@ -1,0 +1,155 @@
+"""Prepared data laid out into a bucket: made part by part on disk, each uploaded once it is complete, and then removed here.
+
+The bucket has what a folder on disk would have, so the same command goes on there, from any machine: unfinished.json comes
+first and marks the rest, a part counts once unfinished.json names it, and prepared.json is uploaded last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import json
+from pathlib import Path
+import shutil
+
+from orthus_jax import files
+from orthus_jax.data.prepared import parts as parts_lib
+from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
+from orthus_jax.storage.bucket import Bucket, Entry, for_all
+from orthus_jax.storage.remote_lock import RemoteLock
+from orthus_jax.storage.remote_run import LOCK
+
+_LAST = "prepared.json"
+_NOTHING = {"request": {}, "parts": []}  # of unfinished.json: what goes on there may be any request
+
+
+def check(url: str) -> Bucket:
+  """Sees that data can be laid out at a URL: nothing lies there, or what a command that was stopped has left.
+
+  Raises:
+    BadRequest: if not.
+  """
+  bucket = Bucket(url)
+  bucket.check()
+  _parts(bucket)
+  return bucket
+
+
+class InBucket:
+  """Where data is laid out: a folder on disk, whose complete parts are uploaded.
+
+  Attributes:
+    folder: on disk; has what another command left in the bucket, but for the shards, which come when they are read.
+
+  Raises:
+    OSError: if the bucket fails.
+  """
+
+  def __init__(self, bucket: Bucket, folder: Path):
+    self._bucket, self.folder = bucket, folder
+    there, self._complete = _parts(bucket)
+    if not there:
+      bucket.write(parts_lib.UNFINISHED, json.dumps(_NOTHING).encode())
+      there = bucket.list()
+    notes = {n for n in there if n.startswith(f"{parts_lib.PARTS}/")}
+    counted = {f"{parts_lib.PARTS}/{i:05d}.{s}" for i in range(len(self._complete)) for s in ("npz", "json")}
+    shards = {n for n in there if n.endswith(".array_record")}
+    bucket.remove(notes - counted | shards.difference(*self._complete))  # of the part that a killed command was at
+    shutil.rmtree(folder, ignore_errors=True)
+    bring.bring(bucket, folder, {n: there[n] for n in counted | {parts_lib.UNFINISHED}})
+    self._sent = counted
+    self._here: list[Path] = []
+
+  def part(self) -> None:
+    """Uploads the part that was completed; the one before it goes from the disk.
+
+    Raises:
+      BadRequest: if the bucket fails.
+    """
+    shards = [p for p in self.folder.glob("*.array_record") if p not in self._here]
+    notes = [p for p in (self.folder / parts_lib.PARTS).iterdir() if self._name(p) not in self._sent]
+    with self._uploading():
+      for_all(self._put, [*shards, *notes])
+      self._put(self.folder / parts_lib.UNFINISHED)
+    self._complete.append([p.name for p in shards])
+    for old in self._here:
+      old.unlink(missing_ok=True)
+    self._here = shards
+
+  def finish(self) -> None:
+    """Uploads all else, the folder being whole; removes from the bucket what only an unfinished one needs.
+
+    Raises:
+      BadRequest: if the bucket fails.
+    """
+    all_ = [p for p in self.folder.rglob("*") if p.is_file() and p.name[0] != "." and p.suffix != ".array_record"]
+    with self._uploading():
+      for_all(self._put, [p for p in all_ if p.name != _LAST])
+      self._put(self.folder / _LAST)
+      self._bucket.remove([parts_lib.UNFINISHED])
+      self._bucket.remove(self._bucket.list(parts_lib.PARTS))
+
+  def leave(self) -> None:
+    """After a failure: complete parts stay; where there is none, nothing is left."""
+    if not self._complete:
+      with contextlib.suppress(OSError, BadRequest):
+        ours = [n for n in self._bucket.list() if n != LOCK]
+        self._bucket.remove(n for n in ours if n != parts_lib.UNFINISHED)
+        self._bucket.remove([parts_lib.UNFINISHED])
+
+  @contextlib.contextmanager
+  def _uploading(self) -> Iterator[None]:
+    try:
+      yield
+    except OSError as e:
+      raise BadRequest(f"{files.first_line(e)}: see to the bucket, and the same command goes on") from e
+
+  def _put(self, file: Path) -> None:
+    self._bucket.put(file, self._name(file))
+    self._sent.add(self._name(file))
+
+  def _name(self, file: Path) -> str:
+    return file.relative_to(self.folder).as_posix()
+
+
+@contextlib.contextmanager
+def laid_out(url: str) -> Iterator[InBucket]:
+  """A block that lays data out at a URL, alone there; nothing stays on disk.
+
+  Raises:
+    BadRequest: if something else lies there, another command is at it, or the bucket fails.
+  """
+  bucket = check(url)
+  folder = files.cache_dir() / "preparing" / url.rstrip("/").replace("://", "/")
+  with contextlib.ExitStack() as after:
+    try:
+      after.callback(RemoteLock(bucket).release)
+      after.callback(shutil.rmtree, folder, ignore_errors=True)
+      place = InBucket(bucket, folder)
+    except OSError as e:
+      raise BadRequest(f"{url} can't be written to: {files.first_line(e)}") from e
+    try:
+      yield place
+      place.finish()
+    except BaseException:
+      place.leave()
+      raise
+
+
+def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[list[str]]]:
+  """What lies at a URL where data is to be laid out, and the shards of each complete part.
+
+  Raises:
+    BadRequest: if it isn't what a stopped command left.
+    OSError: if the bucket fails.
+  """
+  there = {n: e for n, e in bucket.list().items() if n != LOCK}
+  if not there:
+    return {}, []
+  if parts_lib.UNFINISHED not in there or _LAST in there:
+    raise BadRequest(f"{bucket.url} is there already: choose another --out or remove it")
+  try:
+    return there, [list(part["files"]) for part in json.loads(bucket.read(parts_lib.UNFINISHED))["parts"]]
+  except (ValueError, KeyError, TypeError) as e:
+    raise BadRequest(f"{bucket.url}/{parts_lib.UNFINISHED} can't be read: remove {bucket.url} and prepare it anew") from e
