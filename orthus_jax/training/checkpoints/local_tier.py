@@ -38,6 +38,7 @@ from orthus_jax.training.state import Layout, TrainState
 _log = logging.getLogger(__name__)
 _RUN_ID = "run_id"  # in the workdir, where a run in a bucket has it too: with the workdir goes the run
 _FORMAT = 1
+_LATE = 0.1  # seconds that a step may wait for the save before without a word
 
 
 class LocalTier:
@@ -103,10 +104,11 @@ class LocalTier:
     held = [{int(s) for s in row if s >= 0} for row in hosts.gather(mine)]
     common = sorted(set.intersection(*held), reverse=True)
     best = max([*common[:1], -1 if durable is None else durable])
-    why = [f"that of step {step} {unfit}" for step, unfit in found.values() if unfit and step > best]
+    why = [f"that of step {step} {unfit}" for step, unfit in sorted(found.values(), reverse=True) if unfit and step > best]
     newest = max(set.union(*held), default=-1)
     why += [f"process {i} lacks that of step {newest}" for i, own in enumerate(held) if newest > best and newest not in own]
-    if said := hosts.agree(next(iter(why), None)):
+    said = hosts.agree(next(iter(why), None))
+    if said and hosts.primary():
       _log.warning("passed over a local checkpoint in %s: %s", self.folder, said)
     return common
 
@@ -119,7 +121,7 @@ class LocalTier:
     if about.get("made_with") != self._about["made_with"]:
       return "saw other data, or another tokenizer"
     if about.get("where") != self._about["where"]:
-      return f"lies on {about.get('where')}, and this start has {self._about['where']}"
+      return f"was saved on {about.get('where')}, and this is {self._about['where']}"
     return "" if about.get("pieces") == self._about["pieces"] else "has its arrays split another way"
 
   def read(self, step: int) -> tuple[TrainState | None, str]:
@@ -149,11 +151,11 @@ class LocalTier:
     """
     late, begin = self._saving is not None and not self._saving.done(), time.monotonic()
     self.wait()
-    if late and not self._late:
+    if late and not self._late and (waited := time.monotonic() - begin) > _LATE:
       self._late = True
       _log.warning(
           "a local checkpoint isn't written yet when the next is due, and the step waited %.1f s for it: raise"
-          " run.local_checkpoint_every, or name a faster disk in run.local_checkpoint_dir", time.monotonic() - begin,
+          " run.local_checkpoint_every, or name a faster disk in run.local_checkpoint_dir", waited,
       )  # fmt: skip
     step = int(state.step)
     arrays = host_shards.take(_changing(state))
@@ -224,7 +226,7 @@ def _where(layout: Layout) -> str:
   """The devices that a state lies on, in words."""
   axes = layout.shardings.step.mesh.shape
   mesh = " x ".join(f"{axis} {n}" for axis, n in axes.items() if n > 1) or "one device"
-  return f"{mesh} of {jax.process_count()} process{'es' if hosts.several() else ''}"
+  return f"{mesh} with {jax.process_count()} process{'es' if hosts.several() else ''}"
 
 
 def _run_id(workdir: Path) -> str:

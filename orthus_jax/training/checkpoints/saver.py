@@ -111,10 +111,10 @@ class Checkpointer:
       if state is not None:
         self._set_aside(passed)
         return state
-      if local:
-        _log.warning("passed over the local checkpoint of step %d: %s", step, reason)
-      else:
+      if not local:
         passed[step] = reason
+      elif hosts.primary():
+        _log.warning("passed over the local checkpoint of step %d: %s", step, reason)
     if passed:
       step, reason = next(iter(passed.items()))
       raise BadRequest(
