@@ -223,10 +223,10 @@ def task(config) -> OrthusTask:
   return OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
 
 
-def train(folder, **changes) -> loop.Result:
+def train(folder, hooks=(), **changes) -> loop.Result:
   config = tiny.config(**(FAST | changes))
   checkpoint.open_workdir(folder, config)
-  return loop.train(config, folder, task(config))
+  return loop.train(config, folder, task(config), hooks=hooks)
 
 
 def metrics(folder):
@@ -255,6 +255,29 @@ def test_a_run_goes_on_from_a_damaged_checkpoint_with_the_same_numbers(whole, tm
   with caplog.at_level("INFO"):
     assert train(run).params_digest == whole[1].params_digest
   assert "holds other bytes" in caplog.text and "going on from this run's own checkpoint of step 2" in caplog.text
+
+
+class Killed(Exception):
+  """What ends a run with nothing saved."""
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_local_checkpoint_with_the_same_numbers(whole, tmp_path, caplog):
+  run = rewind(whole[0], tmp_path / "run", 2)
+  local = dict(run__checkpoint_every=0, run__local_checkpoint_every=1, run__local_checkpoint_dir=str(tmp_path / "local"))
+
+  def kill(step, *rest):
+    if step == 5:
+      raise Killed
+
+  with pytest.raises(Killed):
+    train(run, hooks=[(1, kill)], **local)
+  assert checkpoint.steps(run) == [2]
+  with caplog.at_level("INFO"):
+    again = train(run, **local)
+  assert again.params_digest == whole[1].params_digest and again.steps == 2
+  assert f"going on from this run's local checkpoint of step 4 in {tmp_path}/local/run-" in caplog.text
+  assert sorted(metrics(run)) == [1, 2, 3, 4, 5, 6] and not list((tmp_path / "local").iterdir())
 
 
 @pytest.mark.slow

@@ -329,7 +329,7 @@ def test_pieces_are_those_of_the_devices(monkeypatch):
   s = state(1)
   held = host_shards.pieces(layout(s).shapes, layout(s).shardings)
   assert [len([p for p in held if p.name == f"trained/{n}"]) for n in "abc"] == [8, 2, 1]
-  taken = host_shards.take(s)
+  taken = host_shards.Copies().take(s)
   assert [t.shape for t in taken] == [p.shape for p in held]
   assert host_shards.nbytes(held) == sum(x.nbytes for x in jax.tree.leaves(s))
   other = state(1, mesh(2, 4))

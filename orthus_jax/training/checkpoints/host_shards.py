@@ -61,13 +61,25 @@ def digest(held: list[Piece]) -> str:
   return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
-def take(tree: Any) -> list[np.ndarray]:
-  """This process's pieces, as `pieces` has them, in memory that no step writes to; waits for nothing but the copies."""
-  parts = [part for leaf in jax.tree.leaves(tree) for part in _distinct(leaf)]
-  for part in parts:
-    part.copy_to_host_async()
-  # On a CPU jax gives a view of the very memory that the next step is given.
-  return [np.array(part) if part.device.platform == "cpu" else np.asarray(part) for part in parts]
+class Copies:
+  """Copies of trees of one kind in memory that no step writes to, one at a time."""
+
+  def __init__(self) -> None:
+    self._memory: list[np.ndarray] = []
+
+  def take(self, tree: Any) -> list[np.ndarray]:
+    """This process's pieces of a tree, as `pieces` has them, over those taken last; waits for nothing but the copies."""
+    parts = [part for leaf in jax.tree.leaves(tree) for part in _distinct(leaf)]
+    for part in parts:
+      part.copy_to_host_async()
+    values = [np.asarray(part) for part in parts]
+    if not parts or parts[0].device.platform != "cpu":
+      return values
+    # On a CPU jax gives a view of the very memory that the next step is given.
+    self._memory = self._memory or [np.empty_like(value) for value in values]
+    for copy, value in zip(self._memory, values, strict=True):
+      np.copyto(copy, value)
+    return self._memory
 
 
 def give(held: list[Piece], values: Iterator[np.ndarray], shapes: Any, shardings: Any) -> Any:

@@ -66,6 +66,7 @@ class LocalTier:
     changing = _changing(layout.shapes), _changing(layout.shardings)
     self._state = host_shards.pieces(*changing)
     self._kept: dict[int, int] = {}  # slot → step, of what may be gone on from
+    self._copies = host_shards.Copies()
     self._written: dict[str, list[int]] | None = None  # of the frozen parameters
     self._saving: futures.Future[None] | None = None
     self._refused, self._late = "", False
@@ -158,8 +159,8 @@ class LocalTier:
           " run.local_checkpoint_every, or name a faster disk in run.local_checkpoint_dir", waited,
       )  # fmt: skip
     step = int(state.step)
-    arrays = host_shards.take(_changing(state))
-    frozen = host_shards.take(state.frozen) if self._written is None else []
+    arrays = self._copies.take(_changing(state))
+    frozen = host_shards.Copies().take(state.frozen) if self._written is None else []
     free = [i for i in range(self._slots.count) if self._kept.get(i, step) >= step]  # or of a start that went on from there
     slot = free[0] if free else min(self._kept, key=self._kept.__getitem__)
     self._kept.pop(slot, None)
