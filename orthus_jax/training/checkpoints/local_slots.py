@@ -5,8 +5,8 @@
 
 A .json appears whole, once its .bin is, and goes before its .bin is written over; what has none isn't a checkpoint. Nothing is
 synced: what a process wrote outlives it, and what a machine that went down has lost, the checksums tell. Files are written over
-in place, as new ones cost three times as much: the system has to clear each page first. A checksum is the CRC-32 of sums: that of
-all bytes would be half of what a save costs.
+in place, as new ones cost three times as much: the system has to clear each page first. A checksum is the CRC-32 of sums, since
+one of all bytes would be half of what a save costs.
 """
 
 from __future__ import annotations
