@@ -194,14 +194,17 @@ _TRAIN = "import sys; from orthus_jax import cli; sys.exit(cli.main(['train', *s
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--short", action="store_true", help="the first of each kind")
-  parser.add_argument("--only", default="",
-                      help="data, checkpoint, disk, preempt, elastic, kill, pair, storage; separated by commas")  # fmt: skip
+  parser.add_argument(
+      "--only", default="",
+      help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair, storage; separated by commas",
+  )  # fmt: skip
   parser.add_argument("--markdown", action="store_true", help="print a table for the docs at the end")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments")
   parser.add_argument("--keep", metavar="DIR", help="work there, and leave everything behind")
   options = parser.parse_args()
   import data_faults  # these load the package, which the help needn't
   import storage_faults
+  import tier_faults
 
   short = options.short
   place = Path(options.keep or tempfile.mkdtemp(prefix="orthus-faults-"))
@@ -213,6 +216,8 @@ def main() -> int:
       "preempt": lambda: preemption(bench, times=1 if short else 4),
       "elastic": lambda: elastic(bench, devices=(4, 2) if short else (8, 4, 2, 8)),
       "kill": lambda: kills(bench, times=2 if short else 20, two=False),
+      "tiers": lambda: tier_faults.tiers(bench, times=2 if short else 8, two=False),
+      "tiers_pair": lambda: tier_faults.tiers(bench, times=1 if short else 4, two=True),
       "pair": lambda: kills(bench, times=1 if short else 20, two=True),
       "storage": lambda: storage_faults.storage(bench, kills=3 if short else 20),
   }

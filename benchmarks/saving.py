@@ -1,9 +1,11 @@
-"""What saving costs while training goes on: the quickstart's own step, with and without a checkpoint every 20 steps.
+"""What saving costs while training goes on: the quickstart's own step, with and without a checkpoint every 20 steps, with local
+ones, and with one that goes to a bucket.
 
-    python benchmarks/saving.py [--every=20] [--blocks=8] [--bucket[=URL]] [--config.run.batch_size=16 ...]
+    python benchmarks/saving.py [--every=20] [--local_every=10] [--local_dir=DIR] [--blocks=8] [--bucket[=URL]]
+                                [--config.run.batch_size=16 ...]
 
-Blocks of steps with a save at their beginning take turns with blocks without one, in one process. A block lasts until its
-last step is done, and the save goes on beside its steps; so the difference is all that a save costs, not the blocking part
+Blocks of steps without a save, with one at their beginning, and with local ones take turns, in one process. A block lasts until
+its last step is done, and the save goes on beside its steps; so the difference is all that a save costs, not the blocking part
 alone. With --bucket, blocks whose workdir is in a bucket take turns with these: it is that at a URL, or an S3 server on
 loopback, in a process of its own, which takes processor time that a real one doesn't.
 """
@@ -24,7 +26,6 @@ import time
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
-
 
 _SERVER = "import buckets, sys; s = buckets.Server(); s.make('mine'); print(s.url, flush=True); sys.stdin.read()"
 
@@ -55,14 +56,14 @@ def workdirs(folder: Path, url: str | None) -> Iterator[tuple[dict[str, Path], s
   from orthus_jax.storage.bucket import Bucket
 
   with contextlib.ExitStack() as stack:
-    found, place = {"disk": folder / "disk"}, ""
-    stack.enter_context(lock.hold(found["disk"]))  # as by a run
+    found, place = {"a checkpoint": folder / "disk"}, ""
+    stack.enter_context(lock.hold(found["a checkpoint"]))  # as by a run
     if url is not None:
       mirror.EVERY = 0.2  # or the upload would begin in another block
       place = stack.enter_context(bucket_at(url))
       stack.callback(lambda: Bucket(place).remove(Bucket(place).list()))
-      found["bucket"] = stack.enter_context(mirror.mirrored(place))
-      stack.enter_context(lock.hold(found["bucket"]))
+      found["a checkpoint in a bucket"] = stack.enter_context(mirror.mirrored(place))
+      stack.enter_context(lock.hold(found["a checkpoint in a bucket"]))
     yield found, place
 
 
@@ -79,6 +80,8 @@ def uploaded(url: str, step: int) -> float:
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--every", type=int, default=20, help="steps between checkpoints")
+  parser.add_argument("--local_every", type=int, default=10, help="steps between local ones; a divisor of the above")
+  parser.add_argument("--local_dir", default="/dev/shm", help="where they go: memory by default")
   parser.add_argument("--blocks", type=int, default=8, help="of each sort")
   parser.add_argument("--bucket", metavar="URL", nargs="?", const="", help="a place for a run in a bucket, which is emptied")
   options, overrides = parser.parse_known_args()
@@ -95,6 +98,7 @@ def main() -> int:
   from orthus_jax.data.sources import registry as sources
   from orthus_jax.parallel import mesh as mesh_lib
   from orthus_jax.training import step as step_lib
+  from orthus_jax.training.checkpoints.local_tier import LocalTier
   from orthus_jax.training.checkpoints.saver import Checkpointer
   from orthus_jax.training.optimizer import make_optimizer
   from orthus_jax.training.state import plan_run
@@ -107,7 +111,8 @@ def main() -> int:
   mesh, optimizer = mesh_lib.make_mesh(config.mesh), make_optimizer(config.optimizer, config.run)
   vision = config.model.vision_tokenizer
   with (
-      tempfile.TemporaryDirectory() as folder, workdirs(Path(folder), options.bucket) as (places, url), jax.set_mesh(mesh),
+      tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory(dir=options.local_dir) as local,
+      workdirs(Path(folder), options.bucket) as (places, url), jax.set_mesh(mesh),
   ):  # fmt: skip
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     batch = task.batch(0)
@@ -115,40 +120,52 @@ def main() -> int:
     batch = batch._replace(images=noise.astype(np.float32))
     step = step_lib.jit_step(step_lib.train_step(task, optimizer, config, layout), layout, mesh, batch)
     state, _ = step(create(), batch)
+    run = dataclasses.replace(config.run, local_checkpoint_every=options.local_every, local_checkpoint_dir=local)
     savers = {sort: Checkpointer(place, config.run) for sort, place in places.items()}
-    for saver in savers.values():
-      saver.save(state)
-      saver.wait()
-    sorts = ["without", *savers]
-    seconds: dict[str, list[float]] = {sort: [] for sort in sorts}
-    blocked: dict[str, list[float]] = {sort: [] for sort in savers}
+    tier = LocalTier(dataclasses.replace(config, run=run), Path(folder), layout, {})
+    due = {sort: (saver.save, saver.wait, options.every) for sort, saver in savers.items()}
+    due["local ones"] = tier.save, tier.wait, options.local_every
+    for save, wait, _ in (*due.values(), due["local ones"]):
+      save(state)  # from here on files and buffers are there
+      wait()
+      state, _ = step(state, batch)
+    seconds: dict[str, list[float]] = {sort: [] for sort in ("nothing", *due)}
+    busy: dict[str, list[float]] = {sort: [] for sort in seconds}
+    blocking: dict[str, list[float]] = {sort: [] for sort in due}
     uploads = []
-    for block in range(len(sorts) * options.blocks):
-      sort = sorts[block % len(sorts)]
+    for sort in list(seconds) * options.blocks:
+      save, wait, every = due.get(sort, (None, None, 0))
       jax.block_until_ready(state)
-      begin = time.perf_counter()
-      if sort in savers:
-        saved = int(state.step)
-        savers[sort].save(state)
-        blocked[sort].append(time.perf_counter() - begin)
-      for _ in range(options.every):
+      saved, begin, processor = int(state.step), time.perf_counter(), time.process_time()
+      for done in range(options.every):
+        if save and done % every == 0:
+          jax.block_until_ready(state)
+          saving = time.perf_counter()
+          save(state)
+          blocking[sort].append(time.perf_counter() - saving)
         state, _ = step(state, batch)
       jax.block_until_ready(state)
       seconds[sort].append(time.perf_counter() - begin)
-      if sort in savers:
-        savers[sort].wait()  # not counted: it is over by then
-      if sort == "bucket":
+      if wait:
+        wait()  # not counted: it is over by then
+      busy[sort].append(time.process_time() - processor)
+      if sort == "a checkpoint in a bucket":
         uploads.append(uploaded(url, saved) - begin)
-      print(f"{sort:8} {options.every} steps in {seconds[sort][-1]:.3f} s", flush=True)
+      print(f"saves {sort:12}: {options.every} steps in {seconds[sort][-1]:.3f} s", flush=True)
     for saver in savers.values():
       saver.close()
+    tier.close(None)
   size = sum(x.nbytes for x in jax.tree.leaves(state)) / 1e6
-  print(f"{size:.0f} MB a checkpoint, one every {options.every} steps of {config.run.batch_size} rows")
-  without = statistics.median(seconds["without"])
-  for sort in savers:
-    with_, waits = statistics.median(seconds[sort]), statistics.median(blocked[sort])
-    more = f"{with_ / without - 1:.1%} more time ({without:.2f} s without, {with_:.2f} s with; the step waits {waits:.3f} s)"
-    print(f"{sort}: {more}")
+  whole, rows = statistics.median(seconds["nothing"]), config.run.batch_size
+  print(f"{size:.0f} MB; without a save, {options.every} steps of {rows} rows take {whole:.2f} s")
+  for sort, (_, _, every) in due.items():
+    longer, busier = (
+        statistics.median(b / a - 1 for a, b in zip(found["nothing"], found[sort])) for found in (seconds, busy)
+    )
+    print(
+        f"  with {sort} every {every} steps: {longer:.1%} more time, {busier:.1%} more of the processors';"
+        f" the step waits {statistics.median(blocking[sort]):.3f} s (medians of {options.blocks} pairs)"
+    )
   if uploads:
     print(f"uploaded {statistics.median(uploads):.1f} s after the save began")
   return 0

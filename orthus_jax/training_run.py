@@ -31,7 +31,7 @@ from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.storage.bucket import is_url
 from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
-from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.checkpoints import local_tier, workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.loggers import registry as loggers
 from orthus_jax.training.metric_writer import MetricWriter
@@ -67,6 +67,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     if tokenizer is not None:
       checkpoint.check_tokenizer(workdir, tokenizer)
     initial_state.check_sources(config, workdir, tokenizer)
+    local_tier.directory(config, workdir)
   ledger, said = Ledger(begin), Remarks()
   with contextlib.ExitStack() as held:
     with hosts.together():
@@ -262,9 +263,8 @@ def _tokenizer(
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
   np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
-  figures: dict[str, Any] = {
-      "params_digest": result.params_digest, "seconds": dict(result.seconds), "trained_steps": result.steps,
-  }  # fmt: skip
+  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
+  figures["trained_steps"] = result.steps
   if config.run.report:
     ledger.enter("evaluate")
     figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))

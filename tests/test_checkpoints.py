@@ -16,14 +16,17 @@ import pytest
 import tiny
 
 from orthus_jax import cli
-from orthus_jax.config import RunConfig
+from orthus_jax.config import MeshConfig, RunConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.parallel.mesh import make_mesh
 from orthus_jax.storage.mirror import mirrored
 from orthus_jax.training import loop
 from orthus_jax.training.checkpoints import manifest, small_arrays, workdir as checkpoint
-from orthus_jax.training.checkpoints.saver import Checkpointer
-from orthus_jax.training.state import TrainState, digest
+from orthus_jax.training.checkpoints.local_tier import LocalTier
+from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import TrainState, digest, plan_run
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
@@ -255,6 +258,24 @@ def test_a_run_goes_on_from_a_damaged_checkpoint_with_the_same_numbers(whole, tm
   with caplog.at_level("INFO"):
     assert train(run).params_digest == whole[1].params_digest
   assert "holds other bytes" in caplog.text and "going on from this run's own checkpoint of step 2" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_from_its_local_checkpoint_with_the_same_numbers(whole, tmp_path, caplog, monkeypatch):
+  run = rewind(whole[0], tmp_path / "run", 2)
+  local = dict(run__checkpoint_every=0, run__local_checkpoint_every=1, run__local_checkpoint_dir=str(tmp_path / "local"))
+  config, mesh, save, steps = tiny.config(**FAST | local), make_mesh(MeshConfig()), LocalTier.save, []
+  layout, _ = plan_run(config, task(config).init, optimizer=make_optimizer(config.optimizer, config.run), mesh=mesh)
+  tier = LocalTier(config, run, layout, checkpoint.made_with(run, task(config).contents()))
+  for step in (2, 4):  # what the run had saved when it was killed, after its fourth step
+    tier.save(read_state(whole[0] / "checkpoints" / str(step), layout.shapes, layout.shardings))
+  tier.wait()
+  monkeypatch.setattr(LocalTier, "save", lambda self, s: save(self, s) or steps.append(int(s.step)))
+  with caplog.at_level("INFO"):
+    again = train(run, **local)
+  assert again.params_digest == whole[1].params_digest and again.steps == 2 and steps == [5]
+  assert f"going on from this run's local checkpoint of step 4 in {tmp_path}/local/run-" in caplog.text
+  assert checkpoint.steps(run) == [2, 6] and not list((tmp_path / "local").iterdir())
 
 
 @pytest.mark.slow

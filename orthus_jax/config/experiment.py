@@ -114,6 +114,9 @@ class RunConfig:
     evaluate: (benchmark, steps) pairs, scored every so many steps as metrics: "shapes" and "geneval" are the built-in world's,
       "mme:DIR", "pope:DIR", "gqa:DIR" and "vqav2:DIR" those whose data lies there.
     checkpoint_every: steps between checkpoints; 0 only at the end.
+    local_checkpoint_every: steps between quick ones on each machine's own disk, which a killed run goes on from when it is
+      started again on the same machines and mesh; 0: none.
+    local_checkpoint_dir: where these lie, such as /dev/shm/orthus for the machine's memory; empty: in $ORTHUS_CACHE.
     keep_checkpoints: how many of the newest are kept.
     keep_every: those of every so many steps are kept as well; 0: none.
     keep_best: and as many of those with the lowest training loss since the checkpoint before.
@@ -138,6 +141,8 @@ class RunConfig:
   sample_every: Sometimes = 0
   evaluate: tuple[tuple[str, Count], ...] = ()
   checkpoint_every: Sometimes = 0
+  local_checkpoint_every: Sometimes = 0
+  local_checkpoint_dir: UserPath = ""
   keep_checkpoints: Count = 2
   keep_every: Sometimes = 0
   keep_best: Sometimes = 0

@@ -20,6 +20,7 @@ from orthus_jax.models.params import Params
 from orthus_jax.training import hosts, perceptual_weights
 from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
 from orthus_jax.training.checkpoints.agreement import Difference
+from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.state import Layout, TrainState, replace_params
 from orthus_jax.training.tokenizer_losses import JUDGES
@@ -28,8 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 def first_state(
-    config: Config, layout: Layout, create: Callable[..., TrainState], saver: Checkpointer, contents: dict[str, Any]
-) -> TrainState:
+    config: Config, layout: Layout, create: Callable[..., TrainState], saver: Checkpointer, contents: dict[str, Any],
+    tier: LocalTier | None = None,
+) -> TrainState:  # fmt: skip
   """The state that training starts or goes on from.
 
   Args:
@@ -37,15 +39,19 @@ def first_state(
     layout, create: from `state.plan_run`.
     saver: of the run's directory.
     contents: of the task: what its batches are made of.
+    tier: of the run's local checkpoints.
 
   Raises:
     BadRequest: if all of the run's checkpoints are damaged, or what the config names doesn't fit.
   """
   run = config.run
-  state = saver.restore_newest(layout.shapes, layout.shardings)
+  state = saver.restore_newest(layout.shapes, layout.shardings, tier)
   if state is not None:
     more = ", not from run.resume_from" if run.resume_from else ", not from run.init_from" if run.init_from else ""
-    _log.info("going on from this run's own checkpoint of step %d%s", int(state.step), more)
+    if tier is not None and tier.taken is not None:
+      _log.info("going on from this run's local checkpoint of step %d in %s, the newest that is whole", tier.taken, tier.folder)
+    else:
+      _log.info("going on from this run's own checkpoint of step %d%s", int(state.step), more)
   elif run.resume_from:
     state = _other_run(config, layout)
     _log.info("going on from step %d of %s (run.resume_from)", int(state.step), run.resume_from)

@@ -19,6 +19,7 @@ from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import feature_encoder, flops, hosts, preemption
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.checkpoints.saver import Checkpointer
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.guard import Guard
@@ -115,8 +116,9 @@ def train(
   with jax.set_mesh(mesh):
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     contents = task.contents()
-    saver = Checkpointer(workdir, run, made_with=checkpoint.made_with(workdir, contents))
-    state = first_state(config, layout, create, saver, contents)
+    made = checkpoint.made_with(workdir, contents)
+    saver, tier = Checkpointer(workdir, run, made_with=made), LocalTier(config, workdir, layout, made)
+    state = first_state(config, layout, create, saver, contents, tier)
     start = int(state.step)
 
     pipeline = getattr(task, "pipeline", None)
@@ -137,7 +139,7 @@ def train(
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:
       state, more = _run_steps(
-          config, task, layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, ledger, start=start
+          config, task, layout, mesh, optimizer, state, saver, tier, writer, hooks, signals, watchdog, ledger, start=start
       )
       seconds |= more
       size = sum(math.prod(v.shape) for v in state.params.values())
@@ -145,6 +147,7 @@ def train(
     finally:
       watchdog.close()
       saver.close()
+      tier.close(max(checkpoint.steps(workdir), default=None))
       signals.saving(False)
       writer.close()
   return result
@@ -166,8 +169,8 @@ def _digest(params: Params) -> str:
 
 
 def _run_steps(
-    config, task, layout: Layout, mesh, optimizer, state, saver, writer, hooks, signals, watchdog, ledger: Ledger, *,
-    start: int,
+    config, task, layout: Layout, mesh, optimizer, state, saver, tier: LocalTier, writer, hooks, signals, watchdog,
+    ledger: Ledger, *, start: int,
 ):  # fmt: skip
   """The steps themselves, and the last checkpoint: (state, seconds by part)."""
   run = config.run
@@ -229,8 +232,9 @@ def _run_steps(
     progress.update(tokens=tokens, loss=loss)
     due = [hook for every, hook in hooks if done % every == 0]
     save = run.checkpoint_every and done % run.checkpoint_every == 0
-    if due or save:
-      jax.block_until_ready(state)  # both wait for the steps under way, whose time it is
+    quick = tier.due(done) and not save and done < run.steps
+    if due or save or quick:
+      jax.block_until_ready(state)  # all wait for the steps under way, whose time it is
     for hook in due:
       with watchdog.aside(), ledger.part("evaluate"):
         _call(hook, done, layout, state, writer)
@@ -238,6 +242,9 @@ def _run_steps(
       with ledger.part("checkpoint"):
         saver.save(state, loss=guard.mean_loss())
       ledger.write()
+    elif quick:
+      with ledger.part("checkpoint"):
+        tier.save(state)
     signal = signals.reached(done)
     if signal is not None:
       break

@@ -8,6 +8,8 @@ refused, the others may be meant (another rope_theta for longer rows, say) and a
 from __future__ import annotations
 
 from collections.abc import Iterator
+import hashlib
+import json
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,8 @@ FREE = (
     "model.transformer.merge_positions", "model.transformer.attention", "model.transformer.attention_block",
     "model.transformer.attention_backward", "model.transformer.loss_chunk", "model.transformer.max_positions",
     "model.diffusion.loss_chunk", "sampling", "data.max_bad_share", "tokenizer_loss.whiten", "run.log_every",
-    "run.sample_every", "run.evaluate", "run.checkpoint_every", "run.keep_checkpoints", "run.keep_every", "run.keep_best",
+    "run.sample_every", "run.evaluate", "run.checkpoint_every", "run.local_checkpoint_every", "run.local_checkpoint_dir",
+    "run.keep_checkpoints", "run.keep_every", "run.keep_best",
     "run.report", "run.profile_steps", "run.compiler_options", "run.peak_tflops", "run.max_skipped", "run.spike_deviations",
     "run.hang_timeout", "run.loggers",
 )  # fmt: skip
@@ -120,6 +123,18 @@ def other_model(
 def other_settings(old: Config, new: Config) -> list[Difference]:
   """What may matter of how a config differs from the one whose whole state it takes over."""
   return [d for d in differences(old, new) if not within(d.field, (*FREE, *MOVED, *_FIRST))]
+
+
+def digest(config: Config) -> str:
+  """Of all fields that may not change when a run is started again, whatever the step: two equal ones give the same numbers."""
+
+  def kept(tree: Any, where: str = "") -> Any:
+    if not isinstance(tree, dict):
+      return tree
+    named = {k: f"{where}.{k}" if where else k for k in tree}
+    return {k: kept(v, named[k]) for k, v in tree.items() if not within(named[k], (*FREE, *MOVED))}
+
+  return hashlib.sha256(json.dumps(kept(to_dict(config)), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def listed(found: list[Difference]) -> str:

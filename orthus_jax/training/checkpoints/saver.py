@@ -8,13 +8,9 @@ set aside in WORKDIR/damaged/.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent import futures
 import logging
-import os
 from pathlib import Path
 import shutil
-import sys
-import threading
 import time
 from typing import Any
 
@@ -26,7 +22,8 @@ from orthus_jax import files
 from orthus_jax.config import RunConfig
 from orthus_jax.errors import BadRequest
 from orthus_jax.training import hosts
-from orthus_jax.training.checkpoints import manifest, orbax_items, workdir as checkpoint
+from orthus_jax.training.checkpoints import low_priority, manifest, orbax_items, workdir as checkpoint
+from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.state import TrainState
 
 _log = logging.getLogger(__name__)
@@ -50,7 +47,7 @@ class Checkpointer:
     self._saving: int | None = None
     self._opened: ocp.CheckpointManager | None = None
     self._failed = False
-    self._thread = futures.ThreadPoolExecutor(1, "saving", initializer=_yield_to_others)
+    self._thread = low_priority.thread("saving")
     with hosts.together():
       if hosts.primary():
         _remove_unfinished(self._folder)
@@ -94,32 +91,30 @@ class Checkpointer:
     """The newest complete checkpoint's step."""
     return self._manager.latest_step()
 
-  def restore_newest(self, shapes: TrainState, shardings: TrainState) -> TrainState | None:
+  def restore_newest(
+      self, shapes: TrainState, shardings: TrainState, tier: LocalTier | None = None
+  ) -> TrainState | None:
     """Reads the newest checkpoint that is whole onto the mesh that `shardings` name; None where there is none at all.
+
+    Args:
+      shapes, shardings: of the state.
+      tier: of the run's local checkpoints, which are taken where they are newer; its `taken` says so.
 
     Raises:
       BadRequest: if there are some, and all are damaged; or if one is whole and of another model.
     """
     passed: dict[int, str] = {}
-    for step in reversed(checkpoint.steps(self._folder.parent)):
-      folder = self._folder / str(step)
-      reason = hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count())))
-      state = None
-      if reason is None:
-        try:
-          state = read_state(folder, shapes, shardings)
-        except orbax_items.Mismatch as e:
-          if manifest.has_checksums(folder):  # which have just been compared
-            raise BadRequest(f"{folder} isn't damaged, but isn't of this run's model and optimizer: {e}") from e
-          reason = str(e)
-        except Exception as e:  # whatever Orbax makes of a broken file
-          if hosts.several():  # the others may have read their share of it
-            raise
-          reason = files.first_line(e)[:200]
+    durable = checkpoint.steps(self._folder.parent)
+    quick = tier.steps(max(durable, default=None)) if tier is not None else []
+    for step, local in sorted([(s, False) for s in durable] + [(s, True) for s in quick], key=lambda c: (-c[0], c[1])):
+      state, reason = tier.read(step) if local and tier is not None else self._read(step, shapes, shardings)
       if state is not None:
         self._set_aside(passed)
         return state
-      passed[step] = str(reason)
+      if not local:
+        passed[step] = reason
+      elif hosts.primary():
+        _log.warning("passed over the local checkpoint of step %d: %s", step, reason)
     if passed:
       step, reason = next(iter(passed.items()))
       raise BadRequest(
@@ -127,6 +122,22 @@ class Checkpointer:
           " choose another --workdir"
       )
     return None
+
+  def _read(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState | None, str]:
+    """One checkpoint's state, and why there is none: it is damaged."""
+    folder = self._folder / str(step)
+    if reason := hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count()))):
+      return None, reason
+    try:
+      return read_state(folder, shapes, shardings), ""
+    except orbax_items.Mismatch as e:
+      if manifest.has_checksums(folder):  # which have just been compared
+        raise BadRequest(f"{folder} isn't damaged, but isn't of this run's model and optimizer: {e}") from e
+      return None, str(e)
+    except Exception as e:  # whatever Orbax makes of a broken file
+      if hosts.several():  # the others may have read their share of it
+        raise
+      return None, files.first_line(e)[:200]
 
   def _set_aside(self, damaged: dict[int, str]) -> None:
     """Moves checkpoints, by step with what is wrong, out of the way."""
@@ -195,12 +206,6 @@ class Checkpointer:
     self._manager.close()
     if self._failed:
       self._clean()
-
-
-def _yield_to_others() -> None:
-  """Has this thread, and those that it starts, run where the step leaves a core idle: on Linux, priorities are a thread's."""
-  if sys.platform == "linux":
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
 def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> TrainState:
