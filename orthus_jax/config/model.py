@@ -38,7 +38,7 @@ class TransformerConfig:
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.
     quantization: of the layers' products with weights in a training step, by Qwix: "none", "int8" or "fp8". Weights stay as
-      they are kept, and whatever isn't a step computes without it (docs/quantized_training.md).
+      they are kept, and whatever isn't a step computes without it (docs/quantised_training.md).
     remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
       "dots" (keeps products with weights, and attention), "kv_mlp" (keeps keys, values, attention and the MLP's two
       inner products), "mlp" (keeps the latter, and attention), "qkv" (keeps queries, keys, values and attention),

@@ -24,9 +24,9 @@ PRODUCT_NAME = "product"  # what a remat policy calls a product's result
 def check(config: Config, device: Any) -> None:
   """Refuses what a device can't do, and what there is no library for.
 
-  TPUs: the products of each generation in `TpuInfo` of jax.experimental.pallas.tpu (jax 0.12): v5 and v6 multiply int8, and
-  no float8_e4m3fn; from 7 on it is the other way round; v4 and older have neither. NVIDIA: float8 from compute capability 8.9
-  (Ada) on. CPUs multiply both, slowly.
+  TPUs: what each generation multiplies without casting is in `TpuInfo.is_matmul_supported` of jax.experimental.pallas.tpu (jax
+  0.10.2): v5 and v6 int8, and no float8_e4m3fn; from 7 on it is the other way round; v4 and older neither. NVIDIA: float8 from
+  compute capability 8.9 (Ada) on. CPUs multiply both, slowly.
 
   Args:
     config: of the experiment; see TransformerConfig.quantization.
