@@ -3,6 +3,7 @@ from setuptools import find_packages, setup
 SERVE = ["starlette>=0.40", "uvicorn>=0.30", "prometheus_client>=0.20", "python-multipart>=0.0.9"]
 GS = ["gcsfs>=2024.12"]
 S3 = ["s3fs>=2024.12"]
+QUANTIZED = ["qwix>=0.1.8"]
 
 setup(
     name="orthus_jax",
@@ -50,7 +51,7 @@ setup(
             "httpx>=0.27",  # newer versions of openai bring httpx2 in its place
             "moto>=5.1", "flask>=3", "flask-cors>=5",  # S3's API on loopback, whose extra "server" brings much more
             "gcp-storage-emulator>=2024.8",
-            *SERVE, *GS, *S3,
+            *SERVE, *GS, *S3, *QUANTIZED,
         ],
         # What the parity tests compare with; the library itself never imports them. Earlier versions of transformers
         # treat transparency otherwise.
@@ -59,6 +60,7 @@ setup(
         "lint": ["ruff==0.17.6", "mypy==2.4.1"],
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
+        "quantized": QUANTIZED,  # model.transformer.quantization
         # Buckets: what fsspec, which comes with tensorflow-datasets, reads gs:// and s3:// by.
         "gs": GS,
         "s3": S3,

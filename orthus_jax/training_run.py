@@ -25,7 +25,7 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction, while_training
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Respond, check_drawing
-from orthus_jax.models import params as params_lib
+from orthus_jax.models import params as params_lib, quantized_training
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
@@ -58,6 +58,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
   with hosts.together():
     mesh = mesh_lib.make_mesh(config.mesh)
     mesh_lib.check(mesh, config)
+    quantized_training.check(config, mesh.devices.flat[0])
     if config.task == "orthus" and (config.run.report or config.run.sample_every):
       check_drawing(config.sampling, config.model)  # or it would be found out when all is trained
     while_training.check(config)

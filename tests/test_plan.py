@@ -333,6 +333,15 @@ def test_a_gpus_plan_says_whose_bytes_it_counts(small):
   assert any("a GPU is faster than both times" in n for n in notes)
 
 
+def test_a_plan_says_at_which_rate_it_counts_products_in_8_bits(small):
+  config, compiled, _ = small
+  for quantization, said in (("none", 0), ("int8", 1)):
+    transformer = dataclasses.replace(config.model.transformer, quantization=quantization)
+    asked = dataclasses.replace(config, model=dataclasses.replace(config.model, transformer=transformer))
+    notes = report.from_program(asked, hardware.parse("cpu:8"), compiled, title="tiny", images=True).notes
+    assert sum("int8 are counted at the rate of bf16" in n for n in notes) == said
+
+
 @pytest.mark.parametrize("machine", ["h100-1", "h200-1"])
 def test_7b_beside_adapters_fits_one_gpu(machine):
   config = load_config(f"{SEVEN_B}:post-lora-{machine}")

@@ -37,6 +37,8 @@ class TransformerConfig:
     dtype: what activations are computed in.
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.
+    quantization: of the layers' products with weights in a training step, by Qwix: "none", "int8" or "fp8". Weights stay as
+      they are kept, and whatever isn't a step computes without it (docs/quantised_training.md).
     remat: what of each layer is kept for the backward pass, the rest being computed again: "none" (recomputes nothing),
       "dots" (keeps products with weights, and attention), "kv_mlp" (keeps keys, values, attention and the MLP's two
       inner products), "mlp" (keeps the latter, and attention), "qkv" (keeps queries, keys, values and attention),
@@ -70,6 +72,7 @@ class TransformerConfig:
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
+  quantization: Literal["none", "int8", "fp8"] = "none"
   remat: Literal["none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"] = "full"
   scan_unroll: Layers = 1
   merge_positions: bool = False

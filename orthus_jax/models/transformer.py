@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from orthus_jax.config import LoraConfig, TransformerConfig
-from orthus_jax.models import attention, lora as lora_lib, quantized
+from orthus_jax.models import attention, lora as lora_lib, quantized, quantized_training, remat
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.params import param
 from orthus_jax.parallel import sharded
@@ -50,25 +50,36 @@ class HeadNorm(nnx.Module):
     return x32.astype(x_BTNH.dtype) * self.scale[...].astype(x_BTNH.dtype) + self.bias[...].astype(x_BTNH.dtype)
 
 
-def dense(x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool) -> jax.Array:
+def dense(
+    x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool, quantization: str = "none"
+) -> jax.Array:
   """x [..., D] times a kernel [D, ...], in x's dtype.
 
   Args:
     x: rows and positions in front.
     kernel: [D, ...]; cast to x's dtype.
     merge: flatten rows and positions ahead of the product (see TransformerConfig.merge_positions).
+    quantization: of the product, in training (see TransformerConfig.quantization).
   """
   kernel, scale = quantized.parts(kernel, x.dtype)
-  if not merge:
-    y = jnp.tensordot(x, kernel, axes=1)
+  if merge:
+    flat = dense(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1), merge=False, quantization=quantization)
+    y = flat.reshape(*x.shape[:-1], *kernel.shape[1:])
+  elif quantization != "none":
+    y = checkpoint_name(quantized_training.dot(x, kernel, quantization), quantized_training.PRODUCT_NAME)
   else:
-    y = (x.reshape(-1, x.shape[-1]) @ kernel.reshape(kernel.shape[0], -1)).reshape(*x.shape[:-1], *kernel.shape[1:])
+    y = jnp.tensordot(x, kernel, axes=1)
   return y if scale is None else y * scale[0].astype(x.dtype)
 
 
-def adapted(module: nnx.Module, name: str, x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool) -> jax.Array:
-  """`dense`, and the share of the module's adapter of that name where it has one; their sum is never a kernel."""
-  y = dense(x, kernel, merge=merge)
+def adapted(
+    module: nnx.Module, name: str, x: jax.Array, kernel: jax.Array | quantized.Int8, *, merge: bool, quantization: str
+) -> jax.Array:
+  """`dense`, and the share of the module's adapter of that name where it has one; their sum is never a kernel.
+
+  The adapter's own products, few and all that is trained, aren't quantised.
+  """
+  y = dense(x, kernel, merge=merge, quantization=quantization)
   if (pair := lora_lib.adapter(module, name)) is None:
     return y
   a, b = pair
@@ -97,23 +108,25 @@ class Attention(nnx.Module):
     self.config = c
     self.lora = lora
 
-  def project(self, x_BTD: jax.Array, position_BT: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def project(
+      self, x_BTD: jax.Array, position_BT: jax.Array, *, quantization: str
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated."""
     theta, merge = self.config.rope_theta, self.config.merge_positions
     # Named ahead of the norms, whose gradients need what they are given.
     q_BTNH, k_BTKH, v_BTKH = (
-        checkpoint_name(adapted(self, n, x_BTD, getattr(self, n)[...], merge=merge), kept)
+        checkpoint_name(adapted(self, n, x_BTD, getattr(self, n)[...], merge=merge, quantization=quantization), kept)
         for n, kept in (("q", "q"), ("k", "kv"), ("v", "kv"))
     )
     q_BTNH = attention.rope(self.q_norm(q_BTNH), position_BT, theta=theta)
     k_BTKH = attention.rope(self.k_norm(k_BTKH), position_BT, theta=theta)
     return q_BTNH, k_BTKH, v_BTKH
 
-  def merge_heads(self, o_BTNH: jax.Array) -> jax.Array:
+  def merge_heads(self, o_BTNH: jax.Array, *, quantization: str) -> jax.Array:
     """The output projection."""
     o_BTX = o_BTNH.reshape(*o_BTNH.shape[:2], -1)
     out_XD = self.out[...].reshape(-1, self.config.width)
-    return adapted(self, "out", o_BTX, out_XD, merge=self.config.merge_positions)
+    return adapted(self, "out", o_BTX, out_XD, merge=self.config.merge_positions, quantization=quantization)
 
 
 class MLP(nnx.Module):
@@ -128,9 +141,10 @@ class MLP(nnx.Module):
     self.config = c
     self.lora = lora
 
-  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+  def __call__(self, x_BTD: jax.Array, *, quantization: str) -> jax.Array:
     def product(name: str, x: jax.Array) -> jax.Array:
-      return adapted(self, name, x, getattr(self, name)[...], merge=self.config.merge_positions)
+      kernel, merge = getattr(self, name)[...], self.config.merge_positions
+      return adapted(self, name, x, kernel, merge=merge, quantization=quantization)
 
     gate_BTF, up_BTF = (
         checkpoint_name(sharded.constrain(product(n, x_BTD), "batch", "positions", "mlp"), "mlp") for n in ("gate", "up")
@@ -152,33 +166,15 @@ class Layer(nnx.Module):
   def _residual(self, x_BTD: jax.Array, norm: RMSNorm, f) -> jax.Array:
     return x_BTD + (norm(f(x_BTD)) if self.swin else f(norm(x_BTD)))
 
-  def __call__(self, x_BTD: jax.Array, position_BT: jax.Array, attend) -> jax.Array:
-    """`attend(q, k, v)` is the attention itself: with or without a cache."""
+  def __call__(self, x_BTD: jax.Array, position_BT: jax.Array, attend, *, quantization: str = "none") -> jax.Array:
+    """`attend(q, k, v)` is the attention itself: with or without a cache; `quantization` is of the products with weights."""
 
     def attention_part(y_BTD):
-      return self.attention.merge_heads(attend(*self.attention.project(y_BTD, position_BT)))
+      qkv = self.attention.project(y_BTD, position_BT, quantization=quantization)
+      return self.attention.merge_heads(attend(*qkv), quantization=quantization)
 
     x_BTD = self._residual(x_BTD, self.attention_norm, attention_part)
-    return self._residual(x_BTD, self.mlp_norm, self.mlp)
-
-
-def _remat_policy(name: str):
-  """The jax.checkpoint policy that TransformerConfig.remat names."""
-  policies = jax.checkpoint_policies
-  keep = policies.save_only_these_names
-  if name == "offload":
-    return policies.save_and_offload_only_these_names(
-        names_which_can_be_saved=[], names_which_can_be_offloaded=["layer_input", "q", "kv", attention.RESIDUAL_NAME],
-        offload_src="device", offload_dst="pinned_host",
-    )  # fmt: skip
-  return {
-      "dots": policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, keep(attention.RESIDUAL_NAME)),
-      "kv_mlp": keep("kv", "mlp", attention.RESIDUAL_NAME),
-      "mlp": keep("mlp", attention.RESIDUAL_NAME),
-      "qkv": keep("q", "kv", attention.RESIDUAL_NAME),
-      "attention": keep(attention.RESIDUAL_NAME),
-      "full": policies.nothing_saveable,
-  }[name]
+    return self._residual(x_BTD, self.mlp_norm, functools.partial(self.mlp, quantization=quantization))
 
 
 class Transformer(nnx.Module):
@@ -211,19 +207,20 @@ class Transformer(nnx.Module):
     Returns:
       [B, T, D] in the compute dtype.
     """
+    c = self.config
     attend = functools.partial(
         attention.causal_attention, segment_ids_BT=segment_ids_BT, shared_ids_BT=shared_ids_BT, last_BT=last_BT,
-        backend=self.config.attention, block=self.config.attention_block, fused=self.config.attention_backward == "fused",
+        backend=c.attention, block=c.attention_block, fused=c.attention_backward == "fused",
     )  # fmt: skip
 
     def body(x_BTD, layer):
       x_BTD = checkpoint_name(sharded.constrain(x_BTD, "batch", "positions", None), "layer_input")
-      return layer(x_BTD, position_BT, attend), None
+      return layer(x_BTD, position_BT, attend, quantization=c.quantization), None
 
-    if self.config.remat != "none":
-      body = jax.checkpoint(body, policy=_remat_policy(self.config.remat), prevent_cse=False)
-    x_BTD = sharded.constrain(x_BTD.astype(self.config.dtype), "batch", "positions", None)
-    x_BTD, _ = jax.lax.scan(body, x_BTD, self.layers, unroll=self.config.scan_unroll)
+    if c.remat != "none":
+      body = jax.checkpoint(body, policy=remat.policy(c.remat, quantization=c.quantization), prevent_cse=False)
+    x_BTD = sharded.constrain(x_BTD.astype(c.dtype), "batch", "positions", None)
+    x_BTD, _ = jax.lax.scan(body, x_BTD, self.layers, unroll=c.scan_unroll)
     return self.norm(x_BTD)
 
   def extend(

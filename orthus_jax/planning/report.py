@@ -123,6 +123,8 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
         kind: flops["model"] / times[kind] / chip.flops,
         f"{kind}_full": flops["model_full"] / times[kind] / chip.flops,
       }
+  if (quantization := config.model.transformer.quantization) != "none":
+    notes.append(f"products in {quantization} are counted at the rate of bf16: where the chip does them faster, so is the step")
   if config.optimizer.name == "muon":
     notes.append("the closed form leaves out the matrix products of Muon's updates")
   if chip.platform == "gpu":

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import optax
 
 from orthus_jax.config import Config
-from orthus_jax.models import params as params_lib
+from orthus_jax.models import params as params_lib, quantized_training
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
@@ -38,15 +38,16 @@ def train_step(
   """The step function, not yet jitted: (state, batch) → (state, metrics).
 
   Raises:
-    BadRequest: if the layout's mesh can't split the model or the batch.
+    BadRequest: if the layout's mesh can't split the model or the batch, or can't quantise as asked.
   """
-  n = config.optimizer.accumulation
+  n, mesh = config.optimizer.accumulation, layout.shardings.step.mesh
   decay = config.optimizer.ema_decay
-  mesh_lib.check(layout.shardings.step.mesh, config)
+  mesh_lib.check(mesh, config)
+  quantized_training.check(config, mesh.devices.flat[0])
 
   def like_params(values: Params) -> Params:
     """Constrains values by a parameter's name to the parameter's sharding."""
-    if layout.shardings.step.mesh.size == 1:
+    if mesh.size == 1:
       return values
     return {k: jax.lax.with_sharding_constraint(v, layout.shardings.params[k]) for k, v in values.items()}
 
