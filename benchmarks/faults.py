@@ -195,7 +195,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--short", action="store_true", help="the first of each kind")
   parser.add_argument(
-      "--only", default="", help="some of these, by commas: data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair"
+      "--only", default="", help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair; separated by commas"
   )
   parser.add_argument("--markdown", action="store_true", help="print a table for the docs at the end")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments")
