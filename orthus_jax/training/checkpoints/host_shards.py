@@ -75,7 +75,7 @@ class Copies:
     values = [np.asarray(part) for part in parts]
     if not parts or parts[0].device.platform != "cpu":
       return values
-    # On a CPU jax gives a view of the very memory that the next step is given.
+    # On a CPU jax gives a view, and while there is one the next step can't have that memory: it would take as much again.
     self._memory = self._memory or [np.empty_like(value) for value in values]
     for copy, value in zip(self._memory, values, strict=True):
       np.copyto(copy, value)
