@@ -170,8 +170,7 @@ def _orthus(
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
   result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger)
   figures: dict[str, Any] = {
-      "params_digest": result.params_digest,
-      "parameters": result.parameters,
+      "params_digest": result.params_digest, "parameters": result.parameters,
       "versions": checkpoint.versions(),
       "seconds": dict(result.seconds),
       "trained_steps": result.steps,
