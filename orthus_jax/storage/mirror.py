@@ -111,7 +111,8 @@ class Mirror:
     self._settle_whose(found)
     there, here = remote_run.whole_steps(found), self._steps()
     if "config.json" in found and (not (folder / "config.json").is_file() or max(there, default=-1) > max(here, default=-1)):
-      for step in reversed(there or [None]):
+      newest_first: list[int | None] = [*reversed(there)] or [None]
+      for step in newest_first:
         bring.remote_run_to(bucket, folder, found, step=step)
         if step is None or damage(folder / "checkpoints" / str(step)) is None:
           break  # of those that are damaged the run itself tells, and passes over them
