@@ -129,9 +129,9 @@ def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
     wanted = bench.finish(bench.fresh("whole"), *less)
     yield _killed(cloud, wanted, times=kills)
     for fault, share, method, name in (
-        ("500", 0.2, "", "storage: a fifth of requests answered with 500"),
-        ("reset", 0.2, "", "storage: a fifth of connections reset"),
-        ("cut", 0.5, "GET", "storage: half of all reads cut short"),
+        ("500", 0.05, "", "storage: one request of 20 answered with 500"),
+        ("reset", 0.05, "", "storage: one connection of 20 reset"),
+        ("cut", 0.05, "GET", "storage: one read of 20 cut short"),
         ("slow", 1.0, "", "storage: each request 0.3 s late"),
     ):
       yield _failing(cloud, wanted, fault, share, method, name)

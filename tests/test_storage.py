@@ -224,6 +224,24 @@ def test_uploads_slower_than_saves_bring_a_whole_checkpoint_each_time(s3, monkey
   assert not mirror.sync() and whole_at() == [step - 1, step]
 
 
+def test_a_save_that_is_under_way_is_no_failure_of_an_upload(s3):
+  with mirrored(URL) as here:
+    run_in(here, 1)
+    (here / "samples" / "1").mkdir(parents=True)
+    (here / "samples" / "1" / "a.png").write_bytes(b"x")
+    (here / "checkpoints" / "2.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+    scandir = os.scandir
+
+    def renamed(path):  # between a listing and the next one
+      if "orbax-checkpoint-tmp" in str(path):
+        raise FileNotFoundError(path)
+      return scandir(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(os, "scandir", renamed)
+      assert not Mirror(Bucket(URL), here).sync() and "samples/1/a.png" in Bucket(URL).list()
+
+
 def test_a_checkpoint_that_is_half_removed_is_not_sent(s3):
   with mirrored(URL) as here:
     run_in(here, 1, 2)

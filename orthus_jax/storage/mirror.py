@@ -111,8 +111,8 @@ class Mirror:
     self._settle_whose(found)
     there, here = remote_run.whole_steps(found), self._steps()
     if "config.json" in found and (not (folder / "config.json").is_file() or max(there, default=-1) > max(here, default=-1)):
-      newest_first: list[int | None] = [*reversed(there)]
-      for step in newest_first or [None]:
+      newest_first: list[int | None] = [*reversed(there)] or [None]
+      for step in newest_first:
         bring.remote_run_to(bucket, folder, found, step=step)
         if step is None or damage(folder / "checkpoints" / str(step)) is None:
           break  # of those that are damaged the run itself tells, and passes over them
@@ -259,13 +259,13 @@ class Mirror:
   def _upload_small(self) -> None:
     """Uploads the files beside the checkpoints that have changed. config.json is last: it marks a run."""
     changed = {}
-    for path in self._folder.rglob("*"):
-      name = path.relative_to(self._folder)
-      if name.parts[0] in _NOT_MIRRORED or any(p.startswith(".") for p in name.parts):
-        continue
-      with contextlib.suppress(FileNotFoundError):
-        if path.is_file() and self._sent.get(name.as_posix()) != (stamp := _stamp(path)):
-          changed[name.as_posix()] = stamp
+    for where, folders, names in os.walk(self._folder):  # which passes over a folder that has just gone
+      above = Path(where).relative_to(self._folder)
+      folders[:] = [f for f in folders if f[0] != "." and (above.parts or f not in _NOT_MIRRORED)]
+      for name in (above / n for n in names if n[0] != "." and (above.parts or n not in _NOT_MIRRORED)):
+        with contextlib.suppress(FileNotFoundError):
+          if self._sent.get(name.as_posix()) != (stamp := _stamp(self._folder / name)):
+            changed[name.as_posix()] = stamp
 
     def put(name: str) -> None:
       with contextlib.suppress(FileNotFoundError):
