@@ -37,18 +37,18 @@ def test_fields_that_are_paths_are_declared():
   declared = {name for name, hint in test_ranges.FIELDS.items() if paths(hint)}
   assert declared == {
       "data.path", "data.pictures", "data.mixture", "data.tokenizer", "run.init_from", "run.resume_from",
-      "tokenizer_loss.perceptual_weights",
+      "run.local_checkpoint_dir", "tokenizer_loss.perceptual_weights",
   }  # fmt: skip
 
 
 def test_a_tilde_is_expanded_wherever_a_path_is_given(home, monkeypatch, capsys):
   config, options = read_config([
       CONFIG, "--workdir=~/run", "--config.data.path=~/pictures", "--config.data.tokenizer=~/tok", "--init_from=~/first",
-      "--resume_from=~/second",
+      "--resume_from=~/second", "--config.run.local_checkpoint_dir=~/quick",
   ])  # fmt: skip
   assert options["workdir"] == f"{home}/run" and config.data.path == f"{home}/pictures"
   assert config.data.tokenizer == f"{home}/tok" and config.run.init_from == (("", f"{home}/first"),)
-  assert config.run.resume_from == f"{home}/second"
+  assert config.run.resume_from == f"{home}/second" and config.run.local_checkpoint_dir == f"{home}/quick"
   mixed, _ = read_config([
       CONFIG, "--config.data.source=prepared", "--config.data.cache_features=False", "--config.data.path=",
       "--config.data.mixture=(('~/a',1.0),('b',2.0))",
