@@ -1,6 +1,6 @@
 """Breaks a run in every way that is promised to do no harm, and counts what was lost.
 
-    python benchmarks/faults.py            all of it: some forty minutes on two cores
+    python benchmarks/faults.py            all of it: an hour on two cores
     python benchmarks/faults.py --short    the first of each kind
     python benchmarks/faults.py --only=kill,data --markdown
 
