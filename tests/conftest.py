@@ -88,6 +88,26 @@ def copied(orthus, tmp_path) -> Path:
   return shutil.copytree(orthus, tmp_path / "copied")
 
 
+# What tests of buckets share.
+
+
+@pytest.fixture(scope="module")
+def s3_server():
+  import buckets
+
+  with buckets.s3() as server:
+    yield server
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch, tmp_path):
+  """The server, with an empty bucket `mine`; nothing waits long."""
+  import buckets
+
+  buckets.use(s3_server, monkeypatch, tmp_path / "cache")
+  return s3_server
+
+
 # What tests of `orthus launch` share.
 
 

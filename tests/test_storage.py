@@ -25,19 +25,6 @@ from orthus_jax.storage.remote_lock import RemoteLock
 URL = "s3://mine/runs/a"
 
 
-@pytest.fixture(scope="module")
-def server():
-  with buckets.s3() as server:
-    yield server
-
-
-@pytest.fixture
-def s3(server, monkeypatch, tmp_path):
-  """The server, with an empty bucket `mine`; nothing waits long."""
-  buckets.use(server, monkeypatch, tmp_path / "cache")
-  return server
-
-
 def elsewhere(monkeypatch, tmp_path, name="other"):
   """Another machine: it has none of what was here."""
   buckets.elsewhere(monkeypatch, tmp_path / name)

@@ -25,19 +25,6 @@ from orthus_jax.storage.remote_lock import RemoteLock
 URL = "s3://mine/runs/out"
 
 
-@pytest.fixture(scope="module")
-def server():
-  with buckets.s3() as server:
-    yield server
-
-
-@pytest.fixture
-def s3(server, monkeypatch, tmp_path):
-  """The server, with an empty bucket `mine`."""
-  buckets.use(server, monkeypatch, tmp_path / "cache")
-  return server
-
-
 @pytest.fixture(scope="module", autouse=True)
 def few_beside_the_shards():
   with pytest.MonkeyPatch.context() as patch:
