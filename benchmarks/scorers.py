@@ -4,10 +4,10 @@
 
 Makes MME's 2,374 questions, POPE's 9,000, VQAv2's 214,354 (validation; ten people's answers each) and GQA's 132,062 (balanced
 validation, with choices), and scores them in a process of its own: wall seconds from its start to the printed table, as a user
-waits for them, those of the scorer alone, and the process's largest memory beside the files' size. DIR holds the original
-programs, of which those that are there are timed the same way, in this Python: mme/calculation.py, pope/evaluate.py (its two
-file names are filled in), vqav2/vqa.py and vqav2/vqaEval.py (translated to Python 3), gqa/eval.py. The files are in the
-system's memory when they are read.
+waits for them, its processor seconds, which other work on the machine changes less, those of the scorer alone, and its largest
+memory beside the files' size; the least of three. DIR holds the original programs, of which those that are there are timed in
+turns with ours, in this Python: mme/calculation.py, pope/evaluate.py (its two file names are filled in), vqav2/vqa.py and
+vqav2/vqaEval.py (translated to Python 3), gqa/eval.py. The files are in the system's memory when they are read.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 import json
+import multiprocessing
+import os
 from pathlib import Path
 import random
 import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from orthus_jax.evaluation.benchmarks import mme as mme_scorer
 _WORDS = "red blue green white black left right dog cat man woman table chair tree kitchen street pizza bus train water".split()
 
 
-def mme(folder: Path, scale: float) -> list[str]:
+def mme(folder: Path, scale: float) -> None:
   """14 files; a subtask has 40 to 200 pictures' worth of pairs."""
   rng = random.Random(0)
   for subtask in (s for group in mme_scorer.SUBTASKS.values() for s in group):
@@ -39,10 +40,9 @@ def mme(folder: Path, scale: float) -> list[str]:
         answer = truth if rng.random() < 0.8 else rng.choice(("Yes", "No", "maybe", "No, there is none."))
         lines.append(f"{i:06d}.jpg\tIs this a {rng.choice(_WORDS)}? Please answer yes or no.\t{truth}\t{answer}\n")
     (folder / f"{subtask}.txt").write_text("".join(lines))
-  return [str(folder)]
 
 
-def pope(folder: Path, scale: float) -> list[str]:
+def pope(folder: Path, scale: float) -> None:
   """Three splits of 3,000 questions, six a picture."""
   rng = random.Random(0)
   (folder / "labels").mkdir()
@@ -56,10 +56,9 @@ def pope(folder: Path, scale: float) -> list[str]:
       answers.append({"question": question, "answer": rng.choice(("Yes", "No", "Yes, there is.", "No, there isn't one."))})
     (folder / "labels" / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, labels)))
     (folder / "answers" / f"{split}.json").write_text("\n".join(map(json.dumps, answers)))
-  return [str(folder)]
 
 
-def vqav2(folder: Path, scale: float) -> list[str]:
+def vqav2(folder: Path, scale: float) -> None:
   """214,354 questions of 40,504 pictures, two thirds of them with people who differ."""
   rng = random.Random(0)
   people, questions, results = [], [], []
@@ -80,10 +79,9 @@ def vqav2(folder: Path, scale: float) -> list[str]:
       json.dumps(about | {"task_type": "Open-Ended", "questions": questions})
   )
   (folder / "v2_OpenEnded_mscoco_val2014_made_results.json").write_text(json.dumps(results))
-  return [str(folder)]
 
 
-def gqa(folder: Path, scale: float) -> list[str]:
+def gqa(folder: Path, scale: float) -> None:
   """132,062 balanced questions of 10,234 pictures."""
   rng = random.Random(0)
   asked, choices, predictions = {}, {}, []
@@ -104,7 +102,6 @@ def gqa(folder: Path, scale: float) -> list[str]:
     predictions.append({"questionId": f"{i:09d}", "prediction": answer if rng.random() < 0.6 else rng.choice(_WORDS)})
   for name, value in (("questions", asked), ("choices", choices), ("predictions", predictions), ("sceneGraphs", {})):
     (folder / f"val_{name}.json").write_text(json.dumps(value))
-  return [str(folder)]
 
 
 def _original(name: str, folder: Path, place: Path) -> list[str] | None:
@@ -134,19 +131,27 @@ def _original(name: str, folder: Path, place: Path) -> list[str] | None:
   return None
 
 
-def _timed(command: list[str]) -> tuple[float, float]:
-  """(Wall seconds, largest memory in MB of any process so far) of one command."""
-  start = time.perf_counter()
-  done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-  seconds = time.perf_counter() - start
-  if done.returncode:
-    raise SystemExit(f"{command[:3]} failed: {done.stderr[-800:]}")
-  return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e3
+def _timed(command: list[str]) -> dict[str, float]:
+  """What one command, with all that it starts, took: wall and processor seconds, and its largest memory in MB."""
+  with tempfile.TemporaryFile("w+") as said:
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
+    _, status, used = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - begin
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+      said.seek(0)
+      raise SystemExit(f"{command[:3]} failed: {said.read()[-800:]}")
+  return {"seconds": seconds, "processor_seconds": used.ru_utime + used.ru_stime, "memory_MB": used.ru_maxrss / 1e3}
+
+
+def _best(runs: list[dict[str, float]]) -> dict[str, float]:
+  return {name: min(run[name] for run in runs) for name in runs[0]}
 
 
 def main() -> None:
   """Makes files, times, prints a table."""
-  made: dict[str, Callable[[Path, float], list[str]]] = {"mme": mme, "pope": pope, "gqa": gqa, "vqav2": vqav2}
+  made: dict[str, Callable[[Path, float], None]] = {"mme": mme, "pope": pope, "gqa": gqa, "vqav2": vqav2}
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--originals", type=Path, metavar="DIR")
   parser.add_argument("--scale", type=float, default=1.0)
@@ -155,21 +160,27 @@ def main() -> None:
   parser.add_argument("--json", action="store_true")
   options = parser.parse_args()
   rows = []
-  for name, make in made.items():  # in the order of their memory, whose largest is all that a system keeps
+  for name, make in made.items():
     if options.only not in (None, name):
       continue
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
       folder = Path(scratch)
-      argv = make(folder, options.scale)
+      making = multiprocessing.Process(target=make, args=(folder, options.scale))  # a process begins at its parent's memory
+      making.start()
+      making.join()
+      argv = [str(folder)]
       size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 1e6
       ours = [sys.executable, "-m", "orthus_jax.cli", "score", name, *argv]
-      runs = [_timed(ours) for _ in range(3)]
       program = f"from time import perf_counter as now; import orthus_jax as oj; t = now(); oj.scores.{name}({argv[0]!r})"
       scorer = min(float(subprocess.check_output([sys.executable, "-c", f"{program}; print(now() - t)"])) for _ in range(3))
-      row = {"benchmark": name, "files_MB": size, "seconds": min(r[0] for r in runs), "scorer_seconds": scorer,
-             "memory_MB": runs[-1][1]}  # fmt: skip
-      if options.originals and (theirs := _original(name, folder, options.originals)):
-        row["original_seconds"] = min(_timed(theirs)[0] for _ in range(2))
+      theirs = _original(name, folder, options.originals) if options.originals else None
+      runs: dict[str, list[dict[str, float]]] = {"": [], "original_": []}
+      for _ in range(3):  # in turns
+        for whose, command in {"": ours, "original_": theirs}.items():
+          if command:
+            runs[whose].append(_timed(command))
+      row = {"benchmark": name, "files_MB": size, "scorer_seconds": scorer}
+      row |= {f"{whose}{k}": v for whose, found in runs.items() if found for k, v in _best(found).items()}
       rows.append(row)
       if not options.json:
         print("  ".join(f"{k} {v:.2f}" if isinstance(v, float) else f"{v:<6}" for k, v in row.items()), flush=True)
