@@ -45,14 +45,14 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
   z_XD = jnp.concatenate([z_NRD[:, 0], z_NRD[:, 1:].reshape(N * (R - 1), z_NRD.shape[-1])])
 
   @jax.jit
-  def run(z_XD, noise_NC):
+  def run(head, z_XD, noise_NC):
     return head.sample(
         z_XD, noise_NC, owner_X=owner_X, mix_BX=mix_NX, key_B=jax.random.split(jax.random.key(0), N),
         solvers=(("ddim", steps),), solver_B=jnp.zeros(N, int), interval_B2=jnp.asarray([[0.0, 1e9]] * N),
         wanted_B=jnp.ones(N, bool),
     )  # fmt: skip
 
-  return run(z_XD, jnp.asarray(noise_NC))
+  return run(head, z_XD, jnp.asarray(noise_NC))
 
 
 def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool, planned: bool = False) -> list:

@@ -60,16 +60,16 @@ def test_packed_documents_do_not_meet():
 SLOW = [pytest.param({"remat": r}, marks=pytest.mark.slow) for r in ("kv_mlp", "mlp", "qkv", "attention", "offload")]
 
 
+@jax.jit
+def value_and_grad(model):
+  x, position, segments = inputs()
+  return jax.value_and_grad(lambda m: jnp.square(run(m, x, position, segments)).sum())(model)
+
+
 @pytest.mark.parametrize(
     "changes", [{"remat": "dots"}, {"remat": "full"}, {"scan_unroll": 3}, {"merge_positions": True}, *SLOW], ids=str
 )
 def test_ways_of_computing_agree(changes):
-  x, position, segments = inputs()
-
-  @jax.jit
-  def value_and_grad(model):
-    return jax.value_and_grad(lambda m: jnp.square(run(m, x, position, segments)).sum())(model)
-
   expected, found = value_and_grad(build()), value_and_grad(build(**changes))
   for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
