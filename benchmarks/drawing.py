@@ -1,7 +1,7 @@
-"""What a benchmark's run costs beside the engine's own drawing of the same pictures: reading prompts, seeds, folders, PNG files.
+"""What a benchmark's run costs beside the engine's own drawing of the same pictures: prompts, seeds, folders, PNG files.
 
-    python benchmarks/drawing.py RUN                            # the built-in world's captions as a GenEval set, 4 pictures each
-    python benchmarks/drawing.py RUN --data=DIR                 # GenEval's own prompts, in its checkout
+    python benchmarks/drawing.py RUN                        # the built-in world's captions as a GenEval set, 4 pictures each
+    python benchmarks/drawing.py RUN --data=DIR             # GenEval's own prompts, in its checkout
     python benchmarks/drawing.py RUN --data=DIR --pictures=2212 --rounds=1
 
 RUN is a trained run. Both sides draw in one process, in turns, with the same prompts, seeds and rows, after a first time each

@@ -10,7 +10,6 @@ from pathlib import Path
 import time
 from typing import Any
 
-from flax import nnx
 import numpy as np
 
 from orthus_jax import files, lock
@@ -251,7 +250,7 @@ def _tokenizer(
     config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None, ledger: Ledger
 ) -> dict[str, Any]:
   vision = config.model.vision_tokenizer
-  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=nnx.Rngs(params=0)))
+  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=params_lib.Keys(0)))
   if config.run.report and hosts.primary():
     with ledger.part("evaluate"):
       _score_start(config, workdir, task, graphdef, shapes)

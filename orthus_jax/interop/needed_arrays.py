@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flax import nnx
 import numpy as np
 
 from orthus_jax.config import ModelConfig
@@ -54,7 +53,7 @@ def fresh(model: ModelConfig, shapes: Mapping[str, tuple[int, ...]], seed: int) 
   """
   values = {n: np.zeros(s, np.float32) for n, s in shapes.items()}
   if any(n.startswith("image_head/") for n in shapes):
-    head = systems.image_head(model)(model, rngs=nnx.Rngs(params=seed))
+    head = systems.image_head(model)(model, rngs=params_lib.Keys(seed))
     values |= {f"image_head/{n}": np.asarray(v) for n, v in params_lib.split(head)[1].items()}
   return values
 

@@ -16,6 +16,23 @@ Params = dict[str, Any]  # arrays of jax or numpy, or their shapes, by name
 Axes = dict[str, tuple[str | None, ...]]
 
 
+class Keys:
+  """The keys that a module's first parameters are drawn from, in the place of `nnx.Rngs(params=seed)`: the same, bit for bit.
+
+  `nnx.Rngs` counts in a variable. Under tracing, flax asks the count for its sharding each time, which it hasn't got, and jax
+  words an error that names all that was traced so far: half of what `shapes_and_axes` took (flax 0.12.8, jax 0.10.2).
+  """
+
+  def __init__(self, seed: int | jax.Array):
+    self._key = jax.random.key(seed) if isinstance(seed, int) else seed
+    self._count = 0
+
+  def params(self) -> jax.Array:
+    """The next key."""
+    self._count += 1
+    return jax.random.fold_in(self._key, self._count - 1)
+
+
 def _flat(module: nnx.Module) -> tuple[Any, dict[str, nnx.Variable]]:
   graphdef, state = nnx.split(module)
   return graphdef, {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from orthus_jax.config import LoraConfig, TransformerConfig
 from orthus_jax.models import attention, lora as lora_lib, quantized, quantized_training, remat
 from orthus_jax.models.cache import Cache
-from orthus_jax.models.params import param
+from orthus_jax.models.params import Keys, param
 from orthus_jax.parallel import sharded
 
 
@@ -183,7 +183,7 @@ class Transformer(nnx.Module):
   def __init__(self, config: TransformerConfig, *, lora: LoraConfig = LoraConfig(), rngs: nnx.Rngs):
     self.config = config
     keys = jax.random.split(rngs.params(), config.layers)
-    self.layers = nnx.vmap(lambda key: Layer(config, lora=lora, rngs=nnx.Rngs(params=key)))(keys)
+    self.layers = nnx.vmap(lambda key: Layer(config, lora=lora, rngs=Keys(key)))(keys)
     self.norm = RMSNorm(config.width, eps=config.norm_eps, dtype=config.param_dtype)
 
   def __call__(

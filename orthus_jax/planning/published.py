@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from orthus_jax import config as config_lib
 from orthus_jax.config import Config, ModelConfig
 from orthus_jax.models.orthus import Orthus
-from orthus_jax.models.params import param
+from orthus_jax.models.params import Keys, param
 from orthus_jax.models.transformer import Transformer
 from orthus_jax.training import chunked
 
@@ -133,7 +133,7 @@ class TextTask:
     self.config = config
 
   def init(self) -> TextModel:
-    return TextModel(self.config.model, rngs=nnx.Rngs(params=self.config.run.seed))
+    return TextModel(self.config.model, rngs=Keys(self.config.run.seed))
 
   def counts(self, batch: TextBatch) -> jax.Array:
     return jnp.sum(batch.segment_ids_BT > 0, dtype=jnp.float32)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import re
 from typing import Any
 
-from flax import nnx
 import jax
 from jax.experimental import multihost_utils
 import jax.numpy as jnp
@@ -85,7 +84,7 @@ def encode_table(table: FeatureTable, graphdef: Any, params: Params, mesh: Mesh,
 
 def encoder_of(config: Config) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
   """The vision tokenizer that run.init_from brings: pictures → features, and the digest of its encoder."""
-  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config.model, rngs=nnx.Rngs(params=0)))
+  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: Orthus(config.model, rngs=params_lib.Keys(0)))
   wanted = {n: s for n, s in shapes.items() if n.startswith("vision_tokenizer/")}
   found = {}
   for prefix, path in config.run.init_from:

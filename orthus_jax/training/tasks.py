@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,7 +44,7 @@ class OrthusTask:
     self.pipeline = pipeline  # Pipeline or PreparedPipeline; None where only the model and its loss are wanted
 
   def init(self) -> Orthus:
-    return Orthus(self.config.model, rngs=nnx.Rngs(params=self.config.run.seed))
+    return Orthus(self.config.model, rngs=params_lib.Keys(self.config.run.seed))
 
   def counts(self, batch: Batch) -> losses.Counts:
     return losses.counts(batch, self.config.model)
@@ -103,7 +102,7 @@ class TokenizerTask:
 
   def init(self) -> VisionTokenizer:
     vision, loss = self.config.model.vision_tokenizer, self.config.tokenizer_loss
-    rngs = nnx.Rngs(params=self.config.run.seed)
+    rngs = params_lib.Keys(self.config.run.seed)
     judged = loss.perceptual or loss.adversarial
     return JudgedTokenizer(vision, loss, rngs=rngs) if judged else VisionTokenizer(vision, rngs=rngs)
 
