@@ -111,9 +111,10 @@ class Bench:
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  """Of a run on so many devices of a CPU."""
+  """Of a run on so many devices of a CPU; what else XLA_FLAGS asks for stays."""
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
   return os.environ | {
-      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+      "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(),
       "PYTHONPATH": f"{REPOSITORY}:{os.environ.get('PYTHONPATH', '')}",
   }  # fmt: skip
 

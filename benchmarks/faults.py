@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 
-from fault_bench import PATIENCE, REPOSITORY, Bench, Row, kill, lines, rows_of, until
+from fault_bench import PATIENCE, Bench, Row, environment, kill, lines, rows_of, until
 
 # --- kills ----------------------------------------------------------------------------------------------------------
 
@@ -175,7 +175,7 @@ def disk(bench: Bench) -> Iterator[Row]:
   shutil.copytree(base, run)
   limited = subprocess.Popen(
       ["bash", "-c", 'ulimit -f 200; exec "$@"', "-", sys.executable, "-c", _TRAIN, *bench.common, f"--workdir={run}"],
-      env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": ""},
+      env=environment(),
       stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
   said = limited.communicate(timeout=PATIENCE)[1]

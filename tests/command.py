@@ -1,13 +1,20 @@
-"""The command `orthus` in a process of its own, on one device, as users run it."""
+"""The command `orthus` in a process of its own, on one device."""
 
 import os
 import subprocess
 import sys
 
+import quick
 
-def orthus(*argv: str) -> subprocess.CompletedProcess:
-  """Runs a command that must succeed; returns what it printed."""
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+def orthus(*argv: str, as_users: bool = False) -> subprocess.CompletedProcess:
+  """Runs a command that must succeed; returns what it printed.
+
+  Args:
+    argv: its words.
+    as_users: compile as users have it, which takes longer.
+  """
+  environment = os.environ | {"XLA_FLAGS": "" if as_users else quick.flags()}
   done = subprocess.run(
       [sys.executable, "-m", "orthus_jax.cli", *argv], env=environment, capture_output=True, text=True, timeout=900
   )

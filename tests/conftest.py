@@ -1,25 +1,20 @@
 """All tests run on the CPU, on eight virtual devices."""
 
-from importlib.metadata import version
 import logging
 import os
 from pathlib import Path
 import shutil
 
 import pytest
+import quick
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Programs run a few times here, and compiling them takes most of the time: LLVM is asked for little. What runs in a process of
-# its own (`command.py`) is compiled as users have it.
-flags = {"xla_force_host_platform_device_count": 8}
-if os.environ["JAX_PLATFORMS"] == "cpu":
-  flags["xla_backend_optimization_level"] = 0
-  # XLA's emitters by MLIR take three quarters of what is left; jaxlib 0.12 knows no others.
-  if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):
-    flags["xla_cpu_use_fusion_emitters"] = "false"
-for flag, value in flags.items():
-  if flag not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{flag}={value}".strip()
+# What stands in the environment stays; a GPU's tests have the devices alone.
+wanted = quick.flags(8).split()
+if os.environ["JAX_PLATFORMS"] != "cpu":
+  wanted = wanted[:1]
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
 
 def pytest_collection_modifyitems(items):

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+import quick
 import tiny
 
 from orthus_jax import cli
@@ -125,10 +126,7 @@ def _config(folder: Path) -> Path:
 
 
 def _start(devices: int, *argv: str, **more: str) -> subprocess.Popen:
-  environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiling is most of the work here
-  } | more  # fmt: skip
+  environment = os.environ | {"XLA_FLAGS": quick.flags(devices), "JAX_PLATFORMS": "cpu"} | more
   command = [sys.executable, "-m", "orthus_jax.cli", "train", *argv]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import quick
 
 from orthus_jax.config.command_line import load_config
 from orthus_jax.evaluation import recipe
@@ -49,7 +50,8 @@ def test_orthus_base_learns_what_it_does_at_7b():
 def test_the_script_takes_every_stage_once(tmp_path):
   out = tmp_path / "recipe"
   environment = os.environ | {
-      "RECIPE_WORDS": ",runlocal", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "XLA_FLAGS": "",
+      "RECIPE_WORDS": ",runlocal", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+      "XLA_FLAGS": quick.flags(),
   }  # fmt: skip
 
   def run():
