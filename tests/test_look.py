@@ -1,11 +1,13 @@
 """Looking at what lies at a place: which layout it is, what is in it, what would be skipped; nothing is written."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import pytest
+from sources import folder_source
 from test_tar import archive, pairs, picture, write
 
 from orthus_jax.data import look as look_module
@@ -57,6 +59,33 @@ def test_a_page_tells_of_it(folder):
   ):  # fmt: skip
     assert part in page, (part, page)
   assert len(page.splitlines()) < 60 and all(len(line) <= 112 for line in page.splitlines()[:-1])
+
+
+def test_few_bad_rows_are_put_up_with_as_when_it_is_prepared(folder):
+  (folder / "metadata.jsonl").write_text((folder / "metadata.jsonl").read_text().replace("gone", "a"))  # a1.png to a4.png
+  for n in range(1, 5):
+    shutil.copy(folder / "a.png", folder / f"a{n}.png")
+  found = look(folder)
+  assert found.bad == 3 and "3 of the 40 rows looked at\n" in describe(found)
+
+
+def test_what_waits_for_a_writer_is_no_picture(folder):
+  os.mkfifo(folder / "gone1.png")
+  (folder / "gone2.png").mkdir()
+  reasons = {line.rpartition(":")[0].partition("' ")[2]: line for line in look(folder).skipped}
+  assert reasons["is no file; check its path"].endswith("2 (metadata.jsonl line 36, metadata.jsonl line 37)")
+  source = folder_source(folder, resolution=8, max_bad_share=1.0)
+  assert [d is None for d in source.row(35)] == [True] * 2  # line 36's; it isn't waited for
+
+
+def test_what_file_managers_leave_is_in_no_classs_way(tmp_path):
+  for name in ("cat", "dog"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "0.png").write_bytes(picture(1))
+  for clutter in ("cat/Thumbs.db", "desktop.ini"):
+    (tmp_path / clutter).write_bytes(b"x")
+  found = look(tmp_path)
+  assert (found.layout, found.rows) == ("imagefolder", 2)
 
 
 def test_tar_files_are_looked_at(tmp_path):

@@ -16,7 +16,8 @@ import time
 import numpy as np
 import PIL.Image
 import pytest
-from sources import folder_source
+from sources import folder_source, tar_source
+from test_tar import archive, pairs, write
 import tiny
 
 from orthus_jax.data.prepared import laying, parts, writer
@@ -104,6 +105,18 @@ def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch):
   assert "doesn't exist" in reason and "png" not in reason
   rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
   assert len(rejected) == 12 and rejected[0]["record"] == "line 1" and "0.png" in rejected[0]["reason"]
+
+
+def test_stretches_that_cannot_be_read_are_named_beside_bad_rows(tmp_path):
+  whole = archive(pairs("a", "b", "c"))
+  write(tmp_path, whole[: 4 * 1024 + 600], "cut.tar")  # within the third picture
+  out = tmp_path / "out"
+  made = writer.prepare(tar_source(tmp_path / "cut.tar", resolution=8, max_bad_share=0.5), TK, CONFIG, out, images="pixels")
+  assert made["documents"] and made["unreadable"] == {"stretches": 1, "reasons": {"the file is cut short there": 1}}
+  noted, *rows = map(json.loads, (out / "rejected.jsonl").read_text().splitlines())
+  assert len(rows) == made["rejected"]["documents"]
+  assert noted["file"].endswith("cut.tar") and noted["record"].startswith("byte ") and "cut short" in noted["reason"]
+  assert "the file is cut short there" in (out / "samples.html").read_text()
 
 
 def test_an_interrupt_never_reaches_the_processes_that_lay_out(pictures, monkeypatch):

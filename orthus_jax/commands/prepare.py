@@ -189,10 +189,11 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
   else:
     with lock.hold(Path(out)):
       made = prepare(Path(out))
-  rejected = made["rejected"]["documents"]
+  rejected, unreadable = made["rejected"]["documents"], made["unreadable"]["stretches"]
   print(
       f"{out}: {made['documents']} documents, {made['pictures']} pictures as {options.images}"
       + (f"; {rejected} rejected (rejected.jsonl)" if rejected else "")
+      + (f"; {unreadable} stretches of its files can't be read (rejected.jsonl)" if unreadable else "")
       + f"; some of them: {out}/samples.html"
   )
   if held := made["contamination"]:

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 from pathlib import Path
+import stat
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,8 @@ def load_picture(source: str | os.PathLike | bytes, *, max_pixels: int = MAX_PIX
   """As `load_image`; and whether it is a JPEG file of exactly these pixels, and no larger than half of them."""
   name = f"the picture of {len(source)} bytes" if isinstance(source, _BYTES) else f"the picture {os.fspath(source)!r}"
   try:
+    if not isinstance(source, _BYTES) and not stat.S_ISREG(os.stat(source).st_mode):  # a pipe would be waited for
+      raise BadRequest(f"{name} is no file; check its path")
     return _decode(source, name, max_pixels)
   except (BadRequest, MemoryError):
     raise

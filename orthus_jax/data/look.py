@@ -21,6 +21,7 @@ import rich.text
 from orthus_jax.config.data import EARLIER_NAMES, DataConfig
 from orthus_jax.data.documents import Text
 from orthus_jax.data.images import load_image
+from orthus_jax.data.sources.bad_records import AT_LEAST
 from orthus_jax.data.sources.layout import Draft, Layout, Options
 from orthus_jax.data.sources.registry import LAYOUTS
 from orthus_jax.data.sources.remarks import Remarks
@@ -169,7 +170,8 @@ class _Found:
       drafts = self._layout.drafts(row)
       for picture in (s.file for d in drafts for s in d.segments if not isinstance(s, Text)):
         if isinstance(picture, Path) and not picture.is_file():
-          raise BadRequest(f"the picture {str(picture)!r} doesn't exist; check its path")
+          wrong = "is no file" if picture.exists() else "doesn't exist"
+          raise BadRequest(f"the picture {str(picture)!r} {wrong}; check its path")
         if decode and picture not in sizes and self.decoded < self._pictures:
           self.decoded += 1
           height, width, _ = load_image(picture).shape
@@ -270,7 +272,8 @@ def describe(found: Look) -> str:
       segments[_SEGMENTS - 1 :] = [f"… and {len(segments) - _SEGMENTS + 1} more segments"]
     add("sample", [f"{os.path.basename(sample.place[0])}, {sample.place[1]}: {sample.kind}", *segments], 1 + _SEGMENTS)
   if found.bad:
-    stops = f", more than the share of {_MAX_BAD_SHARE:g} put up with" if found.bad > _MAX_BAD_SHARE * found.looked_at else ""
+    too_many = found.bad >= min(AT_LEAST, found.rows) and found.bad > _MAX_BAD_SHARE * found.looked_at
+    stops = f", more than the share of {_MAX_BAD_SHARE:g} put up with" if too_many else ""
     add("skipped", [f"{found.bad:,} of the {found.looked_at:,} rows looked at{stops}", *found.skipped], 5)
   add("unreadable", found.broken, 2)
   add("passed over", found.remarks, 3)

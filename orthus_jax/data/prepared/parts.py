@@ -11,7 +11,7 @@ same bytes. While it is unfinished a folder has
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import dataclasses
 import hashlib
@@ -266,17 +266,20 @@ class Parts:
       with contextlib.suppress(RuntimeError):  # that the disk is full, say, which ended it
         writer.close()
 
-  def finish(self) -> list[str]:
+  def finish(self, broken: Sequence[tuple[str, str, str]] = ()) -> list[str]:
     """Writes the index of all documents, and what was rejected; returns the kinds that the index numbers.
+
+    Args:
+      broken: (file, where, reason) of what of the source's files can't be read at all.
 
     Raises:
       BadRequest: no document is good.
     """
     self.close()
     with writing(self.folder):
-      return self._index()
+      return self._index(broken)
 
-  def _index(self) -> list[str]:
+  def _index(self, broken: Sequence[tuple[str, str, str]]) -> list[str]:
     kinds: dict[str, int] = {}
     sizes, learnt, kind = [], [], []
     for part in range(len(self.totals.documents)):
@@ -289,7 +292,7 @@ class Parts:
     index = dict(sizes_DV3=np.concatenate(sizes), kind_D=np.concatenate(kind), learnt_text_D=np.concatenate(learnt))
     np.savez(self.folder / "index.npz", **index)
     with (self.folder / "rejected.jsonl").open("w", encoding="utf-8") as f:
-      for source, record, reason in self.totals.rejected:
+      for source, record, reason in (*broken, *self.totals.rejected):
         f.write(json.dumps({"file": source, "record": record, "reason": reason}) + "\n")
     return list(kinds)
 

@@ -16,7 +16,7 @@ A document has up to three sequences: with its caption, and with it dropped in t
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import json
 import logging
 from pathlib import Path
@@ -139,7 +139,8 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
 
 def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], opened: Remarks) -> dict[str, Any]:
   folder, totals = parts.folder, parts.totals
-  kinds = parts.finish()
+  broken = getattr(getattr(work.source, "layout", None), "broken", [])
+  kinds = parts.finish(broken)
   with np.load(folder / "index.npz") as index:
     sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
   documents = len(learnt_D)
@@ -154,7 +155,8 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
       "digest": parts_lib.digest(totals), "files": totals.files,
-      "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals)},
+      "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals.rejected)},
+      "unreadable": {"stretches": len(broken), "reasons": _reasons(broken)},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
   with parts_lib.writing(folder):
@@ -171,9 +173,9 @@ def _name(source: Source) -> str:
   return source.identity if hasattr(source, "identity") else f"{type(source).__name__} of {len(source)} documents"
 
 
-def _reasons(totals: parts_lib.Totals) -> dict[str, int]:
-  """How many were rejected for each reason: names and numbers in it are left out."""
-  general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in totals.rejected)
+def _reasons(bad: Sequence[tuple[str, str, str]]) -> dict[str, int]:
+  """How many there are for each reason: names and numbers in it are left out."""
+  general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in bad)
   return dict(collections.Counter(re.sub(r"\d[\d,.]*", "N", reason) for reason in general).most_common())
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from orthus_jax.data.sources.remarks import printable
 from orthus_jax.errors import BadRequest
 
+AT_LEAST = 5  # different bad records that stop a run, unless there are fewer records than that
 logger = logging.getLogger(__name__)
 
 
@@ -26,7 +27,7 @@ class BadRecords:
     distinct: different bad records.
   """
 
-  def __init__(self, *, max_share: float = 0.01, total: int | None = None, at_least: int = 5, log_first: int = 20):
+  def __init__(self, *, max_share: float = 0.01, total: int | None = None, at_least: int = AT_LEAST, log_first: int = 20):
     """Starts counting.
 
     Args:

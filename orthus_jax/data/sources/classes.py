@@ -16,6 +16,7 @@ from orthus_jax.data.sources.tar_samples import PICTURES
 
 _LOOKED_AT = 100  # files of a folder
 _FOLDERS = 1000
+_CLUTTER = ("thumbs.db", "desktop.ini")  # of file managers
 
 
 def is_picture(name: str) -> bool:
@@ -67,7 +68,8 @@ def few_classes(root: Path) -> list[str]:
   """Names of folders that look like classes: two at least, and all of them hold pictures and nothing else. Reads little."""
   with os.scandir(root) as entries:
     here = [e for e in itertools.islice(entries, _FOLDERS) if not e.name.startswith(".")]
-  if any(e.is_file() and not (is_picture(e.name) or e.name.lower().startswith(("readme", "license"))) for e in here):
+  others = (*_CLUTTER, "readme", "license")
+  if any(e.is_file() and not (is_picture(e.name) or e.name.lower().startswith(others)) for e in here):
     return []  # rows of some other layout
   folders = [e for e in here if e.is_dir()]
   return sorted(e.name for e in folders) if len(folders) > 1 and all(_only_pictures(e.path) for e in folders) else []
@@ -75,6 +77,6 @@ def few_classes(root: Path) -> list[str]:
 
 def _only_pictures(folder: str) -> bool:
   with os.scandir(folder) as entries:
-    here = [e for e in itertools.islice(entries, _LOOKED_AT) if not e.name.startswith(".")]
+    here = [e for e in itertools.islice(entries, _LOOKED_AT) if not e.name.lower().startswith((".", *_CLUTTER))]
   pictures = sum(is_picture(e.name) for e in here)
   return pictures > 0 and pictures + sum(e.is_dir() for e in here) == len(here)
