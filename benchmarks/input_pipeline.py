@@ -38,6 +38,9 @@ class Numbers:
   def encode(self, text: str) -> list[int]:
     return [int(w) if w.isdigit() else 16391 for w in text.split()]
 
+  def decode(self, ids) -> str:
+    return " ".join(map(str, ids))
+
   def digest(self) -> str:
     return "numbers"
 

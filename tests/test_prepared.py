@@ -3,6 +3,9 @@
 import collections
 import dataclasses
 import json
+from pathlib import Path
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -263,3 +266,11 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch):
   monkeypatch.setattr(shards, "_most_open", lambda: 99)
   every = shards.Shards(files, made["shards"]["pictures"], BadRecords())
   assert all(every.read(i) == r for i, r in some.items()) and len(every._readers) == len(files)
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_reading_prints_its_table():
+  program = Path(__file__).parent.parent / "benchmarks/input_pipeline.py"
+  options = ["--documents=3", "--sources", "1", "--images", "features", "--steps=1"]
+  done = subprocess.run([sys.executable, program, *options], capture_output=True, text=True)
+  assert done.returncode == 0 and "| features | 1 | " in done.stdout, done.stderr
