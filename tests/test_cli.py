@@ -144,7 +144,7 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   ))  # fmt: skip
   config.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
   run = tmp_path / "run"
-  trained = orthus("train", f"--config={config}", f"--workdir={run}")
+  trained = orthus("train", f"--config={config}", f"--workdir={run}", as_users=True)
   assert "absent.png" in trained.stderr  # the bad record is named
   for name in ("report.html", "report.json", "metrics.jsonl", "samples/000002.png", "samples/000002.txt", "tokenizer.json"):
     assert (run / name).stat().st_size > 0, name
@@ -154,7 +154,7 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   assert spent["wall"] == pytest.approx(json.loads((run / "report.json").read_text())["seconds"]["total"], rel=0.01)
   assert "the time went to: " in trained.stderr and "the time went to: " in (run / "log.txt").read_text()
   out = tmp_path / "drawn.png"
-  orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}")
+  orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}", as_users=True)
   assert images.load_image(out).shape == (8, 8, 3)
   page = tmp_path / "story.md"
   orthus("generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40")
