@@ -142,7 +142,7 @@ BAD_ROWS = [
     ({"image": "/etc/a.png", "text": "x"}, "outside the folder"),
     ({"image": "in/../../a.png", "text": "x"}, "outside the folder"),
     ({"image": "gone.png", "text": "x"}, "gone.png.*doesn't exist"),
-    ({"image": "in", "text": "x"}, "can't be read"),
+    ({"image": "in", "text": "x"}, "in' is no file"),
     ({"image": "a\0.png", "text": "x"}, "must be a path"),
     ({"image": "torn.png", "text": "x"}, "torn.png.*truncated"),
     ({"segments": []}, "at least one"),
