@@ -29,6 +29,7 @@ from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.storage.bucket import is_url
+from orthus_jax.storage.parts import Parts
 from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import local_tier, workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
@@ -44,7 +45,9 @@ _START_SCORES = "scores_before.json"
 _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
-def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None = None) -> dict[str, Any]:
+def run(
+    config: Config, workdir: Path, *, begin: float, signals: Signals | None = None, parts: Parts | None = None
+) -> dict[str, Any]:  # fmt: skip
   """Trains in `workdir` and writes the report; returns what report.json holds.
 
   Args:
@@ -52,6 +55,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
     workdir: made if absent; one that holds another config's run is refused.
     begin: time.monotonic() when the command started.
     signals: which may ask to stop early.
+    parts: takes this process's part of each checkpoint, where the processes have a disk each; see `Checkpointer`.
   """
   # What can be refused is refused before anything is written.
   with hosts.together():
@@ -75,7 +79,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
         held.enter_context(lock.hold(workdir))
     end = "stopped"
     try:
-      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals)
+      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals, parts=parts)
       end = "finished"
     except BaseException as e:
       said.ended(e)
@@ -88,7 +92,7 @@ def run(config: Config, workdir: Path, *, begin: float, signals: Signals | None 
 
 def _run(
     config: Config, workdir: Path, tokenizer: TextTokenizer | None, ledger: Ledger, said: Remarks, *, begin: float,
-    signals: Signals | None,
+    signals: Signals | None, parts: Parts | None,
 ) -> dict[str, Any]:  # fmt: skip
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
@@ -103,9 +107,9 @@ def _run(
     ledger.keep(workdir, hosts=names)
     said.keep(workdir)
   if isinstance(task, tasks.OrthusTask):
-    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin)
+    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts)
   else:
-    figures = _tokenizer(config, workdir, task, signals, ledger)
+    figures = _tokenizer(config, workdir, task, signals, ledger, parts)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}
@@ -155,7 +159,7 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
 
 def _orthus(
     config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, ledger: Ledger, *,
-    begin: float,
+    begin: float, parts: Parts | None,
 ) -> dict[str, Any]:  # fmt: skip
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
@@ -167,7 +171,7 @@ def _orthus(
 
   hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
-  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger)
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest, "parameters": result.parameters,
       "versions": checkpoint.versions(),
@@ -247,7 +251,7 @@ def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, s
 
 
 def _tokenizer(
-    config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None, ledger: Ledger
+    config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None, ledger: Ledger, parts: Parts | None
 ) -> dict[str, Any]:
   vision = config.model.vision_tokenizer
   graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=params_lib.Keys(0)))
@@ -255,7 +259,7 @@ def _tokenizer(
     with ledger.part("evaluate"):
       _score_start(config, workdir, task, graphdef, shapes)
   hosts.wait("start scored")
-  result = loop.train(config, workdir, task, signals=signals, ledger=ledger)
+  result = loop.train(config, workdir, task, signals=signals, ledger=ledger, parts=parts)
   if not hosts.primary():
     return {}
   params = tokenizer_losses.without_judges(result.params)

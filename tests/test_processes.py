@@ -112,13 +112,13 @@ def test_flags_are_checked(flags, message, capsys, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def _config(folder: Path) -> Path:
+def _config(folder: Path, **more) -> Path:
   data = tiny.write_folder(folder / "pictures", n=12)
   tiny.tokenizer().save(folder)
   tree = to_dict(tiny.config(
       data__path=str(data), data__tokenizer=str(folder), data__cache_features=True, run__report=False, run__steps=3,
       run__batch_size=16, run__checkpoint_every=2, model__transformer__layers=1, optimizer__accumulation=2,
-      optimizer__ema_decay=0.9, mesh__fsdp=4, mesh__tensor=2,
+      optimizer__ema_decay=0.9, mesh__fsdp=4, mesh__tensor=2, **more,
   ))  # fmt: skip
   file = folder / "config.py"
   file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")

@@ -407,14 +407,6 @@ def test_runs_in_a_bucket_are_listed_and_verified(s3, capsys):
   assert cli.main(["runs", f"{URL}/four"]) == 2 and cli.main(["runs", "watch", URL]) == 2
 
 
-def test_several_processes_are_told_to_share_a_disk(s3):
-  from orthus_jax.commands import train
-  from orthus_jax.config import RunConfig
-
-  with pytest.raises(BadRequest, match="is for one process"):
-    train._workdir(URL, RunConfig(), alone=False)
-
-
 def test_google_storage_holds_a_run_too(monkeypatch, tmp_path):
   emulator = pytest.importorskip("gcp_storage_emulator.server")
   server = emulator.create_server("127.0.0.1", 0, in_memory=True, default_bucket="mine")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 import logging
@@ -20,6 +20,7 @@ from orthus_jax.parallel import processes
 from orthus_jax.paths import check_writable
 from orthus_jax.storage import mirror
 from orthus_jax.storage.bucket import is_url
+from orthus_jax.storage.parts import Parts
 
 _log = logging.getLogger("orthus_jax.train")
 
@@ -75,8 +76,8 @@ def main(argv: Sequence[str]) -> int:
   if not hosts.primary():
     logging.getLogger("orthus_jax").setLevel(logging.WARNING)
   try:
-    with preemption.Signals() as signals, _workdir(place, config.run, alone=not hosts.several()) as workdir:
-      figures = training_run.run(config, workdir, begin=begin, signals=signals)
+    with preemption.Signals() as signals, _workdir(place, config.run) as (workdir, parts):
+      figures = training_run.run(config, workdir, begin=begin, signals=signals, parts=parts)
   except BaseException as e:
     if hosts.several():
       # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
@@ -89,23 +90,27 @@ def main(argv: Sequence[str]) -> int:
   return 0
 
 
-def _workdir(place: str, run: RunConfig, *, alone: bool) -> contextlib.AbstractContextManager[Path]:
-  """A block with the run's directory on disk, which that of a URL is kept like."""
+@contextlib.contextmanager
+def _workdir(place: str, run: RunConfig) -> Iterator[tuple[Path, Parts | None]]:
+  """A block with the run's directory on disk, which that of a URL is kept like; and what takes parts of checkpoints."""
   if not is_url(place):
-    return contextlib.nullcontext(Path(place))
-  if not alone:
-    raise BadRequest(
-        f"--workdir={place} is for one process: several need a disk that all share, such as the bucket mounted by gcsfuse"
-    )
+    yield Path(place), None
+    return
 
   def kept(steps: list[int]) -> set[int]:
     if run.keep_best:  # which are best is known of those on disk alone
       return set(steps)
     return set(steps[-run.keep_checkpoints :]) | {s for s in steps if run.keep_every and s % run.keep_every == 0}
 
+  from orthus_jax.training import bucket_of_several, hosts
   from orthus_jax.training.checkpoints import manifest
 
-  return mirror.mirrored(place, kept=kept, damage=manifest.damage)
+  if hosts.several():
+    with bucket_of_several.joined(place, kept=kept) as both:
+      yield both
+  else:
+    with mirror.mirrored(place, kept=kept, damage=manifest.damage) as workdir:
+      yield workdir, None
 
 
 def _print(error: BaseException) -> None:

@@ -6,7 +6,7 @@ delays the uploads. The same command on another machine brings the newest whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 import contextlib
 import logging
 import os
@@ -80,10 +80,10 @@ def mirrored(
     lock.release()
 
 
-def place(url: str) -> Path:
+def place(url: str, process: int = 0) -> Path:
   """The directory on disk in which a run of a URL works; what readers are brought of it lies elsewhere (`bring.place`)."""
   scheme, _, rest = url.rstrip("/").partition("://")
-  return files.cache_dir() / "runs" / scheme / rest
+  return files.cache_dir() / "runs" / scheme / (f"{rest}.process-{process}" if process else rest)
 
 
 class Mirror:
@@ -107,8 +107,16 @@ class Mirror:
     self._sent: dict[str, tuple[int, int]] = {}  # file → its time and size when it was uploaded
     self._refused = ""
     shutil.rmtree(folder / _PINNED, ignore_errors=True)  # of a command that was killed
-    found = self._clean(bucket.list())
-    self._settle_whose(found)
+    found = clean(bucket)
+    settle_whose(bucket, folder, found)
+    self._mark_sent([_ID])
+    self._begin(found, damage)
+    self._seen = set(self._steps())  # steps that were on this disk
+    self._aside = self._set_aside()
+
+  def _begin(self, found: dict[str, Entry], damage: Callable[[Path], str | None]) -> None:
+    """Brings a newer state than the disk's, and sees which checkpoints are the bucket's already."""
+    bucket, folder = self._bucket, self._folder
     there, here = remote_run.whole_steps(found), self._steps()
     if "config.json" in found and (not (folder / "config.json").is_file() or max(there, default=-1) > max(here, default=-1)):
       newest_first: list[int | None] = [*reversed(there)] or [None]
@@ -116,39 +124,12 @@ class Mirror:
         bring.remote_run_to(bucket, folder, found, step=step)
         if step is None or damage(folder / "checkpoints" / str(step)) is None:
           break  # of those that are damaged the run itself tells, and passes over them
-      for name in remote_run.beside_checkpoints(found):
-        self._sent[name] = _stamp(folder / name)
+      self._mark_sent(remote_run.beside_checkpoints(found))
     # A checkpoint of the same step that another attempt wrote is another one.
     self._there = {step for step in there if step not in self._steps() or self._same(step, found)}
-    self._seen = set(self._steps())  # steps that were on this disk
-    self._aside = self._set_aside()
 
-  def _settle_whose(self, found: dict[str, Entry]) -> None:
-    """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
-    own = self._folder / _ID
-    there = self._bucket.read(_ID).decode() if _ID in found else ""
-    if self._folder.is_dir() and (own.read_text(encoding="utf-8") if own.is_file() else "") != there:
-      n = 1
-      while (aside := self._folder.with_name(f"{self._folder.name}.before-{n}")).exists():
-        n += 1
-      self._folder.rename(aside)
-      _log.warning("%s has another run by now than the one that was worked on here, which lies in %s", self._bucket.url, aside)
-    self._folder.mkdir(parents=True, exist_ok=True)
-    if not there:
-      there = uuid.uuid4().hex
-      self._bucket.write(_ID, there.encode())
-    own.write_text(there, encoding="utf-8")
-    self._sent[_ID] = _stamp(own)
-
-  def _clean(self, found: dict[str, Entry]) -> dict[str, Entry]:
-    """Removes checkpoints whose upload or removal was cut off; returns what is left."""
-    for step in remote_run.unfinished(found):
-      _log.warning("the upload of the checkpoint of step %d to %s was cut off: removed what is there", step, self._bucket.url)
-      gone = remote_run.of_step(found, step)
-      self._bucket.remove(gone)
-      self._bucket.remove([remote_run.mark(step)])
-      found = {n: e for n, e in found.items() if n not in gone and n != remote_run.mark(step)}
-    return found
+  def _mark_sent(self, names: Iterable[str]) -> None:
+    self._sent |= {name: _stamp(self._folder / name) for name in names}
 
   def _same(self, step: int, found: dict[str, Entry]) -> bool:
     name = f"checkpoints/{step}/{remote_run.MANIFEST}"
@@ -160,12 +141,15 @@ class Mirror:
   def keep(self, over: threading.Event, every: float) -> None:
     """Uploads what is new, until it is told that it is over."""
     while not over.wait(every):
-      left = self.sync()
-      if left and left != self._refused:
-        _log.warning("can't upload to %s (%s); the run goes on, and it is tried again", self._bucket.url, left)
-      elif self._refused and not left:
-        _log.info("uploads to %s work again", self._bucket.url)
-      self._refused = left
+      self._look()
+
+  def _look(self) -> None:
+    left = self.sync()
+    if left and left != self._refused:
+      _log.warning("can't upload to %s (%s); the run goes on, and it is tried again", self._bucket.url, left)
+    elif self._refused and not left:
+      _log.info("uploads to %s work again", self._bucket.url)
+    self._refused = left
 
   def sync(self) -> str:
     """Uploads what is new and removes what is gone; returns why something is left, and nothing where nothing is."""
@@ -173,8 +157,7 @@ class Mirror:
       # What the bucket has of those stays there, and one of the same step that is saved again takes its place.
       self._there -= {int(n) for name in self._set_aside() - self._aside if (n := name.split("-")[0]).isdigit()}
       self._aside = self._set_aside()
-      for step in sorted(set(self._steps()) - self._there, reverse=True):
-        self._upload(step)
+      self._upload_checkpoints()
       for step in sorted(self._given_up(set(self._steps()))):
         self._remove(step)
       self._upload_small()
@@ -201,6 +184,10 @@ class Mirror:
     elsewhere = self._there - self._seen
     gone = ((self._there & self._seen) - here) | (elsewhere - self._kept(sorted(self._there | here)))
     return gone - {max(self._there, default=-1)}
+
+  def _upload_checkpoints(self) -> None:
+    for step in sorted(set(self._steps()) - self._there, reverse=True):
+      self._upload(step)
 
   def _upload(self, step: int) -> None:
     """Uploads one checkpoint: its marker, its files, its manifest; then the marker goes."""
@@ -282,6 +269,35 @@ class Mirror:
   def _steps(self) -> list[int]:
     folder = self._folder / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def clean(bucket: Bucket) -> dict[str, Entry]:
+  """Removes a run's checkpoints whose upload or removal was cut off; returns what it has beside."""
+  found = bucket.list()
+  for step in remote_run.unfinished(found):
+    _log.warning("the upload of the checkpoint of step %d to %s was cut off: removed what is there", step, bucket.url)
+    gone = remote_run.of_step(found, step)
+    bucket.remove(gone)
+    bucket.remove([remote_run.mark(step)])
+    found = {n: e for n, e in found.items() if n not in gone and n != remote_run.mark(step)}
+  return found
+
+
+def settle_whose(bucket: Bucket, folder: Path, found: Collection[str]) -> None:
+  """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
+  own = folder / _ID
+  there = bucket.read(_ID).decode() if _ID in found else ""
+  if folder.is_dir() and (own.read_text(encoding="utf-8") if own.is_file() else "") != there:
+    n = 1
+    while (aside := folder.with_name(f"{folder.name}.before-{n}")).exists():
+      n += 1
+    folder.rename(aside)
+    _log.warning("%s has another run by now than the one that was worked on here, which lies in %s", bucket.url, aside)
+  folder.mkdir(parents=True, exist_ok=True)
+  if not there:
+    there = uuid.uuid4().hex
+    bucket.write(_ID, there.encode())
+  own.write_text(there, encoding="utf-8")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -7,12 +7,14 @@ A bucket has no renaming that would make a checkpoint appear at once. One that i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+import re
 from typing import TypeVar
 
 _FOLDER = "checkpoints"
 MANIFEST = "manifest.json"
 _MARK = ".unfinished"
 LOCK = "lock"
+_CHUNK = re.compile(r"\d+(\.\d+)*")
 
 E = TypeVar("E")
 
@@ -54,6 +56,12 @@ def step_of(name: str) -> int | None:
   """Which checkpoint an object belongs to."""
   parts = name.split("/")
   return int(parts[1]) if len(parts) > 2 and parts[0] == _FOLDER and parts[1].isdigit() else None
+
+
+def is_data(name: str) -> bool:
+  """Whether an object of a checkpoint holds values of arrays, of which a process that reads a part needs a part."""
+  parts = name.split("/")
+  return bool(_CHUNK.fullmatch(parts[-1])) or any(p == "d" or p.startswith("ocdbt.process_") for p in parts[:-1])
 
 
 def of_step(objects: Mapping[str, E], step: int) -> dict[str, E]:

@@ -37,10 +37,10 @@ def several() -> bool:
   return jax.process_count() > 1
 
 
-def wait(name: str) -> None:
-  """Returns once every process has come here; needs no device. A name serves once."""
+def wait(name: str, *, patience: int = _PATIENCE) -> None:
+  """Returns once every process has come here, within so many seconds; needs no device. A name serves once."""
   if several():
-    multihost.get_barrier_sync_fn()(key=f"orthus {name}", timeout_ms=_PATIENCE * 1000)
+    multihost.get_barrier_sync_fn()(key=f"orthus {name}", timeout_ms=patience * 1000)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import lora
 from orthus_jax.models.params import Params
+from orthus_jax.storage.bucket import is_url
 from orthus_jax.training import hosts, perceptual_weights
 from orthus_jax.training.checkpoints import agreement, manifest, origins, workdir as checkpoint
 from orthus_jax.training.checkpoints.agreement import Difference
@@ -74,7 +75,8 @@ def first_state(
 def _other_run(config: Config, layout: Layout) -> TrainState:
   run, step = checkpoint.find(config.run.resume_from)
   folder = run / "checkpoints" / str(step)
-  share = (jax.process_index(), jax.process_count())
+  # What lies in a bucket each has brought to its own disk, if it has one.
+  share = (0, 1) if is_url(config.run.resume_from) else (jax.process_index(), jax.process_count())
   if reason := hosts.agree(manifest.damage(folder, part=share)):
     raise BadRequest(f"the checkpoint {folder} is damaged: {reason}; name an earlier one in run.resume_from")
   try:

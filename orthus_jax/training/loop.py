@@ -17,6 +17,7 @@ from orthus_jax.config import Config, to_dict
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
+from orthus_jax.storage.parts import Parts
 from orthus_jax.training import feature_encoder, flops, hosts, preemption
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.checkpoints.local_tier import LocalTier
@@ -92,6 +93,7 @@ def train(
     hooks: Sequence[tuple[int, Callable[[int, Any, Params, MetricWriter], None]]] = (),
     signals: Signals | None = None,
     ledger: Ledger | None = None,
+    parts: Parts | None = None,
 ) -> Result:
   """Trains to `run.steps`, from where `start.first_state` says.
 
@@ -102,6 +104,7 @@ def train(
     hooks: (steps, what is called every so many of them with (step, graphdef, params, writer)) pairs.
     signals: which may ask to stop early.
     ledger: of the time since the command began.
+    parts: as the Checkpointer takes it.
 
   Raises:
     BadRequest: if mesh, batch, initial values or patterns don't fit.
@@ -117,7 +120,7 @@ def train(
     layout, create = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     contents = task.contents()
     made = checkpoint.made_with(workdir, contents)
-    saver, tier = Checkpointer(workdir, run, made_with=made), LocalTier(config, workdir, layout, made)
+    saver, tier = Checkpointer(workdir, run, made_with=made, parts=parts), LocalTier(config, workdir, layout, made)
     state = first_state(config, layout, create, saver, contents, tier)
     start = int(state.step)
 
@@ -268,7 +271,7 @@ def _run_steps(
 def _save_last(saver: Checkpointer, state: TrainState, loss: float | None) -> bool:
   """Saves what isn't saved yet, and waits for it; whether it is there."""
   saver.wait()
-  return saver.latest() == int(state.step) or (saver.save(state, loss=loss) and saver.wait())
+  return saver.latest() == int(state.step) or (saver.save(state, loss=loss, last=True) and saver.wait())
 
 
 def _call(hook: Callable, step: int, layout: Layout, state: TrainState, writer: MetricWriter) -> None:

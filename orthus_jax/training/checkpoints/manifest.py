@@ -40,13 +40,14 @@ def write(folder: Path, facts: dict[str, Any] | None = None) -> None:
   half.replace(folder / NAME)
 
 
-def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -> str | None:
+def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1), missing: bool = True) -> str | None:
   """What is wrong with a checkpoint's directory; None for nothing.
 
   Args:
     folder: one checkpoint's directory.
     read: compare checksums too, not sizes alone.
     part: (i, n): read every n-th file from the i-th on, so that n processes share the work.
+    missing: whether a file that isn't there counts; not where this disk is to have some of them alone.
 
   Raises:
     BadRequest: if a later version of the package wrote it; it is no worse for that.
@@ -70,11 +71,13 @@ def damage(folder: Path, *, read: bool = True, part: tuple[int, int] = (0, 1)) -
     try:
       there = (folder / name).stat().st_size
     except OSError:
-      return f"{name} is missing"
+      if missing:
+        return f"{name} is missing"
+      continue
     if there != size:
       return f"{name} has {there:,} bytes, not {size:,}"
   if read:
-    names = sorted(wanted)[part[0] :: part[1]]
+    names = [n for n in sorted(wanted)[part[0] :: part[1]] if missing or (folder / n).is_file()]
     with futures.ThreadPoolExecutor(_THREADS) as pool:
       for name, crc in zip(names, pool.map(lambda n: _try_checksum(folder / n), names)):
         if crc is None:

@@ -15,14 +15,16 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from orthus_jax import files
 from orthus_jax.config import RunConfig
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage.parts import Parts
 from orthus_jax.training import hosts
-from orthus_jax.training.checkpoints import low_priority, manifest, orbax_items, workdir as checkpoint
+from orthus_jax.training.checkpoints import low_priority, manifest, needed_files, orbax_items, workdir as checkpoint
 from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.state import TrainState
 
@@ -38,18 +40,23 @@ class Checkpointer:
     workdir: the run's directory.
     run: which checkpoints stay: the newest, the best, and those of every so many steps.
     made_with: what each one's manifest is to say beside its checksums; see `workdir.made_with`.
+    parts: takes what this process writes, where the processes have a disk each and the run lies in a bucket.
   """
 
-  def __init__(self, workdir: Path, run: RunConfig, *, made_with: dict[str, Any] | None = None):
+  def __init__(
+      self, workdir: Path, run: RunConfig, *, made_with: dict[str, Any] | None = None, parts: Parts | None = None
+  ):  # fmt: skip
     self._folder = (workdir / "checkpoints").absolute()
     self._run = run
     self._made_with = made_with
+    self._parts = parts
+    self._writes = parts is not None or hosts.primary()
     self._saving: int | None = None
     self._opened: ocp.CheckpointManager | None = None
     self._failed = False
     self._thread = low_priority.thread("saving")
     with hosts.together():
-      if hosts.primary():
+      if self._writes:
         _remove_unfinished(self._folder)
 
   @property
@@ -58,7 +65,7 @@ class Checkpointer:
     if self._opened is None:
       self._set_aside({
           step: reason for step in checkpoint.steps(self._folder.parent)
-          if (reason := hosts.agree(manifest.damage(self._folder / str(step), read=False)))
+          if (reason := hosts.agree(manifest.damage(self._folder / str(step), read=False, missing=self._parts is None)))
       })  # fmt: skip
       self._opened = self._open()
     return self._opened
@@ -76,16 +83,25 @@ class Checkpointer:
       )
     options = ocp.CheckpointManagerOptions(
         preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies), best_fn=lambda m: m["loss"],
-        best_mode="min", enable_async_checkpointing=True, create=True,
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._before_naming),
+        best_mode="min", enable_async_checkpointing=True, create=self._parts is None,
+        async_options=ocp.AsyncOptions(
+            post_finalization_callback=self._before_naming,
+            # Orbax 0.12 takes the first process's word that "the directory" is there: others' writes would race theirs.
+            create_directories_asynchronously=self._parts is None,
+        ),
+        multiprocessing_options=orbax_items.alone() if self._parts else ocp.options.MultiprocessingOptions(),
     )  # fmt: skip
-    handlers = {name: orbax_items.handler() for name in _ITEMS}
+    if self._parts:
+      self._folder.mkdir(parents=True, exist_ok=True)
+    handlers = {name: orbax_items.handler(own_disks=self._parts is not None) for name in _ITEMS}
     return ocp.CheckpointManager(self._folder, options=options, item_handlers=handlers)
 
   def _before_naming(self) -> None:
-    """Called by Orbax, on process 0, when all is written and the checkpoint has no name yet."""
+    """Called by Orbax when all is written and the checkpoint has no name yet: on process 0, or each on its own disk."""
     for folder in self._folder.glob(f"{self._saving}{_UNFINISHED}*"):
       manifest.write(folder, self._made_with)
+      if self._parts and self._saving is not None:
+        self._parts.take(self._saving, folder)
 
   def latest(self) -> int | None:
     """The newest complete checkpoint's step."""
@@ -126,7 +142,13 @@ class Checkpointer:
   def _read(self, step: int, shapes: TrainState, shardings: TrainState) -> tuple[TrainState | None, str]:
     """One checkpoint's state, and why there is none: it is damaged."""
     folder = self._folder / str(step)
-    if reason := hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count()))):
+    if self._parts:
+      with hosts.together():
+        _bring(self._parts, step, folder, shapes, shardings)
+      reason = hosts.agree(manifest.damage(folder, missing=False))
+    else:
+      reason = hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count())))
+    if reason:
       return None, reason
     try:
       return read_state(folder, shapes, shardings), ""
@@ -142,13 +164,13 @@ class Checkpointer:
   def _set_aside(self, damaged: dict[int, str]) -> None:
     """Moves checkpoints, by step with what is wrong, out of the way."""
     with hosts.together():
-      for step, reason in damaged.items() if hosts.primary() else ():
+      for step, reason in damaged.items() if self._writes else ():
         place = checkpoint.free_name(self._folder.parent / "damaged" / str(step))
         place.parent.mkdir(exist_ok=True)
         (self._folder / str(step)).rename(place)
         _log.warning("passed over the checkpoint of step %d: %s; it lies in %s now", step, reason, place)
 
-  def save(self, state: TrainState, *, loss: float | None = None) -> bool:
+  def save(self, state: TrainState, *, loss: float | None = None, last: bool = False) -> bool:
     """Starts saving; returns once the state's buffers may be reused.
 
     A checkpoint that can't be written, as on a full disk, is reported, and training goes on.
@@ -156,14 +178,19 @@ class Checkpointer:
     Args:
       state: what to save.
       loss: its score, by which the best are kept.
+      last: of the run; another is left out where an earlier one is still on its way to a bucket.
 
     Returns:
       Whether it began; of one that failed later, the next call reports.
     """
-    return self._try(lambda: self._save(state, loss), "the next one is tried at its time")
+    return self._try(lambda: self._save(state, loss, last), "the next one is tried at its time")
 
-  def _save(self, state: TrainState, loss: float | None) -> None:
+  def _save(self, state: TrainState, loss: float | None, last: bool) -> None:
     self._manager.wait_until_finished()
+    if self._parts and not last and not hosts.gather(np.asarray(self._parts.idle)).all():
+      if hosts.primary():  # what one process leaves out all must, or no checkpoint would have all its parts
+        _log.warning("left out the checkpoint of step %d: the one before it is still being uploaded", int(state.step))
+      return
     args = {name: orbax_items.save_args(tree) for name, tree in _trees(state).items()}
     self._saving = int(state.step)
     score = {"loss": float("inf") if loss is None else loss}
@@ -226,6 +253,19 @@ def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> Train
       moments=read["optimizer"]["moments"],
       ema=read.get("average", {}),
   )
+
+
+def _bring(parts: Parts, step: int, folder: Path, shapes: TrainState, shardings: TrainState) -> None:
+  """Brings what this process's devices need of a checkpoint in a bucket.
+
+  Raises:
+    BadRequest: if the bucket fails.
+  """
+  wanted = needed_files.of(folder, parts.objects(step), _trees(shapes), _trees(shardings))
+  try:
+    parts.bring(step, wanted)
+  except OSError as e:
+    raise BadRequest(f"the checkpoint of step {step} can't be brought: {files.first_line(e)}") from e
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
