@@ -84,8 +84,7 @@ class Bench:
     return subprocess.Popen(command, env=environment(devices), stdout=log, stderr=log)
 
   def pair(self, run: Path, *more: str) -> list[subprocess.Popen]:
-    with socket.create_server(("", 0)) as s:
-      port = s.getsockname()[1]
+    port = free_port()
     return [self.start(run, *more, devices=2, process=i, port=port) for i in (0, 1)]
 
   def fresh(self, name: str) -> Path:
@@ -108,6 +107,11 @@ class Bench:
 
   def log(self, run: Path) -> str:
     return (self.folder / f"{run.name}-0.log").read_text(errors="replace")
+
+
+def free_port() -> int:
+  with socket.create_server(("", 0)) as s:
+    return s.getsockname()[1]
 
 
 def environment(devices: int = 1) -> dict[str, str]:

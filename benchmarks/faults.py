@@ -196,13 +196,14 @@ def main() -> int:
   parser.add_argument("--short", action="store_true", help="the first of each kind")
   parser.add_argument(
       "--only", default="",
-      help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair, storage; separated by commas",
+      help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair, storage, storage_pair; separated by commas",
   )  # fmt: skip
   parser.add_argument("--markdown", action="store_true", help="print a table for the docs at the end")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments")
   parser.add_argument("--keep", metavar="DIR", help="work there, and leave everything behind")
   options = parser.parse_args()
   import data_faults  # these load the package, which the help needn't
+  import pair_storage_faults
   import storage_faults
   import tier_faults
 
@@ -220,6 +221,7 @@ def main() -> int:
       "tiers_pair": lambda: tier_faults.tiers(bench, times=1 if short else 4, two=True),
       "pair": lambda: kills(bench, times=1 if short else 20, two=True),
       "storage": lambda: storage_faults.storage(bench, kills=3 if short else 20),
+      "storage_pair": lambda: pair_storage_faults.storage_pair(bench, kills=1 if short else 5),
   }
   chosen = [p for p in options.only.split(",") if p] or list(parts)
   if unknown := [p for p in chosen if p not in parts]:

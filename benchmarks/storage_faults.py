@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+import contextlib
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ import sys
 import threading
 import time
 
-from fault_bench import PATIENCE, REPOSITORY, Bench, Row, environment, kill, lines, until
+from fault_bench import PATIENCE, REPOSITORY, Bench, Row, environment, free_port, kill, lines, until
 
 sys.path.insert(0, str(REPOSITORY / "tests"))
 import buckets  # noqa: E402
@@ -31,6 +32,9 @@ from orthus_jax.storage import mirror, remote_lock
 name = sys.argv[1]
 lock_record.machine = lambda: name
 mirror.EVERY, remote_lock.BEAT, remote_lock.PATIENCE = 0.5, 1.0, 6.0
+if "--processes=2" in sys.argv:
+  from orthus_jax.training import bucket_of_several
+  bucket_of_several.EVERY = bucket_of_several._LOOK = 0.5
 sys.exit(cli.main(sys.argv[2:]))
 """
 
@@ -54,10 +58,16 @@ class Cloud:
     self._machines += 1
     return self.bench.folder / f"machine-{self._machines}"
 
-  def orthus(self, machine: Path, *argv: str) -> subprocess.Popen:
+  def orthus(self, machine: Path, *argv: str, devices: int = 1) -> subprocess.Popen:
     with machine.with_suffix(".log").open("a") as log:
       command = [sys.executable, "-c", _PROGRAM, machine.name, *argv]
-      return subprocess.Popen(command, env=environment() | {"ORTHUS_CACHE": str(machine)}, stdout=log, stderr=log)
+      return subprocess.Popen(command, env=environment(devices) | {"ORTHUS_CACHE": str(machine)}, stdout=log, stderr=log)
+
+  def pair(self, url: str, machines: Sequence[Path]) -> list[subprocess.Popen]:
+    """Two machines that train one run."""
+    more = ["train", *self.bench.common, *self._more, f"--workdir={url}", f"--coordinator=localhost:{free_port()}"]
+    more += ["--processes=2", "--join_timeout=60"]
+    return [self.orthus(m, *more, f"--process_id={i}", devices=2) for i, m in enumerate(machines)]
 
   def train(self, url: str, machine: Path) -> subprocess.Popen:
     return self.orthus(machine, "train", *self.bench.common, *self._more, f"--workdir={url}")
@@ -115,8 +125,9 @@ class Cloud:
     return json.loads(bucket.read("report.json"))["params_digest"]
 
 
-def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
-  """A bucket that fails, and machines that are lost: the run ends in it with the digest of one on disk."""
+@contextlib.contextmanager
+def cloud_of(bench: Bench, *more: str) -> Iterator[Cloud]:
+  """An empty bucket, whose runs take some options more."""
   with buckets.s3() as server:
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)  # what is left of a request that was cut off is none to it
     # Machines that are new each time would spend most of it on compiling: programs are the one thing that they share.
@@ -124,8 +135,13 @@ def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
         "AWS_ENDPOINT_URL": server.url, "JAX_COMPILATION_CACHE_DIR": str(bench.folder / "programs"),
     }  # fmt: skip
     server.make("mine")
-    less = ["--config.run.batch_size=2", "--config.run.checkpoint_every=4"]  # what is sent is as large
-    cloud = Cloud(bench, server, *less)
+    yield Cloud(bench, server, *more)
+
+
+def storage(bench: Bench, *, kills: int) -> Iterator[Row]:
+  """A bucket that fails, and machines that are lost: the run ends in it with the digest of one on disk."""
+  less = ["--config.run.batch_size=2", "--config.run.checkpoint_every=4"]  # what is sent is as large
+  with cloud_of(bench, *less) as cloud:
     wanted = bench.finish(bench.fresh("whole"), *less)
     yield _killed(cloud, wanted, times=kills)
     for fault, share, method, name in (
@@ -188,7 +204,7 @@ def _failing(cloud: Cloud, wanted: str, fault: str, share: float, method: str, n
   kill([process])
   got = cloud.finish(url, other := cloud.machine())
   row.add(got == wanted, got)
-  row.note += f" {len(met)} of them; {_went_on(cloud.log(other))}"
+  row.note += f" {len(met)} of them; {went_on(cloud.log(other))}"
   return row
 
 
@@ -210,7 +226,7 @@ def _away(cloud: Cloud, wanted: str) -> Row:
   kill([process])
   got = cloud.finish(url, other := cloud.machine())
   row.add(got == wanted, got)
-  row.note += f" {_went_on(cloud.log(other))}"
+  row.note += f" {went_on(cloud.log(other))}"
   return row
 
 
@@ -246,7 +262,7 @@ def _damaged(cloud: Cloud, wanted: str) -> Row:
   got = cloud.finish(url, other := cloud.machine())
   row.add(got == wanted, got)
   row.add("passed over the checkpoint of step" in cloud.log(other) and "holds other bytes" in cloud.log(other), "not told why")
-  row.note += f" {_went_on(cloud.log(other))}"
+  row.note += f" {went_on(cloud.log(other))}"
   return row
 
 
@@ -264,6 +280,6 @@ def _two(cloud: Cloud, wanted: str) -> Row:
   return row
 
 
-def _went_on(log: str) -> str:
+def went_on(log: str) -> str:
   where = [line for line in log.splitlines() if "own checkpoint of step" in line]
   return "went on from step " + where[0].split("own checkpoint of step ")[1].split()[0].rstrip(",") if where else "began anew"

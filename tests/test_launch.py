@@ -18,11 +18,12 @@ def stand_in(folder: Path, name: str, body: str) -> None:
   file.chmod(0o755)
 
 
-def run(script: str, folder: Path, **environment: str) -> tuple[int, list[str]]:
+def run(script: str, folder: Path, *, workdir: str = "", **environment: str) -> tuple[int, list[str]]:
   env = os.environ | {"PATH": f"{folder}:{os.environ['PATH']}"} | environment
   done = subprocess.run(
-      [LAUNCH / script, "c.py", str(folder / "run"), "--config.a=b c"], env=env, capture_output=True, text=True, timeout=60
-  )
+      [LAUNCH / script, "c.py", workdir or str(folder / "run"), "--config.a=b c"], env=env, cwd=folder, capture_output=True,
+      text=True, timeout=60,
+  )  # fmt: skip
   return done.returncode, (folder / "calls").read_text().splitlines()
 
 
@@ -38,6 +39,13 @@ def test_a_machine_starts_again_what_was_preempted(tmp_path, statuses, wanted, t
   assert status == wanted
   assert calls == [f"orthus train --config=c.py --workdir={tmp_path / 'bin' / 'run'} --config.a=b c"] * times
   assert (tmp_path / "bin" / "run" / "log.txt").read_text().count("starting again") == times - 1
+
+
+def test_a_workdir_in_a_bucket_is_no_folder_here(tmp_path):
+  stand_in(tmp_path / "bin", "orthus", STATUSES.format(tmp_path / "bin", "75 0"))
+  status, calls = run("local.sh", tmp_path / "bin", workdir="gs://b/x")
+  assert status == 0 and calls == ["orthus train --config=c.py --workdir=gs://b/x --config.a=b c"] * 2
+  assert sorted(p.name for p in (tmp_path / "bin").iterdir()) == ["calls", "n", "orthus"]
 
 
 @pytest.mark.parametrize("group", [False, True])

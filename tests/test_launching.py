@@ -158,7 +158,8 @@ XPK = ("--on=xpk", *GPU, PODS[0])
     ((*SLURM, "--image=i"), "--image is not for --on=slurm"),
     ((*SLURM, "--workdir=runs/x"), "--workdir=runs/x is relative"),
     ((*SLURM, "--workdir=/tmp/x"), "each machine has a /tmp of its own"),
-    ((*SLURM, "--workdir=gs://b/x"), "--workdir=gs://b/x is no path"),
+    ((*SLURM, "--workdir=http://b/x"), "--workdir=http://b/x: give gs://…, s3://… or a path"),
+    ((*SLURM, "--workdir=gs://b/x", "--sweep", "--grid", "run.seed=0,1"), "a sweep is kept on a disk: mount the bucket"),
     ((*SLURM, "--restart=3"), "unknown option --restart; the nearest is --restarts"),
     ((*SLURM, "--partition=gpu"), "what is the tool's own stands behind --"),
     ((*SLURM, "--config.run.stesp=3"), "unknown field --config.run.stesp; the nearest is --config.run.steps"),
@@ -176,6 +177,15 @@ def test_what_is_wrong_is_said_in_a_line(capsys, argv, message):
   assert cli.main(["launch", "--workdir=/shared/run", *argv, "--dry-run"]) == 2
   told = capsys.readouterr()
   assert message in told.err and told.err.count("\n") == 1 and told.out == ""
+
+
+@pytest.mark.parametrize("argv", [
+    SLURM, JOBSET_TPU[:-1], (*XPK, "--cluster=c", *CLOUD), ("--on=queued-resources", *TPU, PODS[0], *CLOUD),
+])  # fmt: skip
+def test_a_bucket_needs_no_disk(capsys, argv):
+  assert cli.main(["launch", "--workdir=gs://b/x", *argv, "--dry-run"]) == 0
+  shown = capsys.readouterr().out
+  assert "gs://b/x" in shown and "gcsfuse" not in shown
 
 
 @pytest.mark.parametrize("argv, tool", [(SLURM, "sbatch"), (JOBSET_TPU, "kubectl"), ((*XPK, "--cluster=c", *CLOUD), "xpk")])

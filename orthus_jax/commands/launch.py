@@ -14,6 +14,7 @@ from orthus_jax.config.command_line import read_config
 from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
+from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
   orthus launch --on=slurm --topology=h100:8 --nodes=4 --config=configs/NAME.py --workdir=/shared/runs/NAME -- --partition=gpu
@@ -39,7 +40,8 @@ def _parser() -> common.Parser:
   )  # fmt: skip
   add, whole = parser.add_argument, common.number
   add("--on", default="", metavar="KIND", help="where: one of those above")
-  add("--workdir", type=user_path, default="", metavar="DIR", help="of the run, on a disk that all machines share")
+  add("--workdir", type=user_path, default="", metavar="DIR",
+      help="of the run: gs://…, s3://…, or a path on a disk that all machines share")  # fmt: skip
   add("--topology", default="", metavar="CHIP:SHAPE", help="as of `orthus plan`: v5e:16x16, v5p:4x4x4, h100:8")
   add("--slices", "--nodes", dest="slices", type=whole(int, Range(1, 4096)), default=1, metavar="N",
       help="slices, or nodes, of that topology; default 1")  # fmt: skip
@@ -89,11 +91,12 @@ def main(argv: Sequence[str]) -> int:
 
   topology = hardware.parse(options.topology, options.slices) if options.topology else None
   name, kind = kinds.find(options.on, topology)
-  kinds.check_options(name, kind, {option: getattr(options, option) for option in _SPECIAL})
+  given = {option: getattr(options, option) for option in _SPECIAL}
+  kinds.check_options(name, kind, given, in_bucket=is_url(options.workdir))
   if kind.local and (options.slices > 1 or more):
     raise BadRequest(f"--on={name} is this machine alone: leave out {'--nodes' if options.slices > 1 else more[0]}")
   if not kind.local:
-    job_lib.check_workdir(options.workdir)
+    job_lib.check_workdir(options.workdir, sweep=options.sweep)
   job_lib.check_name(options.name or job_lib.name_of(spec))
   job = job_lib.Job(
       name=options.name or job_lib.name_of(spec), config=spec, workdir=options.workdir,

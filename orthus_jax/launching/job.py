@@ -16,6 +16,7 @@ import tempfile
 
 from orthus_jax.errors import LOST, PREEMPTED, BadRequest
 from orthus_jax.planning.hardware import Topology
+from orthus_jax.storage.bucket import is_url
 
 RESTART_ON = (PREEMPTED, LOST)  # exit statuses of `orthus train` that ask to be started again
 # The machines of a cloud come one by one: images are pulled, nodes are made.
@@ -150,14 +151,22 @@ def check_name(name: str) -> None:
     raise BadRequest(f"--name={name} must be small letters, digits and hyphens, {LONGEST} at most, a letter first")
 
 
-def check_workdir(workdir: str) -> None:
+def check_workdir(workdir: str, *, sweep: bool = False) -> None:
   """Refuses a workdir that the machines of a cluster don't share.
+
+  Args:
+    sweep: it is a sweep's, which can't be in a bucket.
 
   Raises:
     BadRequest: saying what would do.
   """
+  if is_url(workdir) and not sweep:
+    return
   if "://" in workdir:
-    raise BadRequest(f"--workdir={workdir} is no path: mount the bucket on every machine, and give the path there")
+    way = "give gs://…, s3://… or a path"
+    if sweep:
+      way = "a sweep is kept on a disk: mount the bucket on every machine, and give the path there"
+    raise BadRequest(f"--workdir={workdir}: {way}")
   if not os.path.isabs(workdir):
     raise BadRequest(f"--workdir={workdir} is relative, and machines share no current directory: write /…/{workdir}")
   if own := next((p for p in _OWN_DISK if Path(workdir).is_relative_to(p)), ""):
@@ -173,5 +182,7 @@ def check_volumes(job: Job, *, what: str) -> None:
   Raises:
     BadRequest: saying what to mount.
   """
-  if not any(Path(job.workdir).is_relative_to(where) for _, where in job.volumes):
-    raise BadRequest(f"--workdir={job.workdir} lies on no volume: give --volume={what}:DIR, with a DIR that holds it")
+  if not is_url(job.workdir) and not any(Path(job.workdir).is_relative_to(where) for _, where in job.volumes):
+    raise BadRequest(
+        f"--workdir={job.workdir} lies on no volume: give --volume={what}:DIR, with a DIR that holds it, or a bucket's URL"
+    )

@@ -53,7 +53,7 @@ _OPTIONS = {
     "project": "the Google Cloud project, --project=ID",
     "zone": "where the machines are, --zone=us-east5-a",
     "cluster": "the GKE cluster, --cluster=NAME",
-    "setup": "a script that mounts the disk of --workdir on each host, --setup=FILE",
+    "setup": "a script that mounts the disk of --workdir on each host, --setup=FILE (or --workdir=gs://…)",
 }
 
 
@@ -78,17 +78,18 @@ def find(name: str, topology: Topology | None) -> tuple[str, Kind]:
   return name, kind
 
 
-def check_options(name: str, kind: Kind, given: Mapping[str, Any]) -> None:
+def check_options(name: str, kind: Kind, given: Mapping[str, Any], *, in_bucket: bool = False) -> None:
   """Refuses options that a kind lacks or doesn't take.
 
   Args:
     given: what the command line says of the options that some kinds have.
+    in_bucket: the workdir is there, so that no disk need be mounted.
 
   Raises:
     BadRequest: naming the option.
   """
   for option in kind.needs:
-    if not given[option]:
+    if not given[option] and not (option == "setup" and in_bucket):
       raise BadRequest(f"--on={name} lacks {_OPTIONS[option]}")
   for option, value in given.items():
     if value and option not in (*kind.needs, *kind.takes):

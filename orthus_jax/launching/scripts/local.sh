@@ -14,7 +14,13 @@ if [ $# -lt 2 ]; then
 fi
 config=$1 workdir=$2
 shift 2
-mkdir -p "$workdir" || exit 2
+case $workdir in
+  *://*) log=/dev/null ;; # in a bucket, which training writes a log.txt of its own to
+  *)
+    mkdir -p "$workdir" || exit 2
+    log=$workdir/log.txt
+    ;;
+esac
 
 child="" asked=""
 # Passed on as what hastens nothing where it comes beside the signal itself, as all of a terminal's processes get that.
@@ -24,7 +30,7 @@ trap 'asked=1' INT # the terminal tells the child itself
 for ((n = 0; ; n++)); do
   orthus train --config="$config" --workdir="$workdir" "$@" 2> >(
     trap '' TERM HUP USR1 USR2 # the last lines are told when all else is ending
-    exec tee -a "$workdir/log.txt" >&2
+    exec tee -a "$log" >&2
   ) &
   child=$!
   wait "$child"
@@ -38,5 +44,5 @@ for ((n = 0; ; n++)); do
     *) exit "$status" ;;
   esac
   if [ -n "$asked" ] || [ "$n" -ge "${RESTARTS:-100}" ]; then exit "$status"; fi
-  echo "$0: exit status $status, starting again" | tee -a "$workdir/log.txt" >&2
+  echo "$0: exit status $status, starting again" | tee -a "$log" >&2
 done

@@ -3,7 +3,7 @@
 #
 #   TPU=my-pod ZONE=us-east5-a launch/tpu_pod.sh configs/NAME.py /SHARED/runs/NAME [--config.field=value ...]
 #
-# WORKDIR lies on a disk that all hosts share (Filestore, or a bucket mounted with gcsfuse). The hosts find each other
+# WORKDIR lies in a bucket (gs://BUCKET/PATH), or on a disk that all hosts share (Filestore). The hosts find each other
 # through the TPU's metadata. Each starts training again, from the newest checkpoint, when it was preempted (exit status 75,
 # as at a maintenance event) or when a host was lost (76), at most RESTARTS times (100). Start the script again to go on after
 # the machines themselves were taken away and made anew.
