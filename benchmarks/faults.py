@@ -196,7 +196,8 @@ def main() -> int:
   parser.add_argument("--short", action="store_true", help="the first of each kind")
   parser.add_argument(
       "--only", default="",
-      help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair, storage, storage_pair; separated by commas",
+      help="data, checkpoint, disk, preempt, elastic, kill, tiers, tiers_pair, pair, storage, storage_pair; separated by"
+      " commas",
   )  # fmt: skip
   parser.add_argument("--markdown", action="store_true", help="print a table for the docs at the end")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments")
