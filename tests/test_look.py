@@ -142,6 +142,22 @@ def test_what_nothing_recognises_is_told_of(tmp_path):
     look(tmp_path / "bare")
 
 
+def test_of_what_is_nearly_a_layout_the_layouts_own_reason_is_told(tmp_path):
+  def told(folder, **files):
+    (tmp_path / folder).mkdir()
+    for name, text in files.items():
+      (tmp_path / folder / f"metadata.{name}").write_bytes(text.encode("utf-16" if folder == "wide" else "utf-8"))
+    with pytest.raises(BadRequest) as e:
+      look(tmp_path / folder)
+    return str(e.value)
+
+  assert "nearest is imagefolder" in (said := told("semicolons", csv="file_name;text\na.png;red\n")) and "';' between" in said
+  assert "keep one" in told("both", csv="file_name,text\na.png,red\n", jsonl='{"file_name": "a.png", "text": "red"}\n')
+  assert "isn't UTF-8" in told("wide", csv="file_name,text\na.png,red\n")
+  assert "nearest is jsonl" in (said := told("array", jsonl='[{"image": "a.png", "text": "red"}]')) and "got list" in said
+  assert told("empty").endswith("give the folder that holds the data")
+
+
 def test_a_long_text_without_spaces_is_cut_not_left_out(tmp_path):
   (tmp_path / "a.png").write_bytes(picture(1))
   rows_of(tmp_path, [{"image": "a.png", "text": "雪中红色的谷仓" * 50}])

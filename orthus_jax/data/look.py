@@ -232,9 +232,16 @@ def _unknown(path: Path) -> str:
   """What to say of a place that no layout recognises."""
   names = list(itertools.islice(_files(path), _LISTED))
   kinds = collections.Counter(Path(n).suffix.lower() or "no extension" for n in names)
-  found = ", ".join(f"{n:,} of {kind}" for kind, n in kinds.most_common(6)) or "none"
-  score = {name: sum(kind in layout.usage.lower() for kind in kinds) for name, layout in LAYOUTS.items()}
-  near = sorted(LAYOUTS, key=lambda name: -score[name])[:3]
+  if not kinds:
+    return f"there are no files at {str(path)!r}: give the folder that holds the data"
+  found = ", ".join(f"{n:,} of {kind}" for kind, n in kinds.most_common(6))
+  tables = {re.escape(os.path.basename(n)) for n in names if Path(n).suffix and Path(n).suffix[1:].lower() not in PICTURES}
+  own = re.compile(rf"(?<![\w.-])({'|'.join(sorted(tables)) or '(?!)'})(?!\w)")  # files' names, where a layout has them
+  named = {name: len(own.findall(layout.usage)) for name, layout in LAYOUTS.items()}
+  score = {name: (named[name], sum(kind in layout.usage.lower() for kind in kinds)) for name, layout in LAYOUTS.items()}
+  near = sorted(LAYOUTS, key=score.__getitem__, reverse=True)[:3]
+  if named[near[0]] and (why := _refusal(near[0], path)):
+    return f"no layout is recognised at {str(path)!r}; the nearest is {near[0]}, which says: {why}"
   lines = "; ".join(f"{name}: {LAYOUTS[name].usage.splitlines()[0].rstrip('.')}" for name in near)
   if kinds and all(kind[1:] in PICTURES for kind in kinds):
     return (
@@ -245,6 +252,17 @@ def _unknown(path: Path) -> str:
       f"no layout is recognised at {str(path)!r}. Files there: {found}{' at least' if len(names) == _LISTED else ''}."
       f" The nearest layouts: {lines}. Name one by --source=NAME; orthus prepare --source=NAME --help shows its files"
   )
+
+
+def _refusal(name: str, path: Path) -> str:
+  """What a layout has against a place, or its first row; empty for nothing."""
+  try:
+    layout = LAYOUTS[name](path, Options())
+    if len(layout):
+      layout.drafts(0)
+  except (BadRequest, OSError) as e:
+    return str(e)
+  return ""
 
 
 def describe(found: Look) -> str:

@@ -176,7 +176,7 @@ def _name(source: Source) -> str:
 def _reasons(bad: Sequence[tuple[str, str, str]]) -> dict[str, int]:
   """How many there are for each reason: names and numbers in it are left out."""
   general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in bad)
-  return dict(collections.Counter(re.sub(r"\d[\d,.]*", "N", reason) for reason in general).most_common())
+  return dict(collections.Counter(re.sub(r"(?<![\w-])\d[\d,.]*", "N", reason) for reason in general).most_common())
 
 
 def _first(source: Source) -> list[Document]:

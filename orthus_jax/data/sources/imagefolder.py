@@ -194,6 +194,8 @@ def _metadata(folders: Iterable[Path]) -> list[Path]:
 
 def _check(file: Path, table: Table) -> None:
   named = [c for c in table.columns if picture_columns.is_name(c)]
+  if not named and len(table.columns) == 1 and (other := next((s for s in ";\t|" if s in table.columns[0]), "")):
+    raise BadRequest(f"{file} has {other!r} between its columns: a CSV file has commas there; write it anew with them")
   if not named:
     raise BadRequest(
         f"{file} has no column file_name, NAME_file_name or file_names; its columns are {', '.join(table.columns)}"
