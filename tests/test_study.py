@@ -8,6 +8,7 @@ from pathlib import Path
 import command
 import pytest
 
+from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest
 from orthus_jax.sweeping import plan as plan_lib
 
@@ -54,6 +55,15 @@ def test_one_task_alone_sees_as_many_documents_of_its_kinds():
     alone = runs[f"{name},seed=0"]
     assert {k for k, _ in (*alone.data.kinds, *alone.data.later_kinds[0][1])} == set(kinds)
     assert seen(alone, kinds) == pytest.approx(seen(both, kinds), rel=0.01)
+
+
+def test_what_a_picture_takes_of_each_system(monkeypatch):
+  monkeypatch.syspath_prepend(ROOT / "benchmarks")
+  systems = importlib.import_module("systems")
+  configs = {name: read_config([f"--config={STUDY}:{argument}"])[0] for name, argument in systems.SYSTEMS.items()}
+  assert [systems.told(c) for c in configs.values()] == [
+      "16 turns of 25 solver steps, guidance 3", "16 turns, guidance 3", "16 turns, guidance 3", "8 passes, guidance 3"
+  ]  # fmt: skip
 
 
 def test_every_ablation_is_a_config():
