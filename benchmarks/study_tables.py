@@ -44,6 +44,11 @@ TABLES: dict[str, tuple[tuple[str, ...], tuple[str, ...], dict[str, str]]] = {
         {"understanding_soft": "78.7, 1244.2, 51.9", "understanding_argmin": "77.6, 1064.8, 50.1",
          "understanding_linear": "70.4, 800.7, 44.5"},
     ),
+    "Vision embedding in the place of a discrete model's, 200 steps (POPE, MME-P, GQA)": (
+        ("converted_soft", "converted_argmin", "converted_linear"), (*_READ, "caption_attributes"),
+        {"converted_soft": "78.7, 1244.2, 51.9", "converted_argmin": "77.6, 1064.8, 50.1",
+         "converted_linear": "70.4, 800.7, 44.5"},
+    ),
     "Vision embedding, the whole mix (not in the paper)": (("orthus", "argmin", "linear"), tuple(SCORES)[:7], {}),
     "One model for both (POPE, MME-P, GQA; GenEval)": (
         ("orthus", "understanding_soft", "generation"), ("single_object", "geneval_overall", "frechet", *_READ),
@@ -60,6 +65,9 @@ ORDERS = (
     ("softmax over argmin", "understanding_soft", "understanding_argmin", _READ),
     ("argmin over linear", "understanding_argmin", "understanding_linear", _READ),
     ("softmax over linear", "understanding_soft", "understanding_linear", _READ),
+    ("softmax over argmin, converted", "converted_soft", "converted_argmin", _READ),
+    ("argmin over linear, converted", "converted_argmin", "converted_linear", _READ),
+    ("softmax over linear, converted", "converted_soft", "converted_linear", _READ),
     ("diffusion over regression", "orthus", "regression", _DRAWN),
     ("both over understanding alone", "orthus", "understanding_soft", _READ),
     ("both over generation alone", "orthus", "generation", _DRAWN[:2]),

@@ -4,9 +4,12 @@
     orthus sweep --config=configs/study.py:systems --workdir=study        # Orthus, Chameleon and Show-o alone: 9 runs
     orthus sweep --config=configs/study.py:smoke --workdir=/tmp/smoke     # four systems for a few steps each
 
+    orthus sweep --config=configs/study.py:converted=study --workdir=study     # from its discrete models, as the paper does
+
 Arguments: `:systems` (Orthus, Chameleon, Show-o), `:embeddings` (from understanding alone), `:unified` (both tasks or one),
 `:head` (diffusion against regression), `:both` (embeddings in the whole mix), `:ablations` (temperature, head, draws, weight,
-target, schedule), `:smoke`; none is all but the last two. All may share a workdir: a run is trained once. Each run is
+target, schedule), `:converted=DIR` (each embedding in the place of the discrete one, from a sweep's understanding_argmin runs),
+`:smoke`; none is all but the last three. All may share a workdir: a run is trained once. Each run is
 configs/shapes.py with the same documents, steps and seeds.
 """
 
@@ -30,7 +33,7 @@ _UNDERSTANDING = ("image_to_caption", "brief_question", "question")
 def get_config(arg: str = "") -> ConfigDict:
   """A run's config: words of configs/shapes.py, and `understanding`, `generation` or `smoke`."""
   words = [w for w in arg.split(",") if w and w not in PARTS]
-  own = [w for w in words if w in ("understanding", "generation", "smoke")]
+  own = [w for w in words if w in ("understanding", "generation", "converted", "smoke")]
   # The paper's systems draw at once, without words first.
   config = shapes.get_config(",".join(["direct", *(w for w in words if w not in own)]))
   config.run.sample_every = 0
@@ -38,6 +41,8 @@ def get_config(arg: str = "") -> ConfigDict:
     _keep(config, lambda kind: kind in _UNDERSTANDING)
   if "generation" in own:
     _keep(config, lambda kind: kind not in _UNDERSTANDING)
+  if "converted" in own:
+    _convert(config)
   if "smoke" in own:
     _smoke(config)
   return config
@@ -56,6 +61,13 @@ def _keep(config: ConfigDict, wanted) -> None:
   config.data.kinds = kept[0]
   config.data.later_kinds = tuple((sum(lengths[: i + 1]), kinds) for i, kinds in enumerate(kept[1:]))
   config.run.steps = sum(lengths)
+
+
+def _convert(config: ConfigDict) -> None:
+  """A short training of a discrete model, on what it was trained with last: time to get used to another embedding."""
+  config.data.update(kinds=config.data.later_kinds[-1][1], later_kinds=())
+  config.optimizer.update(learning_rate=1e-3, warmup_steps=20)
+  config.run.steps = 200
 
 
 def _smoke(config: ConfigDict) -> None:
@@ -84,6 +96,10 @@ PARTS: dict[str, Any] = {
     "both": lambda: _runs({"orthus": "", "argmin": "argmin", "linear": "linear"}),
     "ablations": lambda: _ablations(),
 }  # fmt: skip
+# What all embeddings have in common. The codebook is the vision tokenizer's, the projection of a linear one new.
+_KEPT = (
+    "transformer/", "token_embedding", "lm_head", "image_head/", "vision_tokenizer/", "vision_embedding/position_embedding",
+)  # fmt: skip
 
 
 def _ablations() -> list[sweep.Run]:
@@ -104,8 +120,21 @@ def _ablations() -> list[sweep.Run]:
   return _runs(dict.fromkeys(overrides, ""), overrides)
 
 
+def _converted(place: str) -> list[sweep.Run]:
+  """Each embedding on the discrete model of its seed, which was trained in the sweep at a place."""
+  words = {"converted_soft": "", "converted_argmin": "argmin,", "converted_linear": "linear,"}
+  return [
+      sweep.Run(name, argument=f"{first}understanding,converted", overrides={"run.seed": seed, "run.init_from": tuple(
+          (prefix, f"{place}/runs/understanding_argmin,seed={seed}") for prefix in _KEPT
+      )}, named=frozenset({"run.init_from"}))
+      for seed in SEEDS for name, first in words.items()
+  ]  # fmt: skip
+
+
 def get_sweep(arg: str = "") -> list[sweep.Run]:
   """The runs of a part of the study, each with every seed; of all parts without an argument."""
+  if arg.startswith("converted="):
+    return _converted(arg.removeprefix("converted="))
   if arg == "smoke":
     names = {**SYSTEMS, "regression": "regression"}
     return _runs({name: f"{words},smoke" if words else "smoke" for name, words in names.items()})

@@ -71,6 +71,15 @@ def test_every_ablation_is_a_config():
   assert len(ablations) == 33 and len({run.id for run in ablations}) == 33
 
 
+def test_each_seed_is_converted_from_the_discrete_model_of_its_own():
+  runs = plan_lib.plan(f"{STUDY}:converted=there")
+  assert len(runs) == 9 and {run.group for run in runs} == {"converted_soft", "converted_argmin", "converted_linear"}
+  for run in runs:
+    begins = dict(run.config.run.init_from)
+    assert set(begins.values()) == {f"there/runs/understanding_argmin,seed={run.config.run.seed}"}
+    assert not any("vision_embedding/codebook".startswith(prefix) for prefix in begins)
+
+
 @pytest.mark.parametrize(
     "chameleon, said",
     [((0.5, 0.52, 0.51), "reproduced"), ((0.9, 0.92, 0.91), "not reproduced"), ((0.5, 0.9, 0.7), "undecided"),

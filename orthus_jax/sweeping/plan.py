@@ -143,6 +143,17 @@ def _fit(text: str, longest: int = _LONGEST) -> str:
   return f"{kept[:longest - 7].strip('-')}-{digest}".lstrip("-")
 
 
+def _of_seed(config: Config) -> Config:
+  """A config with whatever runs of its own seed it begins with told apart by nothing else: each seed may have its own."""
+  run, own = config.run, f"seed={config.run.seed}"
+
+  def plain(place: str) -> str:
+    return "/".join("seed" if own in part.split(",") else part for part in place.split("/"))
+
+  begins = tuple((prefix, plain(place)) for prefix, place in run.init_from)
+  return dataclasses.replace(config, run=dataclasses.replace(run, init_from=begins, resume_from=plain(run.resume_from)))
+
+
 def _refuse_twins(planned: Sequence[Planned]) -> None:
   by_name: dict[str, Planned] = {}
   by_config: dict[str, Planned] = {}
@@ -157,5 +168,5 @@ def _refuse_twins(planned: Sequence[Planned]) -> None:
       raise BadRequest(f"two runs that differ would both be called {run.id}: give them names of their own")
     by_config[text] = by_name[run.id.casefold()] = run
     first = by_group.setdefault(run.group, run)
-    if differing := [d for d in differences(first.config, run.config) if d.field != SEED]:
+    if differing := [d for d in differences(_of_seed(first.config), _of_seed(run.config)) if d.field != SEED]:
       raise BadRequest(f"{first.id} and {run.id} differ in more than their seed ({differing[0]}): give them names of their own")
