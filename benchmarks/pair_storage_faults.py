@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 import subprocess
 import time
 
@@ -18,6 +19,10 @@ def storage_pair(bench: Bench, *, kills: int) -> Iterator[Row]:
     yield _killed(cloud, wanted, times=kills, both=False)
     yield _failing(cloud, wanted)
     yield _away_at_the_end(cloud, wanted)
+
+
+def _workdir(cloud: Cloud, url: str, machine: Path) -> Path:
+  return cloud.workdir(f"{url}.process-0", machine)
 
 
 def _machines(cloud: Cloud) -> list:
@@ -48,7 +53,7 @@ def _killed(cloud: Cloud, wanted: str, *, times: int, both: bool) -> Row:
   url, rng, last, hit, ends = cloud.fresh("pair"), cloud.bench.rng, 0, 0, []
   for i in range(times):
     machines = _machines(cloud)
-    processes, workdir = cloud.pair(url, machines), cloud.workdir(url, machines[0])
+    processes, workdir = cloud.pair(url, machines), _workdir(cloud, url, machines[0])
     enough = last + rng.randint(2, max(cloud.bench.steps // times, 3))
     if not until(lambda: lines(workdir) >= enough, processes):  # noqa: B023 - called within the round
       break
@@ -84,7 +89,7 @@ def _away_at_the_end(cloud: Cloud, wanted: str) -> Row:
   """Nothing can be uploaded any more: status 1, and the same command on the same machines uploads the rest."""
   row, url, machines = Row("storage: server away at two machines' end"), cloud.fresh("pair-end"), _machines(cloud)
   processes = cloud.pair(url, machines)
-  until(lambda: lines(cloud.workdir(url, machines[0])) >= cloud.bench.steps // 2, processes)
+  until(lambda: lines(_workdir(cloud, url, machines[0])) >= cloud.bench.steps // 2, processes)
   cloud.share("500", 1.0)
   statuses = _ended(processes)
   cloud.well()

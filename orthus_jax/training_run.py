@@ -14,7 +14,7 @@ import numpy as np
 
 from orthus_jax import files, lock
 from orthus_jax.config import Config
-from orthus_jax.data import images as images_lib, picture_sheet
+from orthus_jax.data import images as images_lib, picture_sheet, tokenizer_difference
 from orthus_jax.data.documents import Document, Image, Source, Text
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
@@ -102,6 +102,8 @@ def _run(
   with hosts.together():
     if hosts.primary():
       checkpoint.open_workdir(workdir, config, tokenizer)
+    elif parts and tokenizer is not None and not (workdir / tokenizer_difference.FILE_NAME).is_file():
+      tokenizer.save(workdir)  # on its own disk: what a checkpoint says of its tokenizer is the same on all
   names = hosts.names()
   if hosts.primary():
     ledger.keep(workdir, hosts=names)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import test_processes as pair
 
-from orthus_jax.storage import bring, remote_run
+from orthus_jax.storage import bring, claim, remote_run
 from orthus_jax.storage.bucket import Bucket
+from orthus_jax.storage.mirror import place
 from orthus_jax.storage.parts import Parts
 from orthus_jax.training.checkpoints import manifest, needed_files, workdir as checkpoint
 
@@ -111,11 +112,80 @@ def test_what_an_earlier_start_left_is_known_by_its_processes(s3, tmp_path):
   assert first.left() is None
   for step in (2, 4):
     second.take(step, written(tmp_path / "disk-1", 1, step))
-  assert two(tmp_path)[1].left() == 4 and two(tmp_path, count=3)[1].left() is None
-  second.drop(but=4)
+  assert two(tmp_path, "b")[1].left() == (4, "a") and two(tmp_path, count=3)[1].left() is None
+  second.only(4)
   assert second.steps() == [4]
-  second.drop()
-  assert second.idle
+  second.only(None)
+  assert second.idle and second.left() is None
+
+
+def both_take(parts, tmp_path, step=4):
+  for i, p in enumerate(parts):
+    p.take(step, written(tmp_path / f"disk-{i}", i, step))
+
+
+def test_a_part_that_was_sent_is_kept_until_the_next(s3, tmp_path):
+  parts = two(tmp_path)
+  both_take(parts, tmp_path)
+  parts[1].push()
+  assert parts[1].idle
+  s3.fault = lambda method, path: "500" if method == "PUT" else ""
+  assert parts[0].finish()
+  s3.fault = lambda method, path: ""
+  claim.clean(Bucket(URL))  # as the next start does
+  again = two(tmp_path, "b")
+  assert [p.left() for p in again] == [(4, "a")] * 2
+  for p in again:
+    p.only(4)
+  for p in (again[0], again[1], again[0]):
+    p.push()
+  assert whole() == [4]
+  both_take(again, tmp_path, 8)
+  again[1].push()
+  assert sorted(p.name for p in (tmp_path / "disk-1/.parts").iterdir()) == [".sent-8"]
+
+
+def test_a_marker_that_cant_be_removed_is_removed_later(s3, tmp_path):
+  parts = two(tmp_path)
+  both_take(parts, tmp_path)
+  parts[1].push()
+  s3.fault = lambda method, path: "500" if method == "DELETE" and "unfinished" in path else ""
+  with pytest.raises(OSError):
+    parts[0].push()
+  s3.fault = lambda method, path: ""
+  assert whole() == [] and parts[0].finish() == "" and whole() == [4]
+
+
+def test_a_part_sent_twice_marks_nothing_anew(s3, tmp_path, monkeypatch):
+  parts = two(tmp_path)
+  both_take(parts, tmp_path)
+  parts[0].push()
+  write = parts[1]._bucket.write
+
+  def unheard(name, data):
+    write(name, data)
+    if name.endswith("parts/1.json"):
+      raise OSError("the answer is lost")
+
+  with monkeypatch.context() as patch, pytest.raises(OSError):
+    patch.setattr(parts[1]._bucket, "write", unheard)
+    parts[1].push()
+  parts[0].push()
+  assert whole() == [4]
+  parts[1].push()
+  assert whole() == [4] and parts[1].idle
+
+
+def test_a_bucket_that_fails_while_it_waits_is_one_line(s3, tmp_path):
+  parts = two(tmp_path)
+  parts[0].take(4, written(tmp_path / "disk-0", 0))
+  parts[0].push()
+  s3.fault = lambda method, path: "500"
+  assert "runs/a" in (said := parts[0].finish()) and "\n" not in said
+
+
+def test_what_one_process_has_on_disk_and_what_is_a_part_lie_apart(s3):
+  assert len({place(URL), place(URL, 0), place(URL, 1)}) == 3
 
 
 def test_a_bucket_that_is_away_keeps_parts_on_disk(s3, tmp_path, monkeypatch):
@@ -178,6 +248,26 @@ def _touches(held, name, chunks):
   return held[i * chunks[0] : (i + 1) * chunks[0], j * chunks[1] : (j + 1) * chunks[1]].any()
 
 
+def test_a_chunk_that_the_bucket_lost_is_missed_by_those_that_need_it(s3, tmp_path):
+  from orthus_jax.training.checkpoints import saver
+
+  parts, folder = two(tmp_path)[0], tmp_path / "disk-0" / "checkpoints" / "4"
+  (folder / "params/w").mkdir(parents=True)
+  (folder / "params/w/.zarray").write_text(json.dumps({"shape": [4], "chunks": [2]}))
+  (folder / "manifest.json").write_text(json.dumps({"crc32": {"params/w/0": [1, 1], "params/w/1": [1, 1]}}))
+  Bucket(URL).write("checkpoints/4/params/w/0", b"x")
+  parts.found = Bucket(URL).list()
+  mesh = jax.make_mesh((2,), ("a",), devices=jax.devices()[:2])
+  w, optimizer = jax.ShapeDtypeStruct((4,), "float32"), {"step": None, "moments": {}}
+
+  def missing(devices):
+    place_of = Of(NamedSharding(mesh, PartitionSpec("a")), devices)
+    trees = {"params": {"w": w}, "optimizer": optimizer}, {"params": {"w": place_of}, "optimizer": optimizer}
+    return saver.needed_files.of(folder, [*parts.objects(4), *manifest.names(folder)], *trees)
+
+  assert "params/w/1" not in missing({0}) and "params/w/1" in missing({1})
+
+
 def test_what_lies_in_another_layout_is_needed_as_a_whole(tmp_path):
   names = ["params/d/0123", "params/manifest.ocdbt", "params/ocdbt.process_0/d/1", "metrics/metrics"]
   shapes = {"params": {"x": jax.ShapeDtypeStruct((4,), "float32")}}
@@ -232,6 +322,6 @@ def test_two_machines_train_into_a_bucket_and_two_others_go_on_to_the_same_numbe
   pieces = {n for n in s3.objects("runs/a/checkpoints/2") if "mlp" in n and remote_run.is_data(n)}
   brought = [
       {n for n in pieces if (tmp_path / f"second-{i}/runs/s3/mine/runs" / name / "checkpoints/2" / n).is_file()}
-      for i, name in enumerate(("a", "a.process-1"))
+      for i, name in enumerate(("a.process-0", "a.process-1"))
   ]
   assert brought[0] | brought[1] == pieces and not brought[0] & brought[1] and brought[0] and brought[1]

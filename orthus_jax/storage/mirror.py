@@ -6,7 +6,7 @@ delays the uploads. The same command on another machine brings the newest whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import logging
 import os
@@ -14,11 +14,10 @@ from pathlib import Path
 import shutil
 import threading
 import time
-import uuid
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.storage import bring, remote_run
+from orthus_jax.storage import bring, claim, remote_run
 from orthus_jax.storage.bucket import Bucket, Entry, for_all
 from orthus_jax.storage.remote_lock import RemoteLock
 
@@ -26,7 +25,6 @@ _log = logging.getLogger(__name__)
 EVERY = 30.0  # seconds between two looks for what is new
 _NOT_MIRRORED = ("checkpoints", "damaged", remote_run.LOCK)
 _PINNED = ".uploading"
-_ID = "run_id"  # what tells a run from another one that was at its URL before
 
 
 @contextlib.contextmanager
@@ -80,10 +78,15 @@ def mirrored(
     lock.release()
 
 
-def place(url: str, process: int = 0) -> Path:
-  """The directory on disk in which a run of a URL works; what readers are brought of it lies elsewhere (`bring.place`)."""
+def place(url: str, process: int | None = None) -> Path:
+  """The directory on disk in which a run of a URL works; what readers are brought of it lies elsewhere (`bring.place`).
+
+  Args:
+    url: the run's.
+    process: which of several, whose checkpoints there are parts.
+  """
   scheme, _, rest = url.rstrip("/").partition("://")
-  return files.cache_dir() / "runs" / scheme / (f"{rest}.process-{process}" if process else rest)
+  return files.cache_dir() / "runs" / scheme / (rest if process is None else f"{rest}.process-{process}")
 
 
 class Mirror:
@@ -107,9 +110,9 @@ class Mirror:
     self._sent: dict[str, tuple[int, int]] = {}  # file → its time and size when it was uploaded
     self._refused = ""
     shutil.rmtree(folder / _PINNED, ignore_errors=True)  # of a command that was killed
-    found = clean(bucket)
-    settle_whose(bucket, folder, found)
-    self._mark_sent([_ID])
+    found = claim.clean(bucket)
+    claim.settle_whose(bucket, folder, found)
+    self._mark_sent([claim.ID])
     self._begin(found, damage)
     self._seen = set(self._steps())  # steps that were on this disk
     self._aside = self._set_aside()
@@ -169,7 +172,7 @@ class Mirror:
     """As `sync`, for the last time; leaves nothing of a run that never began."""
     if (self._folder / "config.json").is_file():
       return self.sync()
-    self._bucket.remove([_ID])
+    self._bucket.remove([claim.ID])
     shutil.rmtree(self._folder, ignore_errors=True)
     return ""
 
@@ -269,35 +272,6 @@ class Mirror:
   def _steps(self) -> list[int]:
     folder = self._folder / "checkpoints"
     return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
-
-
-def clean(bucket: Bucket) -> dict[str, Entry]:
-  """Removes a run's checkpoints whose upload or removal was cut off; returns what it has beside."""
-  found = bucket.list()
-  for step in remote_run.unfinished(found):
-    _log.warning("the upload of the checkpoint of step %d to %s was cut off: removed what is there", step, bucket.url)
-    gone = remote_run.of_step(found, step)
-    bucket.remove(gone)
-    bucket.remove([remote_run.mark(step)])
-    found = {n: e for n, e in found.items() if n not in gone and n != remote_run.mark(step)}
-  return found
-
-
-def settle_whose(bucket: Bucket, folder: Path, found: Collection[str]) -> None:
-  """Moves what is on disk of another run, which was at this URL before, out of the way; a new run gets its id."""
-  own = folder / _ID
-  there = bucket.read(_ID).decode() if _ID in found else ""
-  if folder.is_dir() and (own.read_text(encoding="utf-8") if own.is_file() else "") != there:
-    n = 1
-    while (aside := folder.with_name(f"{folder.name}.before-{n}")).exists():
-      n += 1
-    folder.rename(aside)
-    _log.warning("%s has another run by now than the one that was worked on here, which lies in %s", bucket.url, aside)
-  folder.mkdir(parents=True, exist_ok=True)
-  if not there:
-    there = uuid.uuid4().hex
-    bucket.write(_ID, there.encode())
-  own.write_text(there, encoding="utf-8")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

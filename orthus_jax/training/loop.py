@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 import dataclasses
+import functools
 import logging
 import math
 from pathlib import Path
@@ -150,7 +151,10 @@ def train(
     finally:
       watchdog.close()
       saver.close()
-      tier.close(max(checkpoint.steps(workdir), default=None))
+      newest = max(checkpoint.steps(workdir), default=None)
+      tier.close(newest if parts is None else None)
+      if parts is not None:  # until it is in the bucket, the local ones are all there is
+        parts.after.append(functools.partial(tier.close, newest))
       signals.saving(False)
       writer.close()
   return result

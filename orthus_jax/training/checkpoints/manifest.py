@@ -96,6 +96,14 @@ def facts(folder: Path) -> dict[str, Any]:
   return {k: v for k, v in found.items() if k != "crc32"} if isinstance(found, dict) else {}
 
 
+def names(folder: Path) -> list[str]:
+  """Of the files that a checkpoint's manifest lists; none where it can't be read."""
+  try:
+    return list(json.loads((folder / NAME).read_text(encoding="utf-8"))["crc32"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return []
+
+
 def has_checksums(folder: Path) -> bool:
   """Whether damage to what a directory holds can be told."""
   return (folder / NAME).is_file()

@@ -16,7 +16,7 @@ from orthus_jax.training.checkpoints import orbax_items
 def of(folder: Path, names: Iterable[str], shapes: Mapping[str, Any], shardings: Mapping[str, Any]) -> list[str]:
   """Those of a checkpoint's files that aren't other processes' chunks.
 
-  A missing chunk is read as zeros. So what isn't known to be another's is needed: all of what Orbax has in another layout.
+  What isn't known to be another's is needed: all of what Orbax has in another layout.
 
   Args:
     folder: the checkpoint's, with what describes its arrays.

@@ -144,8 +144,8 @@ class Checkpointer:
     folder = self._folder / str(step)
     if self._parts:
       with hosts.together():
-        _bring(self._parts, step, folder, shapes, shardings)
-      reason = hosts.agree(manifest.damage(folder, missing=False))
+        missing = _bring(self._parts, step, folder, shapes, shardings)
+      reason = hosts.agree(missing or manifest.damage(folder, missing=False))
     else:
       reason = hosts.agree(manifest.damage(folder, part=(jax.process_index(), jax.process_count())))
     if reason:
@@ -255,17 +255,21 @@ def read_state(folder: Path, shapes: TrainState, shardings: TrainState) -> Train
   )
 
 
-def _bring(parts: Parts, step: int, folder: Path, shapes: TrainState, shardings: TrainState) -> None:
-  """Brings what this process's devices need of a checkpoint in a bucket.
+def _bring(parts: Parts, step: int, folder: Path, shapes: TrainState, shardings: TrainState) -> str | None:
+  """Brings what this process's devices need of a checkpoint in a bucket; returns what of that isn't there.
 
   Raises:
     BadRequest: if the bucket fails.
   """
-  wanted = needed_files.of(folder, parts.objects(step), _trees(shapes), _trees(shardings))
+  there = parts.objects(step)
+  wanted = needed_files.of(folder, [*there, *manifest.names(folder)], _trees(shapes), _trees(shardings))
+  if missing := sorted(set(wanted) - set(there)):
+    return f"{missing[0]} is missing in the bucket"
   try:
     parts.bring(step, wanted)
   except OSError as e:
     raise BadRequest(f"the checkpoint of step {step} can't be brought: {files.first_line(e)}") from e
+  return None
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
