@@ -34,9 +34,7 @@ _PATIENCE = 3600  # seconds for the others' last uploads, where the run was stop
 
 
 @contextlib.contextmanager
-def joined(
-    url: str, *, kept: Callable[[list[int]], set[int]]
-) -> Iterator[tuple[Path, Parts]]:
+def joined(url: str, *, kept: Callable[[list[int]], set[int]]) -> Iterator[tuple[Path, Parts]]:
   """As `mirror.mirrored`, for all processes of a run; gives what takes and brings this process's parts of checkpoints too."""
   hosts.gather(np.zeros(1))  # the first gives up upon half a minute on CPUs, and the lock may take longer
   folder, first = place(url, jax.process_index()), None
