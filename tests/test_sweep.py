@@ -14,7 +14,7 @@ from orthus_jax.config import Config, to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.errors import BadRequest
 from orthus_jax.sweep import Run
-from orthus_jax.sweeping import plan as plan_lib
+from orthus_jax.sweeping import page, pictures, plan as plan_lib
 
 SHAPES = str(Path(__file__).parent.parent / "configs" / "shapes.py")
 
@@ -187,3 +187,17 @@ def test_whatever_is_asked_for_makes_runs_or_one_line(field, values, how):
     return
   for run in runs:
     assert read_config(run.flags)[0] == run.config
+
+
+def test_why_a_group_cant_draw_is_told_in_the_requests_own_words(tmp_path):
+  drawing = pictures.Drawing(run=None, out=tmp_path)
+  assert pictures.failure(drawing) == ""
+  pictures.keep_failure(drawing, '{"requests": 1, "failed": 1}')
+  assert pictures.failure(drawing) == '{"requests": 1, "failed": 1}'
+  (tmp_path / "results.jsonl").write_text('cut off\n{"id": "0", "error": "the image head is untrained"}\n')
+  assert pictures.failure(drawing) == "the image head is untrained"
+
+
+def test_tables_of_pictures_are_no_grid():
+  css = (Path(page.__file__).parents[1] / "evaluation" / "templates" / "page.css").read_text()
+  assert "table.beside {" in css and not re.search(r"(^|[\s,}])\.beside\b", css)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+import contextlib
 import dataclasses
 import json
 import logging
@@ -151,7 +152,13 @@ def drawn(drawing: Drawing) -> dict[str, Path]:
 def failure(drawing: Drawing) -> str:
   """Why there are no pictures; empty where there are."""
   file = drawing.out / "failed.txt"
-  return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+  if not file.is_file():
+    return ""
+  answers = drawing.out / "results.jsonl"  # the reason where requests were refused; the command itself only counts them
+  for line in answers.read_text(encoding="utf-8").splitlines() if answers.is_file() else ():
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+      return str(json.loads(line)["error"])
+  return file.read_text(encoding="utf-8").strip()
 
 
 def _results(out: Path) -> dict[str, str]:
