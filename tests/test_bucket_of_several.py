@@ -20,18 +20,6 @@ from orthus_jax.training.checkpoints import manifest, needed_files, workdir as c
 URL = "s3://mine/runs/a"
 
 
-@pytest.fixture(scope="module")
-def server():
-  with buckets.s3() as s:
-    yield s
-
-
-@pytest.fixture
-def s3(server, monkeypatch, tmp_path):
-  buckets.use(server, monkeypatch, tmp_path / "cache")
-  return server
-
-
 def written(folder, index, step=4):
   """What one of two processes writes: arrays' pieces of its own, and files that each writes."""
   there = folder / f"{step}.orbax-checkpoint-tmp"
@@ -250,6 +238,7 @@ def _touches(held, name, chunks):
 
 def test_a_chunk_that_the_bucket_lost_is_missed_by_those_that_need_it(s3, tmp_path):
   from orthus_jax.training.checkpoints import saver
+  from orthus_jax.training.state import TrainState
 
   parts, folder = two(tmp_path)[0], tmp_path / "disk-0" / "checkpoints" / "4"
   (folder / "params/w").mkdir(parents=True)
@@ -258,14 +247,15 @@ def test_a_chunk_that_the_bucket_lost_is_missed_by_those_that_need_it(s3, tmp_pa
   Bucket(URL).write("checkpoints/4/params/w/0", b"x")
   parts.found = Bucket(URL).list()
   mesh = jax.make_mesh((2,), ("a",), devices=jax.devices()[:2])
-  w, optimizer = jax.ShapeDtypeStruct((4,), "float32"), {"step": None, "moments": {}}
+
+  def state(w):
+    return TrainState(step=w, trained={"w": w}, frozen={}, moments={}, ema={})
 
   def missing(devices):
     place_of = Of(NamedSharding(mesh, PartitionSpec("a")), devices)
-    trees = {"params": {"w": w}, "optimizer": optimizer}, {"params": {"w": place_of}, "optimizer": optimizer}
-    return saver.needed_files.of(folder, [*parts.objects(4), *manifest.names(folder)], *trees)
+    return saver._bring(parts, 4, folder, state(jax.ShapeDtypeStruct((4,), "float32")), state(place_of))
 
-  assert "params/w/1" not in missing({0}) and "params/w/1" in missing({1})
+  assert missing({0}) is None and missing({1}) == "params/w/1 is missing in the bucket"
 
 
 def test_what_lies_in_another_layout_is_needed_as_a_whole(tmp_path):
@@ -307,6 +297,7 @@ def test_two_machines_train_into_a_bucket_and_two_others_go_on_to_the_same_numbe
     assert manifest.damage(bring.place(URL) / f"checkpoints/{step}") is None
   own = {p.name for p in (tmp_path / "first-1").rglob("*") if p.is_file()}
   assert "metrics.jsonl" not in own and "config.json" not in own  # process 0 alone writes those
+  assert "tokenizer.json" in own  # which checkpoints tell of, on each disk alike
   report = json.loads(s3.objects("runs/a")["report.json"])
   params = checkpoint.load_params(URL)
   assert sum(v.size for v in params.values()) == report["parameters"]

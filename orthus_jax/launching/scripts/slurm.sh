@@ -3,8 +3,8 @@
 #
 #   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh configs/NAME.py WORKDIR [--config.field=value ...]
 #
-# WORKDIR and the data lie on a disk that all nodes share, or in a bucket (gs://, s3://). Two minutes before the time limit, and when SLURM preempts the job,
-# a checkpoint is saved, and the job goes back into the queue (exit status 75), as it does when a node is lost (76), at most
+# WORKDIR and the data lie on a disk that all nodes share, or in a bucket (gs://, s3://). Two minutes before the time limit, and
+# when SLURM preempts the job, a checkpoint is saved, and the job goes back into the queue (exit status 75), as it does when a node is lost (76), at most
 # RESTARTS times (100). Submit it again with the same arguments to go on from the newest checkpoint. A node that doesn't come
 # is named after --join_timeout seconds (300).
 #SBATCH --job-name=orthus
