@@ -67,7 +67,7 @@ class Run:
             pipeline.table, layout.graphdef, self.state.params, self.mesh, shape=(vision.patches, vision.latent_dim)
         )
       batch = task.batch(0)
-      self._step = jit_step(train_step(task, optimizer, config, layout), layout, self.mesh, batch)
+      self._step = jit_step(train_step(task, optimizer, config, layout), layout, self.mesh, batch, config)
 
   def step(self, batch: Any) -> dict[str, float]:
     """One update: losses, and the seconds that it took."""

@@ -118,7 +118,7 @@ def main() -> int:
     batch = task.batch(0)
     noise = np.random.default_rng(0).standard_normal((*batch.images.shape[:2], vision.patches, vision.latent_dim))
     batch = batch._replace(images=noise.astype(np.float32))
-    step = step_lib.jit_step(step_lib.train_step(task, optimizer, config, layout), layout, mesh, batch)
+    step = step_lib.jit_step(step_lib.train_step(task, optimizer, config, layout), layout, mesh, batch, config)
     state, _ = step(create(), batch)
     run = dataclasses.replace(config.run, local_checkpoint_every=options.local_every, local_checkpoint_dir=local)
     savers = {sort: Checkpointer(place, config.run) for sort, place in places.items()}

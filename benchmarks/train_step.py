@@ -14,6 +14,7 @@ and the median step (other work on the machine only ever slows one down), tokens
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import resource
@@ -31,6 +32,7 @@ from orthus_jax.config import Config, from_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, Image, Text
 from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.models import products
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.planning import closed_form
 from orthus_jax.training import flops
@@ -41,11 +43,13 @@ from orthus_jax.training.step import batch_shardings, jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
 
 # A CPU's size: the 7B model's proportions, 18M parameters, and half of a row in one picture.
+_PYTORCH = dict.fromkeys(("eager", "compiled", "eager_bfloat16"))
+_ON_A_CPU = ("eager", "eager_bfloat16")
 _SMALL = {
     "model": {
         "transformer": dict(
             vocab_size=4096, width=320, mlp_width=864, layers=6, heads=5, kv_heads=5, head_dim=64, max_positions=512,
-            dtype="float32", remat="none", scan_unroll=6, merge_positions=True,
+            dtype="float32", matmul_precision="auto", remat="none", scan_unroll=6, merge_positions=True,
         ),
         "vision_tokenizer": dict(
             resolution=32, base_channels=16, channel_multipliers=[1, 1, 1], res_blocks=1, latent_dim=16, codes=512,
@@ -130,7 +134,7 @@ class Ours:
       print("compiling the step", file=sys.stderr, flush=True)
       begin = time.monotonic()
       step = train_step(task, optimizer, config, self.layout)
-      step = jit_step(step, self.layout, self.mesh, self.batch, compiler_options=config.run.compiler_options)
+      step = jit_step(step, self.layout, self.mesh, self.batch, config)
       self.compiled = step.lower(self.state, self.batch).compile()
       self.compile_seconds = time.monotonic() - begin
     self.on_device = jax.device_put(self.batch, batch_shardings(self.mesh, self.batch))
@@ -201,14 +205,15 @@ def main() -> None:
   parser.add_argument("--config", help="FILE[:ARGUMENT]; default: a small size")
   parser.add_argument("--stage", choices=("1", "post"), default="post", help="pictures alone, or everything")
   parser.add_argument("--steps", type=int, default=10)
-  parser.add_argument("--of", help="ours, eager, compiled (PyTorch's), several by commas; default: ours, on a CPU eager too")
+  parser.add_argument("--of", help="ours, eager, compiled (PyTorch's), eager_bfloat16, several by commas; default: ours; on a CPU with eager and eager_bfloat16")
   parser.add_argument("--json", action="store_true")
   options, overrides = parser.parse_known_args()
   asked = options.of.split(",") if options.of else []
-  if unknown := set(asked) - {"ours", "eager", "compiled"}:
-    parser.error(f"--of={','.join(unknown)}: choose of ours, eager, compiled")
-  if {"eager", "compiled"} & set(asked):  # PyTorch takes of the same device
+  if unknown := set(asked) - {"ours", *_PYTORCH}:
+    parser.error(f"--of={','.join(unknown)}: choose of ours, {', '.join(_PYTORCH)}")
+  if _PYTORCH.keys() & set(asked):  # PyTorch takes of the same device
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+  common.keep_memory()
   common.initialize()
   if options.config:
     config, _ = read_config([f"--config={options.config}", *overrides])
@@ -216,12 +221,10 @@ def main() -> None:
     if overrides:
       parser.error(f"{overrides[0]} needs --config")
     config = from_dict(Config, _SMALL)
-  if jax.default_backend() == "cpu":
-    common.keep_memory()
-  names = asked or (["ours", "eager"] if jax.default_backend() == "cpu" else ["ours"])
+  names = asked or (["ours", *_ON_A_CPU] if jax.default_backend() == "cpu" else ["ours"])
   ours = Ours(config, stage=options.stage, made="ours" in names)
   competitors: dict[str, Any] = {"ours": ours} if "ours" in names else {}
-  for name in ("eager", "compiled"):
+  for name in _PYTORCH:
     if name not in names:
       continue
     try:
@@ -229,12 +232,18 @@ def main() -> None:
     except ImportError:
       print("PyTorch isn't there (pip install -e '.[parity]'): nothing to compare with", file=sys.stderr)
       break
-    competitors[name] = torch_step.Step(config, ours.params, ours.layout.names, ours.batch, compiled=name == "compiled")
+    theirs = config
+    if name == "eager_bfloat16":
+      transformer = dataclasses.replace(config.model.transformer, dtype="bfloat16")
+      theirs = dataclasses.replace(config, model=dataclasses.replace(config.model, transformer=transformer))
+    competitors[name] = torch_step.Step(theirs, ours.params, ours.layout.names, ours.batch, compiled=name == "compiled")
   first = {name: c.step() for name, c in competitors.items()}  # not measured: what is made once, is made here
   if "ours" in first:  # from the same parameters on the same batch; the image losses' noises differ
     expected = first["ours"]["text_loss"]
-    tolerance = 1e-3 if config.model.transformer.dtype == "float32" else 1e-2
+    transformer = config.model.transformer
+    exact = transformer.dtype == "float32" and not products.kind(transformer.matmul_precision, ours.mesh)
     for name, found in first.items():
+      tolerance = 1e-3 if exact and name != "eager_bfloat16" else 1e-2
       off = 0.0 if name == "ours" else abs(found[1] - expected)
       assert off < tolerance * abs(expected), f"{name} computes something else: text losses {expected} and {found[1]}"
   print("measuring", file=sys.stderr, flush=True)

@@ -37,6 +37,7 @@ def get_config(arg: str = "") -> ConfigDict:
   # The paper's systems draw at once, without words first.
   config = shapes.get_config(",".join(["direct", *(w for w in words if w not in own)]))
   config.run.sample_every = 0
+  config.model.transformer.matmul_precision = "default"  # the same on every machine, so that runs compare
   if "understanding" in own:
     _keep(config, lambda kind: kind in _UNDERSTANDING)
   if "generation" in own:

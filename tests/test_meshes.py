@@ -55,7 +55,7 @@ def build(mesh_sizes=None, **changes):
   optimizer = make_optimizer(c.optimizer, c.run)
   with jax.set_mesh(mesh):
     layout, create = plan_run(c, task.init, optimizer=optimizer, mesh=mesh)
-    step = jit_step(train_step(task, optimizer, c, layout), layout, mesh, batches()[0])
+    step = jit_step(train_step(task, optimizer, c, layout), layout, mesh, batches()[0], c)
     return step, create(), mesh, layout
 
 

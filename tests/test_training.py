@@ -39,7 +39,7 @@ def steps(n=3, *, devices=None, **changes):
     )  # fmt: skip
     state = create()
     batch = task.batch(0)
-    f = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch)
+    f = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch, config)
     metrics = []
     for i in range(n):
       state, m = f(state, jax.device_put(task.batch(i), batch_shardings(mesh, batch)))

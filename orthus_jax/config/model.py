@@ -35,6 +35,9 @@ class TransformerConfig:
     embedding_std: standard deviation of a fresh token embedding.
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
+    matmul_precision: of products with weights in a training step that computes in float32. "bfloat16" rounds their factors
+      to it and sums in float32, "auto" does so on CPUs that have instructions for it, which multiply several times as fast so;
+      "default" leaves it to the platform. Gradients' factors are rounded too, and Muon's.
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.
     quantization: of the layers' products with weights in a training step, by Qwix: "none", "int8" or "fp8". Weights stay as
@@ -71,6 +74,7 @@ class TransformerConfig:
   embedding_std: Annotated[float, Range(0, 1e3, above=True)] = 0.02
   norm_placement: Literal["pre", "swin"] = "pre"
   dtype: Literal["float32", "bfloat16"] = "bfloat16"
+  matmul_precision: Literal["default", "bfloat16", "auto"] = "default"
   param_dtype: Literal["float32", "bfloat16"] = "float32"
   quantization: Literal["none", "int8", "fp8"] = "none"
   remat: Literal["none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"] = "full"

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
 from orthus_jax.config import LoraConfig, TransformerConfig
-from orthus_jax.models import attention, lora as lora_lib, quantized, quantized_training, remat
+from orthus_jax.models import attention, lora as lora_lib, products, quantized, quantized_training, remat
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.params import Keys, param
 from orthus_jax.parallel import sharded
@@ -67,6 +67,8 @@ def dense(
     y = flat.reshape(*x.shape[:-1], *kernel.shape[1:])
   elif quantization != "none":
     y = checkpoint_name(quantized_training.dot(x, kernel, quantization), quantized_training.PRODUCT_NAME)
+  elif products.rounded(x):
+    y = products.dot(x, kernel)
   else:
     y = jnp.tensordot(x, kernel, axes=1)
   return y if scale is None else y * scale[0].astype(x.dtype)

@@ -40,7 +40,8 @@ _SPARSE_CORES = {
 }
 _SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 # XLA 0.10 hands a CPU's products to YNNPACK. A VQGAN's convolutions take 1.4 times as long with it, products of the size of
-# benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md).
+# benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md). Where
+# factors are bfloat16 (models/products.py), it alone is fast.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -54,12 +55,15 @@ def _cpu() -> dict[str, str]:
   return _CPU
 
 
-def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str | bool] | None:
+def options(
+    mesh: Mesh, asked: Sequence[tuple[str, str]] = (), *, bfloat16_factors: bool = False
+) -> dict[str, str | bool] | None:
   """Options for `jax.jit(compiler_options=)`.
 
   Args:
     mesh: what the program is for; it is its devices' platform that counts, not this machine's.
     asked: (option, value) pairs that go above ours (run.compiler_options).
+    bfloat16_factors: most products are of models/products.py's.
   """
   device = mesh.devices.flat[0]
   ours: dict[str, str] = {}
@@ -69,7 +73,7 @@ def options(mesh: Mesh, asked: Sequence[tuple[str, str]] = ()) -> dict[str, str 
       ours |= _V5E
     elif device.device_kind in _SPARSE_CORE_KINDS:
       ours |= _SPARSE_CORES
-  elif device.platform == "cpu":
+  elif device.platform == "cpu" and not bfloat16_factors:
     ours = _cpu()
   switches = {"true": True, "false": False}  # which is how a CPU's compiler wants them
   return {k: switches.get(v.lower(), v) for k, v in {**ours, **dict(asked)}.items()} or None

@@ -142,7 +142,7 @@ def compile_step(
   with jax.set_mesh(mesh):
     layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     step = train_step(task, optimizer, config, layout)
-    step = jit_step(step, layout, mesh, batch, compiler_options=config.run.compiler_options)
+    step = jit_step(step, layout, mesh, batch, config)
     traced = step.trace(layout.shapes, batch)
     done = time.monotonic()
     text, memory = "", Memory(0, 0, 0, 0)

@@ -190,9 +190,7 @@ def _run_steps(
   ledger.enter("compile")
   one = task.batch(start, np.arange(1))
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.batch_size, *x.shape[1:]), x.dtype), one)
-  step_fn = jit_step(
-      train_step(task, optimizer, config, layout), layout, mesh, example, compiler_options=run.compiler_options
-  )
+  step_fn = jit_step(train_step(task, optimizer, config, layout), layout, mesh, example, config)
   with compiler.refusals():
     step_fn = step_fn.lower(state, example).compile()
   places = batch_shardings(mesh, example)

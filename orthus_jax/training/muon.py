@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
+from orthus_jax.models import products
+
 _BETA = 0.95
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the Newton-Schulz iteration, as in Keller Jordan's Muon
 _ADAMW_RMS = 0.2  # of AdamW's updates (arXiv 2502.16982, Eq. 4), so that one learning rate serves both
@@ -42,18 +44,40 @@ def scaled_by_muon(*, iterations: int, eps: float) -> optax.GradientTransformati
     iterations: of Newton-Schulz.
     eps: is added to the norm that momentum is divided by.
   """
-  rule = scale_by_muon(
-      _COEFFICIENTS, ns_steps=iterations, beta=_BETA, eps=eps,
-      weight_dimension_numbers=lambda updates: {n: dimensions(n) or optax.MaskedNode() for n in updates},
+  rule, normed = (
+      scale_by_muon(
+          _COEFFICIENTS, ns_steps=n, beta=_BETA, eps=eps,
+          weight_dimension_numbers=lambda updates: {n: dimensions(n) or optax.MaskedNode() for n in updates},
+      )
+      for n in (iterations, 0)
   )  # fmt: skip
 
   def update(updates, state, params=None):
     # optax keeps the coefficients in its state, which `optimizer.moment_dtype` may round.
-    updates, new = rule.update(updates, state._replace(ns_coeffs=jnp.asarray(_COEFFICIENTS, jnp.float32)), params)
+    rounded = all(products.rounded(v) for v in updates.values() if isinstance(v, jax.Array))
+    updates, new = (normed if rounded else rule).update(
+        updates, state._replace(ns_coeffs=jnp.asarray(_COEFFICIENTS, jnp.float32)), params
+    )
+    if rounded:
+      updates = {n: _orthogonalised(v, d, iterations) if (d := dimensions(n)) else v for n, v in updates.items()}
     scaled = {n: _scale(dims, updates[n]) * updates[n] if (dims := dimensions(n)) else updates[n] for n in updates}
     return scaled, new._replace(ns_coeffs=state.ns_coeffs)
 
   return optax.GradientTransformation(rule.init, update)
+
+
+def _orthogonalised(x: jax.Array, dims: MuonDimensionNumbers, iterations: int) -> jax.Array:
+  """A matrix of norm 1, or a stack of them, after Newton-Schulz in products of rounded factors."""
+  rows, columns = (math.prod(x.shape[a] for a in axes) for axes in dims)
+  x_LRC = x.reshape(-1, rows, columns)
+  if rows > columns:
+    x_LRC = x_LRC.swapaxes(1, 2)
+  a, b, c = _COEFFICIENTS
+  for _ in range(iterations):
+    square_LRR = products.matmul(x_LRC, x_LRC, transposed=True)
+    both_LRR = b * square_LRR + c * products.matmul(square_LRR, square_LRR)
+    x_LRC = a * x_LRC + products.matmul(both_LRR, x_LRC)
+  return (x_LRC.swapaxes(1, 2) if rows > columns else x_LRC).reshape(x.shape)
 
 
 def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import dataclasses
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import optax
 
 from orthus_jax.config import Config
-from orthus_jax.models import params as params_lib, quantized_training
+from orthus_jax.models import params as params_lib, products, quantized_training
 from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
@@ -44,6 +44,7 @@ def train_step(
   decay = config.optimizer.ema_decay
   mesh_lib.check(mesh, config)
   quantized_training.check(config, mesh.devices.flat[0])
+  rounding = products.kind(config.model.transformer.matmul_precision, mesh)
 
   def like_params(values: Params) -> Params:
     """Constrains values by a parameter's name to the parameter's sharding."""
@@ -55,6 +56,7 @@ def train_step(
     """Parameters in the dtype that they are computed in, so that it is this that devices send each other."""
     return like_params({k: v.astype(compute_dtype(config.model, k) or v.dtype) for k, v in params.items()})
 
+  @products.rounding(rounding)
   def step(state: TrainState, batch: Any) -> tuple[TrainState, dict[str, jax.Array]]:
     key = jax.random.fold_in(jax.random.key(config.run.seed), state.step)
     total = task.counts(batch)
@@ -101,9 +103,7 @@ def train_step(
   return step
 
 
-def jit_step(
-    step: Callable, layout: Layout, mesh: Mesh, batch: Any, *, compiler_options: Sequence[tuple[str, str]] = ()
-) -> Any:
+def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any, config: Config) -> Any:
   """Jits a step for a mesh: the state stays where it lies and is donated, rows are split over data and fsdp.
 
   Args:
@@ -111,11 +111,13 @@ def jit_step(
     layout: of its state.
     mesh: that the state lies on.
     batch: shapes of the global batch.
-    compiler_options: above those of `parallel.compiler`.
+    config: that the step was made with; its run.compiler_options go above those of `parallel.compiler`.
   """
+  rounding = products.kind(config.model.transformer.matmul_precision, mesh)
+  options = compiler.options(mesh, config.run.compiler_options, bfloat16_factors=bool(rounding))
   return jax.jit(
       step, in_shardings=(layout.shardings, batch_shardings(mesh, batch)), out_shardings=(layout.shardings, None),
-      donate_argnums=0, compiler_options=compiler.options(mesh, compiler_options),
+      donate_argnums=0, compiler_options=options,
   )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from flax import nnx
 import jax
 import jax.numpy as jnp
 
-from orthus_jax.models import quantized
+from orthus_jax.models import products, quantized
 from orthus_jax.models.params import param
 
 _accumulator: contextvars.ContextVar[jnp.dtype | None] = contextvars.ContextVar("accumulator", default=None)
@@ -41,7 +41,10 @@ class Linear(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     kernel, scale = quantized.parts(self.kernel[...], x.dtype)
-    y = jnp.matmul(x, kernel, preferred_element_type=_accumulator.get()).astype(x.dtype)
+    if products.rounded(x):
+      y = products.dot(x, kernel)
+    else:
+      y = jnp.matmul(x, kernel, preferred_element_type=_accumulator.get()).astype(x.dtype)
     return (y if scale is None else y * scale[0].astype(x.dtype)) + self.bias[...].astype(x.dtype)
 
 

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# On a CPU, jax.lax.dot's named algorithms are neither followed nor refused.
+#
+# One would guess: `precision="BF16_BF16_F32"` (a jax.lax.DotAlgorithmPreset) computes as its name says, factors rounded to
+#   bfloat16, or is refused. jax' page on precision says that a preset "names the computation exactly", and XLA's own description of
+#   the field that a backend without the algorithm raises an error.
+# What happens: on a CPU every preset compiles, and BF16_BF16_F32, BF16_BF16_F32_X3 and TF32_TF32_F32 all give the bits of plain
+#   float32 products, at their speed; so does `jax.default_matmul_precision`.
+# Why it matters here: numbers tried out on a CPU say nothing of what a preset does to a model's loss on other devices, and the
+#   short way to a CPU's fast bfloat16 products isn't one; models/products.py rounds factors itself.
+# Versions: jax and jaxlib 0.10.2, numpy 2.4.6, Python 3.11 or newer. Seen on 2026-11-29.
+#
+# Exit status: 0 if it is as described, 1 if that has changed, 2 if it couldn't be tried.
+set -euo pipefail
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+python3 -m venv "$work/venv" || exit 2
+"$work/venv/bin/pip" install --quiet jax==0.10.2 jaxlib==0.10.2 numpy==2.4.6 || exit 2
+cat > "$work/presets.py" << 'PYTHON'
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+print("jax", jax.__version__, jax.default_backend())
+a, b = (jax.random.normal(jax.random.key(i), (256, 256)) for i in range(2))
+plain = np.asarray(jax.jit(jnp.dot)(a, b))
+
+
+def rounded(x):
+  return x.astype(jnp.bfloat16).astype(jnp.float32)
+
+
+print(f"factors rounded by hand: differs from plain float32 by {np.abs(np.asarray(rounded(a) @ rounded(b)) - plain).max():.3f}")
+same = True
+for preset in ("BF16_BF16_F32", "BF16_BF16_F32_X3", "TF32_TF32_F32"):
+  found = np.asarray(jax.jit(lambda a, b: jnp.dot(a, b, precision=preset))(a, b))
+  print(f"precision={preset}: differs by {np.abs(found - plain).max():.3f}")
+  same &= np.array_equal(found, plain)
+with jax.default_matmul_precision("BF16_BF16_F32"):
+  found = np.asarray(jax.jit(lambda a, b: a @ b)(a, b))
+print(f"default_matmul_precision: differs by {np.abs(found - plain).max():.3f}")
+sys.exit(not (same and np.array_equal(found, plain)))
+PYTHON
+if JAX_PLATFORMS=cpu "$work/venv/bin/python" "$work/presets.py"; then
+  echo "as described: named algorithms change no bit on a CPU"
+else
+  echo "CHANGED: it isn't as described any more"
+  exit 1
+fi

@@ -1,0 +1,109 @@
+"""Products of factors rounded to bfloat16: what they give, where they are used, and what asks for them."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from test_training import same, steps
+import tiny
+
+from orthus_jax.config import MeshConfig
+from orthus_jax.data.pipeline import Pipeline
+from orthus_jax.models import products
+from orthus_jax.parallel import compiler, mesh as mesh_lib
+from orthus_jax.training import muon
+from orthus_jax.training.optimizer import make_optimizer
+from orthus_jax.training.state import plan_run
+from orthus_jax.training.step import jit_step, train_step
+from orthus_jax.training.tasks import OrthusTask
+
+
+def rounded(x):
+  return np.asarray(jnp.asarray(x).astype(jnp.bfloat16).astype(jnp.float32))
+
+
+@pytest.mark.parametrize("kind", ("cpu", "anywhere"))
+@pytest.mark.parametrize("rows, outputs", [((6,), (5,)), ((2, 3), (5,)), ((2, 3), (4, 5))])
+def test_a_product_and_its_gradients_are_those_of_rounded_factors(kind, rows, outputs):
+  rng = np.random.default_rng(0)
+  x, kernel, g = (rng.standard_normal(s).astype(np.float32) for s in ((*rows, 7), (7, *outputs), (*rows, *outputs)))
+  with products.rounding(kind):
+    y, back = jax.vjp(products.dot, x, kernel)
+    to_x, to_kernel = back(g)
+  assert y.dtype == to_x.dtype == to_kernel.dtype == jnp.float32
+  x_ND, kernel_DF, g_NF = rounded(x).reshape(-1, 7), rounded(kernel).reshape(7, -1), rounded(g).reshape(-1, np.prod(outputs))
+  for found, expected in ((y, x_ND @ kernel_DF), (to_x, g_NF @ kernel_DF.T), (to_kernel, x_ND.T @ g_NF)):
+    np.testing.assert_allclose(np.asarray(found).ravel(), expected.ravel(), rtol=1e-5, atol=1e-5)
+  assert abs(np.asarray(y).ravel() - (x.reshape(-1, 7) @ kernel.reshape(7, -1)).ravel()).max() > 1e-4
+
+
+def mesh_of(platform, size=1):
+  return types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform=platform)] * size), size=size)
+
+
+def test_auto_is_for_processors_that_multiply_bfloat16(monkeypatch):
+  for able in (True, False):
+    monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda able=able: able)
+    assert products.kind("auto", mesh_of("cpu")) == ("cpu" if able else "")
+    assert products.kind("auto", mesh_of("cpu", 2)) == ("anywhere" if able else "")
+    assert products.kind("auto", mesh_of("tpu")) == products.kind("default", mesh_of("cpu")) == ""
+    assert products.kind("bfloat16", mesh_of("gpu")) == "anywhere" and products.kind("bfloat16", mesh_of("cpu")) == "cpu"
+
+
+def test_what_is_rounded_ends_with_its_block_and_is_float32():
+  x = jnp.zeros((2, 2))
+  with products.rounding("cpu"):
+    assert products.rounded(x) and not products.rounded(x.astype(jnp.bfloat16))
+    with products.rounding(""):
+      assert not products.rounded(x)
+  assert not products.rounded(x)
+
+
+def test_the_library_that_is_fast_with_bfloat16_is_left_on():
+  cpu = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:1])
+  assert compiler.options(cpu) and not compiler.options(cpu, bfloat16_factors=True)
+
+
+@pytest.mark.parametrize("precision", ("default", "bfloat16"))
+def test_every_product_with_a_weight_is_asked_for_in_bfloat16(precision):
+  config = tiny.config(model__transformer__matmul_precision=precision, model__transformer__merge_positions=True,
+                       optimizer__name="muon")  # fmt: skip
+  task = OrthusTask(config, Pipeline(tiny.TinySource(), tiny.tokenizer(), config))
+  mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
+  optimizer = make_optimizer(config.optimizer, config.run)
+  with jax.set_mesh(mesh):
+    layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
+    batch = task.batch(0)
+    text = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch, config).lower(layout.shapes, batch).as_text()
+  lines = [line for line in text.splitlines() if "dot_general" in line]
+  of_bfloat16 = [line for line in lines if "bf16" in line]
+  assert lines and all("xbf16>) -> tensor<" in line and "xf32>" in line for line in of_bfloat16)
+  if precision == "default":
+    assert not of_bfloat16
+  else:
+    # Left in float32: attention's own, in a layer two and four for gradients, those with the codes, and the tokenizer's two.
+    assert len(lines) - len(of_bfloat16) <= 13 and len(of_bfloat16) > 60
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8), (2, 8, 3, 4)])
+def test_muons_matrices_are_nearly_what_float32_gives(shape):
+  name = "transformer/layers/attention/q" if len(shape) == 4 else "transformer/layers/mlp/up"
+  updates = {name: jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)}
+  rule = muon.scaled_by_muon(iterations=5, eps=1e-8)
+  plain, _ = rule.update(updates, rule.init(updates))
+  with products.rounding("cpu"):
+    found, state = rule.update(updates, rule.init(updates))
+  assert optax.global_norm(found) == pytest.approx(float(optax.global_norm(plain)), rel=0.02)
+  assert 0 < jnp.linalg.norm(found[name] - plain[name]) < 0.05 * jnp.linalg.norm(plain[name])
+  assert jax.tree.structure(state) == jax.tree.structure(rule.init(updates))
+
+
+@pytest.mark.slow
+def test_losses_are_nearly_float32s_and_the_same_on_a_mesh():
+  plain, alone = steps(1), steps(1, model__transformer__matmul_precision="bfloat16")
+  for a, b in zip(plain[0], alone[0], strict=True):
+    assert b["loss"] != a["loss"] and b["loss"] == pytest.approx(a["loss"], rel=0.02)
+  same(alone, steps(1, devices=2, mesh__fsdp=2, model__transformer__matmul_precision="bfloat16"), 5e-3)
