@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import platform
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data import images
 from orthus_jax.errors import BadRequest
+from orthus_jax.parallel import processes
 
 ROOT = Path(__file__).parent.parent
 SHAPES = f"--config={ROOT}/configs/shapes.py"
@@ -173,3 +175,34 @@ def test_a_gpus_memory_is_taken_unless_somebody_said_how_much(theirs):
   environ = dict(theirs)
   common.take_memory(environ)
   assert environ == (theirs or {"XLA_CLIENT_MEM_FRACTION": "0.92"})
+
+
+_FAULTS = """
+import resource
+import jax, jax.numpy as jnp
+from orthus_jax.commands import common
+common.keep_memory()
+jax.devices()
+f = jax.jit(lambda a, b: jnp.tanh(a @ b) @ a)  # a temporary array of 64 MiB
+a, b = jnp.ones((4096, 64)), jnp.ones((64, 4096))
+for _ in range(8): f(a, b).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(8): f(a, b).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 8)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
+def test_a_program_s_memory_stays_with_the_process():
+  """Pages that the kernel clears anew at each call: 16,384 and more where memory is asked to stay after jax made threads."""
+  done = subprocess.run([sys.executable, "-c", _FAULTS], capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0 and int(done.stdout) < 12000, (done.stdout, done.stderr[-500:])
+
+
+def test_training_asks_for_it_before_jax_makes_threads(monkeypatch, tmp_path):
+  called = []
+  monkeypatch.setattr(common, "keep_memory", lambda: called.append("memory"))
+  monkeypatch.setattr(processes, "initialize", lambda **_: called.append("jax"))
+  monkeypatch.setattr(common, "initialize", lambda **_: (_ for _ in ()).throw(BadRequest("no further")))
+  assert cli.main(["train", SHAPES, f"--workdir={tmp_path}/run", "--config.run.steps=1"]) == 2
+  assert called == ["memory", "jax"]

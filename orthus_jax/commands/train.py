@@ -66,9 +66,9 @@ def main(argv: Sequence[str]) -> int:
   if not is_url(place):
     check_writable(Path(place), option="--workdir")
   common.check_data_place(config)
+  common.keep_memory()
   processes.initialize(**options["joining"])
   common.initialize(verbose=True)
-  common.keep_memory()
 
   from orthus_jax import training_run
   from orthus_jax.training import hosts, preemption, watchdog
