@@ -205,7 +205,9 @@ def main() -> None:
   parser.add_argument("--config", help="FILE[:ARGUMENT]; default: a small size")
   parser.add_argument("--stage", choices=("1", "post"), default="post", help="pictures alone, or everything")
   parser.add_argument("--steps", type=int, default=10)
-  parser.add_argument("--of", help="ours, eager, compiled (PyTorch's), eager_bfloat16, several by commas; default: ours; on a CPU with eager and eager_bfloat16")
+  parser.add_argument(
+      "--of", help="ours, or PyTorch's: eager, compiled, eager_bfloat16; by commas; default: ours, on a CPU the eager two"
+  )
   parser.add_argument("--json", action="store_true")
   options, overrides = parser.parse_known_args()
   asked = options.of.split(",") if options.of else []

@@ -14,7 +14,7 @@ many documents; `:direct` to draw at once, without an outline in words ahead of 
 
 from ml_collections import ConfigDict
 
-NO_OUTLINES = (("outline", 0), ("planned_caption", 0), ("planned_edit", 0))
+NO_OUTLINES = (("outline", 0), ("planned_caption", 0), ("planned_edit", 0), ("planned_story", 0))
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -29,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
   config.model = dict(
       transformer=dict(
           vocab_size=1024, width=192, mlp_width=512, layers=5, heads=4, kv_heads=4, head_dim=48, max_positions=512,
-          dtype="float32", remat="none", scan_unroll=5, merge_positions=True, embedding_std=0.5,
+          dtype="float32", matmul_precision="auto", remat="none", scan_unroll=5, merge_positions=True, embedding_std=0.5,
       ),
       vision_tokenizer=dict(
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
@@ -39,17 +39,17 @@ def get_config(arg: str = "") -> ConfigDict:
       diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
   )  # fmt: skip
   config.data = dict(
-      source="shapes", sequence_length=160, images_per_row=6, learnt_images_per_row=5, cache_features=True,
+      source="shapes", sequence_length=208, images_per_row=8, learnt_images_per_row=6, cache_features=True,
       caption_dropout=0.1, text_length_power=0.5, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
           ("planned_caption", 0.846), ("image_to_caption", 0.3123), ("outline", 0.6629), ("brief_question", 1.0),
-          ("planned_edit", 0.3694), ("story", 0.541),
+          ("planned_edit", 0.3694), ("planned_story", 0.541),
       ),
       later_kinds=(
-          (560, (
+          (1000, (
               ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.4452), ("brief_question", 0.4396),
-              ("question", 0.8604), ("planned_edit", 0.9674), ("story", 0.7752),
+              ("question", 0.8604), ("planned_edit", 0.8), ("planned_story", 0.7752),
           )),
       ),
   )  # fmt: skip
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 1680, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 3000, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:
@@ -70,7 +70,7 @@ def get_config(arg: str = "") -> ConfigDict:
   if "long" in words:
     _train_longer(config)
   if "direct" in words:
-    _direct(config, long="long" in words)
+    _direct(config, long="long" in words, runlocal=runlocal)
   if "decoder" in words:
     _decoder(config)
   return config
@@ -143,16 +143,17 @@ def _train_longer(config: ConfigDict) -> None:
   config.run.steps = 5040
   config.data.documents = (
       ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
-      ("question", 18000), ("planned_edit", 25000), ("story", 5000),
+      ("question", 18000), ("planned_edit", 25000), ("planned_story", 5000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
   config.data.later_kinds = ((1000, kinds),)
 
 
-def _direct(config: ConfigDict, *, long: bool) -> None:
+def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.plan = False
-  config.data.text_length_power = 1.0
+  config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
+  config.run.batch_size = 4 if runlocal else 8
   if long:
     config.data.documents = (
         ("caption_to_image", 16000), ("crowd_to_image", 20000), ("image_to_caption", 8000), ("brief_question", 8000),
@@ -176,6 +177,8 @@ def _direct(config: ConfigDict, *, long: bool) -> None:
   config.data.kinds = (
       ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
   )
+  if not runlocal:
+    config.run.steps = 1680
   config.data.later_kinds = (
       (560, (
           ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2), ("edit", 0.55),

@@ -197,6 +197,9 @@ def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
 
   names = [f"{kind}_{mark}" for kind in ("picture", "edit") for mark in ("plans", "as_planned")]
   assert [planned(told).get(n) for n in names] == [1.0] * 4
+  sources = {d.id: d.meta.get("source", []) for d in documents}
+  both = planned(lambda prompt: f"from {language.outline(records.as_things(sources[prompt.id]))} to {told(prompt)}")
+  assert [both[n] for n in names] == [1.0] * 4  # an edit's words read the given picture first
   # A plan that says too little, and one that says nothing: the pictures are as right as before.
   less = planned(lambda prompt: "center small black cross")
   assert less["edits"] == 1.0 and max(less[n] for n in names) < 0.3
@@ -231,6 +234,7 @@ def test_a_story_is_followed_turn_by_turn():
   blue, grown = Thing("circle", "blue", "small", "top left"), Thing("circle", "blue", "large", "top left")
   pictures = drawn(RED), drawn(blue), drawn(grown)
   whole = [x for pair in zip(tell, pictures) for x in pair]
+  states = [things for thing in (RED, blue, grown) for things in ((thing,), ())]
   turns, marks = story(*whole)
   assert all(t.right for t in turns) and set(marks.values()) == {1.0}
   turns, marks = story(*whole[:5], drawn(blue))  # told to grow, it didn't
@@ -241,6 +245,13 @@ def test_a_story_is_followed_turn_by_turn():
   turns, marks = story(*whole, "it leaves")  # told, but not drawn
   assert [t.right for t in turns] == [True, True, True, False] and marks["story_turns"] == 0.75
   assert story(*whole[:2])[1]["story_turns"] == pytest.approx(1 / 3)  # two turns are missing
+  # Outlines behind colons count by themselves alone.
+  outlined = [s if i % 2 else f"{s}: {language.outline(things)}" for i, (s, things) in enumerate(zip(whole, states))]
+  turns, marks = story(*outlined)
+  assert all(t.right for t in turns) and marks["story_plans"] == marks["story_turns"] == 1.0
+  outlined[2] = outlined[2].partition(":")[0] + ": center small black cross"
+  turns, marks = story(*outlined)
+  assert all(t.right for t in turns) and marks["story_plans"] == pytest.approx(2 / 3) and "story_plans" not in story(*whole)[1]
   _, marks = story("a small green cross at the top", drawn(Thing("cross", "green", "small", "top")))
   assert marks["story_on_topic"] == 0.0
 

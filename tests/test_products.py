@@ -77,7 +77,8 @@ def test_every_product_with_a_weight_is_asked_for_in_bfloat16(precision):
   with jax.set_mesh(mesh):
     layout, _ = plan_run(config, task.init, optimizer=optimizer, mesh=mesh)
     batch = task.batch(0)
-    text = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch, config).lower(layout.shapes, batch).as_text()
+    step = jit_step(train_step(task, optimizer, config, layout), layout, mesh, batch, config)
+    text = step.lower(layout.shapes, batch).as_text()
   lines = [line for line in text.splitlines() if "dot_general" in line]
   of_bfloat16 = [line for line in lines if "bf16" in line]
   assert lines and all("xbf16>) -> tensor<" in line and "xf32>" in line for line in of_bfloat16)

@@ -155,8 +155,11 @@ def test_what_is_given_and_what_is_learnt():
   assert forms(made["planned_caption"]) == [given_text, text, image]
   assert forms(made["planned_edit"]) == [given_image, given_text, text, image]
   assert forms(made["outline"]) == [given_image, given_text, text]
+  before, _, after = made["planned_edit"].texts[-1].text.removeprefix("from ").partition(" to ")
+  assert sorted(language.parse_outline(before)) == sorted(records.as_things(made["planned_edit"].meta["source"]))
+  assert language.aim(made["planned_edit"].texts[-1].text) == after
   for kind in ("planned_caption", "planned_edit", "outline"):
-    said = language.parse_outline(made[kind].texts[-1].text)
+    said = language.parse_outline(language.aim(made[kind].texts[-1].text))
     assert list(said) == [d.thing for d in shown(made[kind].images[-1])]
   assert forms(made["edit"]) == forms(made["copy"]) == [given_image, given_text, image]
   assert made["copy"].images[0].pixels is not made["copy"].images[1].pixels
@@ -165,8 +168,13 @@ def test_what_is_given_and_what_is_learnt():
     asked = made[kind].meta["questions"]
     assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
     assert [s.text for s in made[kind].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
-  turns = made["story"].meta["turns"]
-  assert forms(made["story"]) == [given_text] + [text, image] * len(turns)
+  for kind in ("story", "planned_story"):
+    assert forms(made[kind]) == [given_text] + [text, image] * len(made[kind].meta["turns"])
+  things = ()
+  for told, scene in zip(made["planned_story"].texts[1:], made["planned_story"].meta["turns"], strict=True):
+    sentence, planned = language.split_told(told.text)
+    things = changes.apply_sentence(things, sentence)
+    assert sorted(things) == sorted(language.parse_outline(planned)) == sorted(records.as_things(scene))
 
 
 def test_captions_of_pictures_say_all_in_reading_order():

@@ -84,7 +84,7 @@ def planned(
   said = " ".join(s.text for s in response if isinstance(s, Text))
   if not said:
     return {}
-  things = (language.parse_outline(said) or ())[: world.MAX_THINGS]
+  things = (language.parse_outline(language.aim(said)) or ())[: world.MAX_THINGS]
   ideal = detector.detect(drawing.render(world.Scene(things, ((0.0, 0.0),) * len(things)), 32)) if things else []
   marks = {"plans": (float(bool(things) and fits(ideal)), 1.0)}
   return marks | ({"as_planned": (float(shows(detections, things)), 1.0)} if things else {})
@@ -164,15 +164,17 @@ def story(response: Sequence[Segment], asked: Sequence[Thing]) -> tuple[tuple[Tu
   sense the things stay as they were.
 
   Args:
-    response: any segments; nothing that a model may produce makes this fail.
+    response: any segments; nothing that a model may produce makes this fail. What follows a sentence's colon is taken for the
+      outline of its picture: it counts by itself alone.
     asked: the things that the prompt named, of which shape and colour count.
   """
   things: tuple[Thing, ...] = ()
-  turns, sensible, fitting = [], 0, 0
+  turns, sensible, fitting, planned, as_told = [], 0, 0, 0, 0
   on_topic = False
   found = split_turns(response)
   for number, (text, pixels) in enumerate(found):
-    after = changes.apply_sentence(things, text) if text else None
+    sentence, plan = language.split_told(text)
+    after = changes.apply_sentence(things, sentence) if text else None
     fits, reason = False, ""
     if not after or sorted(after) == sorted(things):
       reason = "the sentence tells no possible change" if things else "things aren't described in full"
@@ -182,6 +184,8 @@ def story(response: Sequence[Segment], asked: Sequence[Thing]) -> tuple[tuple[Tu
       detections = detect(pixels)
       fits = pixels is not None and shows(detections, after, sized=_resized(things, after))
       fitting += fits
+      planned += bool(plan)
+      as_told += bool(plan) and sorted(language.parse_outline(plan) or ()) == sorted(after)
       if not fits:
         reason = "no picture" if pixels is None else f"saw {say(detections)}"
       if number == 0:
@@ -196,4 +200,6 @@ def story(response: Sequence[Segment], asked: Sequence[Thing]) -> tuple[tuple[Tu
       "story_pictures": (float(fitting), float(sensible)), "story_on_topic": (float(on_topic), 1.0),
       "story_length_ok": (float(_LEAST_TURNS <= pictures <= _MOST_TURNS), 1.0),
   }  # fmt: skip
+  if planned:
+    marks["story_plans"] = (float(as_told), float(planned))
   return tuple(turns), marks

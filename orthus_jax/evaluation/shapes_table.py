@@ -34,7 +34,8 @@ SECTIONS: dict[str, dict[str, str]] = {
     },
     "Stories": {
         "story_turns": "turns right", "story_texts": "sentences that make sense", "story_pictures": "pictures that fit",
-        "story_on_topic": "about what was asked", "story_length_ok": "three to five pictures",
+        "story_plans": "outlines that say what is there by then", "story_on_topic": "about what was asked",
+        "story_length_ok": "three to five pictures",
     },
 }  # fmt: skip
 _BY_PART: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {

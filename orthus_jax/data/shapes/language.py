@@ -47,6 +47,27 @@ def outline(things: Sequence[Thing]) -> str:
   return " and ".join(f"{t.place} {noun(t.shape, color=t.color, size=t.size)}" for t in reading_order(things))
 
 
+def told(sentence: str, things: Sequence[Thing]) -> str:
+  """A sentence of a story and the outline of its picture: "it turns blue: top left large blue circle"."""
+  return f"{sentence}: {outline(things)}"
+
+
+def split_told(text: str) -> tuple[str, str]:
+  """A sentence, and the outline that follows it; the latter is empty where none does."""
+  sentence, _, planned = text.partition(": ")
+  return sentence, planned
+
+
+def outlined_edit(before: Sequence[Thing], after: Sequence[Thing]) -> str:
+  """What is there and what is to be, so that the picture is read first and the change is made in words."""
+  return f"from {outline(before)} to {outline(after)}"
+
+
+def aim(text: str) -> str:
+  """The outline of what is to be drawn: an edit's second one, or the text itself."""
+  return text.rpartition(" to ")[2]
+
+
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
   """Things from top left to bottom right."""
   return tuple(sorted(things, key=lambda t: PLACES.index(t.place)))

@@ -10,7 +10,7 @@ from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 from orthus_jax.errors import BadRequest
 
 # No test asks the last ones.
-TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit", "outline")
+TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit", "outline", "planned_story")
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *TRAINING_KINDS)
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
@@ -48,9 +48,10 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
-      planned_edit: image, text, [text, image]; the same with an outline of the picture asked for ahead of it.
+      planned_edit: image, text, [text, image]; the same with outlines of both pictures ahead of the second.
       outline: image, text, [text]; "things".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
+      planned_story: the same, each sentence followed by an outline of its picture (`language.told`).
     Things are written as [shape, color, size, place].
 
   Raises:
@@ -63,15 +64,13 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
   def draw(scene: Scene, learn: bool = False) -> Image:
     return Image(drawing.render(scene, resolution), learn)
 
-  def plan(scene: Scene) -> list[Text]:
-    return [Text(language.outline(scene.things), True)] if kind.startswith("planned_") else []
-
   segments: list[Text | Image]
   if kind in _TAGS:
     tag = str(pick(rng, _TAGS[kind])) if split == "train" else language.TAGS[number % len(language.TAGS)]
     scene = world.sample_in_split(lambda: language.sample_for(rng, tag), split)
     text, meta = language.caption(rng, scene, tag)
-    segments = [Text(text), *plan(scene), draw(scene, True)]
+    words = [Text(language.outline(scene.things), True)] if kind == "planned_caption" else []
+    segments = [Text(text), *words, draw(scene, True)]
     meta = meta | {"things": as_lists(scene)}
   elif kind in ("image_to_caption", "outline"):
     scene = world.sample_in_split(lambda: language.sample_for(rng, language.DESCRIPTION), split)
@@ -101,13 +100,15 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     meta = {"source": as_lists(scene), "things": as_lists(scene)}
   elif kind in ("edit", "planned_edit"):
     edit = changes.sample_edit(rng, split)
-    segments = [draw(edit.source), Text(edit.instruction), *plan(edit.target), draw(edit.target, True)]
+    words = [Text(language.outlined_edit(edit.source.things, edit.target.things), True)] if kind == "planned_edit" else []
+    segments = [draw(edit.source), Text(edit.instruction), *words, draw(edit.target, True)]
     meta = {"source": as_lists(edit.source), "things": as_lists(edit.target), "operation": edit.change.operation}
   else:
     story = changes.sample_story(rng, split)
     segments = [Text(story.prompt)]
     for sentence, scene in zip(story.sentences, story.scenes):
-      segments += [Text(sentence, True), draw(scene, True)]
+      text = language.told(sentence, scene.things) if kind == "planned_story" else sentence
+      segments += [Text(text, True), draw(scene, True)]
     meta = {"turns": [as_lists(scene) for scene in story.scenes]}
   return Document(tuple(segments), id=f"shapes/{split}/{kind}/{number:05d}", kind=kind, meta=meta)
 
