@@ -197,9 +197,8 @@ def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
 
   names = [f"{kind}_{mark}" for kind in ("picture", "edit") for mark in ("plans", "as_planned")]
   assert [planned(told).get(n) for n in names] == [1.0] * 4
-  sources = {d.id: d.meta.get("source", []) for d in documents}
-  both = planned(lambda prompt: f"from {language.outline(records.as_things(sources[prompt.id]))} to {told(prompt)}")
-  assert [both[n] for n in names] == [1.0] * 4  # an edit's words read the given picture first
+  changed = planned(lambda prompt: f"top small red cross to nothing: {told(prompt)}")
+  assert [changed[n] for n in names] == [1.0] * 4  # an edit's words say what changes first
   # A plan that says too little, and one that says nothing: the pictures are as right as before.
   less = planned(lambda prompt: "center small black cross")
   assert less["edits"] == 1.0 and max(less[n] for n in names) < 0.3

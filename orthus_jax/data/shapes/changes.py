@@ -99,6 +99,16 @@ class Edit:
   change: Change
   target: Scene
 
+  @property
+  def before(self) -> Thing | None:
+    """The thing that changes, or None if one is added."""
+    return None if self.change.operation == "add" else self.source.things[self.change.index]
+
+  @property
+  def after(self) -> Thing | None:
+    """What it becomes, or None if it is removed."""
+    return None if self.change.operation == "remove" else self.target.things[self.change.index]
+
 
 def sample_edit(rng: np.random.Generator, split: str) -> Edit:
   """An edit of one to three things, both of whose scenes are in the split."""

@@ -58,14 +58,15 @@ def split_told(text: str) -> tuple[str, str]:
   return sentence, planned
 
 
-def outlined_edit(before: Sequence[Thing], after: Sequence[Thing]) -> str:
-  """What is there and what is to be, so that the picture is read first and the change is made in words."""
-  return f"from {outline(before)} to {outline(after)}"
+def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
+  """The thing that changes, what it becomes (None: nothing), and an outline of what is there then. Found and changed first by
+  itself, it is only to be put in its place as the rest of the picture is read: "top red circle to top blue circle: …"."""
+  return " to ".join(outline([thing]) if thing else "nothing" for thing in (before, after)) + f": {outline(things)}"
 
 
 def aim(text: str) -> str:
-  """The outline of what is to be drawn: an edit's second one, or the text itself."""
-  return text.rpartition(" to ")[2]
+  """The outline of what is to be drawn: what follows an edit's colon, or the text itself."""
+  return text.rpartition(": ")[2]
 
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:

@@ -48,7 +48,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
-      planned_edit: image, text, [text, image]; the same with outlines of both pictures ahead of the second.
+      planned_edit: image, text, [text, image]; the same with the change and an outline of the picture asked for ahead of it.
       outline: image, text, [text]; "things".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
       planned_story: the same, each sentence followed by an outline of its picture (`language.told`).
@@ -100,8 +100,9 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     meta = {"source": as_lists(scene), "things": as_lists(scene)}
   elif kind in ("edit", "planned_edit"):
     edit = changes.sample_edit(rng, split)
-    words = [Text(language.outlined_edit(edit.source.things, edit.target.things), True)] if kind == "planned_edit" else []
-    segments = [draw(edit.source), Text(edit.instruction), *words, draw(edit.target, True)]
+    segments = [draw(edit.source), Text(edit.instruction), draw(edit.target, True)]
+    if kind == "planned_edit":
+      segments.insert(2, Text(language.outlined_edit(edit.before, edit.after, edit.target.things), True))
     meta = {"source": as_lists(edit.source), "things": as_lists(edit.target), "operation": edit.change.operation}
   else:
     story = changes.sample_story(rng, split)
