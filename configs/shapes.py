@@ -47,8 +47,8 @@ def get_config(arg: str = "") -> ConfigDict:
           ("planned_edit", 0.3694), ("planned_story", 0.541),
       ),
       later_kinds=(
-          (1000, (
-              ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.4452), ("brief_question", 0.4396),
+          (830, (
+              ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.5), ("brief_question", 0.4396),
               ("question", 0.8604), ("planned_edit", 0.8), ("planned_story", 0.7752),
           )),
       ),
@@ -61,7 +61,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 3000, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 2500, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:
@@ -140,13 +140,13 @@ def _decoder(config: ConfigDict) -> None:
 
 def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
-  config.run.steps = 5040
+  config.run.steps = 9000
   config.data.documents = (
       ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
-      ("question", 18000), ("planned_edit", 25000), ("planned_story", 5000),
+      ("question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
-  config.data.later_kinds = ((1000, kinds),)
+  config.data.later_kinds = ((3000, kinds),)
 
 
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
@@ -155,6 +155,7 @@ def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
   config.run.batch_size = 4 if runlocal else 8
   if long:
+    config.run.steps = 5040
     config.data.documents = (
         ("caption_to_image", 16000), ("crowd_to_image", 20000), ("image_to_caption", 8000), ("brief_question", 8000),
         ("question", 16000), ("copy", 4000), ("edit", 12000), ("story", 8000), *NO_OUTLINES,

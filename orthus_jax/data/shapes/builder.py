@@ -25,7 +25,7 @@ from orthus_jax.files import first_line
 
 TRAIN = {
     "caption_to_image": 0, "image_to_caption": 3000, "question": 6000, "edit": 0, "story": 0, "brief_question": 6000,
-    "crowd_to_image": 0, "copy": 0, "planned_caption": 5000, "planned_edit": 8500, "outline": 5000, "planned_story": 1600,
+    "crowd_to_image": 0, "copy": 0, "planned_caption": 5000, "planned_edit": 8500, "outline": 5500, "planned_story": 2400,
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
