@@ -45,7 +45,7 @@ def way(config: Config, name: str) -> Config:
   """A config with a way's dtype and quantisation."""
   tree = to_dict(config)
   dtype, quantization = WAYS[name]
-  tree["model"]["transformer"] |= {"dtype": dtype, "quantization": quantization}
+  tree["model"]["transformer"] |= {"dtype": dtype, "quantization": quantization, "matmul_precision": "default"}
   return from_dict(Config, tree)
 
 

@@ -89,8 +89,8 @@ def main() -> int:
   from orthus_jax.commands import common
   from orthus_jax.config import command_line
 
-  common.initialize()
   common.keep_memory()
+  common.initialize()
   import jax
   import numpy as np
 

@@ -242,8 +242,7 @@ def main() -> None:
   first = {name: c.step() for name, c in competitors.items()}  # not measured: what is made once, is made here
   if "ours" in first:  # from the same parameters on the same batch; the image losses' noises differ
     expected = first["ours"]["text_loss"]
-    transformer = config.model.transformer
-    exact = transformer.dtype == "float32" and not products.kind(transformer.matmul_precision, ours.mesh)
+    exact = config.model.transformer.dtype == "float32" and not products.kind(config, ours.mesh)
     for name, found in first.items():
       tolerance = 1e-3 if exact and name != "eager_bfloat16" else 1e-2
       off = 0.0 if name == "ours" else abs(found[1] - expected)

@@ -2,10 +2,10 @@
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
 
-Arguments, several with commas between them: `:runlocal` for a few steps; `:long` for three times as many, from three times as
-many documents; `:direct` to draw at once, without an outline in words ahead of the picture; `:chameleon`, `:showo`,
-`:regression`, `:argmin`, `:linear` for the systems and ablations that the paper compares Orthus with (docs/systems.md);
-`:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
+Arguments, several with commas between them: `:runlocal` for a few steps; `:fast` for half as many, `:long` for three times as
+many, from as many documents in proportion; `:direct` to draw at once, without an outline in words ahead of the picture;
+`:chameleon`, `:showo`, `:regression`, `:argmin`, `:linear` for the systems and ablations that the paper compares Orthus with
+(docs/systems.md); `:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
 
     orthus train --config=configs/shapes.py:decoder --workdir=runs/shapes_decoder
     orthus train --config=configs/shapes.py --workdir=runs/shapes \\
@@ -20,9 +20,11 @@ NO_OUTLINES = (("outline", 0), ("planned_caption", 0), ("planned_edit", 0), ("pl
 def get_config(arg: str = "") -> ConfigDict:
   """The config; `arg` holds words of those above."""
   words = arg.split(",") if arg else []
-  known = ("runlocal", "long", "direct", "decoder", *SYSTEMS)
+  known = ("runlocal", "fast", "long", "direct", "decoder", *SYSTEMS)
   if unknown := set(words) - set(known):
     raise ValueError(f"configs/shapes.py has no argument {min(unknown)!r}: {', '.join(known)}")
+  if "fast" in words and (other := {"direct", "long"} & set(words)):
+    raise ValueError(f"configs/shapes.py: fast and {min(other)} don't go together; leave one out")
   runlocal = "runlocal" in words
   config = ConfigDict()
   config.task = "orthus"
@@ -67,6 +69,8 @@ def get_config(arg: str = "") -> ConfigDict:
   for word in words:
     if word in SYSTEMS:
       SYSTEMS[word](config)
+  if "fast" in words:
+    _train_shorter(config)
   if "long" in words:
     _train_longer(config)
   if "direct" in words:
@@ -138,15 +142,26 @@ def _decoder(config: ConfigDict) -> None:
   )
 
 
+def _train_shorter(config: ConfigDict) -> None:
+  """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
+  config.run.steps = 1250
+  config.data.documents = (
+      ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("brief_question", 4000), ("question", 4500),
+      ("planned_edit", 5000), ("planned_story", 1500),
+  )  # fmt: skip
+  ((_, kinds),) = config.data.later_kinds
+  config.data.later_kinds = ((415, kinds),)
+
+
 def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
-  config.run.steps = 9000
+  config.run.steps = 7500
   config.data.documents = (
       ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
       ("question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
-  config.data.later_kinds = ((3000, kinds),)
+  config.data.later_kinds = ((2500, kinds),)
 
 
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:

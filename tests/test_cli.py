@@ -115,7 +115,9 @@ def test_nothing_is_an_empty_list():
   assert config.optimizer.trainable == config.run.init_from == config.data.kinds == ()
 
 
-@pytest.mark.parametrize("name", ["shapes.py", "shapes.py:runlocal", "shapes.py:long", "shapes_tokenizer.py", "folder.py"])
+@pytest.mark.parametrize(
+    "name", ["shapes.py", "shapes.py:runlocal", "shapes.py:fast", "shapes.py:long", "shapes_tokenizer.py", "folder.py"]
+)
 def test_shipped_configs_are_valid(name):
   config, _ = read_config([f"--config={ROOT}/configs/{name}"])
   assert from_dict(Config, to_dict(config)) == config

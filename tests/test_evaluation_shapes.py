@@ -199,6 +199,8 @@ def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
   assert [planned(told).get(n) for n in names] == [1.0] * 4
   changed = planned(lambda prompt: f"top small red cross to nothing: {told(prompt)}")
   assert [changed[n] for n in names] == [1.0] * 4  # an edit's words say what changes first
+  for odd in ("so it is", "top small red cross", "nothing to it", "nothing to nothing to nothing"):  # these are no edit's words
+    assert planned(lambda prompt, odd=odd: f"{odd}: {told(prompt)}")["edit_plans"] == 0.0
   # A plan that says too little, and one that says nothing: the pictures are as right as before.
   less = planned(lambda prompt: "center small black cross")
   assert less["edits"] == 1.0 and max(less[n] for n in names) < 0.3
@@ -251,6 +253,8 @@ def test_a_story_is_followed_turn_by_turn():
   outlined[2] = outlined[2].partition(":")[0] + ": center small black cross"
   turns, marks = story(*outlined)
   assert all(t.right for t in turns) and marks["story_plans"] == pytest.approx(2 / 3) and "story_plans" not in story(*whole)[1]
+  turns, marks = story(*(s if i % 2 else f"{s}: and so on" for i, s in enumerate(whole)))
+  assert not any(t.right for t in turns) and marks["story_texts"] == 0.0
   _, marks = story("a small green cross at the top", drawn(Thing("cross", "green", "small", "top")))
   assert marks["story_on_topic"] == 0.0
 

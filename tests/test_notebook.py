@@ -20,7 +20,7 @@ def test_notebook_runs(tmp_path, monkeypatch):
   few = tuple((kind, min(n, 20)) for kind, n in config.data.documents)
   argv = [
       "train", f"--config={ROOT}/configs/shapes.py:runlocal", f"--workdir={run}", "--config.run.report=False",
-      "--config.run.batch_size=8", "--config.run.steps=2", "--config.data.kinds=(('story',1.0),('planned_edit',1.0))",
+      "--config.run.batch_size=8", "--config.run.steps=2", "--config.data.kinds=(('planned_story',1.0),('planned_edit',1.0))",
       f"--config.data.documents={few!r}",
       "--config.sampling.steps=4", "--config.sampling.max_new_tokens=40",
   ]  # fmt: skip

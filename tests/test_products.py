@@ -40,17 +40,26 @@ def test_a_product_and_its_gradients_are_those_of_rounded_factors(kind, rows, ou
   assert abs(np.asarray(y).ravel() - (x.reshape(-1, 7) @ kernel.reshape(7, -1)).ravel()).max() > 1e-4
 
 
-def mesh_of(platform, size=1):
-  return types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform=platform)] * size), size=size)
+def mesh_of(platform, size=1, processes=1):
+  devices = [types.SimpleNamespace(platform=platform, process_index=i % processes) for i in range(size)]
+  return types.SimpleNamespace(devices=np.asarray(devices), size=size)
+
+
+def asks(precision, **changes):
+  return tiny.config(model__transformer__matmul_precision=precision, **changes)
 
 
 def test_auto_is_for_processors_that_multiply_bfloat16(monkeypatch):
   for able in (True, False):
     monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda able=able: able)
-    assert products.kind("auto", mesh_of("cpu")) == ("cpu" if able else "")
-    assert products.kind("auto", mesh_of("cpu", 2)) == ("anywhere" if able else "")
-    assert products.kind("auto", mesh_of("tpu")) == products.kind("default", mesh_of("cpu")) == ""
-    assert products.kind("bfloat16", mesh_of("gpu")) == "anywhere" and products.kind("bfloat16", mesh_of("cpu")) == "cpu"
+    assert products.kind(asks("auto"), mesh_of("cpu")) == ("cpu" if able else "")
+    assert products.kind(asks("auto"), mesh_of("cpu", 2)) == ("anywhere" if able else "")
+    # Machines may differ in it, and other tasks and dtypes have no such products.
+    assert products.kind(asks("auto"), mesh_of("cpu", 2, processes=2)) == ""
+    assert products.kind(asks("auto", model__transformer__dtype="bfloat16"), mesh_of("cpu")) == ""
+    assert products.kind(asks("bfloat16", task="vision_tokenizer"), mesh_of("cpu")) == ""
+    assert products.kind(asks("auto"), mesh_of("tpu")) == products.kind(asks("default"), mesh_of("cpu")) == ""
+    assert [products.kind(asks("bfloat16"), mesh_of(p)) for p in ("gpu", "cpu")] == ["anywhere", "cpu"]
 
 
 def test_what_is_rounded_ends_with_its_block_and_is_float32():

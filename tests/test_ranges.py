@@ -26,7 +26,8 @@ from orthus_jax.training.tasks import OrthusTask
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", 200))
-SHIPPED = ("shapes.py", "shapes.py:runlocal", "shapes.py:long", "shapes_tokenizer.py", "folder.py", "orthus_7b.py",
+SHIPPED = ("shapes.py", "shapes.py:runlocal", "shapes.py:fast", "shapes.py:long", "shapes_tokenizer.py", "folder.py",
+           "orthus_7b.py",
            "orthus_7b.py:stage1-h100-8", "orthus_7b.py:pretrain-2xv5p-128", "orthus_7b.py:decoder-h100-8",
            "shapes.py:decoder")  # fmt: skip
 SECTIONS = [c for c in vars(config_lib).values() if dataclasses.is_dataclass(c)]

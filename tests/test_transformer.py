@@ -10,6 +10,7 @@ import pytest
 
 from orthus_jax.config import TransformerConfig
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import products
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.transformer import Transformer
 
@@ -75,11 +76,13 @@ def test_ways_of_computing_agree(changes):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-5)
 
 
-def test_remat_policies_keep_what_they_say():
+@pytest.mark.parametrize("rounding", ["", "anywhere"])
+def test_remat_policies_keep_what_they_say(rounding):
   x, position, segments = inputs()
   kept = {}
   for policy in ("none", "dots", "kv_mlp", "mlp", "qkv", "attention", "full", "offload"):
-    jaxpr = jax.make_jaxpr(jax.grad(lambda m: run(m, x, position, segments).sum()))(build(remat=policy))
+    with products.rounding(rounding):
+      jaxpr = jax.make_jaxpr(jax.grad(lambda m: run(m, x, position, segments).sum()))(build(remat=policy))
     text = str(jaxpr)
     kept[policy] = text.count("dot_general")
     assert ("pinned_host" in text or "Host" in text) == (policy == "offload")

@@ -35,8 +35,9 @@ class TransformerConfig:
     embedding_std: standard deviation of a fresh token embedding.
     norm_placement: "pre" (7B) or "swin" (34B: the norm on the sub-layer's output, x + norm(f(x))).
     dtype: what activations are computed in.
-    matmul_precision: of products with weights in a training step that computes in float32. "bfloat16" rounds their factors
-      to it and sums in float32, "auto" does so on CPUs that have instructions for it, which multiply several times as fast so;
+    matmul_precision: of products with weights of the layers and, with `merge_positions`, of the heads, in a training step
+      that computes in float32. "bfloat16" rounds their factors to it and sums in float32, "auto" does so for one process on a
+      CPU that has instructions for it, which multiplies several times as fast so (and to other numbers than one without);
       "default" leaves it to the platform. Gradients' factors are rounded too, and Muon's.
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.

@@ -7,7 +7,7 @@ import dataclasses
 
 from orthus_jax.data.documents import Document, Image, Segment, Text
 
-_CUT = ("interleaved", "story")
+_CUT = ("interleaved", "story", "planned_story")
 
 
 def windows(document: Document, images: int) -> Iterator[Document]:
@@ -16,7 +16,7 @@ def windows(document: Document, images: int) -> Iterator[Document]:
   It is cut behind a picture; what stands ahead of a later one's first picture is given, so that it too starts from a prompt.
 
   Args:
-    document: cut where its kind is "interleaved" or "story".
+    document: cut where its kind is "interleaved", "story" or "planned_story".
     images: pictures that one holds at most; 0: any number.
   """
   if not images or len(document.images) <= images or document.kind not in _CUT:

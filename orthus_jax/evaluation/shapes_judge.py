@@ -164,8 +164,8 @@ def story(response: Sequence[Segment], asked: Sequence[Thing]) -> tuple[tuple[Tu
   sense the things stay as they were.
 
   Args:
-    response: any segments; nothing that a model may produce makes this fail. What follows a sentence's colon is taken for the
-      outline of its picture: it counts by itself alone.
+    response: any segments; nothing that a model may produce makes this fail. An outline behind a sentence's colon counts by
+      itself alone ("story_plans": of turns that make sense and have one, those whose outline says what is there by then).
     asked: the things that the prompt named, of which shape and colour count.
   """
   things: tuple[Thing, ...] = ()

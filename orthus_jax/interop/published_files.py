@@ -102,8 +102,8 @@ def _essence(model: ModelConfig) -> ModelConfig:
   """A model's config without what says how it is run or was begun, and what other files say."""
   t, default = model.transformer, TransformerConfig()
   how = (
-      "embedding_std", "dtype", "param_dtype", "remat", "scan_unroll", "merge_positions", "attention", "attention_block",
-      "text_loss_weight", "loss_chunk",
+      "embedding_std", "dtype", "param_dtype", "matmul_precision", "remat", "scan_unroll", "merge_positions",
+      "attention", "attention_block", "text_loss_weight", "loss_chunk",
   )  # fmt: skip
   v = dataclasses.replace(model.vision_tokenizer, pixels=ModelConfig().vision_tokenizer.pixels, dtype="float32")
   return dataclasses.replace(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.models import params as params_lib, quantized, systems, vision_embedding
+from orthus_jax.models import params as params_lib, products, quantized, systems, vision_embedding
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense
@@ -120,6 +120,8 @@ class Orthus(nnx.Module):
     """The LM head's logits of the image codes' tokens alone: [..., K] in fp32."""
     kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
     codes = slice(self.config.image_token_start, self.config.image_token_start + self.config.vision_tokenizer.codes)
+    if products.rounded(hidden):
+      return products.dot(hidden, kernel_DV[:, codes])
     logits = jnp.matmul(hidden, kernel_DV[:, codes], preferred_element_type=jnp.float32)
     return logits if scale_1V is None else logits * scale_1V[0, codes]
 

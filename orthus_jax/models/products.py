@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from orthus_jax.config import Config
+
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _NO_FACTORS = ((), ())
 
@@ -25,11 +27,17 @@ _NO_FACTORS = ((), ())
 _rounding: contextvars.ContextVar[str] = contextvars.ContextVar("rounding", default="")
 
 
-def kind(matmul_precision: str, mesh: Mesh) -> str:
-  """What `rounding` is to be given for TransformerConfig.matmul_precision on a mesh."""
-  cpu = mesh.devices.flat[0].platform == "cpu"
-  if matmul_precision == "default" or (matmul_precision == "auto" and not (cpu and _cpu_multiplies_bfloat16())):
+def kind(config: Config, mesh: Mesh) -> str:
+  """What `rounding` is to be given for a config's training step on a mesh; see TransformerConfig.matmul_precision."""
+  transformer, devices = config.model.transformer, mesh.devices.flat
+  cpu, precision = devices[0].platform == "cpu", transformer.matmul_precision
+  if config.task != "orthus" or transformer.dtype != "float32" or precision == "default":
     return ""
+  if precision == "auto":
+    # Several machines, which may differ in this, compile one program.
+    alone = len({d.process_index for d in devices}) == 1
+    if not (cpu and alone and _cpu_multiplies_bfloat16()):
+      return ""
   return "cpu" if cpu and mesh.size == 1 else "anywhere"
 
 
@@ -79,8 +87,9 @@ def _dot(x: jax.Array, kernel: jax.Array, cpu: bool) -> jax.Array:
 
 
 def _forward(x: jax.Array, kernel: jax.Array, cpu: bool) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  kept = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
-  return _dot(*kept, cpu), kept
+  # On a mesh the kernel as it is, and so no second copy of all layers' kernels between the passes, whole on every device.
+  kept = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16) if cpu else kernel
+  return _product(*kept, (x.ndim - 1,), (0,)), kept
 
 
 def _backward(cpu: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:

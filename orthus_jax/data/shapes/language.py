@@ -53,9 +53,9 @@ def told(sentence: str, things: Sequence[Thing]) -> str:
 
 
 def split_told(text: str) -> tuple[str, str]:
-  """A sentence, and the outline that follows it; the latter is empty where none does."""
+  """A sentence, and the outline that follows its colon; the text itself and nothing where no outline does."""
   sentence, _, planned = text.partition(": ")
-  return sentence, planned
+  return (sentence, planned) if parse_outline(planned) is not None else (text, "")
 
 
 def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
@@ -65,8 +65,11 @@ def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Th
 
 
 def aim(text: str) -> str:
-  """The outline of what is to be drawn: what follows an edit's colon, or the text itself."""
-  return text.rpartition(": ")[2]
+  """The outline of what is to be drawn: of an edit's words what follows the colon, of others all."""
+  changed, _, planned = text.partition(": ")
+  parts = changed.split(" to ")
+  named = (part == "nothing" or len(parse_outline(part) or ()) == 1 for part in parts)
+  return planned if planned and len(parts) == 2 and all(named) else text
 
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:

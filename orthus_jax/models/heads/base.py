@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import ModelConfig
+from orthus_jax.models import products
 
 
 class Turn(NamedTuple):
@@ -124,7 +125,8 @@ def mean_losses(
   """
   if merge:
     return head.merged_losses(z_BGPD, feature_BGPC, key_BGP)
-  return jax.vmap(jax.vmap(jax.vmap(head.loss)))(z_BGPD, feature_BGPC, key_BGP)
+  with products.rounding(""):  # a rule of its own for gradients would make a kernel's of each position, and add these up
+    return jax.vmap(jax.vmap(jax.vmap(head.loss)))(z_BGPD, feature_BGPC, key_BGP)
 
 
 def mixed(prediction_X: jax.Array, mix_BX: jax.Array) -> jax.Array:

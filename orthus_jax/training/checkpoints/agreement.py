@@ -38,7 +38,7 @@ _FIRST = (
 # Of a model: how it is computed, trained and begun, which whoever takes its arrays settles anew.
 _OWN = (
     *(f for f in FREE if f.startswith("model.")), *_FIRST, "model.transformer.dtype", "model.transformer.param_dtype",
-    "model.transformer.quantization",
+    "model.transformer.quantization", "model.transformer.matmul_precision",
     "model.transformer.text_loss_weight", "model.vision_tokenizer.dtype", "model.diffusion.draws",
     "model.diffusion.loss_weight", "model.image_head.loss_weight",
 )  # fmt: skip
