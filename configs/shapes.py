@@ -1,6 +1,7 @@
 """The quickstart: a small Orthus on the built-in world, in about ten minutes on two CPU cores.
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
+    orthus train --config=configs/shapes.py --workdir=runs/shapes --config.run.batch_size=8     # on 8 GPUs: a row each
 
 Arguments, several with commas between them: `:runlocal` for a few steps; `:fast` for half as many, `:long` for three times as
 many, from as many documents in proportion; `:direct` to draw at once, without an outline in words ahead of the picture;
@@ -49,7 +50,7 @@ def get_config(arg: str = "") -> ConfigDict:
           ("planned_edit", 0.3694), ("planned_story", 0.541),
       ),
       later_kinds=(
-          (630, (
+          (830, (
               ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.5), ("brief_question", 0.4396),
               ("question", 0.8604), ("planned_edit", 0.8), ("planned_story", 0.7752),
           )),
@@ -63,7 +64,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 1900, batch_size=4 if runlocal else 8, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 2500, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:
@@ -144,30 +145,31 @@ def _decoder(config: ConfigDict) -> None:
 
 def _train_shorter(config: ConfigDict) -> None:
   """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
-  config.run.steps = 950
+  config.run.steps = 1250
   config.data.documents = (
       ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("brief_question", 4000), ("question", 4500),
       ("planned_edit", 5000), ("planned_story", 1500),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
-  config.data.later_kinds = ((315, kinds),)
+  config.data.later_kinds = ((415, kinds),)
 
 
 def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
-  config.run.steps = 5700
+  config.run.steps = 7500
   config.data.documents = (
       ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
       ("question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
-  config.data.later_kinds = ((1900, kinds),)
+  config.data.later_kinds = ((2500, kinds),)
 
 
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.plan = False
   config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
+  config.run.batch_size = 4 if runlocal else 8
   if long:
     config.run.steps = 5040
     config.data.documents = (

@@ -61,7 +61,7 @@ def refused(argv, capsys, tmp_path=None) -> str:
 )
 def test_train_refuses(options, message, capsys, tmp_path):
   workdir = tmp_path / "run"
-  assert message in refused(["train", SHAPES, f"--workdir={workdir}", *options], capsys, tmp_path)
+  assert message in refused(["train", SHAPES, f"--workdir={workdir}", "--config.run.batch_size=8", *options], capsys, tmp_path)
 
 
 def test_train_refuses_files(capsys, tmp_path):

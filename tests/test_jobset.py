@@ -186,7 +186,7 @@ def test_the_pods_of_a_jobset_find_each_other(capsys, joined, devices, count, fi
 
 @pytest.mark.parametrize("topology", ["v5e:2x2", "h100:8"])
 def test_a_single_pod_is_alone(capsys, joined, topology):
-  made = manifest(capsys, "--on=jobset", f"--topology={topology}", SHAPES, *PODS)
+  made = manifest(capsys, "--on=jobset", f"--topology={topology}", SHAPES, "--config.run.batch_size=8", *PODS)
   (env,) = pods(made)
   assert joined(env, pod(made)["containers"][0]["command"]) is None
 
