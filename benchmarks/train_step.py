@@ -42,9 +42,9 @@ from orthus_jax.training.state import plan_run
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
 from orthus_jax.training.tasks import OrthusTask
 
-# A CPU's size: the 7B model's proportions, 18M parameters, and half of a row in one picture.
-_PYTORCH = dict.fromkeys(("eager", "compiled", "eager_bfloat16"))
+_PYTORCH = ("eager", "compiled", "eager_bfloat16")
 _ON_A_CPU = ("eager", "eager_bfloat16")
+# A CPU's size: the 7B model's proportions, 18M parameters, and half of a row in one picture.
 _SMALL = {
     "model": {
         "transformer": dict(
@@ -213,7 +213,7 @@ def main() -> None:
   asked = options.of.split(",") if options.of else []
   if unknown := set(asked) - {"ours", *_PYTORCH}:
     parser.error(f"--of={','.join(unknown)}: choose of ours, {', '.join(_PYTORCH)}")
-  if _PYTORCH.keys() & set(asked):  # PyTorch takes of the same device
+  if set(_PYTORCH) & set(asked):  # PyTorch takes of the same device
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   common.keep_memory()
   common.initialize()
