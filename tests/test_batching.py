@@ -11,7 +11,8 @@ import tiny
 
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import capacity, drawing, engine, engine_state, prompt_reader, scheduler
+from orthus_jax.inference import capacity, drawing, engine, engine_state, prompt_reader, scheduler, side_by_side
+from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 from orthus_jax.models import samplers
@@ -83,6 +84,26 @@ def test_a_request_gets_what_it_would_get_alone(model):
 
 
 @pytest.mark.slow
+def test_parts_that_threads_move_answer_as_one_batch_does(model, monkeypatch):
+  monkeypatch.setattr(side_by_side, "parts", lambda *_: 1)
+  whole = answers(model, mixed(model), batch_size=4)
+  monkeypatch.setattr(side_by_side, "parts", lambda *_: 2)
+  assert all(alike(a, b) for a, b in zip(whole, answers(model, mixed(model), batch_size=4)))
+
+
+@pytest.mark.slow
+def test_with_factors_of_bfloat16_a_request_gets_to_the_bit_what_it_would_get_alone(model):
+  transformer = dataclasses.replace(model.config.model.transformer, matmul_precision="bfloat16", merge_positions=True)
+  config = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, transformer=transformer))
+  rounded = Model.create(config, model.params, model.tokenizer)
+  requests = [r for r in mixed(model) if r.respond == "image" and not r.document.images]
+  together, whole = (answers(m, requests, batch_size=8) for m in (rounded, model))
+  assert not all(alike(a, b) for a, b in zip(together, whole))
+  for i, request in enumerate(requests):
+    assert all(np.array_equal(a, b) for a, b in zip(together[i], answers(rounded, [request])[0])), i
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "codes"])
 def test_working_on_some_lanes_at_a_time_changes_nothing(model, monkeypatch, kind):
   if kind == "codes":
@@ -90,9 +111,9 @@ def test_working_on_some_lanes_at_a_time_changes_nothing(model, monkeypatch, kin
     requests = [Request(r.document, respond=r.respond, seed=r.seed) for r in mixed(model)]
   else:
     requests = mixed(model)
-  monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 0)
+  monkeypatch.setattr(scheduler, "_LANES", 0)
   whole = answers(model, requests, batch_size=8)
-  monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 6)
+  monkeypatch.setattr(scheduler, "_LANES", 6)
   monkeypatch.setattr(drawing, "_SHORTEST", 16)  # slots that are looked at: 16, 32 or all
   assert all(alike(a, b) for a, b in zip(whole, answers(model, requests, batch_size=8)))
 
@@ -103,14 +124,15 @@ _places = jax.jit(drawing._places, static_argnames=("most", "chunk"))
 
 
 @settings(deadline=None)
-@given(_COUNTS, st.sampled_from([6, 12]))
+@given(_COUNTS, st.sampled_from([6, 12, 16, 4]))
 def test_places_of_lanes(counts, chunk):
   row_N, nth_N, used = map(np.asarray, _places(jnp.asarray(counts), most=3, chunk=chunk))
   places = {r: [n for n in range(len(row_N)) if row_N[n] == r] for r in range(len(counts))}
   for row, count in enumerate(counts):
     assert [int(nth_N[n]) for n in places[row]] == list(range(count))  # side by side, in order
     assert len({n // chunk for n in places[row]}) <= 1 and all(n < used for n in places[row])
-  assert used <= len(row_N) and used <= sum(counts) + 3
+  wasted = 3 + chunk % 3 * -(-counts.count(3) // (chunk // 3))  # a row's lanes don't stand in two chunks
+  assert used <= len(row_N) and used <= sum(counts) + wasted
 
 
 @pytest.mark.slow

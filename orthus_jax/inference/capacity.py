@@ -7,6 +7,7 @@ import dataclasses
 
 from orthus_jax.inference.requests import Prepared
 
+MOST_GUIDES = 2  # of a request
 _SLOTS = 64  # the cache's length is a multiple of it, so that few programs are compiled
 
 

@@ -6,6 +6,7 @@ Axes: as in `engine.py`; also L positions that a lane is fed in a turn.
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -134,25 +135,34 @@ def _places(count_B: jax.Array, *, most: int, chunk: int) -> tuple[jax.Array, ja
 
   Args:
     count_B: int32, of each row, `most` at most.
-    most: which divides a chunk, as each number below it does.
+    most: at most a chunk.
     chunk: places.
 
   Returns:
     int32 [N], the row of each place, B for none; which of its lanes, from 0; how many places are in use.
   """
   B = len(count_B)
-  N = -(-B * most // chunk) * chunk
+  N = -(-B // (chunk // most)) * chunk
   row_N, nth_N, begin = jnp.full(N, B, jnp.int32), jnp.zeros(N, jnp.int32), jnp.int32(0)
-  for c in range(most, 0, -1):  # rows of as many lanes stand together, at multiples of that number
-    begin = (begin + c - 1) // c * c
+  for c in range(most, 0, -1):  # rows of as many lanes stand together, as many as a chunk holds in each
+    per = chunk // c
+    unit = c if chunk % c == 0 else chunk
+    begin = (begin + unit - 1) // unit * unit
     has_B = count_B == c
-    first_B = begin + c * (jnp.cumsum(has_B) - 1)
+    # Where chunks are full of them, at multiples of c; else, from a chunk's beginning.
+    place = functools.partial(_place, c=c, per=per, chunk=chunk)
+    first_B = begin + place(jnp.cumsum(has_B) - 1)
     for n in range(c):
       at_B = jnp.where(has_B, first_B + n, N)
       row_N = row_N.at[at_B].set(jnp.arange(B, dtype=jnp.int32), mode="drop")
       nth_N = nth_N.at[at_B].set(n, mode="drop")
-    begin += c * has_B.sum()
+    begin += place(has_B.sum())
   return row_N, nth_N, begin
+
+
+def _place(n: jax.Array, *, c: int, per: int, chunk: int) -> jax.Array:
+  """Where the n-th of those begins that take c places each, `per` of them to a chunk."""
+  return c * n if chunk % c == 0 else n // per * chunk + n % per * c
 
 
 def by_pictures(model: Orthus, s: State, turn: Turn, program: Program) -> Moved:

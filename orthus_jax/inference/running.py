@@ -11,10 +11,12 @@ from typing import NamedTuple
 import numpy as np
 
 from orthus_jax.data.documents import Document
+from orthus_jax.inference import side_by_side
 from orthus_jax.inference.capacity import Capacity
+from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Prepared
 from orthus_jax.inference.responses import Event
-from orthus_jax.inference.scheduler import Network, Scheduler
+from orthus_jax.inference.scheduler import Scheduler
 from orthus_jax.inference.telling import Telling
 
 
@@ -43,7 +45,8 @@ class RunningBatch:
     self.capacity, rows = capacity, capacity.size.rows
     # Of no more pictures at once than there are rows, programs are compiled ahead.
     network = network._replace(encode=_by(rows, network.encode), decode=_by(rows, network.decode))
-    self._scheduler = Scheduler(network, capacity)
+    count = side_by_side.parts(network, rows)
+    self._scheduler = Scheduler(network, capacity) if count == 1 else side_by_side.SideBySide(network, capacity, count)
     self._telling = Telling(
         network.tokenizer, patches=network.config.vision_tokenizer.patches, decode=network.decode, preview_rows=preview_rows
     )

@@ -6,7 +6,7 @@ mostly the unconditional one, takes the lane as it is: such a prompt is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -18,39 +18,17 @@ import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig
 from orthus_jax.inference import engine, engine_state, prompt_reader
-from orthus_jax.inference.capacity import Capacity, Size
+from orthus_jax.inference.capacity import MOST_GUIDES, Capacity, Size
+from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Lane, Prepared
-from orthus_jax.inference.responses import Decoder
-from orthus_jax.models import systems
+from orthus_jax.models import products, systems
 from orthus_jax.models.params import Params
 from orthus_jax.models.samplers import TokenSampling
+from orthus_jax.parallel import compiler
 
 _SHORT = 512  # slots that are looked at always
-_LANES_AT_ONCE = 12
-
-
-class Network(NamedTuple):
-  """What a running batch needs of a model.
-
-  Attributes:
-    graphdef, params: its structure and parameters.
-    config: the model's.
-    ids: of special tokens.
-    text_V: bool, the ids of ordinary text.
-    tokenizer: of its text.
-    encode, decode: pictures to features [I, P, C], and back.
-    codebook_KC: the codes' features.
-  """
-
-  graphdef: Any
-  params: Params
-  config: ModelConfig
-  ids: engine_state.Ids
-  text_V: np.ndarray
-  tokenizer: Decoder
-  encode: Callable[[Sequence[np.ndarray]], np.ndarray]
-  decode: Callable[[Sequence[np.ndarray]], np.ndarray]
-  codebook_KC: np.ndarray
+_LANES_AT_ONCE = {"cpu": 16}  # by the kind of products, whose rows come to this; else
+_LANES = 12
 
 
 class Progress(NamedTuple):
@@ -74,19 +52,22 @@ class Scheduler:
   Args:
     network: the model.
     capacity: of the batch; a request must fit into it.
+    programs: what it shares with others of the same network and capacity, which other threads run.
   """
 
-  def __init__(self, network: Network, capacity: Capacity):
+  def __init__(self, network: Network, capacity: Capacity, *, programs: compiler.Programs | None = None):
     self._net, self._size, self._solvers = network, (size := capacity.size), capacity.solvers
+    self._programs = programs or compiler.Programs()
+    self._products = network.products(size.rows + size.guides)
     self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=capacity.solvers, ids=network.ids, sampled=capacity.sampled,
-        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params),
-        guides_a_row=min(2, size.guides),
+        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params, self._products),
+        guides_a_row=min(MOST_GUIDES, size.guides),
     )  # fmt: skip
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
     self._mesh = _mesh(network.params)
-    with self._on_mesh():
+    with self._tracing():
       self._state = _maker(network.config, size, self._mesh)()
     self._rows: dict[int, tuple[int, Prepared]] = {}  # row → its ticket and request
     self._length = np.zeros(size.rows, int)  # slots that each row has come to
@@ -94,8 +75,11 @@ class Scheduler:
     self._guides: dict[int, list[int]] = {}  # row → its guides
     self._joined: list[tuple[int, Prepared, list[int]]] = []  # rows that begin with the next step
 
-  def _on_mesh(self) -> contextlib.AbstractContextManager:
-    return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+  @contextlib.contextmanager
+  def _tracing(self) -> Iterator[None]:
+    """What programs are traced under."""
+    with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext(), products.rounding(self._products):
+      yield
 
   @property
   def busy(self) -> int:
@@ -121,7 +105,7 @@ class Scheduler:
     Args:
       others: whether more requests wait for a place; then it ends early, as soon as some rows have.
     """
-    with self._on_mesh():
+    with self._tracing():
       if self._joined:
         joined, self._joined = self._joined, []
         self._begin(joined)
@@ -138,7 +122,7 @@ class Scheduler:
     X = size.rows + size.guides
     shapes = [(A, T, p) for A, T in prompt_reader.sizes(net.config, lanes=X) for p in (False, True)]
     windows = sorted({self._window(n) for n in range(1, size.slots + 1)})
-    with self._on_mesh():
+    with self._tracing():
       for n, (A, T, pictures) in enumerate(shapes):
         chunk = prompt_reader.empty(net.config, A, T, lanes=X, sep=net.ids.sep, pictures=pictures)
         for window in windows:
@@ -166,7 +150,7 @@ class Scheduler:
     for row in rows:
       del self._rows[row], self._guides[row]
     if rows:
-      with self._on_mesh():
+      with self._tracing():
         self._state = engine.release(self._state, np.isin(np.arange(self._size.rows), rows))
 
   def _place(self, request: Prepared) -> tuple[int, list[int]] | None:
@@ -195,13 +179,17 @@ class Scheduler:
           to_read.append((B + g, lane))
         self._held[g] = lane.key
     pictures = [image.pixels for _, lane in to_read for image in lane.pictures]
-    encoded = iter(self._net.encode(pictures)) if pictures else iter(())
+    with self._programs.run("encode", len(pictures)):
+      encoded = iter(self._net.encode(pictures)) if pictures else iter(())
     prompts = [(n, lane, [next(encoded) for _ in lane.pictures]) for n, lane in to_read]
     X = self._size.rows + self._size.guides
     for chunk, end in prompt_reader.chunks(prompts, self._net.config, lanes=X, sep=self._net.ids.sep):
-      cache = engine.read(self._net.graphdef, self._net.params, self._state.cache, chunk, window=self._window(end))
+      window = self._window(end)
+      with self._programs.run("read", window, *(x if x is None else x.shape for x in chunk)):
+        cache = engine.read(self._net.graphdef, self._net.params, self._state.cache, chunk, window=window)
       self._state = self._state._replace(cache=cache)
-    self._admit(chosen, chosen[0][1])
+    with self._programs.run("admit"):
+      self._admit(chosen, chosen[0][1])
 
   def _admit(self, chosen: Sequence[tuple[int, Prepared, list[int]]], filler: Prepared) -> None:
     """Has rows begin whose prompts are read; the filler's order stands where there are no more."""
@@ -256,10 +244,11 @@ class Scheduler:
       ahead = max(ahead, *(len(lane) + self._rows[row][1].patches + 1 for lane in self._rows[row][1].guides), 0)
     program = dataclasses.replace(self._program, window=self._window(int(ahead)))
     stop_at = np.int32(max(1, size.rows // 8) if others else size.rows + 1)
-    self._state, made = engine.advance(
-        self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
-        program=program,
-    )  # fmt: skip
+    with self._programs.run("advance", program.window):
+      self._state, made = engine.advance(
+          self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
+          program=program,
+      )  # fmt: skip
     made = jax.tree.map(np.asarray, made)
     told = []
     for row in sorted(self._rows):
@@ -295,10 +284,10 @@ def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> C
   return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
 
 
-def _lanes_at_once(params: Params) -> int:
+def _lanes_at_once(params: Params, kind: str) -> int:
   """A CPU's work grows with the lanes; what has to read the weights from afar had better read them once for all lanes."""
   devices = {d for value in jax.tree.leaves(params)[:1] for d in value.devices()}
-  return _LANES_AT_ONCE if {d.platform for d in devices} == {"cpu"} and len(devices) == 1 else 0
+  return _LANES_AT_ONCE.get(kind, _LANES) if {d.platform for d in devices} == {"cpu"} and len(devices) == 1 else 0
 
 
 def _mesh(params: Params) -> jax.sharding.Mesh | None:

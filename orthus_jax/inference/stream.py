@@ -9,10 +9,10 @@ import itertools
 from orthus_jax.data.documents import Document
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import capacity
+from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Prepared, Request
 from orthus_jax.inference.responses import Event, Failed
 from orthus_jax.inference.running import RunningBatch
-from orthus_jax.inference.scheduler import Network
 
 _AHEAD = 512  # requests, and so their pictures, that are laid out before there is room for them
 

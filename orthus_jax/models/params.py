@@ -33,28 +33,43 @@ class Keys:
     return jax.random.fold_in(self._key, self._count - 1)
 
 
-def _flat(module: nnx.Module) -> tuple[Any, dict[str, nnx.Variable]]:
+class Structure:
+  """A graphdef that is hashed once: as a static argument it is at every call, and each time took 7 ms (flax 0.12.8)."""
+
+  def __init__(self, graphdef: nnx.GraphDef):
+    self.graphdef, self._hash = graphdef, hash(graphdef)
+
+  def __hash__(self) -> int:
+    return self._hash
+
+  def __eq__(self, other: object) -> bool:
+    if self is other:
+      return True
+    return isinstance(other, Structure) and self._hash == other._hash and self.graphdef == other.graphdef
+
+
+def _flat(module: nnx.Module) -> tuple[Structure, dict[str, nnx.Variable]]:
   graphdef, state = nnx.split(module)
-  return graphdef, {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
+  return Structure(graphdef), {"/".join(map(str, path)): v for path, v in nnx.to_flat_state(state)}
 
 
-def split(module: nnx.Module) -> tuple[Any, Params]:
+def split(module: nnx.Module) -> tuple[Structure, Params]:
   """Takes a module apart into its static structure and its named parameters."""
   graphdef, variables = _flat(module)
   return graphdef, {name: v[...] for name, v in variables.items()}
 
 
-def merge(graphdef: Any, params: Params) -> Any:
+def merge(graphdef: Structure, params: Params) -> Any:
   """Puts back together what `split` took apart; works under jit, grad and eval_shape."""
 
   def key(part: str) -> str | int:
     return int(part) if part.isdigit() else part
 
   flat = {tuple(key(p) for p in name.split("/")): nnx.Param(value) for name, value in params.items()}
-  return nnx.merge(graphdef, nnx.from_flat_state(flat))
+  return nnx.merge(graphdef.graphdef, nnx.from_flat_state(flat))
 
 
-def shapes_and_axes(init: Any) -> tuple[Any, Params, Axes]:
+def shapes_and_axes(init: Any) -> tuple[Structure, Params, Axes]:
   """Structure, shapes and logical axes of what `init()` would build, without building it.
 
   Args:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import re
+import threading
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ _SPARSE_CORES = {
 _SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 # XLA 0.10 hands a CPU's products to YNNPACK. A VQGAN's convolutions take 1.4 times as long with it, products of the size of
 # benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md). Where
-# factors are bfloat16 (models/products.py), it alone is fast.
+# factors are bfloat16 (models/products.py), it alone is fast; of a few rows it takes 0.9 of the time.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -91,15 +92,32 @@ class jit:  # noqa: N801
   """`jax.jit` with what this platform's compiler is asked for; jax is asked for its platform when it is first called.
 
   Not for functions that others under `jax.jit` call. What `trace` gives is compiled by who asked for it, as it wants.
+
+  Args:
+    function: to be compiled.
+    kind: tells which kind of products holds where it is called (`models.products.current`), of each of which there is a
+      program of its own; left out, none does.
+    how: as for `jax.jit`.
   """
 
-  def __init__(self, function: Callable, **how: Any):
+  def __init__(self, function: Callable, *, kind: Callable[[], str] = lambda: "", **how: Any):
     functools.update_wrapper(self, function)
-    self._jit = functools.partial(jax.jit, function, **how)
+    self._function, self._kind, self._how = function, kind, how
+    self._of: dict[str, Any] = {}
 
-  @functools.cached_property
+  def _jit(self, options: dict[str, str] | None) -> Any:
+    @functools.wraps(self._function)  # a function of its own, as jax would else take the program of another kind
+    def own(*args: Any, **named: Any) -> Any:
+      return self._function(*args, **named)
+
+    return jax.jit(own, compiler_options=options, **self._how)
+
+  @property
   def _here(self) -> Any:
-    return self._jit(compiler_options=_cpu() if jax.default_backend() == "cpu" else None)
+    kind = self._kind()
+    if kind not in self._of:
+      self._of[kind] = self._jit(_cpu() if jax.default_backend() == "cpu" and not kind else None)
+    return self._of[kind]
 
   def __call__(self, *args: Any, **named: Any) -> Any:
     return self._here(*args, **named)
@@ -108,7 +126,7 @@ class jit:  # noqa: N801
     return self._here.lower(*args, **named)
 
   def trace(self, *args: Any, **named: Any) -> jax.stages.Traced:
-    return self._jit().trace(*args, **named)
+    return self._jit(None).trace(*args, **named)
 
 
 @contextlib.contextmanager
@@ -129,3 +147,20 @@ def refusals() -> Iterator[None]:
     if found is None:
       raise
     raise BadRequest(f"run.compiler_options: the compiler takes no {found.group(1)!r} of this value: leave it out") from e
+
+
+class Programs:
+  """Has each program be compiled once where several threads run it: who comes first is waited for."""
+
+  def __init__(self) -> None:
+    self._lock, self._made = threading.Lock(), set[tuple]()
+
+  @contextlib.contextmanager
+  def run(self, *program: Any) -> Iterator[None]:
+    """Of a program's name and whatever else it was compiled for."""
+    if program in self._made:
+      yield
+      return
+    with self._lock:
+      yield
+      self._made.add(program)

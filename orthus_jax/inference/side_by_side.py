@@ -1,0 +1,113 @@
+"""A running batch in some parts, each of which a thread of its own moves ahead.
+
+A CPU's cores share the products of a small model badly: two rows' worth of work on each of two cores take about as long as on
+one (docs/performance.md). So each core gets rows of its own; a part is a `Scheduler`, and all have the same programs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+import concurrent.futures
+import dataclasses
+import os
+from typing import NamedTuple
+
+import jax
+
+from orthus_jax.inference.capacity import MOST_GUIDES, Capacity
+from orthus_jax.inference.network import Network
+from orthus_jax.inference.requests import Prepared
+from orthus_jax.inference.scheduler import Progress, Scheduler
+from orthus_jax.parallel import compiler
+
+_ROWS = 4  # of a part, at least
+_LARGEST = 1 << 28  # bytes of parameters; above, parts would wait for the memory rather than compute
+
+
+def parts(network: Network, rows: int) -> int:
+  """How many parts a batch is best moved ahead in: 1 but on a CPU."""
+  values = jax.tree.leaves(network.params)
+  devices = {d for v in values[:1] for d in v.devices()}
+  if {d.platform for d in devices} != {"cpu"} or len(devices) > 1 or sum(v.nbytes for v in values) > _LARGEST:
+    return 1
+  return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, rows // _ROWS))
+
+
+class _Moving(NamedTuple):
+  """A part that is moving: requests and guides that it began with, and what it will have made."""
+
+  busy: int
+  guides: int
+  made: concurrent.futures.Future[list[Progress]]
+
+
+class SideBySide:
+  """What a `Scheduler` does, by several; a request stays in the part that it joined.
+
+  Args:
+    network: the model.
+    capacity: of all parts together, rows and guides rounded up.
+    count: parts.
+  """
+
+  def __init__(self, network: Network, capacity: Capacity, count: int):
+    size = capacity.size
+    guides = max(-(-size.guides // count), min(size.guides, MOST_GUIDES))  # for any request that the capacity takes
+    own = dataclasses.replace(size, rows=-(-size.rows // count), guides=guides)
+    programs = compiler.Programs()
+    self._parts = [
+        Scheduler(network, dataclasses.replace(capacity, size=own), programs=programs) for _ in range(count)
+    ]
+    self._pool = concurrent.futures.ThreadPoolExecutor(count, thread_name_prefix="orthus-part")
+    self._moving: dict[int, _Moving] = {}  # by the part's place
+    self._made: list[Progress] = []  # by parts that have been waited for already
+
+  @property
+  def busy(self) -> int:
+    """As `Scheduler.busy`; a request is on its way until `step` has told of its end."""
+    return sum(m.busy for m in self._moving.values()) + sum(p.busy for p in self._still) + sum(m.done for m in self._made)
+
+  @property
+  def guides_in_use(self) -> int:
+    return sum(m.guides for m in self._moving.values()) + sum(p.guides_in_use for p in self._still)
+
+  @property
+  def _still(self) -> list[Scheduler]:
+    return [p for i, p in enumerate(self._parts) if i not in self._moving]
+
+  def join(self, ticket: int, request: Prepared) -> bool:
+    """As `Scheduler.join`; parts that are moving take none until they have come back."""
+    return any(p.join(ticket, request) for p in sorted(self._still, key=lambda p: p.busy))
+
+  def step(self, *, others: bool = False) -> list[Progress]:
+    """Has all move that stand still, and waits for the first of them to come back."""
+    for i, part in enumerate(self._parts):
+      if i not in self._moving and part.busy:
+        # What it has is counted ahead, as the thread changes it.
+        self._moving[i] = _Moving(part.busy, part.guides_in_use, self._pool.submit(part.step, others=others))
+    if not self._made:
+      concurrent.futures.wait([m.made for m in self._moving.values()], return_when=concurrent.futures.FIRST_COMPLETED)
+      self._collect([i for i, m in self._moving.items() if m.made.done()])
+    made, self._made = self._made, []
+    return made
+
+  def leave(self, tickets: Collection[int]) -> None:
+    """As `Scheduler.leave`, once those that move have come back."""
+    if not tickets:
+      return
+    self._collect(list(self._moving))
+    self._made = [m for m in self._made if m.ticket not in tickets]
+    for part in self._parts:
+      part.leave(tickets)
+
+  def compile(self, told: Callable[[int, int], None] | None = None) -> None:
+    """As `Scheduler.compile`."""
+    for part in self._parts[1:]:
+      part.compile()
+    self._parts[0].compile(told)
+
+  def _collect(self, moving: list[int]) -> None:
+    """Takes what these have made, waiting for it."""
+    concurrent.futures.wait([self._moving[i].made for i in moving])
+    for m in [self._moving.pop(i) for i in moving]:
+      self._made += m.made.result()
