@@ -1,13 +1,14 @@
 """A file of requests of all kinds, answered in one running batch: beside one by one, or beside another checkout of the project.
 
     python benchmarks/generate.py --mixed RUN [--requests=200] [--rounds=3]
-    python benchmarks/generate.py --mixed RUN --against=CHECKOUT
+    python benchmarks/generate.py --mixed RUN --against=CHECKOUT [--their-run=RUN] [--commands]
 
 RUN is the directory of a run on the built-in world (the quickstart's, say), from whose test split the requests come: of every
 200, 88 captions to draw, 72 questions, 30 edits and 10 stories, in a random order. The file is answered as by
 `orthus generate --requests`, by each side in a process of its own and in turns. The first time of each, which compiles, or
-loads what a cache of programs holds, is told apart. A ratio below 1 says that this checkout's running batch takes less time;
-it is the median round's. Answers that differ are counted. `serve.py` and `serve_load.py` ask the same.
+loads what a cache of programs holds, is told apart. With --commands, each time is a whole command's, start and loading
+included, first with an empty cache of programs and then with what that left. A ratio below 1 says that this checkout's running
+batch takes less time; it is the median round's. Answers that differ are counted. `serve.py` and `serve_load.py` ask the same.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ import json
 import os
 from pathlib import Path
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 import PIL.Image
@@ -84,7 +87,7 @@ class Offline:
   _PROGRAM = """
 import pathlib, shutil, sys
 from orthus_jax.commands import common
-common.initialize()
+(common.initialize if hasattr(common, "initialize") else common.start)()  # the latter in older checkouts
 from orthus_jax.inference import model as model_lib, requests_file
 model = model_lib.load(sys.argv[1])
 for _ in sys.stdin:
@@ -123,6 +126,28 @@ for _ in sys.stdin:
     self.process.wait(60)
 
 
+class Command:
+  """`orthus generate --requests` as a whole."""
+
+  def __init__(self, run: str, file: Path, out: Path, *, checkout: Path = _HERE, rows: int = ROWS):
+    self.out, self.cache, self.checkout = out, out.with_suffix(".cache"), checkout
+    model, file, out = map(os.path.abspath, (run, file, out))
+    self.command = [
+        sys.executable, "-m", "orthus_jax.cli", "generate", model, f"--requests={file}", f"--out={out}", f"--batch-size={rows}"
+    ]  # fmt: skip
+
+  def seconds(self, *, kept: bool) -> float:
+    for folder in (self.out, *(() if kept else (self.cache,))):
+      shutil.rmtree(folder, ignore_errors=True)
+    environment = os.environ | {"PYTHONPATH": str(self.checkout), "ORTHUS_CACHE": str(self.cache)}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # pip leaves bytecode of all that it installs
+    begin = time.monotonic()
+    done = subprocess.run(self.command, cwd=self.checkout, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+      raise SystemExit(f"generate --requests failed: {done.stderr[-500:]}")
+    return time.monotonic() - begin
+
+
 def alike(a: list[str | np.ndarray], b: list[str | np.ndarray]) -> bool:
   """The same texts, and pictures within one of 255 levels."""
   return len(a) == len(b) and all(
@@ -137,6 +162,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   )
   parser.add_argument("run")
   parser.add_argument("--against", type=Path, metavar="CHECKOUT", help="another one; by default this one, a request at a time")
+  parser.add_argument("--their-run", metavar="RUN", help="which that one is to answer with, where it can't read RUN's config")
+  parser.add_argument("--commands", action="store_true", help="time whole commands")
   parser.add_argument("--requests", type=int, default=200)
   parser.add_argument("--rounds", type=int, default=3)
   options = parser.parse_args(argv)
@@ -145,7 +172,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(scratch)
     file = write(workdir.load_config(workdir.find(options.run)[0]), folder / "requests", options.requests)
     names = f"{ROWS} rows", str(options.against or "one by one")
-    sides = [Offline(options.run, file, folder / str(n), **how) for n, how in enumerate(({}, other))]
+    made = zip((options.run, options.their_run or options.run), (folder / "0", folder / "1"), ({}, other))
+    if options.commands:
+      return _time_commands([Command(run, file, out, **how) for run, out, how in made], names, options.rounds)
+    sides = [Offline(run, file, out, **how) for run, out, how in made]
     for name, side in zip(names, sides):
       print(f"{name}, first time: {side.seconds():.2f} s", flush=True)
     rounds = []
@@ -160,3 +190,13 @@ def main(argv: Sequence[str] | None = None) -> None:
   print(f"{len(theirs)} requests, {names[0]} against {names[1]}: {np.median(ratios):.2f} of the time (median round)")
   told = f": not {', '.join(different[:5])}" if different else ""
   print(f"{len(theirs) - len(different)} of {len(theirs)} answers are alike{told}")
+
+
+def _time_commands(sides: Sequence[Command], names: Sequence[str], rounds: int) -> None:
+  for kept in (False, True):
+    times = []
+    for _ in range(rounds):
+      times.append([side.seconds(kept=kept) for side in sides])
+      told = "  ".join(f"{name}: {s:.1f} s" for name, s in zip(names, times[-1]))
+      print(f"{'programs kept' if kept else 'nothing compiled'}: {told}  ratio {times[-1][0] / times[-1][1]:.2f}", flush=True)
+    print(f"{np.median([a / b for a, b in times]):.2f} of the time (median round)")
