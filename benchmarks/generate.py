@@ -9,10 +9,9 @@ JAX_DEFAULT_MATMUL_PRECISION=highest; in bfloat16 the difference is printed and 
 
 Weights are random; nothing needs training. `Model.generate` draws with guidance (two rows a request), each batch size a
 request many, in turns with the plain loop of `torch_generate.py`, which draws one picture at a time; both first have to
-draw the same features from the same noises, in float32. Where the config's products round their factors to bfloat16, both are
-measured so too, and ratios are to the faster PyTorch. A figure is the fastest of a few rounds, as other work on the machine
-only ever slows one down. Left out on both sides: decoding the features by the VQGAN. Compiling is told apart. A position is
-one turn of the loop, in which all rows of the batch move ahead: begin-of-image and each patch. Options such as
+draw the same features from the same noises. A figure is the fastest of a few rounds, as other work on the machine only ever
+slows one down. Left out on both sides: decoding the features by the VQGAN. Compiling is told apart. A position is one turn
+of the loop, in which all rows of the batch move ahead: begin-of-image and each patch. Options such as
 --config.model.transformer.layers=2 override the config. The limit is the time in which the memory brings what must be read.
 """
 
@@ -41,9 +40,8 @@ from orthus_jax.commands import common
 from orthus_jax.config import Config, SamplingConfig
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data.documents import Document, document
-from orthus_jax.inference import side_by_side
 from orthus_jax.inference.model import Model
-from orthus_jax.models import params as params_lib, products, quantized
+from orthus_jax.models import params as params_lib, quantized
 from orthus_jax.models.orthus import Orthus, compute_dtype
 from orthus_jax.parallel import compiler
 
@@ -119,11 +117,7 @@ def noises(seed: int, shape: tuple[int, int]) -> np.ndarray:
 class Ours:
   """`Model.generate` on a number of requests; request i has seed i, whatever the batch."""
 
-  def __init__(self, model: FeatureModel, batch: int, sampling: SamplingConfig | None = None, title: str = "orthus_jax"):
-    self.title = title
-    guides = 0 if model.config.sampling.guidance == 1 else batch
-    parts = side_by_side.parts(model.network("stored"), batch)
-    self.products = products.kind_of_batch(model.config, jax.devices()[:1], rows=-(-(batch + guides) // parts))
+  def __init__(self, model: FeatureModel, batch: int, sampling: SamplingConfig | None = None):
     self.model, self.batch, self.patches = model, batch, model.config.model.vision_tokenizer.patches
     self.sampling = sampling or model.config.sampling
     self.documents = [request(model, i) for i in range(batch)]
@@ -135,21 +129,15 @@ class Ours:
     assert [len(f) for f in self.model.drawn] == [self.patches] * self.batch, "not every request drew a picture"
     return np.asarray(self.model.drawn[int(made[0].images[0].pixels.ravel() @ [1, 1 << 8, 1 << 16])])
 
-  @property
-  def rounded(self) -> bool:
-    """Whether it may draw otherwise than in float32."""
-    return self.model.config.model.transformer.dtype != "float32" or self.products in ("cpu", "anywhere")
-
 
 class Theirs:
   """The plain loop on the first request."""
 
   batch = 1
 
-  def __init__(self, model: FeatureModel, patches: int, title: str = "PyTorch"):
+  def __init__(self, model: FeatureModel, patches: int):
     import torch_generate
 
-    self.title = title
     sampling, tokens, vision = model.config.sampling, model.tokenizer, model.config.model.vision_tokenizer
     texts = request(model, 0).texts[0].text, sampling.unconditional_prompt
     self.prompts = [[tokens.bos, *tokens.encode(t), tokens.sep, tokens.boi] for t in texts]
@@ -236,9 +224,9 @@ def build(options: argparse.Namespace, overrides: list[str]) -> FeatureModel:
   return FeatureModel.create(config, random_params(config), tokens)
 
 
-def with_transformer(model: FeatureModel, **changes: Any) -> FeatureModel:
-  """The same parameters, computed in another way."""
-  transformer = dataclasses.replace(model.config.model.transformer, **changes)
+def in_bfloat16(model: FeatureModel) -> FeatureModel:
+  """The same parameters, computed in bfloat16."""
+  transformer = dataclasses.replace(model.config.model.transformer, dtype="bfloat16")
   config = dataclasses.replace(model.config, model=dataclasses.replace(model.config.model, transformer=transformer))
   return FeatureModel.create(config, model.params, model.tokenizer)
 
@@ -258,7 +246,8 @@ def warm_up(systems: dict[str, Any]) -> dict[str, float]:
     elif expected is not None:
       error = np.abs(features[: len(expected)] - expected).max() / np.abs(expected).max()
       print(f"{name} draws PyTorch's features to {error:.2g} of the largest")
-      assert system.rounded or error < _AGREEMENT, f"{name} draws other features than PyTorch"
+      rounded = system.model.config.model.transformer.dtype != "float32"
+      assert rounded or error < _AGREEMENT, f"{name} draws other features than PyTorch"
   return first
 
 
@@ -270,7 +259,7 @@ def table(systems: dict[str, Any], best: dict[str, float], bandwidth: float | No
   for name, s in systems.items():
     ratio = f"{rate[name] / theirs:.2f}" if theirs else "-"
     position = f"{1e3 * best[name] / (s.patches + 1):.2f}"
-    rows.append([s.title, str(s.batch), f"{rate[name]:,.1f}", ratio, position])
+    rows.append([name.partition(",")[0], str(s.batch), f"{rate[name]:,.1f}", ratio, position])
   if bandwidth:
     rows[0] += ["seconds a picture", "limit", "share of the limit"]
     for row, (name, s) in zip(rows[1:], systems.items()):
@@ -314,6 +303,7 @@ def main() -> None:
   add("--rounds", type=int, default=3)
   add("--bandwidth", type=float, help="of the device's memory, bytes/s; known for some")
   add("--no-torch", action="store_true", help="don't compare, even on a CPU")
+  add("--torch-bfloat16", action="store_true", help="measure the PyTorch loop in bfloat16 too; ratios are to the faster one")
   add("--markdown", action="store_true")
   options, overrides = parser.parse_known_args()
   options.config = options.config or str(_CONFIGS / ("orthus_7b.py:post-h200-1" if options.seven_b else "shapes.py"))
@@ -332,19 +322,15 @@ def main() -> None:
     print(f"PyTorch's loop is left out: {why}")
   else:
     systems["PyTorch"] = Theirs(model, options.patches)
+    if options.torch_bfloat16:
+      systems["PyTorch in bfloat16"] = Theirs(in_bfloat16(model), options.patches)
   ours = {b: Ours(model, b) for b in map(int, options.batches.split(","))}
-  plain = with_transformer(model, matmul_precision="default")
-  for b, o in ours.items():
-    if o.rounded and model.config.model.transformer.dtype == "float32":
-      systems[f"orthus_jax in float32, batch {b}"] = Ours(plain, b, title="orthus_jax in float32")
-      if "PyTorch" in systems and (title := "PyTorch in bfloat16") not in systems:
-        systems[title] = Theirs(with_transformer(model, dtype="bfloat16"), options.patches, title)
   systems |= {f"orthus_jax, batch {b}": o for b, o in ours.items()}
 
   first = warm_up(systems)
-  for s in systems.values():
+  for name, s in systems.items():
     if isinstance(s, Theirs):
-      print(f"{s.title} runs {s.threads} thread(s) and draws {s.patches} of {P} patches")
+      print(f"{name} runs {s.threads} thread(s) and draws {s.patches} of {P} patches")
   seconds = {name: [] for name in systems}
   for _ in range(options.rounds):
     for name, system in systems.items():  # in turns

@@ -39,8 +39,9 @@ def test_a_product_and_its_gradients_are_those_of_rounded_factors(kind, rows, ou
   assert abs(np.asarray(y).ravel() - (x.reshape(-1, 7) @ kernel.reshape(7, -1)).ravel()).max() > 1e-4
 
 
-def devices_of(platform, size=1, processes=1):
-  return [types.SimpleNamespace(platform=platform, process_index=i % processes) for i in range(size)]
+def mesh_of(platform, size=1, processes=1):
+  devices = [types.SimpleNamespace(platform=platform, process_index=i % processes) for i in range(size)]
+  return types.SimpleNamespace(devices=np.asarray(devices), size=size)
 
 
 def asks(precision, **changes):
@@ -50,14 +51,14 @@ def asks(precision, **changes):
 def test_auto_is_for_processors_that_multiply_bfloat16(monkeypatch):
   for able in (True, False):
     monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda able=able: able)
-    assert products.kind(asks("auto"), devices_of("cpu")) == ("cpu" if able else "")
-    assert products.kind(asks("auto"), devices_of("cpu", 2)) == ("anywhere" if able else "")
+    assert products.kind(asks("auto"), mesh_of("cpu")) == ("cpu" if able else "")
+    assert products.kind(asks("auto"), mesh_of("cpu", 2)) == ("anywhere" if able else "")
     # Machines may differ in it, and other tasks and dtypes have no such products.
-    assert products.kind(asks("auto"), devices_of("cpu", 2, processes=2)) == ""
-    assert products.kind(asks("auto", model__transformer__dtype="bfloat16"), devices_of("cpu")) == ""
-    assert products.kind(asks("bfloat16", task="vision_tokenizer"), devices_of("cpu")) == ""
-    assert products.kind(asks("auto"), devices_of("tpu")) == products.kind(asks("default"), devices_of("cpu")) == ""
-    assert [products.kind(asks("bfloat16"), devices_of(p)) for p in ("gpu", "cpu")] == ["anywhere", "cpu"]
+    assert products.kind(asks("auto"), mesh_of("cpu", 2, processes=2)) == ""
+    assert products.kind(asks("auto", model__transformer__dtype="bfloat16"), mesh_of("cpu")) == ""
+    assert products.kind(asks("bfloat16", task="vision_tokenizer"), mesh_of("cpu")) == ""
+    assert products.kind(asks("auto"), mesh_of("tpu")) == products.kind(asks("default"), mesh_of("cpu")) == ""
+    assert [products.kind(asks("bfloat16"), mesh_of(p)) for p in ("gpu", "cpu")] == ["anywhere", "cpu"]
 
 
 def test_what_is_rounded_ends_with_its_block_and_is_float32():
@@ -107,45 +108,3 @@ def test_muons_matrices_are_nearly_what_float32_gives(shape):
   assert optax.global_norm(found) == pytest.approx(float(optax.global_norm(plain)), rel=0.02)
   assert 0 < jnp.linalg.norm(found[name] - plain[name]) < 0.05 * jnp.linalg.norm(plain[name])
   assert jax.tree.structure(state) == jax.tree.structure(rule.init(updates))
-
-
-def test_rows_give_the_same_bits_whatever_stands_beside_them():
-  rng = np.random.default_rng(0)
-  x_MD, kernel = (jnp.asarray(rng.standard_normal(s), jnp.float32) for s in ((70, 192), (192, 96)))
-
-  def first(rows):
-    with products.rounding("cpu"):
-      return np.asarray(jax.jit(lambda x: products.dot(jnp.tanh(x), kernel))(x_MD[:rows]))
-
-  whole = first(70)
-  for rows in (1, 2, 3, 16, 33):  # one row, two and 33 are multiplied in another order than sixteen, unless filled up
-    np.testing.assert_array_equal(first(rows), whole[:rows])
-
-
-def test_a_batch_of_few_rows_is_faster_in_float32(monkeypatch):
-  monkeypatch.setattr(products, "_cpu_multiplies_bfloat16", lambda: True)
-
-  def kind(precision, rows, *devices, **changes):
-    return products.kind_of_batch(asks(precision, **changes), devices_of(*devices), rows=rows)
-
-  assert [kind("auto", n, "cpu") for n in (1, 7, 8)] == ["few", "few", "cpu"]
-  assert [kind("default", n, "cpu") for n in (1, 8)] == ["few", ""]
-  assert [kind("bfloat16", n, "cpu") for n in (1, 8)] == ["cpu", "cpu"]  # whoever asks for it gets one sort of numbers
-  assert [kind("auto", 1, *d) for d in (("cpu", 2), ("gpu",))] == ["", ""]
-  assert kind("auto", 1, "cpu", model__transformer__dtype="bfloat16") == ""
-  with products.rounding("few"):
-    assert not products.rounded(jnp.ones(3))
-
-
-def test_each_kind_of_products_has_a_program_of_its_own():
-  traced = []
-
-  def f(x, n):
-    traced.append(products.current())
-    return x + n
-
-  compiled = compiler.jit(f, kind=products.current, static_argnames="n")
-  for kind in ("", "cpu", "cpu", ""):
-    with products.rounding(kind):
-      assert compiled(1.0, n=2) == 3
-  assert traced == ["", "cpu"]

@@ -108,9 +108,11 @@ def test_any_request_that_the_capacity_takes_fits_into_a_part(monkeypatch):
 
 def test_parts_are_for_small_models_on_a_cpu(monkeypatch):
   monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda _: range(4), raising=False)
-  network = types.SimpleNamespace(params={"a": jnp.ones(3)})
+  network = types.SimpleNamespace(params={"a": jnp.ones(3)}, on_one_cpu=True)
   assert [side_by_side.parts(network, rows) for rows in (1, 7, 8, 64)] == [1, 1, 2, 4]
   monkeypatch.setattr(side_by_side, "_LARGEST", 11)
+  assert side_by_side.parts(network, 64) == 1
+  network = types.SimpleNamespace(params={}, on_one_cpu=False)
   assert side_by_side.parts(network, 64) == 1
 
 

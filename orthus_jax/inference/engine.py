@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import drawing
 from orthus_jax.inference.engine_state import Made, Order, Program, State
-from orthus_jax.models import params as params_lib, products, samplers
+from orthus_jax.models import params as params_lib, samplers
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.orthus import Orthus, last_seen
@@ -49,7 +49,7 @@ class Prompts(NamedTuple):
   lane_A: jax.Array
 
 
-@functools.partial(compiler.jit, kind=products.current, static_argnames=("graphdef", "window"), donate_argnames="cache")
+@functools.partial(compiler.jit, static_argnames=("graphdef", "window"), donate_argnames="cache")
 def read(graphdef: Any, params: Params, cache: Cache, prompts: Prompts, *, window: int) -> Cache:
   """Reads a chunk of some prompts into the cache; `window` slots are looked at."""
   model: Orthus = params_lib.merge(graphdef, params)
@@ -120,9 +120,7 @@ def release(state: State, row_B: jax.Array) -> State:
   )  # fmt: skip
 
 
-@functools.partial(
-    compiler.jit, kind=products.current, static_argnames=("graphdef", "config", "program"), donate_argnames="state"
-)
+@functools.partial(compiler.jit, static_argnames=("graphdef", "config", "program"), donate_argnames="state")
 def advance(
     graphdef: Any, params: Params, state: State, text_V: jax.Array, stop_at: jax.Array, *, config: ModelConfig,
     program: Program,

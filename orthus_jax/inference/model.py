@@ -21,7 +21,7 @@ from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Finished
 from orthus_jax.interop import huggingface
-from orthus_jax.models import params as params_lib, products, quantized, systems
+from orthus_jax.models import params as params_lib, quantized, systems
 from orthus_jax.models.heads.base import untrained
 from orthus_jax.models.orthus import describe
 from orthus_jax.models.params import Params
@@ -165,7 +165,6 @@ class Model:
         text_V=text_V, tokenizer=tk, encode=self.encode, decode=self.decode,
         codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
         ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
-        products=lambda lanes: products.kind_of_batch(self.config, _devices(self.params), rows=lanes),
     )  # fmt: skip
 
   def encode(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -250,8 +249,3 @@ def load(path: str | os.PathLike, *, mesh: jax.sharding.Mesh | None = None, imag
   if not model.no_pictures and untrained(systems.image_head(model.config.model), model.params):
     return dataclasses.replace(model, no_pictures=_UNTRAINED)
   return model
-
-
-def _devices(params: Params) -> list[jax.Device]:
-  """What parameters lie on."""
-  return sorted({d for value in jax.tree.leaves(params)[:1] for d in value.devices()}, key=lambda d: d.id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from orthus_jax.config import ModelConfig
@@ -24,7 +25,6 @@ class Network(NamedTuple):
     tokenizer: of its text.
     encode, decode: pictures to features [I, P, C], and back.
     codebook_KC: the codes' features.
-    products: their kind (`models/products.py`) for a batch of so many lanes.
   """
 
   graphdef: Any
@@ -36,4 +36,9 @@ class Network(NamedTuple):
   encode: Callable[[Sequence[np.ndarray]], np.ndarray]
   decode: Callable[[Sequence[np.ndarray]], np.ndarray]
   codebook_KC: np.ndarray
-  products: Callable[[int], str]
+
+  @property
+  def on_one_cpu(self) -> bool:
+    """Whether its parameters lie on one CPU device."""
+    devices = {d for value in jax.tree.leaves(self.params)[:1] for d in value.devices()}
+    return len(devices) == 1 and {d.platform for d in devices} == {"cpu"}

@@ -21,14 +21,14 @@ from orthus_jax.inference import engine, engine_state, prompt_reader
 from orthus_jax.inference.capacity import MOST_GUIDES, Capacity, Size
 from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Lane, Prepared
-from orthus_jax.models import products, systems
+from orthus_jax.models import systems
 from orthus_jax.models.params import Params
 from orthus_jax.models.samplers import TokenSampling
 from orthus_jax.parallel import compiler
 
 _SHORT = 512  # slots that are looked at always
-_LANES_AT_ONCE = {"cpu": 16}  # by the kind of products, whose rows come to this; else
-_LANES = 12
+_LANES_AT_ONCE = 24  # at most, on a CPU, whose work grows with the lanes; others had better read the weights once for all
+_FEW = 8  # lanes
 
 
 class Progress(NamedTuple):
@@ -58,10 +58,10 @@ class Scheduler:
   def __init__(self, network: Network, capacity: Capacity, *, programs: compiler.Programs | None = None):
     self._net, self._size, self._solvers = network, (size := capacity.size), capacity.solvers
     self._programs = programs or compiler.Programs()
-    self._products = network.products(size.rows + size.guides)
+    self._few = size.rows + size.guides < _FEW
     self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=capacity.solvers, ids=network.ids, sampled=capacity.sampled,
-        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_lanes_at_once(network.params, self._products),
+        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_shares(size.rows + size.guides) if network.on_one_cpu else 0,
         guides_a_row=min(MOST_GUIDES, size.guides),
     )  # fmt: skip
     vision = network.config.vision_tokenizer
@@ -78,7 +78,7 @@ class Scheduler:
   @contextlib.contextmanager
   def _tracing(self) -> Iterator[None]:
     """What programs are traced under."""
-    with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext(), products.rounding(self._products):
+    with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext(), compiler.few_rows(self._few):
       yield
 
   @property
@@ -284,10 +284,9 @@ def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> C
   return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
 
 
-def _lanes_at_once(params: Params, kind: str) -> int:
-  """A CPU's work grows with the lanes; what has to read the weights from afar had better read them once for all lanes."""
-  devices = {d for value in jax.tree.leaves(params)[:1] for d in value.devices()}
-  return _LANES_AT_ONCE.get(kind, _LANES) if {d.platform for d in devices} == {"cpu"} and len(devices) == 1 else 0
+def _shares(lanes: int) -> int:
+  """How many are worked on at once, so that a full batch comes to equal shares."""
+  return -(-lanes // -(-lanes // _LANES_AT_ONCE)) if _LANES_AT_ONCE else 0
 
 
 def _mesh(params: Params) -> jax.sharding.Mesh | None:

@@ -26,9 +26,7 @@ _LARGEST = 1 << 28  # bytes of parameters; above, parts would wait for the memor
 
 def parts(network: Network, rows: int) -> int:
   """How many parts a batch is best moved ahead in: 1 but on a CPU."""
-  values = jax.tree.leaves(network.params)
-  devices = {d for v in values[:1] for d in v.devices()}
-  if {d.platform for d in devices} != {"cpu"} or len(devices) > 1 or sum(v.nbytes for v in values) > _LARGEST:
+  if not network.on_one_cpu or sum(v.nbytes for v in jax.tree.leaves(network.params)) > _LARGEST:
     return 1
   return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, rows // _ROWS))
 

@@ -3,38 +3,33 @@
 A CPU with instructions for bfloat16 (AVX512-BF16, AMX) multiplies so three to five times as fast as in float32, if XLA is
 given factors in bfloat16 and asked for a result in float32: results in bfloat16 are slower than float32 throughout, the
 names of `jax.lax.DotAlgorithmPreset` change nothing on a CPU, and YNNPACK must be left on (jax 0.10.2; docs/performance.md).
-It multiplies one row, two, and some other numbers of rows in another order than sixteen: rows are filled up to a multiple
-of those, so that a row's results are the same to the last bit whatever stands beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 import contextlib
 import contextvars
 import functools
-import math
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from orthus_jax.config import Config
 
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _NO_FACTORS = ((), ())
-_ROWS = 16  # of a tile of AMX
-_FEW = 8  # rows, below which products in float32 are the faster ones
 
-# "" leaves products as they are; so does "few", but to another of XLA's libraries (see `parallel.compiler`). "cpu" fills rows
-# up and keeps kernels' gradients from what XLA makes slow on one CPU device.
+# "" leaves products as they are. "cpu" keeps kernels' gradients from what XLA makes slow on one CPU device.
 _rounding: contextvars.ContextVar[str] = contextvars.ContextVar("rounding", default="")
 
 
-def kind(config: Config, devices: Sequence[jax.Device]) -> str:
-  """What `rounding` is to be given for a config's training step on some devices; see TransformerConfig.matmul_precision."""
-  transformer = config.model.transformer
+def kind(config: Config, mesh: Mesh) -> str:
+  """What `rounding` is to be given for a config's training step on a mesh; see TransformerConfig.matmul_precision."""
+  transformer, devices = config.model.transformer, mesh.devices.flat
   cpu, precision = devices[0].platform == "cpu", transformer.matmul_precision
   if config.task != "orthus" or transformer.dtype != "float32" or precision == "default":
     return ""
@@ -43,15 +38,7 @@ def kind(config: Config, devices: Sequence[jax.Device]) -> str:
     alone = len({d.process_index for d in devices}) == 1
     if not (cpu and alone and _cpu_multiplies_bfloat16()):
       return ""
-  return "cpu" if cpu and len(devices) == 1 else "anywhere"
-
-
-def kind_of_batch(config: Config, devices: Sequence[jax.Device], *, rows: int) -> str:
-  """As `kind`, for a running batch that has so many rows and guides: "auto" is what is faster for these."""
-  transformer = config.model.transformer
-  if rows >= _FEW or transformer.matmul_precision == "bfloat16":
-    return kind(config, devices)
-  return "few" if len(devices) == 1 and devices[0].platform == "cpu" and transformer.dtype == "float32" else ""
+  return "cpu" if cpu and mesh.size == 1 else "anywhere"
 
 
 @functools.cache
@@ -74,14 +61,9 @@ def rounding(kind: str) -> Iterator[None]:
     _rounding.reset(before)
 
 
-def current() -> str:
-  """The kind that holds here."""
-  return _rounding.get()
-
-
 def rounded(x: jax.Array) -> bool:
   """Whether x's products are to have their factors rounded."""
-  return _rounding.get() in ("cpu", "anywhere") and x.dtype == jnp.float32
+  return bool(_rounding.get()) and x.dtype == jnp.float32
 
 
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -101,21 +83,13 @@ def _product(a: jax.Array, b: jax.Array, a_axes: Any, b_axes: Any, *, batch: Any
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(x: jax.Array, kernel: jax.Array, cpu: bool) -> jax.Array:
-  return _by_rows(x, kernel, cpu)
-
-
-def _by_rows(x: jax.Array, kernel: jax.Array, cpu: bool) -> jax.Array:
-  rows = math.prod(x.shape[:-1])
-  if not cpu or rows % _ROWS == 0:
-    return _product(x, kernel, (x.ndim - 1,), (0,))
-  x_MD = jnp.pad(x.astype(jnp.bfloat16).reshape(rows, -1), ((0, -rows % _ROWS), (0, 0)))
-  return _product(x_MD, kernel, (1,), (0,))[:rows].reshape(*x.shape[:-1], *kernel.shape[1:])
+  return _product(x, kernel, (x.ndim - 1,), (0,))
 
 
 def _forward(x: jax.Array, kernel: jax.Array, cpu: bool) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   # On a mesh the kernel as it is, and so no second copy of all layers' kernels between the passes, whole on every device.
   kept = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16) if cpu else kernel
-  return _by_rows(*kept, cpu), kept
+  return _product(*kept, (x.ndim - 1,), (0,)), kept
 
 
 def _backward(cpu: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
+import contextvars
 import functools
 import re
 import threading
@@ -42,7 +43,7 @@ _SPARSE_CORES = {
 _SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 # XLA 0.10 hands a CPU's products to YNNPACK. A VQGAN's convolutions take 1.4 times as long with it, products of the size of
 # benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md). Where
-# factors are bfloat16 (models/products.py), it alone is fast; of a few rows it takes 0.9 of the time.
+# factors are bfloat16 (models/products.py), it alone is fast, and of two rows it takes 0.85 of the time.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
 
 
@@ -88,6 +89,19 @@ def options_of_one_call(mesh: Mesh) -> dict[str, int] | None:
   return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
 
 
+_few_rows: contextvars.ContextVar[bool] = contextvars.ContextVar("few_rows", default=False)
+
+
+@contextlib.contextmanager
+def few_rows(few: bool) -> Iterator[None]:
+  """Says of what `jit` compiles in here whether its products are of a few rows alone."""
+  before = _few_rows.set(few)
+  try:
+    yield
+  finally:
+    _few_rows.reset(before)
+
+
 class jit:  # noqa: N801
   """`jax.jit` with what this platform's compiler is asked for; jax is asked for its platform when it is first called.
 
@@ -95,29 +109,20 @@ class jit:  # noqa: N801
 
   Args:
     function: to be compiled.
-    kind: tells which kind of products holds where it is called (`models.products.current`), of each of which there is a
-      program of its own; left out, none does.
     how: as for `jax.jit`.
   """
 
-  def __init__(self, function: Callable, *, kind: Callable[[], str] = lambda: "", **how: Any):
+  def __init__(self, function: Callable, **how: Any):
     functools.update_wrapper(self, function)
-    self._function, self._kind, self._how = function, kind, how
-    self._of: dict[str, Any] = {}
-
-  def _jit(self, options: dict[str, str] | None) -> Any:
-    @functools.wraps(self._function)  # a function of its own, as jax would else take the program of another kind
-    def own(*args: Any, **named: Any) -> Any:
-      return self._function(*args, **named)
-
-    return jax.jit(own, compiler_options=options, **self._how)
+    self._jit = functools.partial(jax.jit, function, **how)
+    self._of: dict[bool, Any] = {}
 
   @property
   def _here(self) -> Any:
-    kind = self._kind()
-    if kind not in self._of:
-      self._of[kind] = self._jit(_cpu() if jax.default_backend() == "cpu" and not kind else None)
-    return self._of[kind]
+    few = _few_rows.get()
+    if few not in self._of:
+      self._of[few] = self._jit(compiler_options=_cpu() if jax.default_backend() == "cpu" and not few else None)
+    return self._of[few]
 
   def __call__(self, *args: Any, **named: Any) -> Any:
     return self._here(*args, **named)
@@ -126,7 +131,7 @@ class jit:  # noqa: N801
     return self._here.lower(*args, **named)
 
   def trace(self, *args: Any, **named: Any) -> jax.stages.Traced:
-    return self._jit(None).trace(*args, **named)
+    return self._jit().trace(*args, **named)
 
 
 @contextlib.contextmanager

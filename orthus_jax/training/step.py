@@ -44,7 +44,7 @@ def train_step(
   decay = config.optimizer.ema_decay
   mesh_lib.check(mesh, config)
   quantized_training.check(config, mesh.devices.flat[0])
-  rounding = products.kind(config, mesh.devices.flatten())
+  rounding = products.kind(config, mesh)
 
   def like_params(values: Params) -> Params:
     """Constrains values by a parameter's name to the parameter's sharding."""
@@ -113,7 +113,7 @@ def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any, config: Con
     batch: shapes of the global batch.
     config: that the step was made with; its run.compiler_options go above those of `parallel.compiler`.
   """
-  rounding = products.kind(config, mesh.devices.flatten())
+  rounding = products.kind(config, mesh)
   options = compiler.options(mesh, config.run.compiler_options, bfloat16_factors=bool(rounding))
   return jax.jit(
       step, in_shardings=(layout.shardings, batch_shardings(mesh, batch)), out_shardings=(layout.shardings, None),

@@ -25,6 +25,7 @@ from orthus_jax.parallel import sharded
 
 _FREQUENCIES = 256
 _CACHE = 8 << 20  # bytes of a processor's cache
+_OWN_CACHE = 2 << 20  # and of a core's
 
 
 def sinusoid(t: jax.Array, *, dtype: str | jnp.dtype = jnp.float32) -> jax.Array:
@@ -243,11 +244,11 @@ class DiffusionHead(FeatureHead):
 
   def _steps_at_once(self, S: int, X: int) -> int:
     """Of how many steps the modulations are computed in one product: all, which reads the weights once, unless a processor's
-    cache holds them but not what they make."""
+    cache holds them and a core's doesn't hold what they make."""
     width = self.final_modulation.kernel.shape[1] + sum(b.modulation.kernel.shape[1] for b in self.blocks)
-    if self.config.width * width * 4 > _CACHE or S * X * width * 4 <= _CACHE:
+    if self.config.width * width * 4 > _CACHE or S * X * width * 4 <= _OWN_CACHE:
       return S
-    fitting = max(_CACHE // (X * width * 4), 1)
+    fitting = max(_OWN_CACHE // (X * width * 4), 1)
     found = max(n for n in range(1, fitting + 1) if S % n == 0)
     return found if 4 * found >= fitting else S  # a number of steps that has no such divisor
 
