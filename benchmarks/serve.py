@@ -1,10 +1,10 @@
 """How fast the server answers a file of mixed requests from many clients, beside `orthus generate --requests` on the same file.
 
-    python benchmarks/serve.py RUN [--clients=32] [--rounds=3] [--requests=200] [--markdown]
+    python benchmarks/serve.py RUN [--clients=32] [--rows=32] [--rounds=3] [--requests=200] [--markdown]
 
-RUN is the directory of a run on the built-in world (the quickstart's, say). Both have 32 rows and are warm: each has answered
-the file once, in a process of its own, and they are timed in turns. Every answer that came over HTTP must be the offline one:
-the same texts, pictures within one of 255 levels. First pieces are timed in a round of their own, with streams.
+RUN is the directory of a run on the built-in world (the quickstart's, say). Offline there are 32 rows. Both are warm: each has
+answered the file once, in a process of its own, and they are timed in turns. Every answer that came over HTTP must be the
+offline one: the same texts, pictures within one of 255 levels. First pieces are timed in a round of their own, with streams.
 """
 
 from __future__ import annotations
@@ -127,6 +127,7 @@ def main() -> None:
   parser.add_argument("run")
   parser.add_argument("--clients", type=int, default=32)
   parser.add_argument("--requests", type=int, default=200)
+  parser.add_argument("--rows", type=int, default=mixed.ROWS, help="of the server")
   parser.add_argument("--rounds", type=int, default=3)
   parser.add_argument("--markdown", action="store_true")
   options = parser.parse_args()
@@ -139,7 +140,7 @@ def main() -> None:
     bodies = [body(r, file.parent) for r in records]
     offline = mixed.Offline(options.run, file, folder / "answers")
     print(f"offline, first time: {offline.seconds():.1f} s", flush=True)
-    served = Served(options.run, folder, f"--rows={mixed.ROWS}", f"--queue={options.requests}")
+    served = Served(options.run, folder, f"--rows={options.rows}", f"--queue={options.requests}")
     print(f"the server was ready after {served.started:.1f} s", flush=True)
     asyncio.run(ask_all(served.url, bodies, options.clients))
     times: dict[str, list[float]] = {"offline": [], "HTTP": []}

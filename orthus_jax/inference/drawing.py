@@ -71,7 +71,7 @@ def _fed(
 ) -> tuple[jax.Array, Cache]:
   """States after a position more of each wanted lane, and the longer cache; some lanes at a time, those of like length."""
   X, L = len(x_XD), program.lanes_at_once
-  if not 0 < L < X:
+  if not 0 < L <= X:
     hidden_X1D, cache = model.transformer.extend(x_XD[:, None], cache, start_B=start_X, window=program.window)
     return hidden_X1D[:, 0], cache
   windows = [program.window]
@@ -97,7 +97,7 @@ def _fed(
 def _next_features(model: Orthus, s: State, hidden_XD: jax.Array, turn: Turn, program: Program) -> jax.Array:
   """The next patch of each wanted row, [B, C]. The head works on the lanes of those rows alone, some at a time."""
   (B, C), draws_B, L, K = s.feature_BC.shape, turn.wanted_B, program.lanes_at_once, program.guides_a_row
-  if not 0 < L < len(hidden_XD):
+  if not 0 < L <= len(hidden_XD):
     # Run only on a turn on which some row needs it.
     return jax.lax.cond(draws_B.any(), lambda: model.next_feature(hidden_XD, turn), lambda: jnp.zeros((B, C)))
   guide_BK = _guides(s.owner_G, rows=B, most=K)
@@ -142,7 +142,7 @@ def _places(count_B: jax.Array, *, most: int, chunk: int) -> tuple[jax.Array, ja
     int32 [N], the row of each place, B for none; which of its lanes, from 0; how many places are in use.
   """
   B = len(count_B)
-  N = -(-B // (chunk // most)) * chunk
+  N = (-(-B // (chunk // most)) + most - 1) * chunk  # rows of as many lanes may have to begin with a chunk
   row_N, nth_N, begin = jnp.full(N, B, jnp.int32), jnp.zeros(N, jnp.int32), jnp.int32(0)
   for c in range(most, 0, -1):  # rows of as many lanes stand together, as many as a chunk holds in each
     per = chunk // c

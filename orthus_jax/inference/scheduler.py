@@ -59,10 +59,10 @@ class Scheduler:
     self._net, self._size, self._solvers = network, (size := capacity.size), capacity.solvers
     self._programs = programs or compiler.Programs()
     self._few = size.rows + size.guides < _FEW
+    share = _share(size.rows) if network.on_one_cpu and not self._few else 0
     self._program = engine_state.Program(
         positions=size.positions, window=size.slots, solvers=capacity.solvers, ids=network.ids, sampled=capacity.sampled,
-        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=_shares(size.rows + size.guides) if network.on_one_cpu else 0,
-        guides_a_row=min(MOST_GUIDES, size.guides),
+        repeats=capacity.repeats, kernel=size.kernel, lanes_at_once=share, guides_a_row=min(MOST_GUIDES, size.guides),
     )  # fmt: skip
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
@@ -284,9 +284,9 @@ def _maker(config: ModelConfig, size: Size, mesh: jax.sharding.Mesh | None) -> C
   return jax.jit(create, out_shardings=engine_state.shardings(mesh, jax.eval_shape(create)))
 
 
-def _shares(lanes: int) -> int:
-  """How many are worked on at once, so that a full batch comes to equal shares."""
-  return -(-lanes // -(-lanes // _LANES_AT_ONCE)) if _LANES_AT_ONCE else 0
+def _share(rows: int) -> int:
+  """How many lanes are worked on at once: all rows', or an equal share of them; guides' are idle while rows are in text."""
+  return max(-(-rows // -(-rows // _LANES_AT_ONCE)), 1 + MOST_GUIDES) if _LANES_AT_ONCE else 0
 
 
 def _mesh(params: Params) -> jax.sharding.Mesh | None:
