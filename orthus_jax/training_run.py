@@ -23,7 +23,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.evaluation import reconstruction, while_training
 from orthus_jax.inference.model import Model
-from orthus_jax.inference.requests import Respond, check_drawing
+from orthus_jax.inference.requests import Request, Respond, check_drawing
 from orthus_jax.models import params as params_lib, quantized_training
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
@@ -230,18 +230,24 @@ def sample_prompts(source: Source) -> dict[Respond, list[Document]]:
 def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
   """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
   folder.mkdir(exist_ok=True)
+  short = dataclasses.replace(model.config.sampling, max_new_tokens=48)
+  asked = [Request(d.prompt(), respond="text", sampling=short) for d in documents["text"]]
+  if not model.no_pictures:
+    asked += [Request(d.prompt(), respond="image") for d in documents["image"]]
+  if not asked:
+    return
+  holds = model.capacity(asked, batch_size=_SAMPLES)  # one for both, so that programs are compiled once
   if documents["image"] and not model.no_pictures:
-    drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES)
+    drawn = model.generate([d.prompt() for d in documents["image"]], respond="image", batch_size=_SAMPLES, holds=holds)
     pictures = [d.images[-1].pixels for d in drawn]
     captions = [" ".join(t.text for t in d.prompt().texts) for d in documents["image"]]
     grid = picture_sheet.grid(pictures, 4, captions)
     images_lib.save_png(folder / f"{step:06d}.png", grid)
     writer.image(step, "drawn", grid)
   if documents["text"]:
-    short = dataclasses.replace(model.config.sampling, max_new_tokens=48)
     answers = model.generate(
-        [d.prompt() for d in documents["text"]], respond="text", sampling=short, batch_size=_SAMPLES
-    )
+        [d.prompt() for d in documents["text"]], respond="text", sampling=short, batch_size=_SAMPLES, holds=holds,
+    )  # fmt: skip
     rows = []
     for d, a in zip(documents["text"], answers):
       question = " ".join(t.text for t in d.prompt().texts)

@@ -134,9 +134,21 @@ def test_progress_counts_all_responses(documents):
   assert seen[-1] == (len(result.cases),) * 2 and seen == sorted(seen)
 
 
-@pytest.mark.parametrize("n, most, size", [(1, 64, 1), (64, 64, 64), (65, 64, 33), (252, 64, 63), (600, 256, 200)])
-def test_batches_are_alike_in_size(n, most, size):
-  assert shapes._even(n, most) == size
+def test_all_kinds_are_answered_in_one_size_of_batch(documents):
+  given = []
+
+  class Sized(Oracle):
+    def capacity(self, requests, *, batch_size):
+      requests = list(requests)
+      assert {r.respond for r in requests} == {"image", "text", "auto"} and batch_size == 64
+      return len(requests)
+
+    def generate(self, documents, *, holds, batch_size, **options):
+      given.append((holds, batch_size))
+      return super().generate(documents, **options)
+
+  result = shapes.evaluate(Sized(documents), documents, limits=shapes.Limits(samples=1))
+  assert len(given) == 5 and set(given) == {(len(result.cases), 64)}
 
 
 # --- single verdicts ------------------------------------------------------------------------------------------------

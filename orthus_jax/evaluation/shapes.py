@@ -19,6 +19,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import picture_quality
 from orthus_jax.evaluation.results import Case, Result, summarize
 from orthus_jax.evaluation.shapes_cases import JUDGES, Example
+from orthus_jax.inference.requests import Request
 
 KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
 # How each kind is answered, and with how many tokens at most (of a plan, where a picture is asked for).
@@ -26,7 +27,7 @@ _HOW = {
     "caption_to_image": ("image", 80), "image_to_caption": ("text", 80), "question": ("text", 12),
     "edit": ("image", 80), "story": ("auto", 1 << 20),
 }  # fmt: skip
-_BATCH = {"image": 64, "text": 256, "auto": 64}
+_BATCH = 64
 _MEANS = {"geneval_overall": TAGS}
 
 
@@ -99,16 +100,19 @@ def evaluate(
     raise BadRequest("nothing to judge: give the documents of the built-in world, and limits above 0")
   sampling = sampling or model.config.sampling
   jobs = {kind: _requests(kind, docs, limits) for kind, docs in chosen.items() if docs}
+  how = {kind: _how(kind, sampling) for kind in jobs}
+  holds = {}
+  if hasattr(model, "capacity"):  # one for all kinds, so that programs are compiled once
+    asked = [Request(r.prompt, **how[kind]) for kind, requests in jobs.items() for r in requests]
+    holds = {"holds": model.capacity(asked, batch_size=_BATCH)}
   in_all, done, seconds, cases = sum(map(len, jobs.values())), 0, {}, []
   for kind, requests in jobs.items():
     begin = time.monotonic()
-    respond, tokens = _HOW[kind]
     answered = model.generate(
         [r.prompt for r in requests],
         seeds=[zlib.crc32(f"{seed}/{r.prompt.id}/{r.sample}".encode()) & 0x7FFFFFFF for r in requests],
-        progress=(lambda n, _, before=done: progress(before + n, in_all)) if progress else None,
-        respond=respond, batch_size=_even(len(requests), _BATCH[respond]),
-        sampling=dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, tokens)),
+        progress=(lambda n, _, before=done: progress(before + n, in_all)) if progress else None, batch_size=_BATCH,
+        **how[kind], **holds,
     )
     responses = [a.segments[len(r.prompt.segments):] for r, a in zip(requests, answered)]
     generated = time.monotonic()
@@ -164,9 +168,10 @@ def _requests(kind: str, documents: Sequence[Document], limits: Limits) -> list[
   return [Example(d, d.prompt()) for d in documents]
 
 
-def _even(n: int, most: int) -> int:
-  """A batch size that shares n out evenly: an odd rest would cost a compilation of its own."""
-  return -(-n // -(-n // most))
+def _how(kind: str, sampling: SamplingConfig) -> dict[str, Any]:
+  """How a kind is answered."""
+  respond, tokens = _HOW[kind]
+  return {"respond": respond, "sampling": dataclasses.replace(sampling, max_new_tokens=min(sampling.max_new_tokens, tokens))}
 
 
 

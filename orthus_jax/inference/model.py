@@ -16,7 +16,8 @@ from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference import engine_state, stream as stream_lib
+from orthus_jax.inference import capacity as capacity_lib, engine_state, stream as stream_lib
+from orthus_jax.inference.capacity import Capacity
 from orthus_jax.inference.network import Network
 from orthus_jax.inference.requests import Prepared, Request, Respond, prepare
 from orthus_jax.inference.responses import Event, Finished
@@ -37,6 +38,7 @@ _UNTRAINED = (
     "this checkpoint's image head is untrained and would draw noise: train it first, or ask for text (respond=text); a"
     " Chameleon or Anole draws as it is once it is converted with --image-head=codes"
 )
+_POSITIONS = 64
 _BLOCKS = (1, 4, 16, 64)  # pictures that are encoded or decoded at once
 
 
@@ -86,6 +88,7 @@ class Model:
       seeds: Sequence[int] | None = None,
       max_images: int | None = None,
       batch_size: int = 64,
+      holds: Capacity | None = None,
       progress: Callable[[int, int], None] | None = None,
   ) -> list[Document]:
     """Answers each document: its segments followed by the response's, which are marked as learnt.
@@ -97,6 +100,7 @@ class Model:
       seeds: one per document; their places by default. A document's result doesn't depend on its neighbours.
       max_images: at most so many pictures a response, for "auto"; see `Request`.
       batch_size: how many are generated at once.
+      holds: what the batch is to hold at least; calls for different documents that give the same share compiled programs.
       progress: called with (done, in all).
 
     Raises:
@@ -109,7 +113,7 @@ class Model:
         Request(d, respond=respond, seed=seed, sampling=sampling, max_images=max_images) for d, seed in zip(documents, seeds)
     ]
     found: dict[int, Document] = {}
-    for event in self.stream(requests, batch_size=batch_size, strict=True):
+    for event in self.stream(requests, batch_size=batch_size, holds=holds, strict=True):
       if isinstance(event, Finished):
         found[event.index] = event.document
         if progress:
@@ -122,6 +126,7 @@ class Model:
       *,
       batch_size: int = 64,
       preview_rows: int = 0,
+      holds: Capacity | None = None,
       strict: bool = False,
   ) -> Iterator[Event]:
     """Answers requests of all sorts in one running batch, which they join as others leave it.
@@ -130,16 +135,30 @@ class Model:
       requests: to be answered; read as the batch comes to them, some hundreds ahead of it.
       batch_size: how many are answered at once.
       preview_rows: show unfinished pictures every so many rows of patches; 0 shows none.
+      holds: as for `generate`.
       strict: read all of them first, and raise the first failure before any work is done, in the place of an event.
 
     Yields:
       Text and pictures as they come, previews, and each request's end: `Finished` or, where it can't be served, `Failed`. An
       event's `index` is the request's place.
     """
-    side = round(self.config.model.vision_tokenizer.patches**0.5)
     return stream_lib.stream(
-        requests, prepare=self.prepare, network=self.network, batch_size=batch_size, positions=preview_rows * side or 64,
-        preview_rows=preview_rows, strict=strict,
+        requests, prepare=self.prepare, network=self.network, batch_size=batch_size, positions=self._positions(preview_rows),
+        preview_rows=preview_rows, holds=holds, strict=strict,
+    )  # fmt: skip
+
+  def _positions(self, preview_rows: int) -> int:
+    """That rows move ahead in one call."""
+    return preview_rows * round(self.config.model.vision_tokenizer.patches**0.5) or _POSITIONS
+
+  def capacity(self, requests: Iterable[Request], *, batch_size: int) -> Capacity:
+    """Of a batch that holds any of some requests, and so many at once.
+
+    Raises:
+      BadRequest: if one can't be served.
+    """
+    return capacity_lib.for_requests(
+        [self.prepare(r) for r in requests], batch_size=batch_size, positions=self._positions(0)
     )  # fmt: skip
 
   def prepare(self, request: Request) -> Prepared:

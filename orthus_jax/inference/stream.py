@@ -19,21 +19,20 @@ _AHEAD = 512  # requests, and so their pictures, that are laid out before there 
 
 def stream(
     requests: Iterable[Request], *, prepare: Callable[[Request], Prepared], network: Callable[[str], Network],
-    batch_size: int, positions: int, preview_rows: int, strict: bool,
+    batch_size: int, positions: int, preview_rows: int, holds: capacity.Capacity | None, strict: bool,
 ) -> Iterator[Event]:  # fmt: skip
   """As `Model.stream`.
 
   Args:
     requests: read as there is room; some are laid out ahead, and the batch is as large as these need.
     prepare, network: the model's.
-    batch_size, preview_rows, strict: as there.
+    batch_size, preview_rows, holds, strict: as there.
     positions: that rows move ahead in one call.
   """
   coming = enumerate(requests)
   ahead = None if strict else max(_AHEAD, batch_size)
   waiting: collections.deque[tuple[int, Document, Prepared]] = collections.deque()
   batch: RunningBatch | None = None
-  holds: capacity.Capacity | None = None
   fixed: tuple[str, str, str] | None = None
   while True:
     for index, request in itertools.islice(coming, None if ahead is None else ahead - len(waiting)):
