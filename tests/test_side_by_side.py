@@ -15,6 +15,7 @@ class Part:
   """A scheduler whose requests end at once, when it is let go on."""
 
   made: list["Part"] = []
+  compiled: list = []
 
   def __init__(self, network, capacity, *, programs):
     self.size, self.programs, self.go, self.rows = capacity.size, programs, threading.Event(), []
@@ -40,6 +41,9 @@ class Part:
       raise self.error
     done, self.rows = self.rows, []
     return [Progress(ticket, None, None, True) for ticket in done]
+
+  def compile(self, told=None):
+    Part.compiled.append((self, told))
 
   def leave(self, tickets):
     self.rows = [r for r in self.rows if r not in tickets]
@@ -85,6 +89,12 @@ def test_what_is_given_up_is_told_no_more_of(batch):
   threading.Timer(0.1, a.go.set).start()
   batch.leave([2, 5])  # of a moving part, and of one that stands still
   assert batch.busy == 1 and tickets(batch.step()) == [0] and not batch.busy
+
+
+def test_what_compiles_is_told_of(batch, monkeypatch):
+  monkeypatch.setattr(Part, "compiled", [])
+  batch.compile(print)
+  assert Part.compiled == [(Part.made[0], print), (Part.made[1], None)]  # the first one makes the programs of all
 
 
 def test_an_error_of_a_part_is_raised(batch):

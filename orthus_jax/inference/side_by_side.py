@@ -1,7 +1,7 @@
 """A running batch in some parts, each of which a thread of its own moves ahead.
 
-A CPU's cores share the products of a small model badly: two rows' worth of work on each of two cores take about as long as on
-one (docs/performance.md). So each core gets rows of its own; a part is a `Scheduler`, and all have the same programs.
+A CPU's cores share the products of a small model badly: one takes about as long for them as two (docs/performance.md). So each
+core gets rows of its own; a part is a `Scheduler`, and all have the same programs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def parts(network: Network, rows: int) -> int:
   """How many parts a batch is best moved ahead in: 1 but on a CPU."""
   if not network.on_one_cpu or sum(v.nbytes for v in jax.tree.leaves(network.params)) > _LARGEST:
     return 1
-  return max(1, min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, rows // _ROWS))
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former on Linux
+  return max(1, min(cores, rows // _ROWS))
 
 
 class _Moving(NamedTuple):
@@ -100,9 +101,9 @@ class SideBySide:
 
   def compile(self, told: Callable[[int, int], None] | None = None) -> None:
     """As `Scheduler.compile`."""
-    for part in self._parts[1:]:
-      part.compile()
     self._parts[0].compile(told)
+    for part in self._parts[1:]:  # to which these programs are ready
+      part.compile()
 
   def _collect(self, moving: list[int]) -> None:
     """Takes what these have made, waiting for it."""
