@@ -15,7 +15,10 @@ many, from as many documents in proportion; `:direct` to draw at once, without a
 
 from ml_collections import ConfigDict
 
-NO_OUTLINES = (("outline", 0), ("planned_caption", 0), ("planned_edit", 0), ("planned_story", 0))
+NO_OUTLINES = (
+    ("outline", 0), ("planned_caption", 0), ("planned_edit", 0), ("planned_story", 0), ("planned_question", 0),
+    ("planned_brief_question", 0),
+)  # fmt: skip
 
 
 def get_config(arg: str = "") -> ConfigDict:
@@ -46,13 +49,13 @@ def get_config(arg: str = "") -> ConfigDict:
       caption_dropout=0.1, text_length_power=0.5, turns="separate",
       # Brief questions first: finding what a word means is learnt on them, and worded questions lean on it.
       kinds=(
-          ("planned_caption", 0.846), ("image_to_caption", 0.3123), ("outline", 0.6629), ("brief_question", 1.0),
+          ("planned_caption", 0.846), ("image_to_caption", 0.3123), ("outline", 0.6629), ("planned_brief_question", 1.0),
           ("planned_edit", 0.3694), ("planned_story", 0.541),
       ),
       later_kinds=(
           (830, (
-              ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.5), ("brief_question", 0.4396),
-              ("question", 0.8604), ("planned_edit", 0.8), ("planned_story", 0.7752),
+              ("planned_caption", 1.0), ("image_to_caption", 0.6291), ("outline", 0.5), ("planned_brief_question", 0.4396),
+              ("planned_question", 0.8604), ("planned_edit", 0.8), ("planned_story", 0.7752),
           )),
       ),
   )  # fmt: skip
@@ -147,8 +150,8 @@ def _train_shorter(config: ConfigDict) -> None:
   """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
   config.run.steps = 1250
   config.data.documents = (
-      ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("brief_question", 4000), ("question", 4500),
-      ("planned_edit", 5000), ("planned_story", 1500),
+      ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("planned_brief_question", 4000),
+      ("planned_question", 4500), ("planned_edit", 5000), ("planned_story", 1500),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
   config.data.later_kinds = ((415, kinds),)
@@ -158,8 +161,8 @@ def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
   config.run.steps = 7500
   config.data.documents = (
-      ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("brief_question", 18000),
-      ("question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
+      ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("planned_brief_question", 18000),
+      ("planned_question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
   config.data.later_kinds = ((2500, kinds),)

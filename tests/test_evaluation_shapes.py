@@ -134,6 +134,15 @@ def test_progress_counts_all_responses(documents):
   assert seen[-1] == (len(result.cases),) * 2 and seen == sorted(seen)
 
 
+@pytest.mark.parametrize("ahead, right", [("top left, center: ", 1.0), ("here: ", 0.0)])
+def test_what_a_count_has_ahead_of_it_is_not_judged_if_it_is_places(documents, ahead, right):
+  def change(d, response):
+    return (Text(ahead + response[0].text, True),) if d.kind == "question" else response
+
+  result = score(documents, change)
+  assert (result.scores["yes_no_accuracy"], result.scores["open_accuracy"]) == (right, right)
+
+
 def test_all_kinds_are_answered_in_one_size_of_batch(documents):
   given = []
 

@@ -165,6 +165,7 @@ def test_what_is_given_and_what_is_learnt():
     asked = made[kind].meta["questions"]
     assert forms(made[kind]) == [given_image] + [given_text, text] * len(asked)
     assert [s.text for s in made[kind].segments[1:]] == [r[k] for r in asked for k in ("question", "answer")]
+    assert forms(made[f"planned_{kind}"]) == [given_image] + [given_text, text] * len(made[f"planned_{kind}"].meta["questions"])
   for kind in ("story", "planned_story"):
     assert forms(made[kind]) == [given_text] + [text, image] * len(made[kind].meta["turns"])
   things = ()
@@ -172,6 +173,37 @@ def test_what_is_given_and_what_is_learnt():
     sentence, planned = language.split_told(told.text)
     things = changes.apply_sentence(things, sentence)
     assert sorted(things) == sorted(language.parse_outline(planned)) == sorted(records.as_things(scene))
+
+
+@pytest.mark.parametrize("kind", ["planned_question", "planned_brief_question"])
+def test_places_ahead_of_a_count_are_of_what_is_counted(kind):
+  counts = 0
+  for number in range(40):
+    document = records.make_document(kind, "train", number)
+    things = records.as_things(document.meta["things"])
+    for record, said in zip(document.meta["questions"], document.texts[1::2], strict=True):
+      places, answer = language.split_counted(said.text)
+      assert answer == record["answer"] and bool(places) == (record["type"] == "count")
+      if not places:
+        continue
+      counts += 1
+      placed = places.split(", ")
+      assert placed == sorted(placed, key=world.PLACES.index)
+      alike = {t for t in things if t.place in placed}
+      shapes, colors = ({getattr(t, a) for t in alike} for a in ("shape", "color"))
+      if record["form"] == "open":
+        assert answer == language.NUMBERS[len(placed)]
+      assert any(all(getattr(t, a) not in found for t in set(things) - alike)
+                 for a, found in (("shape", shapes), ("color", colors)) if len(found) == 1)  # fmt: skip
+  assert counts > 20
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("top left, center: two", ("top left, center", "two")), ("right: yes", ("right", "yes")), ("two", ("", "two")),
+    ("somewhere: two", ("", "somewhere: two")), ("top left: ", ("", "top left: ")), ("top left", ("", "top left")),
+])  # fmt: skip
+def test_only_places_are_taken_off_an_answer(text, expected):
+  assert language.split_counted(text) == expected
 
 
 @pytest.mark.parametrize("number", range(24))

@@ -36,10 +36,10 @@ def ask(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
   things = scene.things
   records: list[dict[str, Any]] = []
 
-  def add(share: float, kind: str, question: str, answer: str) -> None:
+  def add(share: float, kind: str, question: str, answer: str, **more: Any) -> None:
     if rng.random() < share:
       form = "yes_no" if kind == "existence" else "open"
-      records.append({"type": kind, "form": form, "question": question, "answer": answer, "pair": None})
+      records.append({"type": kind, "form": form, "question": question, "answer": answer, "pair": None, **more})
 
   for names, attribute, asked in ((SHAPES, "shape", "color"), (COLORS, "color", "shape")):
     for name in names:
@@ -48,7 +48,7 @@ def ask(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
         add(_ABSENT, "existence", name, "no")
         continue
       many = PLURALS[name] if attribute == "shape" else f"{name} things"
-      add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)])
+      add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)], places=[t.place for t in alike])
       if len(alike) == 1:
         add(_NAMES, asked, name, getattr(alike[0], asked))
         add(_WHERE, "position", f"where is the {name}{' thing' if attribute == 'color' else ''}?", alike[0].place)

@@ -24,8 +24,9 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line
 
 TRAIN = {
-    "caption_to_image": 0, "image_to_caption": 3000, "question": 6000, "edit": 0, "story": 0, "brief_question": 6000,
+    "caption_to_image": 0, "image_to_caption": 3000, "question": 0, "edit": 0, "story": 0, "brief_question": 0,
     "crowd_to_image": 0, "copy": 0, "planned_caption": 5000, "planned_edit": 8500, "outline": 5500, "planned_story": 2400,
+    "planned_question": 6000, "planned_brief_question": 6000,
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
 
@@ -79,12 +80,13 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.6.0")
+  VERSION = tfds.core.Version("1.7.0")
   RELEASE_NOTES = {
       "1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training.",
       "1.2.0": "Simple questions are a kind of their own; other shares of kinds.",
       "1.3.0": "Brief questions in the place of simple ones.", "1.4.0": "Other shares of kinds.",
       "1.5.0": "Outlines, by themselves and ahead of pictures.", "1.6.0": "Outlines in stories.",
+      "1.7.0": "Places ahead of counts.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 

@@ -58,6 +58,18 @@ def split_told(text: str) -> tuple[str, str]:
   return (sentence, planned) if parse_outline(planned) is not None else (text, "")
 
 
+def counted(things: Sequence[Thing], answer: str) -> str:
+  """Where the things stand that a question counts, and its answer: "top left, center: two". Found one by one, they are counted
+  by what has been said."""
+  return f"{', '.join(t.place for t in reading_order(things))}: {answer}"
+
+
+def split_counted(text: str) -> tuple[str, str]:
+  """Places, and the answer that follows their colon; nothing and the text itself where no places are ahead of one."""
+  places, _, answer = text.partition(": ")
+  return (places, answer) if answer and all(p in PLACES for p in places.split(", ")) else ("", text)
+
+
 def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
   """The thing that changes, what it becomes (None: nothing), and an outline of what is there then. Found and changed first by
   itself, it is only to be put in its place as the rest of the picture is read: "top red circle to top blue circle: …"."""

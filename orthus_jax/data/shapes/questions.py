@@ -79,7 +79,8 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
       questions stand in one sequence, a partner would give its answer away.
 
   Returns:
-    Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}.
+    Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}, and "places" of what a question
+    of type "count" is about.
   """
   records: list[dict[str, Any]] = []
   used: set[tuple] = set()
@@ -97,7 +98,9 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
   def add(item: _Item, form: str, truth: bool = True, pair: int | None = None) -> None:
     answer = item.answer if form == "open" else "yes" if truth else "no"
     question = item.open if form == "open" else item.yes if truth else item.no
-    records.append({"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair})
+    record = {"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair}
+    places = {"places": [t.place for t in subject.scene.things[: subject.count]]} if item.type == "count" else {}
+    records.append(record | places)
 
   if paired:
     for pair in range(3):

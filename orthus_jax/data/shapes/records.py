@@ -10,7 +10,10 @@ from orthus_jax.data.shapes.world import SPLITS, Scene, Thing, pick
 from orthus_jax.errors import BadRequest
 
 # No test asks the last ones.
-TRAINING_KINDS = ("brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit", "outline", "planned_story")
+TRAINING_KINDS = (
+    "brief_question", "crowd_to_image", "copy", "planned_caption", "planned_edit", "outline", "planned_story",
+    "planned_question", "planned_brief_question",
+)  # fmt: skip
 KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *TRAINING_KINDS)
 
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
@@ -45,6 +48,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
+      planned_question, planned_brief_question: the same, but that what counts things says ahead of its answer where they stand
+        (`language.counted`).
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
@@ -81,18 +86,19 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       text, asked_for = language.outline(scene.things), "what is where?"
     segments = [draw(scene), Text(asked_for), Text(text, True)]
     meta = {"things": as_lists(scene)}
-  elif kind in ("question", "brief_question"):
-    few = split == "train" and rng.random() < (_FEW_THINGS if kind == "question" else _FEW_BRIEFLY)
+  elif kind.removeprefix("planned_") in ("question", "brief_question"):
+    briefly = kind.endswith("brief_question")
+    few = split == "train" and rng.random() < (_FEW_BRIEFLY if briefly else _FEW_THINGS)
     subject = questions.sample(rng, simple=few)
     while world.split_of(subject.scene) != split:
       subject = questions.sample(rng, simple=few)
-    if kind == "question":
-      asked = questions.ask(rng, subject, paired=split != "train")
-    else:
-      asked = brief.ask(rng, subject.scene)
+    asked = brief.ask(rng, subject.scene) if briefly else questions.ask(rng, subject, paired=split != "train")
     segments = [draw(subject.scene)]
     for record in asked:
-      segments += [Text(record["question"]), Text(record["answer"], True)]
+      answer = record["answer"]
+      if kind.startswith("planned_") and record["type"] == "count":
+        answer = language.counted([t for t in subject.scene.things if t.place in record["places"]], answer)
+      segments += [Text(record["question"]), Text(answer, True)]
     meta = {"things": as_lists(subject.scene), "questions": asked}
   elif kind == "copy":
     scene = world.sample_in_split(lambda: world.sample_distinct(rng, int(rng.integers(1, 4))), split)
