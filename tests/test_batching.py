@@ -98,6 +98,7 @@ def test_working_on_some_lanes_at_a_time_changes_nothing(model, monkeypatch, kin
     requests = [Request(r.document, respond=r.respond, seed=r.seed) for r in mixed(model)]
   else:
     requests = mixed(model)
+  monkeypatch.setattr(side_by_side, "parts", lambda *_: 1)
   monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 0)
   whole = answers(model, requests, batch_size=8)
   monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 6)

@@ -28,6 +28,9 @@ class Part:
 
   guides_in_use = busy
 
+  def guides_of(self):
+    return dict.fromkeys(self.rows, 1)
+
   def join(self, ticket, request):
     if len(self.rows) == self.size.rows:
       return False
@@ -46,7 +49,7 @@ class Part:
     Part.compiled.append((self, told))
 
   def leave(self, tickets):
-    self.rows = [r for r in self.rows if r not in tickets]
+    self.rows, self.left = [r for r in self.rows if r not in tickets], set(tickets)
 
 
 @pytest.fixture
@@ -86,9 +89,10 @@ def test_what_is_given_up_is_told_no_more_of(batch):
   b.go.set()
   batch.step()
   batch.join(5, None)
-  threading.Timer(0.1, a.go.set).start()
-  batch.leave([2, 5])  # of a moving part, and of one that stands still
-  assert batch.busy == 1 and tickets(batch.step()) == [0] and not batch.busy
+  batch.leave([2, 5])  # of a moving part, which isn't waited for, and of one that stands still
+  assert batch.busy == batch.guides_in_use == 1
+  a.go.set()
+  assert tickets(batch.step()) == [0] and not batch.busy and a.left == {2}
 
 
 def test_what_compiles_is_told_of(batch, monkeypatch):
@@ -119,7 +123,7 @@ def test_any_request_that_the_capacity_takes_fits_into_a_part(monkeypatch):
 def test_parts_are_for_small_models_on_a_cpu(monkeypatch):
   monkeypatch.setattr(side_by_side.os, "sched_getaffinity", lambda _: range(4), raising=False)
   network = types.SimpleNamespace(params={"a": jnp.ones(3)}, on_one_cpu=True)
-  assert [side_by_side.parts(network, rows) for rows in (1, 7, 8, 64)] == [1, 1, 2, 4]
+  assert [side_by_side.parts(network, rows) for rows in (1, 7, 8, 9, 18, 64)] == [1, 1, 2, 1, 3, 4]
   monkeypatch.setattr(side_by_side, "_LARGEST", 11)
   assert side_by_side.parts(network, 64) == 1
   network = types.SimpleNamespace(params={}, on_one_cpu=False)

@@ -123,7 +123,7 @@ class Program:
     sampled: whether any row's text isn't greedy.
     repeats: whether any row's text has a rule about repetition.
     kernel: whether the image head's solver steps are one kernel.
-    lanes_at_once: that are moved ahead together, a multiple of 6; 0 for all, whether they need it or not.
+    lanes_at_once: that are moved ahead together, 1 + K at least; 0 for all, whether they need it or not.
     guides_a_row: K, the most that a row has.
   """
 

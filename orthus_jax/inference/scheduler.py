@@ -6,7 +6,7 @@ mostly the unconditional one, takes the lane as it is: such a prompt is read onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 import contextlib
 import dataclasses
 import functools
@@ -67,7 +67,7 @@ class Scheduler:
     vision = network.config.vision_tokenizer
     self._block = vision.patches if systems.image_head(network.config).whole_pictures else 0
     self._mesh = _mesh(network.params)
-    with self._tracing():
+    with self._on_mesh():
       self._state = _maker(network.config, size, self._mesh)()
     self._rows: dict[int, tuple[int, Prepared]] = {}  # row → its ticket and request
     self._length = np.zeros(size.rows, int)  # slots that each row has come to
@@ -75,11 +75,8 @@ class Scheduler:
     self._guides: dict[int, list[int]] = {}  # row → its guides
     self._joined: list[tuple[int, Prepared, list[int]]] = []  # rows that begin with the next step
 
-  @contextlib.contextmanager
-  def _tracing(self) -> Iterator[None]:
-    """What programs are traced under."""
-    with jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext(), compiler.few_rows(self._few):
-      yield
+  def _on_mesh(self) -> contextlib.AbstractContextManager:
+    return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
 
   @property
   def busy(self) -> int:
@@ -89,6 +86,10 @@ class Scheduler:
   @property
   def guides_in_use(self) -> int:
     return sum(map(len, self._guides.values()))
+
+  def guides_of(self) -> dict[int, int]:
+    """How many guides each request has."""
+    return {ticket: len(self._guides[row]) for row, (ticket, _) in self._rows.items()}
 
   def join(self, ticket: int, request: Prepared) -> bool:
     """Gives a request its place, at which it begins with the next step; False where there is no room for it yet."""
@@ -105,7 +106,7 @@ class Scheduler:
     Args:
       others: whether more requests wait for a place; then it ends early, as soon as some rows have.
     """
-    with self._tracing():
+    with self._on_mesh():
       if self._joined:
         joined, self._joined = self._joined, []
         self._begin(joined)
@@ -122,7 +123,7 @@ class Scheduler:
     X = size.rows + size.guides
     shapes = [(A, T, p) for A, T in prompt_reader.sizes(net.config, lanes=X) for p in (False, True)]
     windows = sorted({self._window(n) for n in range(1, size.slots + 1)})
-    with self._tracing():
+    with self._on_mesh():
       for n, (A, T, pictures) in enumerate(shapes):
         chunk = prompt_reader.empty(net.config, A, T, lanes=X, sep=net.ids.sep, pictures=pictures)
         for window in windows:
@@ -131,10 +132,7 @@ class Scheduler:
         if told:
           told(n + 1, len(shapes) + len(windows))
       for n, window in enumerate(windows):
-        self._state, _ = engine.advance(
-            net.graphdef, net.params, self._state, net.text_V, np.int32(1), config=net.config,
-            program=dataclasses.replace(self._program, window=window),
-        )  # fmt: skip
+        self._move(np.int32(1), window)
         if told:
           told(len(shapes) + n + 1, len(shapes) + len(windows))
       solver, steps = self._solvers[0]
@@ -150,7 +148,7 @@ class Scheduler:
     for row in rows:
       del self._rows[row], self._guides[row]
     if rows:
-      with self._tracing():
+      with self._on_mesh():
         self._state = engine.release(self._state, np.isin(np.arange(self._size.rows), rows))
 
   def _place(self, request: Prepared) -> tuple[int, list[int]] | None:
@@ -242,14 +240,8 @@ class Scheduler:
     ahead = max(self._length[r] for r in self._rows) + size.positions + self._block
     for row in self._guides:
       ahead = max(ahead, *(len(lane) + self._rows[row][1].patches + 1 for lane in self._rows[row][1].guides), 0)
-    program = dataclasses.replace(self._program, window=self._window(int(ahead)))
     stop_at = np.int32(max(1, size.rows // 8) if others else size.rows + 1)
-    with self._programs.run("advance", program.window):
-      self._state, made = engine.advance(
-          self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
-          program=program,
-      )  # fmt: skip
-    made = jax.tree.map(np.asarray, made)
+    made = jax.tree.map(np.asarray, self._move(stop_at, self._window(int(ahead))))
     told = []
     for row in sorted(self._rows):
       ticket, n, done = self._rows[row][0], int(made.count_B[row]), not made.active_B[row]
@@ -263,6 +255,14 @@ class Scheduler:
         del self._rows[row], self._guides[row]
       told.append(Progress(ticket, tokens_N, features_NC, done))
     return told
+
+  def _move(self, stop_at: np.int32, window: int) -> engine_state.Made:
+    with self._programs.run("advance", window), compiler.few_rows(self._few):
+      self._state, made = engine.advance(
+          self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
+          program=dataclasses.replace(self._program, window=window),
+      )  # fmt: skip
+    return made
 
   def _window(self, ahead: int) -> int:
     """Slots to look at: all of a short cache; of a long one as few of some sizes as hold what there is."""

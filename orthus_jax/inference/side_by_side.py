@@ -29,15 +29,25 @@ def parts(network: Network, rows: int) -> int:
   if not network.on_one_cpu or sum(v.nbytes for v in jax.tree.leaves(network.params)) > _LARGEST:
     return 1
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # the former on Linux
-  return max(1, min(cores, rows // _ROWS))
+  return next((n for n in range(min(cores, rows // _ROWS), 1, -1) if rows % n == 0), 1)
 
 
 class _Moving(NamedTuple):
-  """A part that is moving: requests and guides that it began with, and what it will have made."""
+  """A part that is moving.
 
-  busy: int
-  guides: int
+  Attributes:
+    guides: how many each request has that it began with.
+    made: what it will have made.
+    left: requests that are given up meanwhile.
+  """
+
+  guides: dict[int, int]
   made: concurrent.futures.Future[list[Progress]]
+  left: set[int]
+
+  def still(self) -> list[int]:
+    """Guides of each request that isn't given up."""
+    return [n for ticket, n in self.guides.items() if ticket not in self.left]
 
 
 class SideBySide:
@@ -45,14 +55,14 @@ class SideBySide:
 
   Args:
     network: the model.
-    capacity: of all parts together, rows and guides rounded up.
-    count: parts.
+    capacity: of all parts together, guides rounded up.
+    count: parts; divides the rows.
   """
 
   def __init__(self, network: Network, capacity: Capacity, count: int):
     size = capacity.size
     guides = max(-(-size.guides // count), min(size.guides, MOST_GUIDES))  # for any request that the capacity takes
-    own = dataclasses.replace(size, rows=-(-size.rows // count), guides=guides)
+    own = dataclasses.replace(size, rows=size.rows // count, guides=guides)
     programs = compiler.Programs()
     self._parts = [
         Scheduler(network, dataclasses.replace(capacity, size=own), programs=programs) for _ in range(count)
@@ -64,11 +74,12 @@ class SideBySide:
   @property
   def busy(self) -> int:
     """As `Scheduler.busy`; a request is on its way until `step` has told of its end."""
-    return sum(m.busy for m in self._moving.values()) + sum(p.busy for p in self._still) + sum(m.done for m in self._made)
+    moving = sum(len(m.still()) for m in self._moving.values())
+    return moving + sum(p.busy for p in self._still) + sum(m.done for m in self._made)
 
   @property
   def guides_in_use(self) -> int:
-    return sum(m.guides for m in self._moving.values()) + sum(p.guides_in_use for p in self._still)
+    return sum(sum(m.still()) for m in self._moving.values()) + sum(p.guides_in_use for p in self._still)
 
   @property
   def _still(self) -> list[Scheduler]:
@@ -83,7 +94,7 @@ class SideBySide:
     for i, part in enumerate(self._parts):
       if i not in self._moving and part.busy:
         # What it has is counted ahead, as the thread changes it.
-        self._moving[i] = _Moving(part.busy, part.guides_in_use, self._pool.submit(part.step, others=others))
+        self._moving[i] = _Moving(part.guides_of(), self._pool.submit(part.step, others=others), set())
     if not self._made:
       concurrent.futures.wait([m.made for m in self._moving.values()], return_when=concurrent.futures.FIRST_COMPLETED)
       self._collect([i for i, m in self._moving.items() if m.made.done()])
@@ -91,13 +102,13 @@ class SideBySide:
     return made
 
   def leave(self, tickets: Collection[int]) -> None:
-    """As `Scheduler.leave`, once those that move have come back."""
-    if not tickets:
-      return
-    self._collect(list(self._moving))
+    """As `Scheduler.leave`; places in a part that is moving are free once it comes back, which isn't waited for."""
     self._made = [m for m in self._made if m.ticket not in tickets]
-    for part in self._parts:
-      part.leave(tickets)
+    for i, part in enumerate(self._parts):
+      if i in self._moving:
+        self._moving[i].left.update(self._moving[i].guides.keys() & set(tickets))
+      else:
+        part.leave(tickets)
 
   def compile(self, told: Callable[[int, int], None] | None = None) -> None:
     """As `Scheduler.compile`."""
@@ -106,7 +117,8 @@ class SideBySide:
       part.compile()
 
   def _collect(self, moving: list[int]) -> None:
-    """Takes what these have made, waiting for it."""
-    concurrent.futures.wait([self._moving[i].made for i in moving])
-    for m in [self._moving.pop(i) for i in moving]:
-      self._made += m.made.result()
+    """Takes what these have made, which have come back."""
+    for i in moving:
+      _, made, left = self._moving.pop(i)
+      self._made += [m for m in made.result() if m.ticket not in left]
+      self._parts[i].leave(left)
