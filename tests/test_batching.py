@@ -172,7 +172,7 @@ def test_looking_at_what_there_is_alone_changes_nothing(model, monkeypatch):
     windows.append(program.window)
     return whole(*args, config=config, program=program)
 
-  whole = engine.advance
+  whole, note.few_rows = engine.advance.few_rows, note
   monkeypatch.setattr(scheduler.engine, "advance", note)
   requests = [Request(document("two"), sampling=how(model, max_new_tokens=90)), Request(document("red"), respond="image")]
   monkeypatch.setattr(scheduler, "_SHORT", 32)

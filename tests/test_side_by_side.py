@@ -149,3 +149,11 @@ def test_a_program_is_first_run_by_one_thread_alone():
   assert told[:2] == ["begins", "ends"] and len(told) == 6
   with programs.run("read", 64), programs.run("advance", 64):  # of what has been compiled, nobody is waited for
     pass
+
+
+def test_few_rows_are_left_to_the_library_that_is_faster_for_them(monkeypatch):
+  monkeypatch.setattr(compiler, "_cpu", lambda: {"no_such_option": ""})
+  double = compiler.jit(lambda x: 2 * x)
+  assert double.few_rows(3.0) == 6
+  with pytest.raises(Exception, match="no_such_option"):
+    double(3.0)

@@ -6,7 +6,6 @@ Axes: as in `engine.py`; also L positions that a lane is fed in a turn.
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -146,23 +145,17 @@ def _places(count_B: jax.Array, *, most: int, chunk: int) -> tuple[jax.Array, ja
   row_N, nth_N, begin = jnp.full(N, B, jnp.int32), jnp.zeros(N, jnp.int32), jnp.int32(0)
   for c in range(most, 0, -1):  # rows of as many lanes stand together, as many as a chunk holds in each
     per = chunk // c
-    unit = c if chunk % c == 0 else chunk
+    unit = c if chunk % c == 0 else chunk  # what they begin at a multiple of
     begin = (begin + unit - 1) // unit * unit
     has_B = count_B == c
-    # Where chunks are full of them, at multiples of c; else, from a chunk's beginning.
-    place = functools.partial(_place, c=c, per=per, chunk=chunk)
-    first_B = begin + place(jnp.cumsum(has_B) - 1)
+    nth_B = jnp.cumsum(has_B) - 1
+    first_B = begin + nth_B // per * chunk + nth_B % per * c
     for n in range(c):
       at_B = jnp.where(has_B, first_B + n, N)
       row_N = row_N.at[at_B].set(jnp.arange(B, dtype=jnp.int32), mode="drop")
       nth_N = nth_N.at[at_B].set(n, mode="drop")
-    begin += place(has_B.sum())
+    begin += has_B.sum() // per * chunk + has_B.sum() % per * c
   return row_N, nth_N, begin
-
-
-def _place(n: jax.Array, *, c: int, per: int, chunk: int) -> jax.Array:
-  """Where the n-th of those begins that take c places each, `per` of them to a chunk."""
-  return c * n if chunk % c == 0 else n // per * chunk + n % per * c
 
 
 def by_pictures(model: Orthus, s: State, turn: Turn, program: Program) -> Moved:

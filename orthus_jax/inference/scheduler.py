@@ -257,8 +257,9 @@ class Scheduler:
     return told
 
   def _move(self, stop_at: np.int32, window: int) -> engine_state.Made:
-    with self._programs.run("advance", window), compiler.few_rows(self._few):
-      self._state, made = engine.advance(
+    advance = engine.advance.few_rows if self._few else engine.advance
+    with self._programs.run("advance", window):
+      self._state, made = advance(
           self._net.graphdef, self._net.params, self._state, self._net.text_V, stop_at, config=self._net.config,
           program=dataclasses.replace(self._program, window=window),
       )  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
-import contextvars
 import functools
 import re
 import threading
@@ -89,19 +88,6 @@ def options_of_one_call(mesh: Mesh) -> dict[str, int] | None:
   return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
 
 
-_few_rows: contextvars.ContextVar[bool] = contextvars.ContextVar("few_rows", default=False)
-
-
-@contextlib.contextmanager
-def few_rows(few: bool) -> Iterator[None]:
-  """Says of what `jit` compiles in here whether its products are of a few rows alone."""
-  before = _few_rows.set(few)
-  try:
-    yield
-  finally:
-    _few_rows.reset(before)
-
-
 class jit:  # noqa: N801
   """`jax.jit` with what this platform's compiler is asked for; jax is asked for its platform when it is first called.
 
@@ -115,14 +101,15 @@ class jit:  # noqa: N801
   def __init__(self, function: Callable, **how: Any):
     functools.update_wrapper(self, function)
     self._jit = functools.partial(jax.jit, function, **how)
-    self._of: dict[bool, Any] = {}
 
-  @property
+  @functools.cached_property
   def _here(self) -> Any:
-    few = _few_rows.get()
-    if few not in self._of:
-      self._of[few] = self._jit(compiler_options=_cpu() if jax.default_backend() == "cpu" and not few else None)
-    return self._of[few]
+    return self._jit(compiler_options=_cpu() if jax.default_backend() == "cpu" else None)
+
+  @functools.cached_property
+  def few_rows(self) -> Any:
+    """The same for where products are of a few rows alone: without what `_CPU` asks for."""
+    return self._jit()
 
   def __call__(self, *args: Any, **named: Any) -> Any:
     return self._here(*args, **named)
