@@ -9,7 +9,7 @@ import pytest
 
 from orthus_jax.config import MeshConfig
 from orthus_jax.errors import BadRequest
-from orthus_jax.models import attention, attention_kernels
+from orthus_jax.models import attention, attention_kernels, products
 from orthus_jax.parallel import mesh as mesh_lib, sharded
 
 B, T, N, K, H = 2, 256, 4, 2, 128
@@ -64,6 +64,26 @@ def test_plain_attention_by_hand():
 def test_plain_attention_on_meshes(mesh):
   for a, b in zip(plain(), value_and_grads("xla", mesh), strict=True):
     np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+@pytest.mark.parametrize("ahead", (False, True))
+def test_attention_of_rounded_factors_is_nearly_that(ahead):
+  """Its own gradients, too; grouped queries, segments, and positions that see ahead."""
+  last_BT = jnp.asarray(np.arange(T)[None].repeat(B, 0) // 8 * 8 + 7) if ahead else None
+  exact = value_and_grads("xla", last_BT=last_BT)
+  with products.rounding("anywhere"):
+    for a, b in zip(exact, value_and_grads("xla", last_BT=last_BT), strict=True):
+      np.testing.assert_array_equal(a, b)
+  with products.rounding("cpu"):
+    for a, b in zip(exact, value_and_grads("xla", last_BT=last_BT), strict=True):
+      assert 0 < np.linalg.norm(a - b) < 0.01 * np.linalg.norm(a)
+
+
+def test_rotations_that_are_looked_up_are_those_worked_out():
+  position_BT = jnp.asarray(np.r_[np.arange(100), np.arange(90), np.zeros(66)].astype(np.int32)[None].repeat(B, 0))
+  q_BTNH = inputs()[0]
+  turn = attention.looked_up(position_BT, H, theta=1e4, positions=128)
+  np.testing.assert_allclose(turn(q_BTNH), attention.rope(q_BTNH, position_BT, theta=1e4), atol=1e-5)
 
 
 @pytest.mark.slow

@@ -15,9 +15,8 @@ import tiny
 from orthus_jax.errors import BadRequest
 from orthus_jax.models.orthus import compute_dtype, describe
 from orthus_jax.parallel import mesh as mesh_lib
-from orthus_jax.training import optimizer as optimizer_lib
+from orthus_jax.training import optimizer as optimizer_lib, step as step_lib
 from orthus_jax.training.state import plan_run
-from orthus_jax.training.step import train_step
 from orthus_jax.training.tasks import OrthusTask
 
 STAGE_1 = dict(
@@ -31,7 +30,7 @@ def plan(**changes):
   optimizer = optimizer_lib.make_optimizer(c.optimizer, c.run)
   task = OrthusTask(c, None)
   layout, create = plan_run(c, task.init, optimizer=optimizer, mesh=mesh)
-  return c, layout, create, train_step(task, optimizer, c, layout)
+  return c, layout, create, step_lib.train_step(task, optimizer, c, layout)
 
 
 def equations(jaxpr, times=1):
@@ -141,6 +140,17 @@ def test_what_init_from_brings_is_not_drawn_at_random():
   tokenizer = {n for n in names if n.startswith("vision_tokenizer/")}
   assert draws(()) > draws(tokenizer) > draws(names) == 0
   assert draws(tokenizer) == draws(()) - draws(names - tokenizer)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of a CPU")
+@pytest.mark.parametrize("limit, donated", [(step_lib._COPIED_BYTES, False), (1000, True)])
+def test_a_cpu_is_given_a_large_state_alone_for_good(limit, donated, monkeypatch):
+  monkeypatch.setattr(step_lib, "_COPIED_BYTES", limit)
+  c, layout, _, step = plan()
+  batch, mesh = test_meshes.batches()[0], layout.shardings.step.mesh
+  with jax.set_mesh(mesh):
+    lowered = step_lib.jit_step(step, layout, mesh, batch, c).lower(layout.shapes, batch)
+  assert all(x.donated == donated for x in jax.tree.leaves(lowered.args_info[0][0]))
 
 
 def test_rounding_at_random_is_right_on_average():

@@ -38,7 +38,7 @@ class TransformerConfig:
     matmul_precision: of products with weights of the layers and, with `merge_positions`, of the heads, in a training step
       that computes in float32. "bfloat16" rounds their factors to it and sums in float32, "auto" does so for one process on a
       CPU that has instructions for it, which multiplies several times as fast so (and to other numbers than one without);
-      "default" leaves it to the platform. Gradients' factors are rounded too, and Muon's.
+      "default" leaves it to the platform. Gradients' factors are rounded too, and Muon's, and on one CPU device attention's.
     param_dtype: what its parameters, the token embedding and the LM head are kept in. A step casts what is kept in
       float32 to `dtype` once, before it is gathered from the devices that share it.
     quantization: of the layers' products with weights in a training step, by Qwix: "none", "int8" or "fp8". Weights stay as

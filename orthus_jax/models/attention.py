@@ -5,12 +5,15 @@ Axes: B batch, T queries, S keys, N query heads, K key-value heads, G = N / K, H
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import functools
+
 import einops
 import jax
 from jax.ad_checkpoint import checkpoint_name
 import jax.numpy as jnp
 
-from orthus_jax.models import attention_kernels as kernels
+from orthus_jax.models import attention_kernels as kernels, products, rounded_attention
 from orthus_jax.parallel import sharded
 
 RESIDUAL_NAME = kernels.RESIDUAL_NAME
@@ -123,12 +126,16 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: j
   the time for those.
   """
   q_BKGTH = einops.rearrange(q_BTNH, "B T (K G) H -> B K G T H", K=k_BSKH.shape[2]) * q_BTNH.shape[-1] ** -0.5
-  k_BK1HS = einops.rearrange(k_BSKH, "B S K H -> B K 1 H S")
-  v_BK1SH = einops.rearrange(v_BSKH, "B S K H -> B K 1 S H")
   G = q_BKGTH.shape[2]
   if G > 1:  # a query group shares its keys: fold it into the positions
     q_BKGTH = einops.rearrange(q_BKGTH, "B K G T H -> B K 1 (G T) H")
     mask_BTS = jnp.tile(mask_BTS, (1, G, 1))
+  if products.for_cpu(q_BTNH):
+    k_BKSH, v_BKSH = (einops.rearrange(x, "B S K H -> B K S H") for x in (k_BSKH, v_BSKH))
+    out_BKTH = rounded_attention.attend(q_BKGTH[:, :, 0], k_BKSH, v_BKSH, mask_BTS)
+    return einops.rearrange(out_BKTH, "B K (G T) H -> B T (K G) H", G=G)
+  k_BK1HS = einops.rearrange(k_BSKH, "B S K H -> B K 1 H S")
+  v_BK1SH = einops.rearrange(v_BSKH, "B S K H -> B K 1 S H")
   logits_BK1TS = jnp.matmul(q_BKGTH, k_BK1HS, preferred_element_type=jnp.float32)
   logits_BK1TS = jnp.where(mask_BTS[:, None, None], logits_BK1TS, _MASKED)
   weights_BK1TS = jax.nn.softmax(logits_BK1TS, axis=-1).astype(v_BSKH.dtype)
@@ -138,11 +145,31 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: j
 
 def rope(x_BTNH: jax.Array, position_BT: jax.Array, *, theta: float) -> jax.Array:
   """Rotary positions, half-split form: value i turns with value i + H/2."""
-  half = x_BTNH.shape[-1] // 2
+  return turned(x_BTNH, *turns(position_BT, x_BTNH.shape[-1], theta=theta))
+
+
+def turns(position_BT: jax.Array, head_dim: int, *, theta: float) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of positions' angles, each [B, T, 1, H/2]."""
+  half = head_dim // 2
   frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
   angle_BT1h = (position_BT[..., None].astype(jnp.float32) * frequency_h)[:, :, None, :]
-  cos, sin = jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+  return jnp.cos(angle_BT1h), jnp.sin(angle_BT1h)
+
+
+def looked_up(
+    position_BT: jax.Array, head_dim: int, *, theta: float, positions: int
+) -> Callable[[jax.Array], jax.Array]:
+  """`rope` by a table of that many positions: a CPU's compiler would have each layer work cosines out again, and its gradient,
+  for each head; it moves the work there if they are asked for once."""
+  with jax.ensure_compile_time_eval():
+    tables = [t[0] for t in turns(jnp.arange(positions)[None], head_dim, theta=theta)]
+  cos_BT1h, sin_BT1h = (jnp.take(t, position_BT, axis=0, mode="clip") for t in tables)
+  return functools.partial(turned, cos_BT1h=cos_BT1h, sin_BT1h=sin_BT1h)
+
+
+def turned(x_BTNH: jax.Array, cos_BT1h: jax.Array, sin_BT1h: jax.Array) -> jax.Array:
+  """`rope` by what `turns` gave."""
   # Halves are cast each: a TPU's compiler would else write the whole out in float32, here and in the gradient.
   a, b = (h.astype(jnp.float32) for h in jnp.split(x_BTNH, 2, axis=-1))
-  turned = a * cos - b * sin, b * cos + a * sin
-  return jnp.concatenate([h.astype(x_BTNH.dtype) for h in turned], axis=-1)
+  halves = a * cos_BT1h - b * sin_BT1h, b * cos_BT1h + a * sin_BT1h
+  return jnp.concatenate([h.astype(x_BTNH.dtype) for h in halves], axis=-1)

@@ -66,6 +66,11 @@ def rounded(x: jax.Array) -> bool:
   return bool(_rounding.get()) and x.dtype == jnp.float32
 
 
+def for_cpu(x: jax.Array) -> bool:
+  """Whether they are, and in the forms that are fast on one CPU device."""
+  return rounded(x) and _rounding.get() == "cpu"
+
+
 def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
   """x [..., D] times a kernel [D, ...], both float32, in float32 from factors in bfloat16; so are its gradients."""
   return _dot(x, kernel, _rounding.get() == "cpu")
@@ -74,6 +79,15 @@ def dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def matmul(a_NIJ: jax.Array, b_NJK: jax.Array, *, transposed: bool = False) -> jax.Array:
   """Stacks of matrices, [N, I, K] in float32 from factors in bfloat16; `transposed`: b is [N, K, J]. No gradients."""
   return _product(a_NIJ, b_NJK, (2,), (2 if transposed else 1,), batch=((0,), (0,)))
+
+
+def apart(x: jax.Array) -> jax.Array:
+  """What is transposed to be a factor, [..., M, N], with a row of zeros behind it, which the product is to lose.
+
+  On a CPU, XLA makes a sum over the first axes in float32, and folds a transposition into the product, unless something that
+  isn't one stands between them.
+  """
+  return jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, 1), (0, 0)])
 
 
 def _product(a: jax.Array, b: jax.Array, a_axes: Any, b_axes: Any, *, batch: Any = _NO_FACTORS) -> jax.Array:
@@ -99,11 +113,24 @@ def _backward(cpu: bool, kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tup
   to_x = _product(g, kernel, outputs, tuple(range(1, kernel.ndim)))
   if not cpu:
     return to_x, _product(x, g, rows, rows)
-  # Of a sum over the first axes XLA makes one in float32, and a transposition it folds into the product, unless something
-  # that isn't one, here a row of zeros, stands between them.
   x_MD, g_MX = x.reshape(-1, x.shape[-1]), g.reshape(-1, kernel[0].size)
-  to_kernel = _product(jnp.pad(x_MD.T, ((0, 1), (0, 0))), g_MX, (1,), (0,))[:-1]
+  to_kernel = _product(apart(x_MD.T), g_MX, (1,), (0,))[:-1]
   return to_x, to_kernel.reshape(kernel.shape)
 
 
 _dot.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def gated(gate: jax.Array, up: jax.Array) -> jax.Array:
+  """silu(gate) * up. Its gradient works the sigmoid out again, which takes a CPU less time than to write and read it."""
+  return jax.nn.silu(gate) * up
+
+
+def _ungated(kept: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, jax.Array]:
+  gate, up = kept
+  sigmoid = jax.nn.sigmoid(gate)
+  return g * up * sigmoid * (1.0 + gate * (1.0 - sigmoid)), g * gate * sigmoid
+
+
+gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _ungated)

@@ -70,14 +70,19 @@ def _orthogonalised(x: jax.Array, dims: MuonDimensionNumbers, iterations: int) -
   """A matrix of norm 1, or a stack of them, after Newton-Schulz in products of rounded factors."""
   rows, columns = (math.prod(x.shape[a] for a in axes) for axes in dims)
   x_LRC = x.reshape(-1, rows, columns)
-  if rows > columns:
+  tall = rows > columns
+  if tall:
     x_LRC = x_LRC.swapaxes(1, 2)
   a, b, c = _COEFFICIENTS
-  for _ in range(iterations):
+  one_RR = jnp.eye(min(rows, columns))
+  for i in range(iterations):
     square_LRR = products.matmul(x_LRC, x_LRC, transposed=True)
-    both_LRR = b * square_LRR + c * products.matmul(square_LRR, square_LRR)
-    x_LRC = a * x_LRC + products.matmul(both_LRR, x_LRC)
-  return (x_LRC.swapaxes(1, 2) if rows > columns else x_LRC).reshape(x.shape)
+    factor_LRR = a * one_RR + b * square_LRR + c * products.matmul(square_LRR, square_LRR)
+    if tall and i == iterations - 1:  # symmetric: the other way round, what is wide comes out tall
+      turned_LCR = products.apart(x_LRC.astype(jnp.bfloat16).swapaxes(1, 2))
+      return products.matmul(turned_LCR, factor_LRR)[:, :-1].reshape(x.shape)
+    x_LRC = products.matmul(factor_LRR, x_LRC)
+  return x_LRC.reshape(x.shape)
 
 
 def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:

@@ -19,6 +19,8 @@ from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training.optimizer import global_norm, update
 from orthus_jax.training.state import Layout, TrainState
 
+_COPIED_BYTES = 256 << 20  # of a state: what a CPU may hold twice
+
 
 class LossTask(Protocol):
   """What a step needs to know of a task."""
@@ -106,6 +108,9 @@ def train_step(
 def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any, config: Config) -> Any:
   """Jits a step for a mesh: the state stays where it lies and is donated, rows are split over data and fsdp.
 
+  On a CPU a small state isn't donated: its compiler runs what doesn't depend on each other in any order, so that a step begins
+  with copies of all that is donated.
+
   Args:
     step: from `train_step`.
     layout: of its state.
@@ -115,9 +120,11 @@ def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any, config: Con
   """
   rounding = products.kind(config, mesh)
   options = compiler.options(mesh, config.run.compiler_options, bfloat16_factors=bool(rounding))
+  on_cpu = mesh.devices.flat[0].platform == "cpu"
+  small = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(layout.shapes)) <= _COPIED_BYTES
   return jax.jit(
       step, in_shardings=(layout.shardings, batch_shardings(mesh, batch)), out_shardings=(layout.shardings, None),
-      donate_argnums=0, compiler_options=options,
+      donate_argnums=() if on_cpu and small else 0, compiler_options=options,
   )  # fmt: skip
 
 
