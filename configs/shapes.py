@@ -41,7 +41,8 @@ def get_config(arg: str = "") -> ConfigDict:
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      vision_embedding=dict(fresh_rows="projected", temperature=0.3, patch_positions=True),
+      # Higher, and pictures are read better; what is drawn is then read with its errors, too (docs/notes/shapes_trials.md).
+      vision_embedding=dict(fresh_rows="projected", temperature=2.0, patch_positions=True),
       diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
   )  # fmt: skip
   config.data = dict(
@@ -67,7 +68,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 2500, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
+      steps=8 if runlocal else 2600, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
       sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:
@@ -171,6 +172,8 @@ def _train_longer(config: ConfigDict) -> None:
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.plan = False
+  if "temperature" in config.model.vision_embedding:
+    config.model.vision_embedding.temperature = 0.3
   config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
   config.run.batch_size = 4 if runlocal else 8
   if long:
