@@ -41,7 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
           resolution=32, base_channels=16, channel_multipliers=(1, 2, 4, 4), res_blocks=1, latent_dim=16, codes=512,
           norm_groups=8,
       ),
-      # Higher, and pictures are read better; what is drawn is then read with its errors, too (docs/notes/shapes_trials.md).
+      # Lower, and what lies between codes is lost; higher, and reading got no better (docs/notes/shapes_trials.md).
       vision_embedding=dict(fresh_rows="projected", temperature=2.0, patch_positions=True),
       diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
   )  # fmt: skip
@@ -149,7 +149,7 @@ def _decoder(config: ConfigDict) -> None:
 
 def _train_shorter(config: ConfigDict) -> None:
   """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
-  config.run.steps = 1250
+  config.run.steps = 1300
   config.data.documents = (
       ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("planned_brief_question", 4000),
       ("planned_question", 4500), ("planned_edit", 5000), ("planned_story", 1500),
@@ -160,7 +160,7 @@ def _train_shorter(config: ConfigDict) -> None:
 
 def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
-  config.run.steps = 7500
+  config.run.steps = 7800
   config.data.documents = (
       ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("planned_brief_question", 18000),
       ("planned_question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
@@ -172,7 +172,7 @@ def _train_longer(config: ConfigDict) -> None:
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.plan = False
-  if "temperature" in config.model.vision_embedding:
+  if "temperature" in config.model.vision_embedding:  # what the study's and the recipe's figures were made with
     config.model.vision_embedding.temperature = 0.3
   config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
   config.run.batch_size = 4 if runlocal else 8

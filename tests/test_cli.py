@@ -123,6 +123,13 @@ def test_shipped_configs_are_valid(name):
   assert from_dict(Config, to_dict(config)) == config
 
 
+def test_the_quickstarts_words_are_what_they_say():
+  plain, fast, long, direct = (read_config([f"{SHAPES}{word}"])[0] for word in ("", ":fast", ":long", ":direct"))
+  assert (fast.run.steps * 2, long.run.steps) == (plain.run.steps, plain.run.steps * 3)
+  # The study and the recipe are of the latter, whose figures were made so.
+  assert (plain.model.vision_embedding.temperature, direct.model.vision_embedding.temperature) == (2.0, 0.3)
+
+
 def test_types_are_checked():
   with pytest.raises(BadRequest, match="run.steps='3': expected int, got str"):
     tiny.config(run__steps="3")

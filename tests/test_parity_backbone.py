@@ -48,11 +48,11 @@ def ours_on(model, ids_BT, real_BT, position_BT) -> tuple[list[jax.Array], jax.A
   """Layer by layer: embeddings, the states after each layer and the final norm; as it is used: states and logits."""
   attend = functools.partial(attention.causal_attention, segment_ids_BT=jnp.asarray(real_BT, jnp.int32))
   theta = model.config.transformer.rope_theta
-  turn = functools.partial(attention.rope, position_BT=jnp.asarray(position_BT), theta=theta)
+  rotate = functools.partial(attention.rope, position_BT=jnp.asarray(position_BT), theta=theta)
   states = [model.embed_tokens(jnp.asarray(ids_BT))]
   for l in range(model.config.transformer.layers):
     layer = jax.tree.map(lambda x: x[l], model.transformer.layers)
-    states.append(layer(states[-1], turn, attend))
+    states.append(layer(states[-1], rotate, attend))
   scanned = model.transformer(states[0], position_BT=position_BT, segment_ids_BT=real_BT.astype(jnp.int32))
   return [*states, model.transformer.norm(states[-1])], scanned, model.logits(scanned)
 

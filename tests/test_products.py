@@ -2,6 +2,7 @@
 
 import types
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,8 @@ import tiny
 from orthus_jax.config import MeshConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.models import products
+from orthus_jax.models.params import Keys
+from orthus_jax.models.transformer import Transformer
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import muon
 from orthus_jax.training.optimizer import make_optimizer
@@ -97,6 +100,31 @@ def test_every_product_with_a_weight_is_asked_for_in_bfloat16(precision):
     assert len(lines) - len(of_bfloat16) <= 7 and len(of_bfloat16) > 60
 
 
+@pytest.mark.parametrize("remat", ("none", "mlp"))
+def test_a_backbone_on_a_cpu_is_nearly_float32s(remat):
+  """With grouped queries, documents that share one, and pictures seen whole."""
+  config = tiny.config(model__transformer__remat=remat).model.transformer
+  model = Transformer(config, rngs=Keys(0))
+  graphdef, params = nnx.split(model)
+  rng = np.random.default_rng(0)
+  x_BTD, g_BTD = (jnp.asarray(rng.standard_normal((2, 24, config.width)), jnp.float32) for _ in range(2))
+  segments = np.r_[np.full(8, 1), np.full(9, 2), np.full(7, 3)][None].repeat(2, 0)
+  where = dict(
+      position_BT=jnp.asarray(np.r_[0:8, 8:17, 8:15][None].repeat(2, 0)), segment_ids_BT=jnp.asarray(segments),
+      shared_ids_BT=jnp.asarray(np.where(segments > 1, 1, 0)), last_BT=jnp.asarray(np.arange(24)[None].repeat(2, 0) // 4 * 4 + 3),
+  )  # fmt: skip
+
+  def loss(params, x_BTD):
+    return jnp.sum(nnx.merge(graphdef, params)(x_BTD, **where) * g_BTD)
+
+  found = {}
+  for kind in ("", "cpu"):
+    with products.rounding(kind):
+      found[kind] = jax.tree.leaves(jax.jit(jax.grad(loss, argnums=(0, 1)))(params, x_BTD))
+  for a, b in zip(*found.values(), strict=True):
+    assert 0 < jnp.linalg.norm(a - b) < 0.03 * jnp.linalg.norm(a)
+
+
 def test_a_gated_product_has_the_gradients_of_its_definition():
   gate, up, g = (jnp.asarray(np.random.default_rng(i).standard_normal((5, 7)), jnp.float32) for i in range(3))
   (y, back), (expected, plain) = jax.vjp(products.gated, gate, up), jax.vjp(lambda a, b: jax.nn.silu(a) * b, gate, up)
@@ -105,13 +133,14 @@ def test_a_gated_product_has_the_gradients_of_its_definition():
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ("cpu", "anywhere"))
 @pytest.mark.parametrize("shape", [(2, 8, 24), (2, 24, 8), (2, 8, 3, 4)])
-def test_muons_matrices_are_nearly_what_float32_gives(shape):
+def test_muons_matrices_are_nearly_what_float32_gives(shape, kind):
   name = "transformer/layers/attention/q" if len(shape) == 4 else "transformer/layers/mlp/up"
   updates = {name: jnp.asarray(np.random.default_rng(1).standard_normal(shape), jnp.float32)}
   rule = muon.scaled_by_muon(iterations=5, eps=1e-8)
   plain, _ = rule.update(updates, rule.init(updates))
-  with products.rounding("cpu"):
+  with products.rounding(kind):
     found, state = rule.update(updates, rule.init(updates))
   assert optax.global_norm(found) == pytest.approx(float(optax.global_norm(plain)), rel=0.02)
   assert 0 < jnp.linalg.norm(found[name] - plain[name]) < 0.05 * jnp.linalg.norm(plain[name])

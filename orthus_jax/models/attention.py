@@ -120,7 +120,7 @@ def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *,
 
 
 def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: jax.Array) -> jax.Array:
-  """Plain attention by XLA; the softmax in fp32.
+  """Plain attention by XLA; the softmax in fp32 (see `rounded_attention` for where products' factors are rounded).
 
   Heads are moved ahead of positions, so that both products are stacks of plain matrices: XLA's CPU backend takes half
   the time for those.
@@ -145,10 +145,10 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: j
 
 def rope(x_BTNH: jax.Array, position_BT: jax.Array, *, theta: float) -> jax.Array:
   """Rotary positions, half-split form: value i turns with value i + H/2."""
-  return turned(x_BTNH, *turns(position_BT, x_BTNH.shape[-1], theta=theta))
+  return rotate(x_BTNH, *angles(position_BT, x_BTNH.shape[-1], theta=theta))
 
 
-def turns(position_BT: jax.Array, head_dim: int, *, theta: float) -> tuple[jax.Array, jax.Array]:
+def angles(position_BT: jax.Array, head_dim: int, *, theta: float) -> tuple[jax.Array, jax.Array]:
   """Cosines and sines of positions' angles, each [B, T, 1, H/2]."""
   half = head_dim // 2
   frequency_h = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -159,16 +159,19 @@ def turns(position_BT: jax.Array, head_dim: int, *, theta: float) -> tuple[jax.A
 def looked_up(
     position_BT: jax.Array, head_dim: int, *, theta: float, positions: int
 ) -> Callable[[jax.Array], jax.Array]:
-  """`rope` by a table of that many positions: a CPU's compiler would have each layer work cosines out again, and its gradient,
-  for each head; it moves the work there if they are asked for once."""
+  """`rope` by a table of so many positions.
+
+  XLA's CPU compiler works cosines out again in every layer and for every head, forwards and backwards, even if a program asks for
+  them once, behind an optimization barrier (jax 0.10.2).
+  """
   with jax.ensure_compile_time_eval():
-    tables = [t[0] for t in turns(jnp.arange(positions)[None], head_dim, theta=theta)]
+    tables = [t[0] for t in angles(jnp.arange(positions)[None], head_dim, theta=theta)]
   cos_BT1h, sin_BT1h = (jnp.take(t, position_BT, axis=0, mode="clip") for t in tables)
-  return functools.partial(turned, cos_BT1h=cos_BT1h, sin_BT1h=sin_BT1h)
+  return functools.partial(rotate, cos_BT1h=cos_BT1h, sin_BT1h=sin_BT1h)
 
 
-def turned(x_BTNH: jax.Array, cos_BT1h: jax.Array, sin_BT1h: jax.Array) -> jax.Array:
-  """`rope` by what `turns` gave."""
+def rotate(x_BTNH: jax.Array, cos_BT1h: jax.Array, sin_BT1h: jax.Array) -> jax.Array:
+  """`rope` by what `angles` gave."""
   # Halves are cast each: a TPU's compiler would else write the whole out in float32, here and in the gradient.
   a, b = (h.astype(jnp.float32) for h in jnp.split(x_BTNH, 2, axis=-1))
   halves = a * cos_BT1h - b * sin_BT1h, b * cos_BT1h + a * sin_BT1h

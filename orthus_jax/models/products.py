@@ -23,7 +23,8 @@ from orthus_jax.config import Config
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _NO_FACTORS = ((), ())
 
-# "" leaves products as they are. "cpu" keeps kernels' gradients from what XLA makes slow on one CPU device.
+# "" leaves products as they are. "cpu" chooses the forms that XLA makes fast on one CPU device: of kernels' gradients, attention,
+# gates and rotations.
 _rounding: contextvars.ContextVar[str] = contextvars.ContextVar("rounding", default="")
 
 
@@ -67,7 +68,7 @@ def rounded(x: jax.Array) -> bool:
 
 
 def for_cpu(x: jax.Array) -> bool:
-  """Whether they are, and in the forms that are fast on one CPU device."""
+  """Whether x's products are to have their factors rounded, in the forms that are fast on one CPU device."""
   return rounded(x) and _rounding.get() == "cpu"
 
 
@@ -82,7 +83,7 @@ def matmul(a_NIJ: jax.Array, b_NJK: jax.Array, *, transposed: bool = False) -> j
 
 
 def apart(x: jax.Array) -> jax.Array:
-  """What is transposed to be a factor, [..., M, N], with a row of zeros behind it, which the product is to lose.
+  """What is transposed to be a factor, [..., M, N], with a row of zeros behind it; drop the product's last row.
 
   On a CPU, XLA makes a sum over the first axes in float32, and folds a transposition into the product, unless something that
   isn't one stands between them.

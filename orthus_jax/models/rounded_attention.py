@@ -59,9 +59,9 @@ def _stacked(x: jax.Array) -> jax.Array:
 
 
 def _over_queries(weights_NTS: jax.Array, x_NTH: jax.Array) -> jax.Array:
-  """[N, S, H], summed over queries: the narrower factor is turned, and the result."""
-  turned_NHT = jnp.swapaxes(x_NTH.astype(jnp.bfloat16), 1, 2)
-  return jnp.swapaxes(products.matmul(products.apart(turned_NHT), weights_NTS)[:, :-1], 1, 2)
+  """[N, S, H], summed over queries: the narrower factor is transposed, and the result."""
+  x_NHT = jnp.swapaxes(x_NTH.astype(jnp.bfloat16), 1, 2)
+  return jnp.swapaxes(products.matmul(products.apart(x_NHT), weights_NTS)[:, :-1], 1, 2)
 
 
 attend.defvjp(_forward, _backward)

@@ -111,16 +111,16 @@ class Attention(nnx.Module):
     self.lora = lora
 
   def project(
-      self, x_BTD: jax.Array, turn: Callable[[jax.Array], jax.Array], *, quantization: str
+      self, x_BTD: jax.Array, rotate: Callable[[jax.Array], jax.Array], *, quantization: str
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated by `turn`."""
+    """Queries [B, T, N, H], keys and values [B, T, K, H]; normed, then rotated by `rotate`."""
     merge = self.config.merge_positions
     # Named ahead of the norms, whose gradients need what they are given.
     q_BTNH, k_BTKH, v_BTKH = (
         checkpoint_name(adapted(self, n, x_BTD, getattr(self, n)[...], merge=merge, quantization=quantization), kept)
         for n, kept in (("q", "q"), ("k", "kv"), ("v", "kv"))
     )
-    return turn(self.q_norm(q_BTNH)), turn(self.k_norm(k_BTKH)), v_BTKH
+    return rotate(self.q_norm(q_BTNH)), rotate(self.k_norm(k_BTKH)), v_BTKH
 
   def merge_heads(self, o_BTNH: jax.Array, *, quantization: str) -> jax.Array:
     """The output projection."""
@@ -167,12 +167,12 @@ class Layer(nnx.Module):
   def _residual(self, x_BTD: jax.Array, norm: RMSNorm, f) -> jax.Array:
     return x_BTD + (norm(f(x_BTD)) if self.swin else f(norm(x_BTD)))
 
-  def __call__(self, x_BTD: jax.Array, turn, attend, *, quantization: str = "none") -> jax.Array:
-    """`turn(x)` gives queries and keys their positions, `attend(q, k, v)` is the attention itself: with or without a cache;
+  def __call__(self, x_BTD: jax.Array, rotate, attend, *, quantization: str = "none") -> jax.Array:
+    """`rotate(x)` gives queries and keys their positions, `attend(q, k, v)` is the attention itself: with or without a cache;
     `quantization` is of the products with weights."""
 
     def attention_part(y_BTD):
-      qkv = self.attention.project(y_BTD, turn, quantization=quantization)
+      qkv = self.attention.project(y_BTD, rotate, quantization=quantization)
       return self.attention.merge_heads(attend(*qkv), quantization=quantization)
 
     x_BTD = self._residual(x_BTD, self.attention_norm, attention_part)
@@ -216,13 +216,14 @@ class Transformer(nnx.Module):
     )  # fmt: skip
 
     if products.for_cpu(x_BTD):
-      turn = attention.looked_up(position_BT, c.head_dim, theta=c.rope_theta, positions=c.max_positions)
+      # Positions count within a document, so that none is beyond the row's length.
+      rotate = attention.looked_up(position_BT, c.head_dim, theta=c.rope_theta, positions=x_BTD.shape[1])
     else:
-      turn = functools.partial(attention.rope, position_BT=position_BT, theta=c.rope_theta)
+      rotate = functools.partial(attention.rope, position_BT=position_BT, theta=c.rope_theta)
 
     def body(x_BTD, layer):
       x_BTD = checkpoint_name(sharded.constrain(x_BTD, "batch", "positions", None), "layer_input")
-      return layer(x_BTD, turn, attend, quantization=c.quantization), None
+      return layer(x_BTD, rotate, attend, quantization=c.quantization), None
 
     if c.remat != "none":
       body = jax.checkpoint(body, policy=remat.policy(c.remat, quantization=c.quantization), prevent_cse=False)
@@ -260,7 +261,7 @@ class Transformer(nnx.Module):
     last_BT = position_BT if last_BT is None else last_BT
     lane_B1 = (jnp.arange(B) if lane_B is None else lane_B)[:, None]
 
-    turn = functools.partial(attention.rope, position_BT=position_BT, theta=self.config.rope_theta)
+    rotate = functools.partial(attention.rope, position_BT=position_BT, theta=self.config.rope_theta)
     if isinstance(window, Sequence):
       choice = jnp.searchsorted(jnp.asarray(window), jnp.max(last_BT) + 1)
 
@@ -281,7 +282,7 @@ class Transformer(nnx.Module):
           return look(window)
         return jax.lax.switch(choice, [functools.partial(look, w) for w in window])
 
-      x_BTD = layer(x_BTD, turn, attend)
+      x_BTD = layer(x_BTD, rotate, attend)
       return (x_BTD, longer), None
 
     carry = (x_BTD.astype(self.config.dtype), cache)

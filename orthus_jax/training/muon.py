@@ -78,11 +78,11 @@ def _orthogonalised(x: jax.Array, dims: MuonDimensionNumbers, iterations: int) -
   for i in range(iterations):
     square_LRR = products.matmul(x_LRC, x_LRC, transposed=True)
     factor_LRR = a * one_RR + b * square_LRR + c * products.matmul(square_LRR, square_LRR)
-    if tall and i == iterations - 1:  # symmetric: the other way round, what is wide comes out tall
-      turned_LCR = products.apart(x_LRC.astype(jnp.bfloat16).swapaxes(1, 2))
-      return products.matmul(turned_LCR, factor_LRR)[:, :-1].reshape(x.shape)
+    if tall and i == iterations - 1 and products.for_cpu(x):  # symmetric: the other way round, what is wide comes out tall
+      x_LCR = products.apart(x_LRC.astype(jnp.bfloat16).swapaxes(1, 2))
+      return products.matmul(x_LCR, factor_LRR)[:, :-1].reshape(x.shape)
     x_LRC = products.matmul(factor_LRR, x_LRC)
-  return x_LRC.reshape(x.shape)
+  return (x_LRC.swapaxes(1, 2) if tall else x_LRC).reshape(x.shape)
 
 
 def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:
