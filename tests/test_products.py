@@ -111,7 +111,8 @@ def test_a_backbone_on_a_cpu_is_nearly_float32s(remat):
   segments = np.r_[np.full(8, 1), np.full(9, 2), np.full(7, 3)][None].repeat(2, 0)
   where = dict(
       position_BT=jnp.asarray(np.r_[0:8, 8:17, 8:15][None].repeat(2, 0)), segment_ids_BT=jnp.asarray(segments),
-      shared_ids_BT=jnp.asarray(np.where(segments > 1, 1, 0)), last_BT=jnp.asarray(np.arange(24)[None].repeat(2, 0) // 4 * 4 + 3),
+      shared_ids_BT=jnp.asarray(np.where(segments > 1, 1, 0)),
+      last_BT=jnp.asarray(np.arange(24)[None].repeat(2, 0) // 4 * 4 + 3),
   )  # fmt: skip
 
   def loss(params, x_BTD):

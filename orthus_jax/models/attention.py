@@ -161,8 +161,8 @@ def looked_up(
 ) -> Callable[[jax.Array], jax.Array]:
   """`rope` by a table of so many positions.
 
-  XLA's CPU compiler works cosines out again in every layer and for every head, forwards and backwards, even if a program asks for
-  them once, behind an optimization barrier (jax 0.10.2).
+  XLA's CPU compiler works cosines out again in every layer and for every head, forwards and backwards, even if a program asks
+  for them once, behind an optimization barrier (jax 0.10.2).
   """
   with jax.ensure_compile_time_eval():
     tables = [t[0] for t in angles(jnp.arange(positions)[None], head_dim, theta=theta)]

@@ -23,8 +23,8 @@ from orthus_jax.config import Config
 _CPU_FLAGS = {"avx512_bf16", "amx_bf16"}
 _NO_FACTORS = ((), ())
 
-# "" leaves products as they are. "cpu" chooses the forms that XLA makes fast on one CPU device: of kernels' gradients, attention,
-# gates and rotations.
+# "" leaves products as they are. "cpu" chooses the forms that XLA makes fast on one CPU device: of kernels' gradients,
+# attention, gates and rotations.
 _rounding: contextvars.ContextVar[str] = contextvars.ContextVar("rounding", default="")
 
 
