@@ -13,7 +13,7 @@ import tiny
 from orthus_jax.config import MeshConfig
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest
-from orthus_jax.models import params as params_lib
+from orthus_jax.models import params as params_lib, products
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import loop, losses
 from orthus_jax.training.checkpoints import workdir as checkpoint
@@ -66,11 +66,18 @@ def test_accumulation_agrees_with_one_batch(one_device):
 
 
 @pytest.mark.slow
-def test_products_of_bfloat16_are_near_float32s_and_the_same_on_a_mesh(one_device):
-  alone = steps(1, model__transformer__matmul_precision="bfloat16")
-  plain, rounded = one_device[0][0]["loss"], alone[0][0]["loss"]
-  assert rounded != plain and rounded == pytest.approx(plain, rel=0.02)
-  same(alone, steps(1, devices=2, mesh__fsdp=2, model__transformer__matmul_precision="bfloat16"), 5e-3)
+def test_products_of_bfloat16_are_near_float32s_and_the_same_on_a_mesh(one_device, monkeypatch):
+  rounded = dict(model__transformer__matmul_precision="bfloat16")
+  (alone,), _, _ = steps(1, **rounded)
+  (on_a_mesh,), mesh_params, _ = steps(1, devices=2, mesh__fsdp=2, **rounded)
+  monkeypatch.setattr(products, "kind", lambda *_: "anywhere")  # a CPU by itself rounds attention's factors, too
+  (as_anywhere,), params, _ = steps(1, **rounded)
+  assert on_a_mesh == pytest.approx(as_anywhere, rel=1e-4)
+  for name, value in params.items():  # a gradient of nearly nothing may go either way
+    assert np.abs(value - mesh_params[name]).mean() < 1e-4, name
+  for found in (alone, as_anywhere):
+    for k in ("loss", "grad_norm"):
+      assert found[k] != one_device[0][0][k] and found[k] == pytest.approx(one_device[0][0][k], rel=0.02), k
 
 
 @pytest.mark.slow
