@@ -17,7 +17,6 @@ from orthus_jax.models import attention_kernels as kernels, products, rounded_at
 from orthus_jax.parallel import sharded
 
 RESIDUAL_NAME = kernels.RESIDUAL_NAME
-_MASKED = -1e30
 
 
 def causal_attention(
@@ -137,7 +136,7 @@ def _attend(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask_BTS: j
   k_BK1HS = einops.rearrange(k_BSKH, "B S K H -> B K 1 H S")
   v_BK1SH = einops.rearrange(v_BSKH, "B S K H -> B K 1 S H")
   logits_BK1TS = jnp.matmul(q_BKGTH, k_BK1HS, preferred_element_type=jnp.float32)
-  logits_BK1TS = jnp.where(mask_BTS[:, None, None], logits_BK1TS, _MASKED)
+  logits_BK1TS = jnp.where(mask_BTS[:, None, None], logits_BK1TS, rounded_attention.MASKED)
   weights_BK1TS = jax.nn.softmax(logits_BK1TS, axis=-1).astype(v_BSKH.dtype)
   out_BK1TH = jnp.matmul(weights_BK1TS, v_BK1SH)
   return einops.rearrange(out_BK1TH, "B K 1 (G T) H -> B T (K G) H", G=G)

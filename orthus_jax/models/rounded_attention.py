@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from orthus_jax.models import products
 
-_MASKED = -1e30
+MASKED = -1e30
 
 
 @jax.custom_vjp
@@ -33,7 +33,7 @@ def _forward(
   q_NTH, k_NSH, v_NSH = (_stacked(x).astype(jnp.bfloat16) for x in (q_BKTH, k_BKSH, v_BKSH))
   scores_NTS = products.matmul(q_NTH, k_NSH, transposed=True)
   mask_NTS = _stacked(jnp.broadcast_to(mask_BTS[:, None], (*q_BKTH.shape[:3], k_BKSH.shape[2])))
-  scores_NTS = jnp.where(mask_NTS, scores_NTS, _MASKED)
+  scores_NTS = jnp.where(mask_NTS, scores_NTS, MASKED)
   weights_NTS = jnp.exp(scores_NTS - jnp.max(scores_NTS, axis=-1, keepdims=True)).astype(jnp.bfloat16)
   sum_NT1 = jnp.sum(weights_NTS.astype(jnp.float32), axis=-1, keepdims=True)
   out_NTH = products.matmul(weights_NTS, v_NSH) / sum_NT1
