@@ -1,7 +1,7 @@
 """The quickstart beside an older build's, in turns on one machine: wall time, memory and scores of both, seed by seed.
 
     python benchmarks/quickstart.py                                  # against 92d7e09; two seeds: an hour and a half and more
-    python benchmarks/quickstart.py --whole                          # the scores of the whole test and validation splits too
+    python benchmarks/quickstart.py --whole                          # scores of whole splits too
     python benchmarks/quickstart.py --argument=:direct --seeds=0     # another config of this build's
     python benchmarks/quickstart.py --config.run.steps=20            # tries the commands out: overrides go to both
 
@@ -13,7 +13,7 @@ time is that of the whole command, memory the largest that the system saw.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 import json
 import os
 from pathlib import Path
@@ -29,7 +29,9 @@ _SHOWN = {
     "caption_attributes": "descriptions' attributes", "edits": "edits", "kept": "untouched things kept",
     "story_on_topic": "stories on topic", "story_turns": "turns right",
 }  # fmt: skip
-_SPLITS = ("test", "validation")
+# Parts of --whole, and their options. The older build can't make a split of another seed.
+_WHOLE = {"the whole test split": ("--split=test",), "the whole validation split": ("--split=validation",)}
+_ANOTHER = {"a test split of another seed": ("--split=test", "--world-seed=1")}
 
 
 def worktree(commit: str, folder: Path) -> Path:
@@ -60,7 +62,9 @@ def orthus(build: Path, scratch: Path, log: Path, *command: str) -> tuple[float,
   return time.monotonic() - begin, usage.ru_maxrss * 1024
 
 
-def measure(build: Path, scratch: Path, argument: str, overrides: Sequence[str], *, whole: bool) -> dict[str, Any]:
+def measure(
+    build: Path, scratch: Path, argument: str, overrides: Sequence[str], *, parts: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
   """One training run and its figures, in an empty folder."""
   shutil.rmtree(scratch, ignore_errors=True)
   scratch.mkdir(parents=True)
@@ -69,11 +73,14 @@ def measure(build: Path, scratch: Path, argument: str, overrides: Sequence[str],
       build, scratch, log, "train", f"--config=configs/shapes.py{argument}", f"--workdir={run}", *overrides
   )
   report = json.loads((run / "report.json").read_text())
-  found = {"seconds": seconds, "memory_bytes": memory, "digest": report["params_digest"], "report": report.get("scores", {}),
-           "parts": report["seconds"]}  # fmt: skip
-  for split in _SPLITS if whole else ():
-    orthus(build, scratch, log, "evaluate", str(run), f"--split={split}", "--samples=1", f"--out={scratch / split}")
-    found[split] = json.loads((scratch / split / "evaluation.json").read_text())["scores"]
+  found = {
+      "seconds": seconds, "memory_bytes": memory, "digest": report["params_digest"], "parts": report["seconds"],
+      "the report's sample": report.get("scores", {}),
+  }  # fmt: skip
+  for i, (part, options) in enumerate(parts.items()):
+    out = scratch / f"scores{i}"
+    orthus(build, scratch, log, "evaluate", str(run), *options, "--samples=1", f"--out={out}")
+    found[part] = json.loads((out / "evaluation.json").read_text())["scores"]
   return found
 
 
@@ -84,13 +91,11 @@ def rows(runs: dict[str, dict[str, Any]], seeds: Sequence[int]) -> Iterator[tupl
   yield "ratio", *(cell for old, new in both for cell in ("", f"{new['seconds'] / old['seconds']:.2f}"))
   yield "memory, GiB", *(f"{r['memory_bytes'] / 2**30:.2f}" for pair in both for r in pair)
   yield "parameters' digest", *(r["digest"][:8] for pair in both for r in pair)
-  for part in ("report", *_SPLITS):
-    if all(part in r for pair in both for r in pair):
-      of = "the report's sample" if part == "report" else f"the whole {part} split"
-      for name, words in _SHOWN.items():
-        cells = [r[part].get(name) for pair in both for r in pair]
-        if any(c is not None for c in cells):
-          yield f"{words}, {of}", *("–" if c is None else f"{100 * c:.1f}%" for c in cells)
+  for part in ("the report's sample", *_WHOLE, *_ANOTHER):
+    for name, words in _SHOWN.items():
+      cells = [r.get(part, {}).get(name) for pair in both for r in pair]
+      if any(c is not None for c in cells):
+        yield f"{words}, {part}", *("–" if c is None else f"{100 * c:.1f}%" for c in cells)
 
 
 def main() -> None:
@@ -117,9 +122,8 @@ def main() -> None:
       key, (build, argument) = f"{name},seed={seed}", builds[name]
       if key not in runs:
         print(f"{key} …", file=sys.stderr, flush=True)
-        runs[key] = measure(
-            build, scratch / key, argument, [*overrides, f"--config.run.seed={seed}"], whole=options.whole
-        )
+        parts = (_WHOLE | (_ANOTHER if name == "newer" else {})) if options.whole else {}
+        runs[key] = measure(build, scratch / key, argument, [*overrides, f"--config.run.seed={seed}"], parts=parts)
         kept.with_suffix(".new").write_text(json.dumps(runs, indent=1))
         kept.with_suffix(".new").replace(kept)
   names = [f"{n}, seed {s}" for s in options.seeds for n in (options.against, "now")]

@@ -1,5 +1,6 @@
 import collections
 import json
+from pathlib import Path
 import pickle
 import subprocess
 import sys
@@ -7,11 +8,13 @@ import sys
 import pytest
 import tiny
 
+from orthus_jax.config.command_line import load_config
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.shapes import builder, changes, detector, language, records, world
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 
+ROOT = Path(__file__).parent.parent
 SIZES = {"train": dict.fromkeys(records.KINDS, 12), "test": dict.fromkeys(records.KINDS, 8)}
 
 
@@ -32,6 +35,18 @@ def test_documents_come_back_as_made(data_dir):
       made = records.make_document(kind, split, int(number))
       assert document.segments == made.segments and document.kind == kind
       assert document.meta == json.loads(json.dumps(made.meta))
+
+
+def test_a_split_of_another_seed_is_as_the_data_sets_own_would_be(data_dir):
+  builder.prepare(data_dir, **SIZES, seed=3)
+  made = list(builder.make_documents(builder.make_config(**SIZES, seed=3), "test"))
+  stored = builder.documents(data_dir, "test", **SIZES, seed=3)
+  assert [d.id for d in made] == [d.id for d in stored] and [d.segments for d in made] == [d.segments for d in stored]
+  config = load_config(f"{ROOT}/configs/shapes.py")
+  judged = sources.open_world(config, "validation", seed=3)
+  assert collections.Counter(d.kind for d in judged) == builder.make_config().sizes("validation")
+  assert judged[0].segments == records.make_document(judged[0].kind, "validation", 0, seed=3).segments
+  assert {world.split_of(records.as_things(d.meta["things"])) for d in judged if "things" in d.meta} == {"validation"}
 
 
 def test_documents_are_a_sequence_that_can_be_sent_elsewhere(data_dir):
@@ -210,9 +225,9 @@ def test_only_places_are_taken_off_an_answer(text, expected):
 def test_words_of_an_edit_say_what_changes_and_what_is_there_then(number):
   document = records.make_document("planned_edit", "test", number)
   source, target = (set(records.as_things(document.meta[name])) for name in ("source", "things"))
-  changed, _, planned = document.texts[-1].text.partition(": ")
+  read, changed, planned = document.texts[-1].text.split(": ")
   before, after = (set(language.parse_outline(part) or ()) for part in changed.split(" to "))
-  assert (before, after) == (source - target, target - source)
+  assert (before, after) == (source - target, target - source) and set(language.parse_outline(read)) == source
   assert set(language.parse_outline(planned)) == target and planned == language.aim(document.texts[-1].text)
 
 

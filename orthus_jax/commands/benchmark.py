@@ -19,7 +19,7 @@ from orthus_jax.storage import bring
 
 # As in evaluation/runs/registry.py, without its imports.
 NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa", "mmmu")
-OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories")
+OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories", "world_seed")
 _OWN = ("images", "judge", "template", "limit", "batch_size")
 
 
@@ -45,6 +45,8 @@ def check(options: argparse.Namespace) -> None:
     if given is not None and given is not False:  # 0 is given
       other = "published benchmarks" if shapes else "--benchmark=shapes"
       raise BadRequest(f"--{name.replace('_', '-')} is for {other}: leave it out")
+  if shapes and options.data and options.world_seed is not None:
+    raise BadRequest("--world-seed makes its documents, and --data names some that are there: leave one out")
   if options.judge and options.benchmark != "geneval":
     raise BadRequest(f"--judge is for --benchmark=geneval, and {options.benchmark} has none: leave it out")
   if not shapes and not options.data:

@@ -45,6 +45,8 @@ def parser() -> common.Parser:
   limits.add_argument("--captions", type=some, metavar="N", help="pictures to describe")
   limits.add_argument("--edits", type=some, metavar="N", help="pictures to edit")
   limits.add_argument("--stories", type=some, metavar="N", help="stories to tell")
+  limits.add_argument("--world-seed", type=common.number(int, SEED), metavar="N",
+                      help="judge a split made with this seed instead, as large: other scenes and words")  # fmt: skip
   benchmark.add_options(parser)
   sampling.add_options(parser)
   parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
@@ -82,19 +84,20 @@ def main(argv: Sequence[str]) -> int:
   if is_url(options.run) and not options.out:
     raise BadRequest("a model in a bucket needs --out=DIR, where the scores are written")
   run, step = checkpoint.find(options.run)
-  name = f"{options.benchmark}-{options.split}"
+  name = f"{options.benchmark}-{options.split}" + ("" if options.world_seed is None else f"-seed{options.world_seed}")
   if Path(options.run).absolute() != run:
     name += f"-{step}"  # one checkpoint of several
   out = Path(options.out) if options.out else run / "evaluations" / name
   _check(out)
   model = model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
-  documents = sources.open_world(model.config, options.split, options.data)
+  documents = sources.open_world(model.config, options.split, options.data, seed=options.world_seed)
   result = shapes.evaluate(
       model, documents, limits=limits, sampling=how, seed=options.seed, progress=bar("evaluating")
   )
   record = {
-      "benchmark": options.benchmark, "split": options.split, "step": step, "seed": options.seed,
+      "benchmark": options.benchmark, "split": options.split, "world_seed": options.world_seed, "step": step,
+      "seed": options.seed,
       "limits": dataclasses.asdict(limits), "sampling": dataclasses.asdict(how), **result.to_json(),
       "versions": checkpoint.versions(),
   }  # fmt: skip

@@ -80,13 +80,14 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.7.0")
+  VERSION = tfds.core.Version("1.8.0")
   RELEASE_NOTES = {
       "1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training.",
       "1.2.0": "Simple questions are a kind of their own; other shares of kinds.",
       "1.3.0": "Brief questions in the place of simple ones.", "1.4.0": "Other shares of kinds.",
       "1.5.0": "Outlines, by themselves and ahead of pictures.", "1.6.0": "Outlines in stories.",
       "1.7.0": "Places ahead of counts.",
+      "1.8.0": "Both pictures in edits' words; more of several things to draw.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 
@@ -112,17 +113,21 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in world.SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    config = self.builder_config
-    sizes = config.sizes(split)
-    kinds = [kind for kind in records.KINDS for _ in range(sizes.get(kind, 0))]
-    # Mixed here, evenly and for good, so that a reader that takes them in order sees all kinds.
-    order = np.random.default_rng((config.seed, world.SPLITS.index(split))).permutation(len(kinds))
-    next_number = dict.fromkeys(records.KINDS, 0)
-    for key, place in enumerate(order.tolist()):
-      kind = kinds[place]
-      document = records.make_document(kind, split, next_number[kind], seed=config.seed, resolution=config.resolution)
-      next_number[kind] += 1
+    for key, document in enumerate(make_documents(self.builder_config, split)):
       yield key, to_record(document)
+
+
+def make_documents(config: ShapesConfig, split: str) -> Iterator[Document]:
+  """The documents of a split, made one by one, in the order that the data set has them in."""
+  sizes = config.sizes(split)
+  kinds = [kind for kind in records.KINDS for _ in range(sizes.get(kind, 0))]
+  # Mixed here, evenly and for good, so that a reader that takes them in order sees all kinds.
+  order = np.random.default_rng((config.seed, world.SPLITS.index(split))).permutation(len(kinds))
+  next_number = dict.fromkeys(records.KINDS, 0)
+  for place in order.tolist():
+    kind = kinds[place]
+    yield records.make_document(kind, split, next_number[kind], seed=config.seed, resolution=config.resolution)
+    next_number[kind] += 1
 
 
 def to_record(document: Document) -> dict[str, Any]:

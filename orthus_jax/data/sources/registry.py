@@ -41,17 +41,23 @@ _ALL: tuple[type[Layout], ...] = (
 LAYOUTS = {layout.name: layout for layout in _ALL}
 
 
-def open_world(config: Config, split: str = "test", path: str | None = None) -> Source:
+def open_world(config: Config, split: str = "test", path: str | None = None, *, seed: int | None = None) -> Source:
   """The built-in world's documents, whatever the config's own data are.
 
   Args:
     config: the experiment.
     split: of the world.
     path: where it lies; by default where the config says, if its data are the world.
+    seed: of documents made now, in the place of those that lie there: as many, of the same splits' scenes.
 
   Raises:
     BadRequest: if there is no such split.
   """
+  if seed is not None:
+    from orthus_jax.data.shapes import builder  # TFDS is slow to import
+
+    made = builder.make_config(config.model.vision_tokenizer.resolution, seed=seed)
+    return list(builder.make_documents(made, split))
   there = config.data.path if config.data.source == "shapes" else ""
   data = dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
   return open_source(dataclasses.replace(config, data=data), split)
