@@ -58,6 +58,7 @@ def test_both_places_of_the_rotary_base(model, values):
     "part, field, value, message",
     [
         ("vision_embedding", "patch_positions", True, "no place for vision_embedding.patch_positions"),
+        ("vision_embedding", "projection", True, "no place for vision_embedding.projection"),
         ("transformer", "norm_eps", 1e-6, "can't describe norm_eps=1e-06"),
     ],
 )

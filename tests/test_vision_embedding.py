@@ -1,5 +1,7 @@
 """How features enter the backbone: each kind by its formula, and through a whole step of training and of drawing."""
 
+import types
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import BadRequest
 from orthus_jax.models import params as params_lib, vision_embedding
 from orthus_jax.models.orthus import describe
+from orthus_jax.training import losses
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
@@ -39,6 +42,33 @@ def test_each_kind_is_its_formula():
   assert not hasattr(linear, "codebook")
   placed, found_placed = embed(kind="linear", patch_positions=True)
   assert found_placed.shape == (2, 3, 5) and np.ptp(found_placed - found, axis=0).max() < 1e-5
+  both, found_both = embed(kind="soft", temperature=1e-5, projection=True)
+  expected = rows_KD[distances.argmin(-1)] + features_BPC @ np.asarray(both.projection_kernel[...])
+  np.testing.assert_allclose(found_both, expected, atol=1e-5)
+
+
+def test_noise_is_on_pictures_to_be_drawn_alone():
+  """Of each a strength of its own up to the config's; and of a row the same, wherever the row is computed."""
+  most, M = 0.5, 6
+  model = tiny.config(model__vision_embedding__history_noise=most).model
+  learnt_BG = np.array([[0, 2, -1], [1, 3, 3], [-1, -1, -1], [5, 4, 0]])
+  shape = (4, M, 400, 8)
+  batch = types.SimpleNamespace(images=np.zeros(shape, np.float32), learnt_image_BG=jnp.asarray(learnt_BG))
+  clean = jnp.ones(shape)
+
+  def noise(rows, config=model):
+    part = types.SimpleNamespace(images=batch.images[rows], learnt_image_BG=batch.learnt_image_BG[rows])
+    return np.asarray(losses.as_read(clean[rows], part, jax.random.key(0), config, jnp.arange(4)[rows]) - 1.0)
+
+  rows = slice(0, 4)
+  found_BMPC = noise(rows)
+  learnt_BM = np.array([[m in row for m in range(M)] for row in learnt_BG])
+  size_BM = found_BMPC.std(axis=(2, 3))
+  assert (size_BM[~learnt_BM] == 0).all() and (size_BM[learnt_BM] > 0).all()
+  assert size_BM.max() < 1.05 * most and len(set(size_BM[learnt_BM].round(5))) == learnt_BM.sum()
+  assert abs(found_BMPC[learnt_BM].mean()) < 0.01
+  np.testing.assert_array_equal(noise(slice(1, 4)), found_BMPC[1:])
+  assert not noise(rows, tiny.config().model).any()
 
 
 @pytest.mark.parametrize(
@@ -46,6 +76,8 @@ def test_each_kind_is_its_formula():
     [
         (dict(kind="argmin", temperature=0.5), "temperature is for kind=soft"),
         (dict(kind="linear", temperature=0.5), "temperature is for kind=soft"),
+        (dict(kind="linear", projection=True), "projection is for kind=soft"),
+        (dict(history_noise=-0.1), "history_noise"),
         (dict(kind="linear", fresh_rows="projected"), "fresh_rows=projected is of codes' rows"),
         (dict(kind="hard"), "hard"),
     ],

@@ -103,18 +103,28 @@ class VisionEmbeddingConfig:
       projection of the codes, so that similar codes start alike. Rows that a checkpoint brings are left as they are.
     patch_positions: add a learnt row per patch of a picture. For models trained from scratch: with rotary positions alone,
       a patch must first find out where in its picture it stands. Orthus and Chameleon have none.
+    projection: of "soft": add a learnt projection of the feature to what the codes' rows give. A low temperature makes words
+      of features, which is learnt fast, and loses what lies between the codes; this keeps it. Orthus has none.
+    history_noise: in training, most of the noise on features of pictures to be drawn, as they are read; its standard deviation
+      is drawn evenly from 0 to this for each. A model that draws reads its own patches, with their errors.
   """
 
   kind: Literal["soft", "argmin", "linear"] = "soft"
   temperature: _Scale = 1.0
   fresh_rows: Literal["random", "projected"] = "random"
   patch_positions: bool = False
+  projection: bool = False
+  history_noise: Annotated[float, Range(0, 1e3)] = 0.0
 
   def __post_init__(self):
     ranges.check(self, "model.vision_embedding")
     require(
         self.kind == "soft" or self.temperature == 1.0,
         f"model.vision_embedding.temperature is for kind=soft: leave it at 1.0 with kind={self.kind}",
+    )
+    require(
+        self.kind == "soft" or not self.projection,
+        f"model.vision_embedding.projection is for kind=soft: leave it out with kind={self.kind}",
     )
     require(
         self.kind != "linear" or self.fresh_rows == "random",

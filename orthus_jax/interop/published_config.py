@@ -179,8 +179,9 @@ def write_config(model: ModelConfig, sampling: SamplingConfig, *, dtype: str) ->
     )
   if t.norm_eps != _QK_NORM_EPS:
     raise BadRequest(f"a published config.json can't describe norm_eps={t.norm_eps}: the QK-norm's is {_QK_NORM_EPS}")
-  if model.vision_embedding.patch_positions:
-    raise BadRequest("a published checkpoint has no place for vision_embedding.patch_positions; such a model can't be exported")
+  for field in ("patch_positions", "projection"):
+    if getattr(model.vision_embedding, field):
+      raise BadRequest(f"a published checkpoint has no place for vision_embedding.{field}; such a model can't be exported")
   if model.vision_embedding.kind == "linear":
     raise BadRequest("a published checkpoint has no place for vision_embedding.kind=linear; such a model can't be exported")
   vq = {theirs: getattr(v, ours) for ours, theirs in _VISION.items()}
@@ -206,7 +207,7 @@ def hard_wired(model: ModelConfig) -> list[str]:
   embedding = VisionEmbeddingConfig(kind=published_head.embedding(model.image_head.kind))
   wired: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
       "diffusion": (model.diffusion, DiffusionConfig(), ("draws", "loss_weight", "loss_chunk")),
-      "vision_embedding": (model.vision_embedding, embedding, ("fresh_rows",)),
+      "vision_embedding": (model.vision_embedding, embedding, ("fresh_rows", "history_noise")),
   }
   lines = []
   for part, (have, want, training) in wired.items():

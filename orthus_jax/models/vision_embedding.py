@@ -19,7 +19,8 @@ from orthus_jax.models.vision_tokenizer import squared_distances
 class VisionEmbedding(nnx.Module):
   """What all ways have in common.
 
-  With `config.patch_positions`, each patch of a picture has a learnt row of its own, which is added. (Not Orthus'.)
+  With `config.projection`, a projection of the feature is added, and with `config.patch_positions` a learnt row that each patch
+  of a picture has of its own. (Neither is Orthus'.)
   """
 
   def __init__(
@@ -27,6 +28,9 @@ class VisionEmbedding(nnx.Module):
   ):
     self.config = config
     self._build(codes=codes, latent_dim=latent_dim, width=width, rngs=rngs)
+    if config.projection:
+      kernel_CD = std * latent_dim**-0.5 * jax.random.normal(rngs.params(), (latent_dim, width))
+      self.projection_kernel = param(kernel_CD, None, "embed")
     if config.patch_positions:
       self.position_embedding = param(std * jax.random.normal(rngs.params(), (patches, width)), None, "embed")
 
@@ -50,6 +54,9 @@ class VisionEmbedding(nnx.Module):
       [B, P, D] in the embedding's dtype; distances and softmax are computed in fp32.
     """
     embedded_BPD = self._embed(features_BPC, embedding_KD)
+    if self.config.projection:
+      dtype = embedded_BPD.dtype
+      embedded_BPD += features_BPC.astype(dtype) @ self.projection_kernel[...].astype(dtype)
     return self.placed(embedded_BPD, patch_BP)
 
   def placed(self, embedded_BPD: jax.Array, patch_BP: jax.Array) -> jax.Array:

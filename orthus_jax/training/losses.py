@@ -20,6 +20,8 @@ from orthus_jax.models.heads.base import mean_losses
 from orthus_jax.models.orthus import Orthus
 from orthus_jax.training import chunked
 
+_HISTORY = 1 << 30  # apart from the other draws of a step, which fold in rows
+
 
 class Counts(NamedTuple):
   """What the sums are divided by: weights and number of text targets, and image patches, in the global batch."""
@@ -74,7 +76,8 @@ def orthus_loss(
     it among the metrics.
   """
   features_BMPC = jax.lax.stop_gradient(features(model, batch.images))
-  features_BJC = einops.rearrange(features_BMPC, "B M P C -> B (M P) C")
+  read_BMPC = as_read(features_BMPC, batch, key, config, row_B)
+  features_BJC = einops.rearrange(read_BMPC, "B M P C -> B (M P) C")
   hidden_BMP = _hidden(batch, key, config, row_B)
   hidden_BTD = model(
       batch.tokens_BT,
@@ -106,8 +109,29 @@ def _hidden(batch: Batch, key: jax.Array, config: ModelConfig, row_B: jax.Array)
   hidden_BMP = systems.image_head(config).hidden(key, row_B, images=M, patches=P)
   if hidden_BMP is None:
     return None
-  learnt_BM = jnp.any(batch.learnt_image_BG[:, :, None] == jnp.arange(M), axis=1)
-  return hidden_BMP & learnt_BM[..., None]
+  return hidden_BMP & _learnt(batch)[..., None]
+
+
+def _learnt(batch: Batch) -> jax.Array:
+  """Bool [B, M]: the pictures that the model is to draw."""
+  return jnp.any(batch.learnt_image_BG[:, :, None] == jnp.arange(batch.images.shape[1]), axis=1)
+
+
+def as_read(
+    features_BMPC: jax.Array, batch: Batch, key: jax.Array, config: ModelConfig, row_B: jax.Array
+) -> jax.Array:
+  """Features [B, M, P, C] as the backbone reads them: those of learnt pictures with noise, if `history_noise` is set."""
+  if not (most := config.vision_embedding.history_noise):
+    return features_BMPC
+
+  def draw(row: jax.Array) -> tuple[jax.Array, jax.Array]:
+    size_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _HISTORY), row))
+    M = features_BMPC.shape[1]
+    return jax.random.uniform(size_key, (M,), maxval=most), jax.random.normal(noise_key, features_BMPC.shape[1:])
+
+  size_BM, noise_BMPC = jax.vmap(draw)(row_B)
+  size_BM = jnp.where(_learnt(batch), size_BM, 0.0)
+  return features_BMPC + (size_BM[..., None, None] * noise_BMPC).astype(features_BMPC.dtype)
 
 
 def _cross_entropy(
