@@ -127,7 +127,9 @@ def test_the_quickstarts_words_are_what_they_say():
   plain, fast, long, direct = (read_config([f"{SHAPES}{word}"])[0] for word in ("", ":fast", ":long", ":direct"))
   assert (fast.run.steps * 2, long.run.steps) == (plain.run.steps, plain.run.steps * 3)
   # The study and the recipe are of the latter, whose figures were made so.
-  assert (plain.model.vision_embedding.temperature, direct.model.vision_embedding.temperature) == (2.0, 0.3)
+  embedding = [(c.model.vision_embedding.temperature, c.model.vision_embedding.projection) for c in (plain, direct)]
+  assert embedding == [(2.0, True), (0.3, False)]
+  assert (plain.sampling.guidance, direct.sampling.guidance) == (2.0, 3.0)
 
 
 def test_types_are_checked():

@@ -24,7 +24,7 @@ from orthus_jax.inference.requests import Request
 KINDS = tuple(kind for kind in records.KINDS if kind not in records.TRAINING_KINDS)  # those that a test split has
 # How each kind is answered, and with how many tokens at most (of a plan, where a picture is asked for).
 _HOW = {
-    "caption_to_image": ("image", 80), "image_to_caption": ("text", 80), "question": ("text", 24),
+    "caption_to_image": ("image", 80), "image_to_caption": ("text", 80), "question": ("text", 40),
     "edit": ("image", 80), "story": ("auto", 1 << 20),
 }  # fmt: skip
 _BATCH = 64

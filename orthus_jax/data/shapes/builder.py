@@ -25,7 +25,7 @@ from orthus_jax.files import first_line
 
 TRAIN = {
     "caption_to_image": 0, "image_to_caption": 3000, "question": 0, "edit": 0, "story": 0, "brief_question": 0,
-    "crowd_to_image": 0, "copy": 0, "planned_caption": 5000, "planned_edit": 8500, "outline": 5500, "planned_story": 2400,
+    "crowd_to_image": 0, "copy": 0, "planned_caption": 5000, "planned_edit": 11000, "outline": 5500, "planned_story": 3000,
     "planned_question": 6000, "planned_brief_question": 6000,
 }  # fmt: skip
 TEST = {"caption_to_image": 600, "image_to_caption": 200, "question": 200, "edit": 100, "story": 50}
@@ -87,7 +87,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
       "1.3.0": "Brief questions in the place of simple ones.", "1.4.0": "Other shares of kinds.",
       "1.5.0": "Outlines, by themselves and ahead of pictures.", "1.6.0": "Outlines in stories.",
       "1.7.0": "Places ahead of counts.",
-      "1.8.0": "Both pictures in edits' words; more of several things to draw.",
+      "1.8.0": "Counts numbered thing by thing; more edits, stories, and pictures of several things to draw.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 

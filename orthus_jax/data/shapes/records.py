@@ -19,8 +19,8 @@ KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *T
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
-_PLANNED_SHARES = {"single_object": 28, "two_object": 12, "counting": 12, "colors": 12, "position": 12, "color_attr": 12,
-                   language.DESCRIPTION: 12}
+_PLANNED_SHARES = {"single_object": 20, "two_object": 12, "counting": 12, "colors": 8, "position": 12, "color_attr": 10,
+                   language.DESCRIPTION: 26}
 _COPY = ("draw the picture", "draw what you see")
 _FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
 _TAGS = {
@@ -48,8 +48,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       image_to_caption: image, text, [text]; "things".
       question, brief_question: image, then text, [text] for each question; "things" and "questions", the records of
         `questions.ask` or `brief.ask`.
-      planned_question, planned_brief_question: the same, but that what counts things says ahead of its answer where they stand
-        (`language.counted`).
+      planned_question, planned_brief_question: the same, but that what counts things says ahead of its answer what
+        stands where, numbered where it counts (`language.counted`).
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
@@ -97,7 +97,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     for record in asked:
       answer = record["answer"]
       if kind.startswith("planned_") and record["type"] == "count":
-        answer = language.counted([t for t in subject.scene.things if t.place in record["places"]], answer)
+        attribute = "color" if "thing" in record["question"] else "shape"
+        answer = language.counted(subject.scene.things, attribute, record["places"], answer)
       segments += [Text(record["question"]), Text(answer, True)]
     meta = {"things": as_lists(subject.scene), "questions": asked}
   elif kind == "copy":
