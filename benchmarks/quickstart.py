@@ -42,10 +42,11 @@ def worktree(commit: str, folder: Path) -> Path:
   return folder
 
 
-def _git(*command: str) -> None:
+def _git(*command: str) -> str:
   done = subprocess.run(["git", "-C", str(_REPOSITORY), *command], capture_output=True, text=True)
   if done.returncode:
     raise SystemExit(f"git {' '.join(command)} failed: {done.stderr.strip().splitlines()[-1]}")
+  return done.stdout.strip()
 
 
 def orthus(build: Path, scratch: Path, log: Path, *command: str) -> tuple[float, int]:
@@ -112,7 +113,8 @@ def main() -> None:
   scratch = options.scratch.resolve()
   scratch.mkdir(parents=True, exist_ok=True)
   builds = {"older": (worktree(options.against, scratch / "build"), ""), "newer": (_REPOSITORY, options.argument)}
-  of = [options.against, options.argument, options.whole, overrides]
+  parts = [*_WHOLE, *_ANOTHER] if options.whole else []
+  of = [options.against, _git("rev-parse", "HEAD"), options.argument, parts, overrides]
   kept = scratch / "runs.json"
   runs = json.loads(kept.read_text()) if kept.exists() else {"of": of}
   if runs["of"] != of:

@@ -86,6 +86,8 @@ class Loop:
     distance = (history * history).sum(-1, keepdim=True) - 2 * history @ codes.T + (codes * codes).sum(-1)
     rows = self.p["token_embedding"][c.image_token_start : c.image_token_start + c.vision_tokenizer.codes]
     embedded = (-distance / c.vision_embedding.temperature).softmax(-1).to(self.dtype) @ rows
+    if c.vision_embedding.projection:
+      embedded = embedded + history.to(self.dtype) @ self.p["vision_embedding/projection_kernel"]
     if c.vision_embedding.patch_positions:
       embedded = embedded + self.p["vision_embedding/position_embedding"][: len(history)]
     return embedded

@@ -97,8 +97,8 @@ def _regression(config: ConfigDict) -> None:
 def _embedding(config: ConfigDict, kind: str) -> None:
   config.model.vision_embedding.kind = kind
   del config.model.vision_embedding["temperature"], config.model.vision_embedding["projection"]
-  # A code that noise changed is another code, which no model draws by mistake.
-  del config.model.vision_embedding["fresh_rows" if kind == "linear" else "history_noise"]
+  if kind == "linear":
+    del config.model.vision_embedding["fresh_rows"]
 
 
 def _argmin(config: ConfigDict) -> None:
@@ -114,7 +114,7 @@ def _linear(config: ConfigDict) -> None:
 def _chameleon(config: ConfigDict) -> None:
   """Codes in, codes out by the LM head, one after the other."""
   _embedding(config, "argmin")
-  del config.model["diffusion"]
+  del config.model["diffusion"], config.model.vision_embedding["history_noise"]  # a code is drawn as it is
   config.model.image_head = dict(kind="codes", loss_weight=1.0)
   del config.sampling["steps"]
 
@@ -122,7 +122,7 @@ def _chameleon(config: ConfigDict) -> None:
 def _showo(config: ConfigDict) -> None:
   """Codes in, hidden codes out, all of a picture at once and over again; full attention within pictures."""
   _embedding(config, "argmin")
-  del config.model["diffusion"]
+  del config.model["diffusion"], config.model.vision_embedding["history_noise"]
   config.model.image_head = dict(kind="masked", loss_weight=1.0)
   config.model.transformer.image_attention = "full"
   config.sampling.steps = 8
@@ -153,8 +153,8 @@ def _train_shorter(config: ConfigDict) -> None:
   """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
   config.run.steps = 1350
   config.data.documents = (
-      ("planned_caption", 3000), ("image_to_caption", 2000), ("outline", 3500), ("planned_brief_question", 4000),
-      ("planned_question", 4500), ("planned_edit", 5000), ("planned_story", 1500),
+      ("planned_caption", 2500), ("image_to_caption", 1500), ("outline", 2750), ("planned_brief_question", 3000),
+      ("planned_question", 3000), ("planned_edit", 5500), ("planned_story", 1500),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
   config.data.later_kinds = ((415, kinds),)
@@ -164,8 +164,8 @@ def _train_longer(config: ConfigDict) -> None:
   """More steps need more documents, or edits and stories are learnt by heart."""
   config.run.steps = 8100
   config.data.documents = (
-      ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 15000), ("planned_brief_question", 18000),
-      ("planned_question", 18000), ("planned_edit", 25000), ("planned_story", 7000),
+      ("planned_caption", 15000), ("image_to_caption", 9000), ("outline", 16500), ("planned_brief_question", 18000),
+      ("planned_question", 18000), ("planned_edit", 33000), ("planned_story", 9000),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
   config.data.later_kinds = ((2500, kinds),)

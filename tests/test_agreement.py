@@ -221,7 +221,8 @@ def test_a_models_fields_are_refused_told_or_its_own():
       "model.diffusion.beta_end", "model.diffusion.latent_scale", "model.transformer.norm_eps", "model.transformer.rope_theta",
       "model.vision_embedding.temperature", "model.vision_tokenizer.pixels.scale",
   ])  # fmt: skip
-  assert of(model__transformer__remat="full", model__diffusion__draws=3, run__seed=4, optimizer__b1=0.5) == ([], [])
+  assert of(model__transformer__remat="full", model__diffusion__draws=3, run__seed=4, optimizer__b1=0.5,
+            model__vision_embedding__history_noise=0.3) == ([], [])  # fmt: skip
 
 
 # --- data -----------------------------------------------------------------------------------------------------------

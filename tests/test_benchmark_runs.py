@@ -360,6 +360,7 @@ def test_the_command_knows_all_benchmarks_that_can_be_run():
         (["--benchmark=geneval", "--data=.", "--out=o", "--quick"], "--quick is for --benchmark=shapes: leave it out"),
         (["--benchmark=geneval", "--data=.", "--out=o", "--captions=0"], "--captions is for --benchmark=shapes: leave it out"),
         (["--benchmark=geneval", "--data=.", "--out=o", "--world-seed=0"], "--world-seed is for --benchmark=shapes"),
+        (["--split=train", "--world-seed=1"], "--world-seed makes a held-out split: --split=test or validation"),
         (["--data=d", "--world-seed=1"], "--world-seed makes its documents, and --data names some"),
         (["--limit=3"], "--limit is for published benchmarks: leave it out"),
         (["--benchmark=geneval", "--data=gone", "--out=o"], "gone doesn't exist: --data names where"),

@@ -16,6 +16,7 @@ from orthus_jax.commands import common
 from orthus_jax.config import Config, from_dict, to_dict
 from orthus_jax.config.command_line import read_config
 from orthus_jax.data import images
+from orthus_jax.data.shapes import builder
 from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import processes
 
@@ -116,7 +117,11 @@ def test_nothing_is_an_empty_list():
 
 
 @pytest.mark.parametrize(
-    "name", ["shapes.py", "shapes.py:runlocal", "shapes.py:fast", "shapes.py:long", "shapes_tokenizer.py", "folder.py"]
+    "name",
+    ["shapes_tokenizer.py", "folder.py", "shapes.py"] + [f"shapes.py:{words}" for words in (
+        "runlocal", "fast", "long", "direct", "direct,long", "regression", "argmin", "linear", "chameleon", "showo",
+        "linear,direct", "showo,direct", "chameleon,fast",
+    )],
 )
 def test_shipped_configs_are_valid(name):
   config, _ = read_config([f"--config={ROOT}/configs/{name}"])
@@ -126,6 +131,9 @@ def test_shipped_configs_are_valid(name):
 def test_the_quickstarts_words_are_what_they_say():
   plain, fast, long, direct = (read_config([f"{SHAPES}{word}"])[0] for word in ("", ":fast", ":long", ":direct"))
   assert (fast.run.steps * 2, long.run.steps) == (plain.run.steps, plain.run.steps * 3)
+  documents = sum(builder.TRAIN.values())
+  for config, share in ((fast, 0.5), (long, 3)):
+    assert sum(n for _, n in config.data.documents) == pytest.approx(documents * share, rel=0.01)
   # The study and the recipe are of the latter, whose figures were made so.
   embedding = [(c.model.vision_embedding.temperature, c.model.vision_embedding.projection) for c in (plain, direct)]
   assert embedding == [(2.0, True), (0.3, False)]

@@ -134,8 +134,10 @@ def test_progress_counts_all_responses(documents):
   assert seen[-1] == (len(result.cases),) * 2 and seen == sorted(seen)
 
 
-@pytest.mark.parametrize("ahead, right", [("top left, center: ", 1.0), ("here: ", 0.0)])
-def test_what_a_count_has_ahead_of_it_is_not_judged_if_it_is_places(documents, ahead, right):
+@pytest.mark.parametrize(
+    "ahead, right", [("top left red one, center blue: ", 1.0), ("top left, center: ", 1.0), ("here: ", 0.0)]
+)
+def test_what_a_count_has_ahead_of_it_is_not_judged_if_it_is_of_places(documents, ahead, right):
   def change(d, response):
     return (Text(ahead + response[0].text, True),) if d.kind == "question" else response
 

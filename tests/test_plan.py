@@ -142,9 +142,10 @@ def test_closed_form_agrees_with_the_traced_program(remat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["regression", "chameleon", "showo"])
+@pytest.mark.parametrize("name", ["regression", "chameleon", "showo", "projection"])
 def test_closed_form_knows_every_system(name):
-  check_closed_form(tiny.config(run__batch_size=2, **tiny.SYSTEMS[name]))
+  systems = tiny.SYSTEMS | {"projection": {"model__vision_embedding__projection": True}}
+  check_closed_form(tiny.config(run__batch_size=2, **systems[name]))
 
 
 @pytest.mark.slow

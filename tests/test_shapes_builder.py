@@ -197,18 +197,20 @@ def test_words_ahead_of_a_count_number_what_is_counted(kind):
     document = records.make_document(kind, "train", number)
     things = records.as_things(document.meta["things"])
     for record, said in zip(document.meta["questions"], document.texts[1::2], strict=True):
-      places, answer = language.split_counted(said.text)
-      assert answer == record["answer"] and bool(places) == (record["type"] == "count")
-      if not places:
+      ahead, answer = language.split_counted(said.text)
+      assert answer == record["answer"] and bool(ahead) == (record["type"] == "count")
+      if not ahead:
         continue
       counts += 1
-      placed, attribute = [], "color" if "thing" in record["question"] else "shape"
-      for thing, words in zip(language.reading_order(things), places.split(", "), strict=True):
-        there, _, number = words.removeprefix(f"{thing.place} ").partition(" ")
+      placed, asked = [], record["question"]
+      attribute = "color" if any(color in asked for color in world.COLORS) else "shape"
+      for thing, words in zip(language.reading_order(things), ahead.split(", "), strict=True):
+        there, _, count = words.removeprefix(f"{thing.place} ").partition(" ")
         assert words.startswith(f"{thing.place} ") and there == getattr(thing, attribute)
-        if number:
+        assert bool(count) == (there in asked or language.PLURALS.get(there, there) in asked)
+        if count:
           placed.append(thing.place)
-          assert number == language.NUMBERS[len(placed)]
+          assert count == language.NUMBERS[len(placed)]
       alike = {t for t in things if t.place in placed}
       shapes, colors = ({getattr(t, a) for t in alike} for a in ("shape", "color"))
       if record["form"] == "open":

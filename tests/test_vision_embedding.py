@@ -71,6 +71,30 @@ def test_noise_is_on_pictures_to_be_drawn_alone():
   assert not noise(rows, tiny.config().model).any()
 
 
+def test_what_is_read_has_noise_and_what_is_to_be_drawn_has_none(monkeypatch):
+  config = tiny.config(model__vision_embedding__history_noise=0.5, model__transformer__text_loss_weight=0.0).model
+  read, drawn = [], []
+
+  def model(tokens_BT, *, features_BJC, **rest):
+    read.append(np.asarray(features_BJC).reshape(2, 3, 5, 4))
+
+  def head(model, hidden_BTD, features_BMPC, *rest, **named):
+    drawn.append(np.asarray(features_BMPC))
+    return 0.0
+
+  monkeypatch.setattr(losses, "_image_sum", head)
+  fields = ("tokens_BT", "slot_BT", "position_BT", "segment_ids_BT", "shared_ids_BT")
+  batch = types.SimpleNamespace(
+      images=jnp.ones((2, 3, 5, 4)), learnt_image_BG=jnp.array([[0, 2], [1, -1]]), **dict.fromkeys(fields)
+  )
+  total = types.SimpleNamespace(image=1.0, text=1.0)
+  for seed in (0, 1):
+    losses.orthus_loss(model, batch, jax.random.key(seed), config=config, total=total, row_B=jnp.arange(2))
+  assert (np.stack(drawn) == 1).all() and (read[0] != read[1]).any()
+  changed = (read[0] != 1).any(axis=(2, 3))
+  np.testing.assert_array_equal(changed, [[True, False, True], [False, True, False]])
+
+
 @pytest.mark.parametrize(
     "config, said",
     [
@@ -85,6 +109,11 @@ def test_noise_is_on_pictures_to_be_drawn_alone():
 def test_what_a_kind_does_not_have_is_refused(config, said):
   with pytest.raises(BadRequest, match=said):
     tiny.config(**{f"model__vision_embedding__{k}": v for k, v in config.items()})
+
+
+def test_noise_is_refused_where_codes_are_drawn():
+  with pytest.raises(BadRequest, match="history_noise is of features that are drawn"):
+    tiny.config(**tiny.SYSTEMS["chameleon"], model__vision_embedding__history_noise=0.1)
 
 
 @pytest.mark.slow

@@ -45,8 +45,11 @@ def check(options: argparse.Namespace) -> None:
     if given is not None and given is not False:  # 0 is given
       other = "published benchmarks" if shapes else "--benchmark=shapes"
       raise BadRequest(f"--{name.replace('_', '-')} is for {other}: leave it out")
-  if shapes and options.data and options.world_seed is not None:
-    raise BadRequest("--world-seed makes its documents, and --data names some that are there: leave one out")
+  if shapes and options.world_seed is not None:
+    if options.data:
+      raise BadRequest("--world-seed makes its documents, and --data names some that are there: leave one out")
+    if options.split == "train":
+      raise BadRequest("--world-seed makes a held-out split: --split=test or validation, not train")
   if options.judge and options.benchmark != "geneval":
     raise BadRequest(f"--judge is for --benchmark=geneval, and {options.benchmark} has none: leave it out")
   if not shapes and not options.data:

@@ -52,7 +52,7 @@ def parser() -> common.Parser:
   parser.add_argument("--seed", type=common.number(int, SEED), default=0, help="of all draws; default 0")
   parser.add_argument("--data", type=paths.user_path, metavar="DIR",
                       help="where the data lies; of shapes by default as in training")  # fmt: skip
-  parser.add_argument("--out", type=paths.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT")
+  parser.add_argument("--out", type=paths.user_path, metavar="DIR", help="default RUN/evaluations/BENCHMARK-SPLIT, and -seedN")
   parser.add_argument("--json", action="store_true", help="print JSON in the place of the table")
   return parser
 
@@ -84,7 +84,8 @@ def main(argv: Sequence[str]) -> int:
   if is_url(options.run) and not options.out:
     raise BadRequest("a model in a bucket needs --out=DIR, where the scores are written")
   run, step = checkpoint.find(options.run)
-  name = f"{options.benchmark}-{options.split}" + ("" if options.world_seed is None else f"-seed{options.world_seed}")
+  of_seed = "" if options.world_seed is None else f" of seed {options.world_seed}"
+  name = f"{options.benchmark}-{options.split}" + of_seed.replace(" of seed ", "-seed")
   if Path(options.run).absolute() != run:
     name += f"-{step}"  # one checkpoint of several
   out = Path(options.out) if options.out else run / "evaluations" / name
@@ -106,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
   files.write_text(out / "evaluation.json", text)
   report.write_worst(
       out / "worst.html", result=result, title=f"{run.name}: worst cases",
-      subtitle=f"{options.benchmark}, {options.split} split, step {step}",
+      subtitle=f"{options.benchmark}, {options.split} split{of_seed}, step {step}",
   )  # fmt: skip
   if options.json:
     print(text, end="")

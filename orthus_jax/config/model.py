@@ -181,6 +181,11 @@ class ModelConfig:
           f"model.image_head.kind={kind} draws codes, and model.vision_embedding.kind={self.vision_embedding.kind} reads"
           " features that no code has: set it to argmin",
       )
+      require(
+          not self.vision_embedding.history_noise,
+          f"model.vision_embedding.history_noise is of features that are drawn, and model.image_head.kind={kind} draws codes:"
+          " leave it at 0",
+      )
     require(
         kind != "masked" or attention == "full",
         "model.image_head.kind=masked predicts all patches of a picture at once, from all that are known: set"

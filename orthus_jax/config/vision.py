@@ -105,8 +105,8 @@ class VisionEmbeddingConfig:
       a patch must first find out where in its picture it stands. Orthus and Chameleon have none.
     projection: of "soft": add a learnt projection of the feature to what the codes' rows give. A low temperature makes words
       of features, which is learnt fast, and loses what lies between the codes; this keeps it. Orthus has none.
-    history_noise: in training, most of the noise on features of pictures to be drawn, as they are read; its standard deviation
-      is drawn evenly from 0 to this for each. A model that draws reads its own patches, with their errors.
+    history_noise: the largest standard deviation of noise on features of pictures to be drawn, as they are read in training;
+      each picture's is drawn evenly from 0 to this. A model that draws reads its own patches, with their errors.
   """
 
   kind: Literal["soft", "argmin", "linear"] = "soft"

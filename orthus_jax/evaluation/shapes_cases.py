@@ -81,7 +81,7 @@ def _chance(documents: Sequence[Document]) -> dict[str, dict[str, tuple[float, f
 
 
 def _judge_questions(requests: Sequence[Example], responses: Sequence[tuple]) -> list[Case]:
-  # A count may have ahead of it where the things stand; it is the answer that is judged.
+  # A count may have ahead of it what stands where; it is the answer that is judged.
   said = (" ".join(s.text for s in response if isinstance(s, Text)) for response in responses)
   answers = [language.split_counted(text.strip())[1] for text in said]
   rights = [judge.answer(a, r.question) for a, r in zip(answers, requests)]

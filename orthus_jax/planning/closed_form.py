@@ -98,6 +98,8 @@ def _images(config: Config, trained: Collection[str], inside: bool) -> dict[str,
       "soft": vision.codes * (C * (1 + own) + c.width * (1 + 2 * embeds)), "argmin": vision.codes * C,
       "linear": C * c.width * (1 + own),  # the encoder is frozen: nobody asks for the features' gradients
   }[config.model.vision_embedding.kind]}  # fmt: skip
+  if config.model.vision_embedding.projection:
+    program["vision embedding"] += given * 2.0 * C * c.width * (1 + own)
   if config.model.image_loss_weight:
     head, of_codes = flops.image_head(config.model), systems.image_head(config.model).of_codes
     forwards = head["all"]

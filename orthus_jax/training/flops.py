@@ -100,6 +100,8 @@ def patch(config: ModelConfig, *, learnt: bool = True) -> float:
       "soft": vision.codes * (vision.latent_dim + width) * 3, "argmin": vision.codes * vision.latent_dim,
       "linear": vision.latent_dim * width * 3,
   }[config.vision_embedding.kind]  # fmt: skip
+  if config.vision_embedding.projection:
+    embedding += 2.0 * vision.latent_dim * width * 3
   return embedding + (2.0 * image_head(config)["all"] * 3 if learnt else 0.0)
 
 

@@ -66,7 +66,7 @@ def orthus_loss(
   Args:
     model: the model.
     batch: rows.
-    key: of the step; every draw folds in the row's place in the global batch and the patch's place in the row.
+    key: of the step; every draw folds in the row's place in the global batch.
     config: the model's.
     total: counts of the global batch.
     row_B: each row's place in the global batch.
@@ -121,13 +121,13 @@ def as_read(
     features_BMPC: jax.Array, batch: Batch, key: jax.Array, config: ModelConfig, row_B: jax.Array
 ) -> jax.Array:
   """Features [B, M, P, C] as the backbone reads them: those of learnt pictures with noise, if `history_noise` is set."""
-  if not (most := config.vision_embedding.history_noise):
+  if not (largest := config.vision_embedding.history_noise):
     return features_BMPC
 
   def draw(row: jax.Array) -> tuple[jax.Array, jax.Array]:
     size_key, noise_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, _HISTORY), row))
     M = features_BMPC.shape[1]
-    return jax.random.uniform(size_key, (M,), maxval=most), jax.random.normal(noise_key, features_BMPC.shape[1:])
+    return jax.random.uniform(size_key, (M,), maxval=largest), jax.random.normal(noise_key, features_BMPC.shape[1:])
 
   size_BM, noise_BMPC = jax.vmap(draw)(row_B)
   size_BM = jnp.where(_learnt(batch), size_BM, 0.0)

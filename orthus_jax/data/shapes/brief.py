@@ -48,7 +48,8 @@ def ask(rng: np.random.Generator, scene: Scene) -> list[dict[str, Any]]:
         add(_ABSENT, "existence", name, "no")
         continue
       many = PLURALS[name] if attribute == "shape" else f"{name} things"
-      add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)], places=[t.place for t in alike])
+      add(_SEVERAL if len(alike) > 1 else _ONE, "count", many, NUMBERS[len(alike)], attribute=attribute,
+          places=[t.place for t in alike])  # fmt: skip
       if len(alike) == 1:
         add(_NAMES, asked, name, getattr(alike[0], asked))
         add(_WHERE, "position", f"where is the {name}{' thing' if attribute == 'color' else ''}?", alike[0].place)

@@ -73,9 +73,9 @@ def counted(things: Sequence[Thing], attribute: str, places: Sequence[str], answ
 def split_counted(text: str) -> tuple[str, str]:
   """What stands where, and the answer that follows its colon; nothing and the text itself where that isn't ahead of one.
   (Models trained before 1.8.0 of the data name the places that count alone.)"""
-  places, _, answer = text.partition(": ")
-  known = all(re.sub(_COUNTED, "", p) in PLACES for p in places.split(", "))
-  return (places, answer) if answer and known else ("", text)
+  ahead, _, answer = text.partition(": ")
+  known = all(re.sub(_COUNTED, "", words) in PLACES for words in ahead.split(", "))
+  return (ahead, answer) if answer and known else ("", text)
 
 
 def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:

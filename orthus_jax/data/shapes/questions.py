@@ -79,8 +79,8 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
       questions stand in one sequence, a partner would give its answer away.
 
   Returns:
-    Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}, and "places" of what a question
-    of type "count" is about.
+    Records {"type", "form": "yes_no" | "open", "question", "answer", "pair": number or None}; of type "count" also the
+    "attribute" that the question goes by, and the "places" of what counts.
   """
   records: list[dict[str, Any]] = []
   used: set[tuple] = set()
@@ -99,8 +99,9 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
     answer = item.answer if form == "open" else "yes" if truth else "no"
     question = item.open if form == "open" else item.yes if truth else item.no
     record = {"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair}
-    places = {"places": [t.place for t in subject.scene.things[: subject.count]]} if item.type == "count" else {}
-    records.append(record | places)
+    if item.type == "count":
+      record |= {"attribute": subject.of, "places": [t.place for t in subject.scene.things[: subject.count]]}
+    records.append(record)
 
   if paired:
     for pair in range(3):

@@ -97,8 +97,7 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     for record in asked:
       answer = record["answer"]
       if kind.startswith("planned_") and record["type"] == "count":
-        attribute = "color" if "thing" in record["question"] else "shape"
-        answer = language.counted(subject.scene.things, attribute, record["places"], answer)
+        answer = language.counted(subject.scene.things, record["attribute"], record["places"], answer)
       segments += [Text(record["question"]), Text(answer, True)]
     meta = {"things": as_lists(subject.scene), "questions": asked}
   elif kind == "copy":

@@ -54,6 +54,8 @@ def open_world(config: Config, split: str = "test", path: str | None = None, *, 
     BadRequest: if there is no such split.
   """
   if seed is not None:
+    if split == "train":
+      raise BadRequest("a split of another seed is made of held-out scenes: split=test or validation, not train")
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
     made = builder.make_config(config.model.vision_tokenizer.resolution, seed=seed)

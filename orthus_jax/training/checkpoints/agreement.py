@@ -40,7 +40,7 @@ _OWN = (
     *(f for f in FREE if f.startswith("model.")), *_FIRST, "model.transformer.dtype", "model.transformer.param_dtype",
     "model.transformer.quantization", "model.transformer.matmul_precision",
     "model.transformer.text_loss_weight", "model.vision_tokenizer.dtype", "model.diffusion.draws",
-    "model.diffusion.loss_weight", "model.image_head.loss_weight",
+    "model.diffusion.loss_weight", "model.image_head.loss_weight", "model.vision_embedding.history_noise",
 )  # fmt: skip
 _NEVER = (
     "model.transformer.norm_placement", "model.vision_tokenizer.norm_groups", "model.image_token_start", "model.lora",
