@@ -145,7 +145,8 @@ def test_closed_form_agrees_with_the_traced_program(remat):
 @pytest.mark.parametrize("name", ["regression", "chameleon", "showo", "projection"])
 def test_closed_form_knows_every_system(name):
   systems = tiny.SYSTEMS | {"projection": {"model__vision_embedding__projection": True}}
-  check_closed_form(tiny.config(run__batch_size=2, **systems[name]))
+  config = tiny.config(run__batch_size=2, **systems[name])
+  check_closed_form(config, rel=0.03 if config.model.image_head.kind in ("codes", "masked") else 1e-6)
 
 
 @pytest.mark.slow
