@@ -98,7 +98,7 @@ def ask(rng: np.random.Generator, subject: Subject, *, paired: bool = False) -> 
   def add(item: _Item, form: str, truth: bool = True, pair: int | None = None) -> None:
     answer = item.answer if form == "open" else "yes" if truth else "no"
     question = item.open if form == "open" else item.yes if truth else item.no
-    record = {"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair}
+    record: dict[str, Any] = {"type": item.type, "form": form, "question": question, "answer": answer, "pair": pair}
     if item.type == "count":
       record |= {"attribute": subject.of, "places": [t.place for t in subject.scene.things[: subject.count]]}
     records.append(record)
