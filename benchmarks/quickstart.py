@@ -124,8 +124,8 @@ def main() -> None:
       key, (build, argument) = f"{name},seed={seed}", builds[name]
       if key not in runs:
         print(f"{key} …", file=sys.stderr, flush=True)
-        parts = (_WHOLE | (_ANOTHER if name == "newer" else {})) if options.whole else {}
-        runs[key] = measure(build, scratch / key, argument, [*overrides, f"--config.run.seed={seed}"], parts=parts)
+        judged = (_WHOLE | (_ANOTHER if name == "newer" else {})) if options.whole else {}
+        runs[key] = measure(build, scratch / key, argument, [*overrides, f"--config.run.seed={seed}"], parts=judged)
         kept.with_suffix(".new").write_text(json.dumps(runs, indent=1))
         kept.with_suffix(".new").replace(kept)
   names = [f"{n}, seed {s}" for s in options.seeds for n in (options.against, "now")]

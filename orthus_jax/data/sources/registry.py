@@ -48,14 +48,12 @@ def open_world(config: Config, split: str = "test", path: str | None = None, *, 
     config: the experiment.
     split: of the world.
     path: where it lies; by default where the config says, if its data are the world.
-    seed: of documents made now, in the place of those that lie there: as many, of the same splits' scenes.
+    seed: of documents made now, in the place of those that lie there: as many as a split has by default.
 
   Raises:
     BadRequest: if there is no such split.
   """
   if seed is not None:
-    if split == "train":
-      raise BadRequest("a split of another seed is made of held-out scenes: split=test or validation, not train")
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
     made = builder.make_config(config.model.vision_tokenizer.resolution, seed=seed)
