@@ -17,13 +17,6 @@ given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
 
-def pytest_collection_modifyitems(items):
-  """Where pytest-xdist runs (`-n 2 --dist loadgroup`), a file's tests share a process, and so its compiled programs."""
-  for item in items:
-    libtpu = item.path.name.startswith("test_plan")  # one process uses it at a time
-    item.add_marker(pytest.mark.xdist_group("libtpu" if libtpu else item.path.name))
-
-
 @pytest.fixture(autouse=True)
 def _audible_log():
   """The command line keeps the log to itself; what one test ran must not silence the next."""
