@@ -235,10 +235,26 @@ def test_only_what_is_counted_is_taken_off_an_answer(text, expected):
 def test_words_of_an_edit_say_what_changes_and_what_is_there_then(number):
   document = records.make_document("planned_edit", "test", number)
   source, target = (set(records.as_things(document.meta[name])) for name in ("source", "things"))
-  changed, _, planned = document.texts[-1].text.partition(": ")
-  before, after = (set(language.parse_outline(part) or ()) for part in changed.split(" to "))
+  said, _, planned = document.texts[-1].text.partition(": ")
+  (change,) = (item for item in said.split(" and ") if " to " in item)
+  before, after = (set(language.parse_outline(side) or ()) for side in change.split(" to "))
   assert (before, after) == (source - target, target - source)
+  ahead = [language.parse_outline(item.split(" to ")[0]) for item in said.split(" and ")]
+  assert [things[0] for things in ahead if things] == list(language.reading_order(tuple(source)))
   assert set(language.parse_outline(planned)) == target and planned == language.aim(document.texts[-1].text)
+
+
+_RED, _BLUE, _CROSS = "top large red circle", "top large blue circle", "right small green cross"
+
+
+@pytest.mark.parametrize("ahead, taken_off", [
+    (f"{_RED} to {_BLUE} and {_CROSS}", True), (f"{_RED} and nothing to {_CROSS}", True), (f"{_RED} to nothing", True),
+    (f"{_RED} and {_CROSS}", False), (f"{_RED} to {_BLUE} and {_CROSS} to nothing", False), ("it turns blue", False),
+    (f"{_RED} to {_BLUE} to {_CROSS}", False), (f"{_RED} to something and {_CROSS}", False),
+])  # fmt: skip
+def test_of_an_edits_words_what_follows_the_change_is_drawn(ahead, taken_off):
+  words = f"{ahead}: {_BLUE} and {_CROSS}"
+  assert language.aim(words) == (f"{_BLUE} and {_CROSS}" if taken_off else words)
 
 
 def test_captions_of_pictures_say_all_in_reading_order():

@@ -78,18 +78,22 @@ def split_counted(text: str) -> tuple[str, str]:
   return (ahead, answer) if answer and known else ("", text)
 
 
-def outlined_edit(before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
-  """The thing that changes, what it becomes (None: nothing), and an outline of what is there then. Found and changed first by
-  itself, it is only to be put in its place as the rest of the picture is read: "top red circle to top blue circle: …"."""
-  return " to ".join(outline([thing]) if thing else "nothing" for thing in (before, after)) + f": {outline(things)}"
+def outlined_edit(source: Sequence[Thing], before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
+  """What is there, the change behind the thing that it befalls, and an outline of what is there then: "top red circle to top blue
+  circle and center red square: top blue circle and …". So a thing is asked whether it is meant when it is named, where a
+  change that comes first must be found among them all; of a thing that comes or goes, the other side is "nothing"."""
+  change = " to ".join(outline([thing]) if thing else "nothing" for thing in (before, after))
+  said = [change if thing == before else outline([thing]) for thing in reading_order(source)]
+  return f"{' and '.join(said if before else [*said, change])}: {outline(things)}"
 
 
 def aim(text: str) -> str:
-  """The outline of what is to be drawn: of an edit's words what follows the colon, of others all."""
+  """The outline of what is to be drawn: of an edit's words what follows the colon, of others all. (Models trained before 1.9.0 of
+  the data say the change alone ahead of it.)"""
   changed, _, planned = text.partition(": ")
-  parts = changed.split(" to ")
-  named = (part == "nothing" or len(parse_outline(part) or ()) == 1 for part in parts)
-  return planned if planned and len(parts) == 2 and all(named) else text
+  sides = [item.split(" to ") for item in changed.split(" and ")]
+  named = all(side == "nothing" or len(parse_outline(side) or ()) == 1 for item in sides for side in item)
+  return planned if planned and named and [len(item) for item in sides if len(item) != 1] == [2] else text
 
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:
