@@ -142,7 +142,7 @@ class Theirs:
     texts = request(model, 0).texts[0].text, sampling.unconditional_prompt
     self.prompts = [[tokens.bos, *tokens.encode(t), tokens.sep, tokens.boi] for t in texts]
     self.patches = min(patches, vision.patches)
-    self.noise = noises(0, (vision.patches, vision.latent_dim))[: self.patches]
+    self.noise = sampling.image_temperature * noises(0, (vision.patches, vision.latent_dim))[: self.patches]
     self.options = dict(steps=sampling.steps, guidance=sampling.guidance)
     self.loop = torch_generate.Loop(model.config, model.params)
     self.threads = torch_generate.choose_threads(lambda: self.loop.draw(self.prompts, self.noise[:2], **self.options))

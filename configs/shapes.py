@@ -63,7 +63,8 @@ def get_config(arg: str = "") -> ConfigDict:
       ),
   )  # fmt: skip
   config.sampling = dict(
-      steps=25, guidance=2.0, image_guidance=1.5, unconditional_prompt="generate an image", max_new_tokens=160, plan=True
+      steps=25, guidance=2.0, image_guidance=1.5, image_temperature=0.5, unconditional_prompt="generate an image",
+      max_new_tokens=160, plan=True,
   )
   config.optimizer = dict(
       name="muon", learning_rate=4e-3, warmup_steps=80, schedule="linear", final_fraction=0.02, b2=0.99,
@@ -91,7 +92,7 @@ def _regression(config: ConfigDict) -> None:
   """The next feature as the state's prediction of it, by squared error."""
   config.model.image_head = dict(kind="regression")
   del config.model.diffusion["draws"]
-  del config.sampling["steps"]
+  del config.sampling["steps"], config.sampling["image_temperature"]
 
 
 def _embedding(config: ConfigDict, kind: str) -> None:
@@ -116,7 +117,7 @@ def _chameleon(config: ConfigDict) -> None:
   _embedding(config, "argmin")
   del config.model["diffusion"], config.model.vision_embedding["history_noise"]  # a code is drawn as it is
   config.model.image_head = dict(kind="codes", loss_weight=1.0)
-  del config.sampling["steps"]
+  del config.sampling["steps"], config.sampling["image_temperature"]
 
 
 def _showo(config: ConfigDict) -> None:
@@ -126,6 +127,7 @@ def _showo(config: ConfigDict) -> None:
   config.model.image_head = dict(kind="masked", loss_weight=1.0)
   config.model.transformer.image_attention = "full"
   config.sampling.steps = 8
+  del config.sampling["image_temperature"]
 
 
 SYSTEMS = {
@@ -174,6 +176,8 @@ def _train_longer(config: ConfigDict) -> None:
 def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.update(plan=False, guidance=3.0)
+  if "image_temperature" in config.sampling:
+    config.sampling.image_temperature = 1.0
   if "temperature" in config.model.vision_embedding:  # what the study's and the recipe's figures were made with
     config.model.vision_embedding.update(temperature=0.3, projection=False)
   config.model.vision_embedding.history_noise = 0.0

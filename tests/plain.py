@@ -111,7 +111,7 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
   def next_patch(histories, k):
     z = jnp.stack([all_states(items)[-1] for items in histories])
     if kind == "diffusion":
-      noise = jax.random.normal(k, (1, C))
+      noise = how.image_temperature * jax.random.normal(k, (1, C))
       return np.asarray(draw(net.image_head, z[None], weights, noise, steps=how.steps)[0])
     if kind == "regression":
       return np.tensordot(np.asarray(weights), np.asarray(net.image_head(z)), 1) / config.diffusion.latent_scale

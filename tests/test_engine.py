@@ -76,6 +76,10 @@ def test_a_request_does_not_depend_on_its_neighbours(model):
     alone = model.generate([prompts[i]], respond="image", seeds=[5 + i])[0]
     for other in (alone, reordered[i]):
       assert np.abs(d.images[0].pixels.astype(int) - other.images[0].pixels.astype(int)).max() <= 1
+  still = dataclasses.replace(CONFIG.sampling, image_temperature=0.0)
+  alike = model.generate(prompts[:1] * 2, respond="image", seeds=[5, 99], sampling=still)
+  a, b, other = (d.images[0].pixels.astype(int) for d in (*alike, together[0]))
+  assert np.abs(a - b).max() <= 1 < np.abs(a - other).max()
   again = model.generate(prompts[:1], respond="image", seeds=[99])[0]
   assert np.abs(again.images[0].pixels.astype(int) - together[0].images[0].pixels.astype(int)).max() > 1
 

@@ -94,13 +94,14 @@ def test_guidance_follows_its_weights():
 @pytest.mark.parametrize("kernel", [False, True])
 @pytest.mark.parametrize("guided", [True, False])
 def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
-  # The plain way: the whole head at every step, each row by itself, with its own solver and interval of guidance.
+  # The plain way: the whole head at every step, each row by itself, with its own solver, interval of guidance and temperature.
   h, C = head(), 4
   h.output.kernel[...] = 0.3 * jax.random.normal(jax.random.key(5), (16, C))
   for n, block in enumerate(h.blocks):
     block.modulation.kernel[...] = 0.5 * jax.random.normal(jax.random.key(6 + n), block.modulation.kernel.shape)
   chosen = (("ddim", 3), ("dpm", 5), ("ddpm", 4))
   solver_B, interval_B2 = [1, 0, 2], [[0.0, 1000.0], [0.0, 500.0], [300.0, 1000.0]]
+  temperature_B = [1.0, 0.0, 0.6]
   owner_X = [0, 1, 2, 1, 0] if guided else [0, 1, 2]
   weight_X = [2.0, 3.0, 1.0, -2.0, -1.0] if guided else [1.0] * 3
   z_XD = jax.random.normal(jax.random.key(0), (len(owner_X), 8))
@@ -111,19 +112,19 @@ def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
     return h.sample(
         z_XD, h.initial_noise(key_B), owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
         solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=jnp.asarray(wanted_B),
-        kernel=kernel,
+        temperature_B=jnp.asarray(temperature_B), kernel=kernel,
     )  # fmt: skip
 
   features_BC = drawn([True] * 3)
   for b in range(3):
     table = solvers.table(SMALL, solver=chosen[solver_B[b]][0], steps=chosen[solver_B[b]][1])
-    x_C, previous_C = jax.random.normal(key_B[b], (C,)), jnp.zeros(C)
+    x_C, previous_C = temperature_B[b] * jax.random.normal(key_B[b], (C,)), jnp.zeros(C)
     for s in range(len(table.t)):
       row = jax.tree.map(lambda column: jnp.asarray(column[s]), table)
       v_C = h(x_C, row.t, z_XD[b])
       if interval_B2[b][0] <= table.t[s] < interval_B2[b][1]:
         v_C = sum(weight_X[x] * h(x_C, row.t, z_XD[x]) for x in range(len(owner_X)) if owner_X[x] == b)
-      noise_C = jax.random.normal(jax.random.fold_in(key_B[b], s + 1), (C,))
+      noise_C = temperature_B[b] * jax.random.normal(jax.random.fold_in(key_B[b], s + 1), (C,))
       x_C, previous_C = solvers.step(x_C, v_C, previous_C, noise_C, row)
     np.testing.assert_allclose(features_BC[b], x_C / SMALL.latent_scale, atol=2e-4)
   # Where rows of fewer steps alone are wanted, no more are taken, and they come out the same.

@@ -32,7 +32,8 @@ class SamplingConfig:
     late_steps: solver steps of each picture's later patches; 0 means as many as the first ones.
     late_from: the share of a picture's patches that comes before the later ones.
     guidance_interval: (low, high), the part of diffusion time in which guidance holds: 0 is the picture, 1 pure noise.
-    image_temperature: of codes (image_head.kind=codes; 0 takes the likeliest), or of the noise on confidences (masked).
+    image_temperature: what the noise that features are made of is multiplied by (image_head.kind=diffusion; 0 leaves none: a
+      seed changes nothing any more); of codes (codes; 0 takes the likeliest), or of the noise on confidences (masked).
     image_top_k: codes are sampled among the k likeliest (image_head.kind=codes); 0 means all.
     repetition_penalty: how much less likely text becomes that the response holds already; 1 turns it off.
     weights: "stored", or "int8" for those that are read at every position; one choice for all that is generated together.

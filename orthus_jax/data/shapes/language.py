@@ -79,8 +79,8 @@ def split_counted(text: str) -> tuple[str, str]:
 
 
 def outlined_edit(source: Sequence[Thing], before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
-  """What is there, the change behind the thing that it befalls, and an outline of what is there then: "top red circle to top blue
-  circle and center red square: top blue circle and …". So a thing is asked whether it is meant when it is named, where a
+  """What is there, the change behind the thing that it befalls, and an outline of what is there then: "top red circle to top
+  blue circle and center red square: top blue circle and …". So a thing is asked whether it is meant when it is named, where a
   change that comes first must be found among them all; of a thing that comes or goes, the other side is "nothing"."""
   change = " to ".join(outline([thing]) if thing else "nothing" for thing in (before, after))
   said = [change if thing == before else outline([thing]) for thing in reading_order(source)]
@@ -88,8 +88,8 @@ def outlined_edit(source: Sequence[Thing], before: Thing | None, after: Thing | 
 
 
 def aim(text: str) -> str:
-  """The outline of what is to be drawn: of an edit's words what follows the colon, of others all. (Models trained before 1.9.0 of
-  the data say the change alone ahead of it.)"""
+  """The outline of what is to be drawn: of an edit's words what follows the colon, of others all. (Models trained before 1.9.0
+  of the data say the change alone ahead of it.)"""
   changed, _, planned = text.partition(": ")
   sides = [item.split(" to ") for item in changed.split(" and ")]
   named = all(side == "nothing" or len(parse_outline(side) or ()) == 1 for item in sides for side in item)

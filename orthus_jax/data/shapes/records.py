@@ -108,8 +108,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
     edit = changes.sample_edit(rng, split)
     segments = [draw(edit.source), Text(edit.instruction), draw(edit.target, True)]
     if kind == "planned_edit":
-      words = language.outlined_edit(edit.source.things, edit.before, edit.after, edit.target.things)
-      segments.insert(2, Text(words, True))
+      said = language.outlined_edit(edit.source.things, edit.before, edit.after, edit.target.things)
+      segments.insert(2, Text(said, True))
     meta = {"source": as_lists(edit.source), "things": as_lists(edit.target), "operation": edit.change.operation}
   else:
     story = changes.sample_story(rng, split)

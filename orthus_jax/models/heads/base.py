@@ -29,7 +29,7 @@ class Turn(NamedTuple):
     solvers: (name, steps) of each solver that rows may take, fixed at compile time.
     solver_B: int32, which of them each row takes.
     interval_B2: guidance holds at diffusion steps t in [low, high).
-    temperature_B: of codes; 0 takes the likeliest.
+    temperature_B: of codes; 0 takes the likeliest. Of features, what noise is multiplied by.
     top_k_B: int32, codes are drawn among the k likeliest; 0 means all.
     kernel: whether solver steps are one kernel, where the head has one; fixed at compile time.
     guided: whether any state is a guide's; likewise.

@@ -152,7 +152,7 @@ class DiffusionHead(FeatureHead):
     return self.sample(
         z_XD, self.initial_noise(turn.key_B), owner_X=turn.owner_X, mix_BX=turn.mix_BX, key_B=turn.key_B,
         solvers=turn.solvers, solver_B=turn.solver_B, interval_B2=turn.interval_B2, wanted_B=turn.wanted_B,
-        kernel=turn.kernel, guided=turn.guided,
+        temperature_B=turn.temperature_B, kernel=turn.kernel, guided=turn.guided,
     )  # fmt: skip
 
   def initial_noise(self, key_B: jax.Array) -> jax.Array:
@@ -171,6 +171,7 @@ class DiffusionHead(FeatureHead):
       solver_B: jax.Array,
       interval_B2: jax.Array,
       wanted_B: jax.Array,
+      temperature_B: jax.Array | float = 1.0,
       kernel: bool = False,
       guided: bool = True,
   ) -> jax.Array:
@@ -189,24 +190,35 @@ class DiffusionHead(FeatureHead):
       solver_B: which of them each row takes.
       interval_B2: guidance holds at steps t in [low, high); at others a row follows its own prediction.
       wanted_B: bool, the rows whose feature counts; no more steps are taken than they need.
+      temperature_B: all noise is multiplied by it: below 1, features are likelier and vary less.
       guided: whether any state is a guide's.
       kernel: take the steps in one kernel; off TPUs it is interpreted, which is slow.
     """
     steps = np.asarray([n for _, n in solvers])
     counts = sorted(set(steps.tolist()))
-    run = functools.partial(self._run, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, guided)
+    temperature_B1 = jnp.reshape(jnp.asarray(temperature_B, jnp.float32), (-1, 1))
+    run = functools.partial(
+        self._run, z_XD, temperature_B1 * noise_BC, owner_X, mix_BX, key_B, temperature_B1, solvers, solver_B, interval_B2,
+        kernel, guided,
+    )  # fmt: skip
     if len(counts) == 1:
       return run(counts[0])
     needed = jnp.max(jnp.where(wanted_B, jnp.asarray(steps)[solver_B], 0))
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
 
-  def _run(self, z_XD, noise_BC, owner_X, mix_BX, key_B, solvers, solver_B, interval_B2, kernel, guided, S: int) -> jax.Array:
+  def _run(
+      self, z_XD, noise_BC, owner_X, mix_BX, key_B, temperature_B1, solvers, solver_B, interval_B2, kernel, guided, S: int
+  ) -> jax.Array:
     """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
     c, B = self.config, mix_BX.shape[0]
     tables = [solver_lib.table(c, solver=name, steps=n) for name, n in solvers]
     tables = [solver_lib.pad(t, S) if len(t.t) < S else jax.tree.map(lambda x: x[:S], t) for t in tables]
     table_SK = jax.tree.map(lambda *x: np.stack(x, axis=1), *tables)
     random = bool(np.any(table_SK.noise))
+
+    def noise(s):
+      return temperature_B1 * _normal(key_B, s + 1, noise_BC.shape[1])
+
     time_SKW = self._time(jnp.asarray(table_SK.t))
     if len(tables) == 1:  # one column serves all rows
       row_SB, time_SXW = table_SK, time_SKW
@@ -216,7 +228,7 @@ class DiffusionHead(FeatureHead):
     condition_XW = self.condition(z_XD.astype(self.dtype))
     if kernel:
       modulations_SX = self._modulate(time_SXW + condition_XW)
-      return self._by_kernel(noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B if random else None)
+      return self._by_kernel(noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise if random else None)
 
     def step(carry, scanned):
       x_BC, previous_BC = carry
@@ -226,7 +238,7 @@ class DiffusionHead(FeatureHead):
       if guided:
         inside_B = (row_B.t >= interval_B2[:, 0]) & (row_B.t < interval_B2[:, 1])
         v_BC = jnp.where(inside_B[:, None], mixed(v_XC, mix_BX), v_BC)
-      more_BC = _normal(key_B, s + 1, x_BC.shape[1]) if random else jnp.float32(0.0)
+      more_BC = noise(s) if random else jnp.float32(0.0)
       return solver_lib.step(x_BC, v_BC, previous_BC, more_BC, row_B), None
 
     def steps(carry, scanned):
@@ -252,14 +264,14 @@ class DiffusionHead(FeatureHead):
     found = max(n for n in range(1, fitting + 1) if S % n == 0)
     return found if 4 * found >= fitting else S  # a number of steps that has no such divisor
 
-  def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, key_B) -> jax.Array:
+  def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise) -> jax.Array:
     S, (B, X) = len(row_SB.t), mix_BX.shape
     row_SB = jax.tree.map(lambda c: jnp.broadcast_to(jnp.reshape(c, (S, -1)), (S, B)), row_SB)
     inside_SB = (row_SB.t >= interval_B2[:, 0]) & (row_SB.t < interval_B2[:, 1])
     mix_SBX = jnp.where(inside_SB[..., None], mix_BX, jnp.eye(B, X))
     more_SBC = None
-    if key_B is not None:
-      more_SBC = jax.vmap(lambda s: _normal(key_B, s + 1, noise_BC.shape[1]))(jnp.arange(S))
+    if noise is not None:
+      more_SBC = jax.vmap(noise)(jnp.arange(S))
 
     def run(*, interpret: bool) -> jax.Array:
       return solver_kernel.solve(
