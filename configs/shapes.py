@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
       vision_embedding=dict(
           fresh_rows="projected", temperature=2.0, patch_positions=True, projection=True, history_noise=0.4
       ),
-      diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=5.0),
+      diffusion=dict(width=192, blocks=3, latent_scale=1.25, draws=2, loss_weight=7.0),
   )  # fmt: skip
   config.data = dict(
       source="shapes", sequence_length=208, images_per_row=8, learnt_images_per_row=6, cache_features=True,
@@ -58,7 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
       later_kinds=(
           (830, (
               ("planned_caption", 0.8), ("image_to_caption", 0.4), ("outline", 0.65), ("planned_brief_question", 0.45),
-              ("planned_question", 0.9), ("planned_edit", 1.1), ("planned_story", 0.9),
+              ("planned_question", 0.9), ("planned_edit", 1.3), ("planned_story", 0.9),
           )),
       ),
   )  # fmt: skip

@@ -88,7 +88,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
       "1.5.0": "Outlines, by themselves and ahead of pictures.", "1.6.0": "Outlines in stories.",
       "1.7.0": "Places ahead of counts.",
       "1.8.0": "Counts numbered thing by thing; more edits, stories, and pictures of several things to draw.",
-      "1.9.0": "An edit's change is said where the thing that changes is named.",
+      "1.9.0": "An edit's change is said where the thing that changes is named; more things in pictures to draw.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 

@@ -19,8 +19,8 @@ KINDS = ("caption_to_image", "image_to_caption", "question", "edit", "story", *T
 # In hundredths: what training captions are about. Test captions take the six tags in turn.
 _TAG_SHARES = {"single_object": 52, "two_object": 8, "counting": 8, "colors": 8, "position": 8, "color_attr": 8,
                language.DESCRIPTION: 8}
-_PLANNED_SHARES = {"single_object": 20, "two_object": 12, "counting": 12, "colors": 8, "position": 12, "color_attr": 10,
-                   language.DESCRIPTION: 26}
+_PLANNED_SHARES = {"single_object": 10, "two_object": 12, "counting": 16, "colors": 6, "position": 12, "color_attr": 10,
+                   language.DESCRIPTION: 34}
 _COPY = ("draw the picture", "draw what you see")
 _FEW_THINGS, _FEW_BRIEFLY = 1 / 3, 1 / 2  # of training's questions, on the way to crowds
 _TAGS = {
