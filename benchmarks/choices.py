@@ -21,7 +21,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))
 
 # Name → fields of the sampling config beside the base's.
-BASE = dict(solver="ddim", steps=100)
+BASE = dict(solver="ddim", steps=100, image_temperature=1.0)
 CHOICES = {
     "ddim 25": dict(steps=25),
     "ddim 20": dict(steps=20),
@@ -29,6 +29,7 @@ CHOICES = {
     "dpm 10": dict(solver="dpm", steps=10),
     "ddpm 100": dict(solver="ddpm"),
     "100 then 25": dict(late_steps=25),
+    "half the noise": dict(image_temperature=0.5),
     "guidance at t < 0.8": dict(guidance_interval=(0.0, 0.8)),
     "int8 weights": dict(weights="int8"),
     "int8 cache": dict(cache="int8"),

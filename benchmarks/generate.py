@@ -109,7 +109,7 @@ def random_params(config: Config) -> dict[str, jax.Array]:
 
 
 def noises(seed: int, shape: tuple[int, int]) -> np.ndarray:
-  """What a request of this seed starts its patches from, [P, C]."""
+  """What a request of this seed starts its patches from at an image temperature of 1, [P, C]."""
   keys = jax.vmap(lambda n: jax.random.fold_in(jax.random.key(seed), n))(jnp.arange(shape[0]))
   return np.asarray(jax.vmap(lambda k: jax.random.normal(k, shape[1:]))(keys))
 

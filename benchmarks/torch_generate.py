@@ -57,7 +57,7 @@ class Loop:
 
     Args:
       prompts: ids of the conditional and the unconditional prompt, begin-of-image included.
-      noise: standard normal, [patches, C].
+      noise: what each starts from, [patches, C].
       steps: of the solver.
       guidance: scale of v_u + s (v_c - v_u).
 

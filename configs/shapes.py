@@ -3,8 +3,8 @@
     orthus train --config=configs/shapes.py --workdir=runs/shapes
     orthus train --config=configs/shapes.py --workdir=runs/shapes --config.run.batch_size=8     # on 8 GPUs: a row each
 
-Arguments, several with commas between them: `:runlocal` for a few steps; `:fast` for half as many, `:long` for three times as
-many, from as many documents in proportion; `:direct` to draw at once, without an outline in words ahead of the picture;
+Arguments, several with commas between them: `:runlocal` for a few steps; `:fast` for half the time, `:long` for three times as
+many steps, from fewer and more documents; `:direct` to draw at once, without an outline in words ahead of the picture;
 `:chameleon`, `:showo`, `:regression`, `:argmin`, `:linear` for the systems and ablations that the paper compares Orthus with
 (docs/systems.md); `:decoder` fine-tunes the vision tokenizer's decoder alone, as docs/decoder.md tells:
 
@@ -27,9 +27,10 @@ def get_config(arg: str = "") -> ConfigDict:
   known = ("runlocal", "fast", "long", "direct", "decoder", *SYSTEMS)
   if unknown := set(words) - set(known):
     raise ValueError(f"configs/shapes.py has no argument {min(unknown)!r}: {', '.join(known)}")
+  if len(systems := sorted(set(words) & set(SYSTEMS))) > 1:
+    raise ValueError(f"configs/shapes.py: {systems[0]} and {systems[1]} don't go together; leave one out")
   if "fast" in words and (other := {"direct", "long"} & set(words)):
     raise ValueError(f"configs/shapes.py: fast and {min(other)} don't go together; leave one out")
-  runlocal = "runlocal" in words
   config = ConfigDict()
   config.task = "orthus"
   config.model = dict(
@@ -71,8 +72,8 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=8 if runlocal else 2700, batch_size=4 if runlocal else 6, log_every=2 if runlocal else 10,
-      sample_every=1000, report=True, init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
+      steps=2700, batch_size=6, log_every=10, sample_every=1000, report=True,
+      init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:
     if word in SYSTEMS:
@@ -82,9 +83,11 @@ def get_config(arg: str = "") -> ConfigDict:
   if "long" in words:
     _train_longer(config)
   if "direct" in words:
-    _direct(config, long="long" in words, runlocal=runlocal)
+    _direct(config, long="long" in words)
   if "decoder" in words:
     _decoder(config)
+  if "runlocal" in words:
+    config.run.update(steps=8, batch_size=4, log_every=2)
   return config
 
 
@@ -152,14 +155,14 @@ def _decoder(config: ConfigDict) -> None:
 
 
 def _train_shorter(config: ConfigDict) -> None:
-  """Half the steps, from half the documents, which take a third of a minute to make and to encode."""
-  config.run.steps = 1350
+  """Half the time: two fifths of the steps, from half the documents, which take a third of a minute to make and to encode."""
+  config.run.update(steps=1100, sample_every=600)
   config.data.documents = (
       ("planned_caption", 2500), ("image_to_caption", 1500), ("outline", 2750), ("planned_brief_question", 3000),
       ("planned_question", 3000), ("planned_edit", 5500), ("planned_story", 1500),
   )  # fmt: skip
   ((_, kinds),) = config.data.later_kinds
-  config.data.later_kinds = ((415, kinds),)
+  config.data.later_kinds = ((340, kinds),)
 
 
 def _train_longer(config: ConfigDict) -> None:
@@ -173,16 +176,18 @@ def _train_longer(config: ConfigDict) -> None:
   config.data.later_kinds = ((2500, kinds),)
 
 
-def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
+def _direct(config: ConfigDict, *, long: bool) -> None:
   """As it was before outlines, and as the paper has it: a picture follows its prompt at once."""
   config.sampling.update(plan=False, guidance=3.0)
   if "image_temperature" in config.sampling:
     config.sampling.image_temperature = 1.0
   if "temperature" in config.model.vision_embedding:  # what the study's and the recipe's figures were made with
     config.model.vision_embedding.update(temperature=0.3, projection=False)
+  if "diffusion" in config.model:
+    config.model.diffusion.loss_weight = 5.0
   config.model.vision_embedding.history_noise = 0.0
   config.data.update(text_length_power=1.0, sequence_length=160, images_per_row=6, learnt_images_per_row=5)
-  config.run.batch_size = 4 if runlocal else 8
+  config.run.batch_size = 8
   if long:
     config.run.steps = 5040
     config.data.documents = (
@@ -207,8 +212,7 @@ def _direct(config: ConfigDict, *, long: bool, runlocal: bool) -> None:
   config.data.kinds = (
       ("caption_to_image", 1.1), ("image_to_caption", 0.65), ("brief_question", 1.1), ("edit", 0.55), ("story", 0.75),
   )
-  if not runlocal:
-    config.run.steps = 1680
+  config.run.steps = 1680
   config.data.later_kinds = (
       (560, (
           ("caption_to_image", 1.05), ("image_to_caption", 0.75), ("brief_question", 0.65), ("question", 1.2), ("edit", 0.55),

@@ -37,6 +37,7 @@ for version in 9.1.1 9.2.0; do
   for way in loadgroup loadfile; do
     rm -f "$work/seen"
     (cd "$work" && SEEN=$work/seen "$work/$version/bin/python" -m pytest -q -p no:cacheprovider -n 2 --dist "$way" test_group.py) > "$work/log" || exit 2
+    [ -s "$work/seen" ] || exit 2
     n=$(sort -u "$work/seen" | wc -l)
     echo "pytest $version --dist $way: eight tests of one group in $n process(es)"
     if [ "$version $way" != "9.1.1 loadfile" ]; then

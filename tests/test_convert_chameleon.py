@@ -94,6 +94,13 @@ def test_what_a_directory_says_of_sampling_holds_for_codes_where_they_have_it(va
   assert config.sampling == oj.SamplingConfig(guidance=4.0)
 
 
+def test_a_temperature_of_noise_is_none_of_codes(values, model, tmp_path):
+  ours = {"sampling": {"image_temperature": 0.0, "guidance": 4.0}}
+  folder = weights.write(tmp_path / "a", weights.plain(values, decoder=True), model, orthus_jax=ours)
+  assert huggingface.open_checkpoint(folder).config.sampling.image_temperature == 0.0
+  assert huggingface.open_checkpoint(folder, image_head="codes").config.sampling == oj.SamplingConfig(guidance=4.0)
+
+
 @pytest.mark.parametrize(
     "fields",
     [dict(kind="masked", embedding="argmin", attention="full"), dict(kind="regression", embedding="soft", attention="causal")],

@@ -220,9 +220,12 @@ def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
 
   names = [f"{kind}_{mark}" for kind in ("picture", "edit") for mark in ("plans", "as_planned")]
   assert [planned(told).get(n) for n in names] == [1.0] * 4
-  changed = planned(lambda prompt: f"top small red cross to nothing: {told(prompt)}")
-  assert [changed[n] for n in names] == [1.0] * 4  # an edit's words say what changes first
-  for odd in ("so it is", "top small red cross", "nothing to it", "nothing to nothing to nothing"):  # these are no edit's words
+  for ahead in ("top small red cross to nothing", "top small red cross and nothing to left large blue square"):
+    changed = planned(lambda prompt, ahead=ahead: f"{ahead}: {told(prompt)}")
+    assert [changed[n] for n in names] == [1.0] * 4  # an edit's words say ahead of it what was there and changes
+  gone = "top small red cross to nothing"
+  odds = "so it is", "top small red cross", "nothing to it", "nothing to nothing", f"nothing and {gone}", f"{gone} and {gone}"
+  for odd in odds:  # these are no edit's words
     assert planned(lambda prompt, odd=odd: f"{odd}: {told(prompt)}")["edit_plans"] == 0.0
   # A plan that says too little, and one that says nothing: the pictures are as right as before.
   less = planned(lambda prompt: "center small black cross")

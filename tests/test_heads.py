@@ -12,7 +12,7 @@ import pytest
 from orthus_jax.config import DiffusionConfig, ModelConfig, TransformerConfig, VisionTokenizerConfig
 from orthus_jax.diffusion import process, solvers
 from orthus_jax.errors import BadRequest
-from orthus_jax.models.heads.base import mean_losses
+from orthus_jax.models.heads.base import Turn, mean_losses
 from orthus_jax.models.heads.diffusion import DiffusionHead
 
 SMALL = DiffusionConfig(width=16, blocks=2, latent_scale=0.5, draws=3)
@@ -88,6 +88,19 @@ def test_guidance_follows_its_weights():
   alone = drawn(z[:1], 1.0)
   np.testing.assert_allclose(drawn(z, 1.0, 0.0), alone, atol=1e-5)
   assert float(jnp.abs(drawn(z, 3.0, -2.0) - alone).max()) > 1e-3
+
+
+def test_without_noise_a_key_has_no_say():
+  h, keys = head(), jax.random.split(jax.random.key(1), 3)
+  z_XD = jnp.broadcast_to(jax.random.normal(jax.random.key(0), (8,)), (3, 8))
+  h.output.kernel[...] = 0.3 * jax.random.normal(jax.random.key(5), (16, 4))
+  turn = Turn(
+      jnp.arange(3), jnp.eye(3), keys, jnp.ones(3, bool), (("ddpm", 4),), jnp.zeros(3, int), jnp.asarray([[0.0, 1e9]] * 3),
+      temperature_B=jnp.asarray([0.0, 0.0, 1.0]), top_k_B=jnp.zeros(3, int), guided=False,
+  )  # fmt: skip
+  a, b, other = jax.jit(lambda h, z: h.next_feature(z, turn))(h, z_XD)
+  np.testing.assert_allclose(a, b, atol=1e-6)
+  assert jnp.isfinite(a).all() and float(jnp.abs(a - other).max()) > 1e-2
 
 
 @pytest.mark.slow

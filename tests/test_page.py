@@ -77,6 +77,8 @@ def test_words_stream_and_pictures_appear_and_are_edited(page):
         }).observe(document.getElementById("log"), { childList: true, subtree: true, characterData: true, attributes: true });
       }"""
   )
+  assert page.locator("#fields [name=image_temperature]").count() == 1  # which its head has
+  assert page.locator("#fields [name=image_top_k]").count() == 0
   option(page, "max_new_tokens", "9")
   option(page, "seed", "5")
   ask(page, "what is it?", "Words")

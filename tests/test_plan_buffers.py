@@ -8,14 +8,13 @@ import threading
 import time
 
 import jax
-from jax.experimental import topologies
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
 from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.planning import buffer_assignment, child_process, program
+from orthus_jax.planning import buffer_assignment, child_process, hardware, program
 
 TOTALS = """Memory Space: default (color=0)
 Total bytes: 1100 (1.1KiB)
@@ -109,7 +108,7 @@ def test_memory_of_a_real_program(rows, fits, whole):
 
 def _plan_product(rows: int, whole: bool):
   jax.config.update("jax_enable_compilation_cache", False)
-  mesh = Mesh(np.asarray(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices), ("d",))
+  mesh = Mesh(np.asarray(hardware.devices(hardware.parse("v5e:2x2"))), ("d",))
   x = jax.ShapeDtypeStruct((4 * rows, 4096, 8192), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec("d")))
   w = jax.ShapeDtypeStruct((8192, 8192), jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec()))
   with jax.set_mesh(mesh):

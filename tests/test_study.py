@@ -27,6 +27,9 @@ def test_runs_differ_in_what_is_compared_alone():
   runs = {run.id: run.config for run in plan_lib.plan(STUDY)}
   assert len(runs) == 30
   orthus = runs["orthus,seed=1"]
+  # What the figures were made with that stand in the documentation.
+  assert orthus.model.diffusion.loss_weight == 5.0 and orthus.model.vision_embedding.temperature == 0.3
+  assert (orthus.sampling.guidance, orthus.sampling.image_temperature) == (3.0, 1.0)
   for system in ("chameleon", "showo", "regression", "argmin", "linear"):
     other = runs[f"{system},seed=1"]
     assert (other.data, other.optimizer, other.run) == (orthus.data, orthus.optimizer, orthus.run)

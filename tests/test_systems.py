@@ -252,6 +252,7 @@ def test_noise_is_annealed_by_the_product_of_all_passes(S):
         (dict(tiny.SYSTEMS["chameleon"], sampling=dict(steps=25)),
          "sampling.steps=25 is for image_head.kind=diffusion and masked"),
         (dict(sampling=dict(image_top_k=5)), "sampling.image_top_k=5 is for image_head.kind=codes"),
+        (dict(tiny.SYSTEMS["regression"], sampling=dict(image_temperature=0.5)), "kind=diffusion, codes and masked, and this"),
         (dict(tiny.SYSTEMS["showo"], model__transformer__attention="splash"), None),
     ],
 )  # fmt: skip

@@ -29,7 +29,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   add("--guidance-interval", type=common.number(float, ranges.Range(0, 1)), nargs=2, metavar=("LOW", "HIGH"),
       help="part of diffusion time in which guidance holds: 0 is the picture, 1 pure noise")  # fmt: skip
   add("--image-temperature", type=number("image_temperature"),
-      help="of pictures: below 1 they are likelier and vary less; 0 takes the likeliest")
+      help="what the noise is multiplied by that pictures are made of; of codes, their temperature (0 takes the likeliest);"
+      " with a masked head, of the noise on its confidence")
   add("--image-top-k", type=number("image_top_k"), help="codes among the k likeliest; 0 means all")
   add("--unconditional-prompt", metavar="TEXT", help="what guidance compares the prompt with")
   add("--temperature", type=number("temperature"), help="of text; 0 is greedy")

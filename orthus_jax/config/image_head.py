@@ -115,7 +115,8 @@ def check_sampling(kind: str, sampling: SamplingConfig) -> None:
   for field in dataclasses.fields(sampling):
     value = getattr(sampling, field.name)
     if field.name in others and value != field.default:
-      having = " and ".join(k for k, fields in SAMPLING_FIELDS.items() if field.name in fields)
+      *first, last = (k for k, fields in SAMPLING_FIELDS.items() if field.name in fields)
+      having = " and ".join([", ".join(first), last] if first else [last])
       raise BadRequest(
           f"sampling.{field.name}={value} is for image_head.kind={having}, and this model's is {kind}: leave it at"
           f" {field.default}"

@@ -54,7 +54,7 @@ class SamplingConfig:
   late_steps: Annotated[int, Range(0, ranges.MAX_INT, note="0 means sampling.steps")] = 0
   late_from: Share = 0.5
   guidance_interval: tuple[Share, Share] = (0.0, 1.0)
-  image_temperature: Annotated[float, Range(1e-4, 1e4, also=(0,), note="0 takes the likeliest")] = 1.0
+  image_temperature: Annotated[float, Range(1e-4, 1e4, also=(0,), note="0 leaves no noise")] = 1.0
   image_top_k: Annotated[int, Range(0, ranges.MAX_INT, note="0 means all")] = 0
   repetition_penalty: Annotated[float, Range(1e-4, 1e4, note="1 turns it off")] = 1.0
   weights: Literal["stored", "int8"] = "stored"

@@ -2,7 +2,7 @@
 
 With alpha = sqrt(abar) and sigma = sqrt(1 - abar) at a step's t, and primes for where it leads, every step is
   x0 = from_x x + from_prediction prediction
-  x' = x x + x0 x0 + previous (the step before's x0) + noise (standard normal),
+  x' = x x + x0 x0 + previous (the step before's x0) + noise (normal, of the image temperature's size),
 each coefficient named after what it multiplies. Shapes: tables are [S], from noise to picture; samples are [..., C].
 """
 
@@ -122,7 +122,7 @@ def step(
     x_C: [..., C], as are the others.
     prediction_C: the head's, for x_C at row.t.
     previous_C: the x0 that the step before gave; at the first step anything finite, such as zeros.
-    noise_C: standard normal; anything finite where row.noise is 0.
+    noise_C: normal; anything finite where row.noise is 0.
     row: one step's coefficients as arrays of shape [...], which here get the axis C: scalars for one solver, [B] for
       x_BC of which each row has its own.
   """

@@ -26,7 +26,8 @@ from orthus_jax.parallel import compiler
 
 
 def evaluate(model: Model, documents: Sequence[Document], *, seed: int = 0) -> dict[str, float]:
-  """Scores the last picture of each document, drawn through the head with the model's own steps and without guidance.
+  """Scores the last picture of each document, drawn through the head with the model's own steps and image temperature, without
+  guidance.
 
   Args:
     model: its head draws patch by patch.

@@ -38,7 +38,7 @@ class Order(NamedTuple):
     solvers: int32 [B, 2], which of the call's solvers draws the first patches of an image, and which the later ones.
     late: int32, the first of the later patches.
     passes: int32, over a picture, by heads that draw whole pictures.
-    image_temperature, image_top_k: how codes are sampled.
+    image_temperature, image_top_k: how features and codes are sampled.
     text: how text is sampled.
   """
 

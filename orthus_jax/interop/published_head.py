@@ -68,6 +68,7 @@ def read(parts: Parts, keys: Iterable[str], asked: str, problems: list[str]) -> 
   if kind == own or kind not in KINDS:
     return parts
   others = {f for fields in SAMPLING_FIELDS.values() for f in fields} - set(SAMPLING_FIELDS[kind])
+  others.add("image_temperature")  # which means something else to each kind
   kept = {k: v for k, v in parts["vision_embedding"].items() if k not in ("temperature", "history_noise")}
   sampling = {k: v for k, v in parts["sampling"].items() if k not in others}
   return {

@@ -80,7 +80,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """One to four coloured shapes on a grid: captions, questions, edits and stories."""
 
   name = "shapes"
-  VERSION = tfds.core.Version("1.9.0")
+  VERSION = tfds.core.Version("1.10.0")
   RELEASE_NOTES = {
       "1.0.0": "Initial release.", "1.1.0": "Other shares of kinds; easier scenes to ask about in training.",
       "1.2.0": "Simple questions are a kind of their own; other shares of kinds.",
@@ -88,7 +88,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
       "1.5.0": "Outlines, by themselves and ahead of pictures.", "1.6.0": "Outlines in stories.",
       "1.7.0": "Places ahead of counts.",
       "1.8.0": "Counts numbered thing by thing; more edits, stories, and pictures of several things to draw.",
-      "1.9.0": "An edit's change is said where the thing that changes is named; more things in pictures to draw.",
+      "1.9.0": "An edit's change is said where the thing that changes is named.",
+      "1.10.0": "More things in pictures to draw.",
   }  # fmt: skip
   BUILDER_CONFIGS = [make_config(resolution) for resolution in world.RESOLUTIONS]
 

@@ -81,7 +81,7 @@ def split_counted(text: str) -> tuple[str, str]:
 def outlined_edit(source: Sequence[Thing], before: Thing | None, after: Thing | None, things: Sequence[Thing]) -> str:
   """What is there, the change behind the thing that it befalls, and an outline of what is there then: "top red circle to top
   blue circle and center red square: top blue circle and …". So a thing is asked whether it is meant when it is named, where a
-  change that comes first must be found among them all; of a thing that comes or goes, the other side is "nothing"."""
+  change that comes first must be found among them all. What goes becomes "nothing"; what is added comes last, of "nothing"."""
   change = " to ".join(outline([thing]) if thing else "nothing" for thing in (before, after))
   said = [change if thing == before else outline([thing]) for thing in reading_order(source)]
   return f"{' and '.join(said if before else [*said, change])}: {outline(things)}"
@@ -92,8 +92,11 @@ def aim(text: str) -> str:
   of the data say the change alone ahead of it.)"""
   changed, _, planned = text.partition(": ")
   sides = [item.split(" to ") for item in changed.split(" and ")]
-  named = all(side == "nothing" or len(parse_outline(side) or ()) == 1 for item in sides for side in item)
-  return planned if planned and named and [len(item) for item in sides if len(item) != 1] == [2] else text
+  changes = [item for item in sides if len(item) > 1]
+  if not planned or len(changes) != 1 or len(changes[0]) != 2 or changes == [["nothing"] * 2]:
+    return text
+  things = [side for item in sides for side in item if side != "nothing" or len(item) == 1]
+  return planned if all(len(parse_outline(thing) or ()) == 1 for thing in things) else text
 
 
 def reading_order(things: Sequence[Thing]) -> tuple[Thing, ...]:

@@ -53,7 +53,8 @@ def make_document(kind: str, split: str, number: int, *, seed: int = 0, resoluti
       copy: image, text, [image]; the same picture again, on which finding each patch's counterpart is learnt ahead of edits;
         "source" and "things".
       edit: image, text, [image]; "source" and "things", the latter those of the picture asked for, and "operation".
-      planned_edit: image, text, [text, image]; the same with the change and an outline of the picture asked for ahead of it.
+      planned_edit: image, text, [text, image]; the same with what is there, the change in it, and an outline of the picture
+        asked for ahead of it (`language.outlined_edit`).
       outline: image, text, [text]; "things".
       story: text, then [text, image] three to five times; "turns", the things of each picture.
       planned_story: the same, each sentence followed by an outline of its picture (`language.told`).

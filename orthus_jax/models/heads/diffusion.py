@@ -156,7 +156,7 @@ class DiffusionHead(FeatureHead):
     )  # fmt: skip
 
   def initial_noise(self, key_B: jax.Array) -> jax.Array:
-    """What sampling starts from, standard normal [B, C]."""
+    """What sampling starts from at a temperature of 1, standard normal [B, C]."""
     return jax.vmap(lambda key: jax.random.normal(key, (self.latent_dim,)))(key_B)
 
   def sample(
@@ -207,7 +207,7 @@ class DiffusionHead(FeatureHead):
     return jax.lax.switch(jnp.searchsorted(jnp.asarray(counts), needed), [functools.partial(run, n) for n in counts])
 
   def _run(
-      self, z_XD, noise_BC, owner_X, mix_BX, key_B, temperature_B1, solvers, solver_B, interval_B2, kernel, guided, S: int
+      self, z_XD, start_BC, owner_X, mix_BX, key_B, temperature_B1, solvers, solver_B, interval_B2, kernel, guided, S: int
   ) -> jax.Array:
     """S steps: of solvers with fewer, the last are idle; rows of solvers with more aren't wanted."""
     c, B = self.config, mix_BX.shape[0]
@@ -217,7 +217,7 @@ class DiffusionHead(FeatureHead):
     random = bool(np.any(table_SK.noise))
 
     def noise(s):
-      return temperature_B1 * _normal(key_B, s + 1, noise_BC.shape[1])
+      return temperature_B1 * _normal(key_B, s + 1, start_BC.shape[1])
 
     time_SKW = self._time(jnp.asarray(table_SK.t))
     if len(tables) == 1:  # one column serves all rows
@@ -228,7 +228,7 @@ class DiffusionHead(FeatureHead):
     condition_XW = self.condition(z_XD.astype(self.dtype))
     if kernel:
       modulations_SX = self._modulate(time_SXW + condition_XW)
-      return self._by_kernel(noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise if random else None)
+      return self._by_kernel(start_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise if random else None)
 
     def step(carry, scanned):
       x_BC, previous_BC = carry
@@ -245,7 +245,7 @@ class DiffusionHead(FeatureHead):
       time_NXW, *others = scanned
       return jax.lax.scan(step, carry, (self._modulate(time_NXW + condition_XW), *others))
 
-    begin, scanned = (noise_BC, jnp.zeros_like(noise_BC)), (time_SXW, row_SB, jnp.arange(S))
+    begin, scanned = (start_BC, jnp.zeros_like(start_BC)), (time_SXW, row_SB, jnp.arange(S))
     N = self._steps_at_once(S, len(owner_X))
     if N == S:
       (x_BC, _), _ = steps(begin, scanned)
@@ -264,7 +264,7 @@ class DiffusionHead(FeatureHead):
     found = max(n for n in range(1, fitting + 1) if S % n == 0)
     return found if 4 * found >= fitting else S  # a number of steps that has no such divisor
 
-  def _by_kernel(self, noise_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise) -> jax.Array:
+  def _by_kernel(self, start_BC, modulations_SX, row_SB, owner_X, mix_BX, interval_B2, noise) -> jax.Array:
     S, (B, X) = len(row_SB.t), mix_BX.shape
     row_SB = jax.tree.map(lambda c: jnp.broadcast_to(jnp.reshape(c, (S, -1)), (S, B)), row_SB)
     inside_SB = (row_SB.t >= interval_B2[:, 0]) & (row_SB.t < interval_B2[:, 1])
@@ -275,7 +275,7 @@ class DiffusionHead(FeatureHead):
 
     def run(*, interpret: bool) -> jax.Array:
       return solver_kernel.solve(
-          self, _read_each_step, DiffusionHead.denoise, noise_BC, modulations_SX, row_SB, owner_X=owner_X, mix_SBX=mix_SBX,
+          self, _read_each_step, DiffusionHead.denoise, start_BC, modulations_SX, row_SB, owner_X=owner_X, mix_SBX=mix_SBX,
           more_SBC=more_SBC, interpret=interpret,
       )  # fmt: skip
 

@@ -16,9 +16,9 @@ const FIELDS = {
 
 const options = {
   build({ sampling, conversation, image_head }) {
-    const codes = { image_temperature: ["codes", "masked"], image_top_k: ["codes"] };
+    const having = { image_temperature: ["diffusion", "codes", "masked"], image_top_k: ["codes"] };
     const inputs = Object.entries(FIELDS)
-      .filter(([name]) => !codes[name] || codes[name].includes(image_head))
+      .filter(([name]) => !having[name] || having[name].includes(image_head))
       .map(([name, [label, nothing]]) => {
         const whole = Number.isInteger(sampling[name]) && !["temperature", "guidance"].some((w) => name.includes(w));
         const input = make("input", {
