@@ -130,7 +130,7 @@ def test_shipped_configs_are_valid(name):
 
 def test_the_quickstarts_words_are_what_they_say():
   plain, fast, long, direct = (read_config([f"{SHAPES}{word}"])[0] for word in ("", ":fast", ":long", ":direct"))
-  assert (fast.run.steps * 2, long.run.steps) == (plain.run.steps, plain.run.steps * 3)
+  assert (fast.run.steps / plain.run.steps, long.run.steps) == (pytest.approx(0.4, abs=0.02), plain.run.steps * 3)
   documents = sum(builder.TRAIN.values())
   for config, share in ((fast, 0.5), (long, 3)):
     assert sum(n for _, n in config.data.documents) == pytest.approx(documents * share, rel=0.01)
