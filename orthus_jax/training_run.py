@@ -30,7 +30,7 @@ from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.storage.bucket import is_url
 from orthus_jax.storage.parts import Parts
-from orthus_jax.training import hosts, initial_state, loop, tasks, tokenizer_losses, whitening
+from orthus_jax.training import hosts, initial_state, loop, step_ahead, tasks, tokenizer_losses, whitening
 from orthus_jax.training.checkpoints import local_tier, workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.loggers import registry as loggers
@@ -96,6 +96,7 @@ def _run(
 ) -> dict[str, Any]:  # fmt: skip
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
+  ahead = step_ahead.start(config, len(source), workdir) if tokenizer is not None else None
   with hosts.together():
     task = _orthus_task(config, source, tokenizer) if tokenizer is not None else tasks.TokenizerTask(config, source)
     checkpoint.check_data(workdir, task.contents())
@@ -109,7 +110,7 @@ def _run(
     ledger.keep(workdir, hosts=names)
     said.keep(workdir)
   if isinstance(task, tasks.OrthusTask):
-    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts)
+    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts, ahead=ahead)
   else:
     figures = _tokenizer(config, workdir, task, signals, ledger, parts)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
@@ -161,7 +162,7 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
 
 def _orthus(
     config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, ledger: Ledger, *,
-    begin: float, parts: Parts | None,
+    begin: float, parts: Parts | None, ahead: step_ahead.StepAhead | None,
 ) -> dict[str, Any]:  # fmt: skip
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
@@ -173,7 +174,7 @@ def _orthus(
 
   hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
-  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts)
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts, ahead=ahead)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest, "parameters": result.parameters,
       "versions": checkpoint.versions(),

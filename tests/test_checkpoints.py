@@ -27,6 +27,7 @@ from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import TrainState, digest, plan_run
+from orthus_jax.training.step_ahead import StepAhead
 from orthus_jax.training.tasks import OrthusTask
 
 TK = tiny.tokenizer()
@@ -238,8 +239,11 @@ def metrics(folder):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("whole") / "run"
-  return folder, train(folder)
+  folder, config = tmp_path_factory.mktemp("whole") / "run", tiny.config(**FAST)
+  checkpoint.open_workdir(folder, config)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "jit_step", None)  # the step that was compiled ahead is taken: those of the others have its numbers
+    return folder, loop.train(config, folder, task(config), ahead=StepAhead(config))
 
 
 def rewind(run, to, step: int):

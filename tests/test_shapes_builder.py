@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from orthus_jax.config.command_line import load_config
-from orthus_jax.data.documents import Image, Text
+from orthus_jax.data.documents import Image, Text, in_order
 from orthus_jax.data.shapes import builder, changes, detector, language, records, world
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
@@ -39,7 +39,8 @@ def test_documents_come_back_as_made(data_dir):
 
 def test_a_split_of_another_seed_is_as_the_data_sets_own_would_be(data_dir):
   builder.prepare(data_dir, **SIZES, seed=3)
-  made = list(builder.make_documents(builder.make_config(**SIZES, seed=3), "test"))
+  split = builder.make_config(**SIZES, seed=3).split("test")
+  made = split.documents(0, len(split))
   stored = builder.documents(data_dir, "test", **SIZES, seed=3)
   assert [d.id for d in made] == [d.id for d in stored] and [d.segments for d in made] == [d.segments for d in stored]
   config = load_config(f"{ROOT}/configs/shapes.py")
@@ -47,6 +48,40 @@ def test_a_split_of_another_seed_is_as_the_data_sets_own_would_be(data_dir):
   assert collections.Counter(d.kind for d in judged) == builder.make_config().sizes("validation")
   assert judged[0].segments == records.make_document(judged[0].kind, "validation", 0, seed=3).segments
   assert {world.split_of(records.as_things(d.meta["things"])) for d in judged if "things" in d.meta} == {"validation"}
+
+
+def test_processes_make_what_this_one_makes(data_dir, tmp_path, monkeypatch, capsys):
+  builder.prepare(data_dir, **SIZES)
+  monkeypatch.setattr(builder, "_WORTH", 8)
+  started = []
+  ordered = builder.processes.ordered
+  monkeypatch.setattr(builder.processes, "ordered", lambda *a: started.append(a[-1]) or ordered(*a))
+  builder.prepare(tmp_path, **SIZES)
+  assert max(started) > 0 and "making documents" in capsys.readouterr().err
+  for split in world.SPLITS:
+    one, other = (builder.documents(place, split, **SIZES) for place in (data_dir, tmp_path))
+    assert list(one) == list(other) == list(in_order(other)) and [d.meta for d in one] == [d.meta for d in other]
+
+
+@pytest.mark.parametrize("how", ["raises", "is no record"])
+def test_a_damaged_record_costs_itself_alone_however_it_is_read(how, data_dir, caplog):
+  documents = builder.documents(data_dir, "test", **SIZES, max_bad_share=0.5)
+  whole, source = list(documents), documents._source
+
+  class Damaged:
+    def __getitem__(self, index):
+      if index == 3:
+        raise RuntimeError("a checksum doesn't fit")
+      return source[index]
+
+    def __getitems__(self, indices):
+      if how == "raises" and 3 in indices:
+        raise RuntimeError("a checksum doesn't fit")
+      return [b"no" if i == 3 else source[i] for i in indices]
+
+  documents._source = Damaged()
+  assert list(in_order(documents)) == [None if i == 3 else d for i, d in enumerate(whole)]
+  assert documents.bad.count == 1 and "record 3" in caplog.text
 
 
 def test_documents_are_a_sequence_that_can_be_sent_elsewhere(data_dir):

@@ -6,7 +6,6 @@ import argparse
 import collections
 from collections.abc import Sequence
 import functools
-import os
 from pathlib import Path
 from typing import get_args
 
@@ -16,6 +15,7 @@ from orthus_jax.config import Config
 from orthus_jax.config.data import DataConfig
 from orthus_jax.config.ranges import Range
 from orthus_jax.data.prepared.format import Images
+from orthus_jax.data.processes import cores
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import check_writable, user_path
@@ -181,7 +181,7 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
   out = options.out.rstrip("/")
   prepare = functools.partial(
       prepared.prepare, source, tokenizer, config, images=options.images, encode=encode, encoded_by=digest, prompts=prompts,
-      processes=options.processes or _cores(), progress=bar("preparing", "pictures"),
+      processes=options.processes or cores(), progress=bar("preparing", "pictures"),
   )  # fmt: skip
   if is_url(out):
     with in_bucket.laid_out(out) as place:
@@ -200,7 +200,3 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
     most = ", ".join(f"{name} ({n})" for name, n in list(held.items())[:3])
     print(f"{sum(held.values())} texts hold {len(held)} prompts of benchmarks: {most}{', …' if len(held) > 3 else ''}")
   return 0
-
-
-def _cores() -> int:
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
   common.initialize(verbose=True)
 
   from orthus_jax import training_run
-  from orthus_jax.training import hosts, preemption, watchdog
+  from orthus_jax.training import hosts, preemption, step_ahead, watchdog
 
   if not hosts.primary():
     logging.getLogger("orthus_jax").setLevel(logging.WARNING)
@@ -79,6 +79,9 @@ def main(argv: Sequence[str]) -> int:
     with preemption.Signals() as signals, _workdir(place, config.run) as (workdir, parts):
       figures = training_run.run(config, workdir, begin=begin, signals=signals, parts=parts)
   except BaseException as e:
+    if step_ahead.under_way() and isinstance(e, (BadRequest, Stopped)):  # said now, not when all is compiled
+      _print(e)
+      watchdog.leave(_status(e), stacks=False)
     if hosts.several():
       # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
       _print(e)

@@ -5,13 +5,15 @@ Sources yield Documents, the generator takes one and returns one, scorers read t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import dataclasses
 from typing import Any, Protocol
 
 import numpy as np
 
 from orthus_jax.errors import BadRequest
+
+_AT_ONCE = 128  # documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +108,16 @@ class Source(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, index: int) -> Document | None: ...
+
+
+def in_order(source: Source) -> Iterator[Document | None]:
+  """All documents of a source, read many at once where it has a `__getitems__` that does that."""
+  several = getattr(source, "__getitems__", None)
+  if several is None:
+    yield from (source[i] for i in range(len(source)))
+    return
+  for first in range(0, len(source), _AT_ONCE):
+    yield from several(range(first, min(first + _AT_ONCE, len(source))))
 
 
 def interleaved(text: str, pictures: Iterable[np.ndarray] = (), *, image: str = "<image>") -> Document:

@@ -17,7 +17,7 @@ import numpy as np
 from orthus_jax.config import Config
 from orthus_jax.data import packing
 from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
-from orthus_jax.data.documents import Document, Source
+from orthus_jax.data.documents import Document, Source, in_order
 from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.variants import variants
@@ -40,6 +40,16 @@ class _Laid(NamedTuple):
   kind: str
   variants: tuple[Sequence, ...]
   images: tuple[tuple[int, ...], ...]
+
+
+class _Remembering:
+  """A tokenizer that keeps what it encoded lately."""
+
+  def __init__(self, tokenizer: Tokenizer):
+    self.bos, self.pad, self.sep = tokenizer.bos, tokenizer.pad, tokenizer.sep
+    self.boi, self.eoi, self.image = tokenizer.boi, tokenizer.eoi, tokenizer.image
+    self.digest, self.save = tokenizer.digest, tokenizer.save
+    self.encode = functools.lru_cache(1 << 14)(tokenizer.encode)
 
 
 class Pipeline:
@@ -75,6 +85,8 @@ class Pipeline:
     self.bad, self.too_long = 0, list[str]()
     self._idle_steps = IdleSteps()
     self.tokenizer = tokenizer
+    # Encoded once where it comes again: in a document's variants it does, and short ones do anywhere.
+    self._remembering = _Remembering(tokenizer)
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     self._documents: list[_Laid] = []
@@ -83,8 +95,7 @@ class Pipeline:
     wanted = {kind for _, kinds in mixes for kind, weight in kinds.items() if weight}
     everything = any(not kinds for _, kinds in mixes)
     seen: set[str] = set()
-    for i in range(len(source)):
-      document = source[i]
+    for i, document in enumerate(in_order(source)):
       if document is not None:
         seen.add(document.kind)
         if everything or document.kind in wanted:
@@ -118,7 +129,7 @@ class Pipeline:
     ])  # fmt: skip
 
   def _add(self, document: Document, capacity: packing.Capacity) -> None:
-    laid = variants(document, self.tokenizer, self.config, dropped=self.config.data.caption_dropout > 0)
+    laid = variants(document, self._remembering, self.config, dropped=self.config.data.caption_dropout > 0)
     if any((np.asarray(v.size) > capacity.vector()).any() for v in laid):
       self.too_long.append(document.id)
       return

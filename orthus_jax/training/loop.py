@@ -32,6 +32,7 @@ from orthus_jax.training.optimizer import make_optimizer, schedule
 from orthus_jax.training.preemption import Signals
 from orthus_jax.training.state import Layout, TrainState, digest_pieces, plan_run
 from orthus_jax.training.step import LossTask, batch_shardings, jit_step, train_step
+from orthus_jax.training.step_ahead import StepAhead
 from orthus_jax.training.stragglers import Stragglers
 from orthus_jax.training.watchdog import Watchdog
 
@@ -95,6 +96,7 @@ def train(
     signals: Signals | None = None,
     ledger: Ledger | None = None,
     parts: Parts | None = None,
+    ahead: StepAhead | None = None,
 ) -> Result:
   """Trains to `run.steps`, from where `start.first_state` says.
 
@@ -106,6 +108,7 @@ def train(
     signals: which may ask to stop early.
     ledger: of the time since the command began.
     parts: as the Checkpointer takes it.
+    ahead: the step, if it is being compiled already.
 
   Raises:
     BadRequest: if mesh, batch, initial values or patterns don't fit.
@@ -143,8 +146,9 @@ def train(
     watchdog = Watchdog(run.hang_timeout, saver.latest)
     try:
       state, more = _run_steps(
-          config, task, layout, mesh, optimizer, state, saver, tier, writer, hooks, signals, watchdog, ledger, start=start
-      )
+          config, task, layout, mesh, optimizer, state, saver, tier, writer, hooks, signals, watchdog, ledger, ahead,
+          start=start,
+      )  # fmt: skip
       seconds |= more
       size = sum(math.prod(v.shape) for v in state.params.values())
       result = Result(layout.graphdef, _gathered(state.averaged), size, seconds, run.steps - start, _digest(state.params))
@@ -177,7 +181,7 @@ def _digest(params: Params) -> str:
 
 def _run_steps(
     config, task, layout: Layout, mesh, optimizer, state, saver, tier: LocalTier, writer, hooks, signals, watchdog,
-    ledger: Ledger, *, start: int,
+    ledger: Ledger, ahead: StepAhead | None, *, start: int,
 ):  # fmt: skip
   """The steps themselves, and the last checkpoint: (state, seconds by part)."""
   run = config.run
@@ -190,13 +194,17 @@ def _run_steps(
   ledger.enter("compile")
   one = task.batch(start, np.arange(1))
   example = jax.tree.map(lambda x: jax.ShapeDtypeStruct((run.batch_size, *x.shape[1:]), x.dtype), one)
-  step_fn = jit_step(train_step(task, optimizer, config, layout), layout, mesh, example, config)
-  with compiler.refusals():
-    step_fn = step_fn.lower(state, example).compile()
+  step_fn = ahead.take(example) if ahead else None
+  if step_fn is None:
+    with compiler.refusals():
+      step_fn = jit_step(train_step(task, optimizer, config, layout), layout, mesh, example, config)
+      step_fn = step_fn.lower(state, example).compile()
   places = batch_shardings(mesh, example)
   rows = hosts.own_rows(zip(jax.tree.leaves(places), (x.shape for x in jax.tree.leaves(example))))
   compiled = time.monotonic()
-  _log.info("compiled the training step in %.1f s", compiled - ready)
+  took = max(ahead.seconds if ahead else 0.0, compiled - ready)
+  beside = " beside the reading" if compiled - ready < took else ""
+  _log.info("compiled the training step in %.1f s%s", took, beside)
 
   rate = schedule(config.optimizer, run.steps)
   progress = Progress(total=run.steps, initial=start, enabled=hosts.primary())

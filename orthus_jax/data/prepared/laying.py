@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-import concurrent.futures
 import concurrent.futures.process
-import contextlib
 import copy
 import dataclasses
 import hashlib
 import io
-import itertools
-import multiprocessing
-import os
-import signal
-import threading
 from typing import Any
 
 import numpy as np
@@ -24,6 +17,7 @@ from orthus_jax.config import Config
 from orthus_jax.data.contamination import Prompts
 from orthus_jax.data.documents import Document, Source
 from orthus_jax.data.prepared.format import Images
+from orthus_jax.data.processes import ordered
 from orthus_jax.data.sequence import Sequence, Tokenizer
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.data.variants import variants
@@ -153,55 +147,15 @@ def chunks(work: Work, first: int, processes: int) -> Iterator[Chunk]:
   Raises:
     BadRequest: one of them was killed.
   """
-  rows = range(first, work.rows, _AT_ONCE)
-  spans = ((r, min(r + _AT_ONCE, work.rows)) for r in rows)
-  if processes <= 1 or work.rows - first < _WORTH:
-    yield from (work.lay(*span) for span in spans)
-    return
-  context = multiprocessing.get_context("spawn")  # a fork would take JAX's threads' locks along
-  with concurrent.futures.ProcessPoolExecutor(
-      processes, mp_context=context, initializer=_begin, initargs=(work,)
-  ) as pool:  # fmt: skip
-    try:
-      with _interrupts_later():
-        waiting = [pool.submit(_lay, *span) for span in itertools.islice(spans, 2 * processes + 2)]
-      while waiting:
-        chunk = waiting.pop(0).result()
-        waiting += [pool.submit(_lay, *span) for span in itertools.islice(spans, 1)]
-        yield chunk
-    except concurrent.futures.process.BrokenProcessPool as e:
-      raise BadRequest(
-          "a process that prepares data was killed, for want of memory perhaps: the same command goes on; give it fewer"
-          f" with --processes (now {processes})"
-      ) from e
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-  """A block that Ctrl-C ends only behind it, and in which processes start that it doesn't reach, importing even."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+  spans = ((r, min(r + _AT_ONCE, work.rows)) for r in range(first, work.rows, _AT_ONCE))
+  worth = processes > 1 and work.rows - first >= _WORTH
   try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-_work: Work
-
-
-def _begin(work: Work) -> None:
-  """In a process of its own: an interrupt is its parent's business, and it doesn't outlive it."""
-  global _work
-  _work = work
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  parent: Any = multiprocessing.parent_process()
-  threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def _lay(first: int, end: int) -> Chunk:
-  return _work.lay(first, end)
+    yield from ordered(work.lay, spans, processes if worth else 0)
+  except concurrent.futures.process.BrokenProcessPool as e:
+    raise BadRequest(
+        "a process that prepares data was killed, for want of memory perhaps: the same command goes on; give it fewer"
+        f" with --processes (now {processes})"
+    ) from e
 
 
 class _Noted:

@@ -56,8 +56,8 @@ def open_world(config: Config, split: str = "test", path: str | None = None, *, 
   if seed is not None:
     from orthus_jax.data.shapes import builder  # TFDS is slow to import
 
-    made = builder.make_config(config.model.vision_tokenizer.resolution, seed=seed)
-    return list(builder.make_documents(made, split))
+    made = builder.make_config(config.model.vision_tokenizer.resolution, seed=seed).split(split)
+    return made.documents(0, len(made))
   there = config.data.path if config.data.source == "shapes" else ""
   data = dataclasses.replace(config.data, source="shapes", path=there if path is None else path)
   return open_source(dataclasses.replace(config, data=data), split)
