@@ -4,6 +4,7 @@ import logging
 import os
 from pathlib import Path
 import shutil
+import tempfile
 
 import pytest
 import quick
@@ -14,6 +15,11 @@ wanted = quick.flags(8).split()
 if os.environ["JAX_PLATFORMS"] != "cpu":
   wanted = wanted[:1]
 given = os.environ.get("XLA_FLAGS", "")
+# Programs that several tests have, in whichever process, are compiled once; a session begins with none.
+_COMPILED = None
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _COMPILED = tempfile.mkdtemp(prefix="orthus-tests-")
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
 
@@ -23,6 +29,11 @@ def _audible_log():
   log = logging.getLogger("orthus_jax")
   log.propagate = True
   log.setLevel(logging.NOTSET)
+
+
+def pytest_unconfigure():
+  if _COMPILED:
+    shutil.rmtree(_COMPILED, ignore_errors=True)
 
 
 def pytest_addoption(parser):

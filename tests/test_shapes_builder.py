@@ -163,6 +163,7 @@ def test_no_tensorflow_and_no_torch(tmp_path):
   code = f"""
 import sys
 from orthus_jax.data.shapes import builder
+from orthus_jax.training.loggers import tensorboard  # tensorboardX brings torch by itself where that is installed
 sizes = dict(train=dict.fromkeys(builder.TRAIN, 1), test=dict.fromkeys(builder.TEST, 1))
 builder.prepare({str(tmp_path)!r}, **sizes)
 assert len(list(builder.documents({str(tmp_path)!r}, 'train', **sizes))) == len(builder.TRAIN)

@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+import contextlib
 from pathlib import Path
+import sys
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+  """tensorboardX (2.6) imports torch wherever it is installed, for a type's sake: seconds of each start, and its memory."""
+  if "torch" in sys.modules:
+    yield
+    return
+  sys.modules["torch"] = None  # type: ignore[assignment]  # which is how Python notes that there is none
+  try:
+    yield
+  finally:
+    del sys.modules["torch"]
+
+
+with _without_torch():
+  from tensorboardX import SummaryWriter
 
 
 class TensorBoard:
