@@ -31,6 +31,20 @@ def _audible_log():
   log.setLevel(logging.NOTSET)
 
 
+# A file goes to one process whole: those that take longest first, or the last one leaves a process idle meanwhile.
+_FIRST = ("plan", "recipe", "faults", "notebook", "meshes", "training", "checkpoints", "systems", "sweep_runs")
+
+
+def pytest_configure(config):
+  if hasattr(config.option, "loadscopereorder"):  # by pytest-xdist, which would have those with most tests first
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  place = {f"test_{name}.py": i for i, name in enumerate(_FIRST)}
+  items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 def pytest_unconfigure():
   if _COMPILED:
     shutil.rmtree(_COMPILED, ignore_errors=True)

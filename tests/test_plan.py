@@ -38,6 +38,8 @@ from orthus_jax.training.optimizer import make_optimizer, trainable_names
 from orthus_jax.training.state import plan_run
 from orthus_jax.training.tasks import OrthusTask
 
+pytestmark = pytest.mark.planner
+
 ROOT = Path(__file__).parent.parent
 SEVEN_B = f"{ROOT}/configs/orthus_7b.py"
 # What each machine of configs/orthus_7b.py is, for `orthus plan`.
