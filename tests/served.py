@@ -39,12 +39,12 @@ def over_http(model, **settings) -> Iterator[Server]:
 def held(monkeypatch) -> Iterator[threading.Event]:
   """For a fixture: the engine's calls wait until it is set."""
   step, on = Scheduler.step, threading.Event()
-  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(60) and step(*args, **options))
+  monkeypatch.setattr(Scheduler, "step", lambda *args, **options: on.wait(600) and step(*args, **options))
   yield on
   on.set()
 
 
-def wait_for(what, seconds=30.0):
+def wait_for(what, seconds=120.0):
   """Until something holds."""
   by = time.monotonic() + seconds
   while not what():
