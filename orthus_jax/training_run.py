@@ -46,7 +46,8 @@ _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
 def run(
-    config: Config, workdir: Path, *, begin: float, signals: Signals | None = None, parts: Parts | None = None
+    config: Config, workdir: Path, *, begin: float, signals: Signals | None = None, parts: Parts | None = None,
+    ahead: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
   """Trains in `workdir` and writes the report; returns what report.json holds.
 
@@ -56,6 +57,8 @@ def run(
     begin: time.monotonic() when the command started.
     signals: which may ask to stop early.
     parts: takes this process's part of each checkpoint, where the processes have a disk each; see `Checkpointer`.
+    ahead: the step may be compiled in a thread while documents are read; there, what jax was told for one thread alone (under
+      `jax.default_matmul_precision`, say) isn't known.
   """
   # What can be refused is refused before anything is written.
   with hosts.together():
@@ -79,7 +82,7 @@ def run(
         held.enter_context(lock.hold(workdir))
     end = "stopped"
     try:
-      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals, parts=parts)
+      figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals, parts=parts, ahead=ahead)
       end = "finished"
     except BaseException as e:
       said.ended(e)
@@ -92,11 +95,11 @@ def run(
 
 def _run(
     config: Config, workdir: Path, tokenizer: TextTokenizer | None, ledger: Ledger, said: Remarks, *, begin: float,
-    signals: Signals | None, parts: Parts | None,
+    signals: Signals | None, parts: Parts | None, ahead: bool,
 ) -> dict[str, Any]:  # fmt: skip
   """`run`, with the workdir to itself."""
   source = hosts.first_alone(lambda: sources.open_source(config, config.data.split))
-  ahead = step_ahead.start(config, len(source), workdir) if tokenizer is not None else None
+  early = step_ahead.start(config, len(source), workdir) if ahead and tokenizer is not None else None
   with hosts.together():
     task = _orthus_task(config, source, tokenizer) if tokenizer is not None else tasks.TokenizerTask(config, source)
     checkpoint.check_data(workdir, task.contents())
@@ -110,7 +113,7 @@ def _run(
     ledger.keep(workdir, hosts=names)
     said.keep(workdir)
   if isinstance(task, tasks.OrthusTask):
-    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts, ahead=ahead)
+    figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts, early=early)
   else:
     figures = _tokenizer(config, workdir, task, signals, ledger, parts)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
@@ -162,7 +165,7 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
 
 def _orthus(
     config: Config, workdir: Path, task: tasks.OrthusTask, source: Source, signals: Signals | None, ledger: Ledger, *,
-    begin: float, parts: Parts | None, ahead: step_ahead.StepAhead | None,
+    begin: float, parts: Parts | None, early: step_ahead.StepAhead | None,
 ) -> dict[str, Any]:  # fmt: skip
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
@@ -174,7 +177,7 @@ def _orthus(
 
   hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
-  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts, ahead=ahead)
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts, ahead=early)
   figures: dict[str, Any] = {
       "params_digest": result.params_digest, "parameters": result.parameters,
       "versions": checkpoint.versions(),

@@ -19,7 +19,7 @@ given = os.environ.get("XLA_FLAGS", "")
 _COMPILED = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _COMPILED = tempfile.mkdtemp(prefix="orthus-tests-")
-  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3"}
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
 

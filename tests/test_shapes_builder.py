@@ -1,9 +1,11 @@
 import collections
 import json
+import multiprocessing
 from pathlib import Path
 import pickle
 import subprocess
 import sys
+import types
 
 import pytest
 import tiny
@@ -50,14 +52,34 @@ def test_a_split_of_another_seed_is_as_the_data_sets_own_would_be(data_dir):
   assert {world.split_of(records.as_things(d.meta["things"])) for d in judged if "things" in d.meta} == {"validation"}
 
 
+@pytest.mark.parametrize("main, can", [
+    (dict(__spec__=types.SimpleNamespace(name="orthus_jax.cli")), True), (dict(__file__="/usr/bin/orthus"), True), ({}, True),
+    (dict(__file__="/home/somebody/train.py"), False), (dict(__file__="<stdin>"), False),
+    (dict(__spec__=types.SimpleNamespace(name="theirs.train"), __file__="/theirs/train.py"), False),
+])  # fmt: skip
+def test_no_script_is_run_again_in_processes(main, can, monkeypatch):
+  monkeypatch.setitem(sys.modules, "__main__", types.SimpleNamespace(**main))
+  assert builder.processes.can_start() is can
+
+
 def test_processes_make_what_this_one_makes(data_dir, tmp_path, monkeypatch, capsys):
   builder.prepare(data_dir, **SIZES)
   monkeypatch.setattr(builder, "_WORTH", 8)
-  started = []
-  ordered = builder.processes.ordered
-  monkeypatch.setattr(builder.processes, "ordered", lambda *a: started.append(a[-1]) or ordered(*a))
+  monkeypatch.setattr(builder.processes, "can_start", lambda: True)
+  done, ordered = [], builder.processes.ordered
+
+  def killed(work, spans, processes, **how):  # of one split, after what they did first
+    for i, chunk in enumerate(ordered(work, spans, processes, **how)):
+      done.append((processes, multiprocessing.active_children()))
+      if work.__self__.name == "test" and i == 0:
+        for child in multiprocessing.active_children():
+          child.kill()
+      yield chunk
+
+  monkeypatch.setattr(builder.processes, "ordered", killed)
+  monkeypatch.setattr(builder, "_AT_ONCE", 4)
   builder.prepare(tmp_path, **SIZES)
-  assert max(started) > 0 and "making documents" in capsys.readouterr().err
+  assert all(n and children for n, children in done[:2]) and "making documents" in capsys.readouterr().err
   for split in world.SPLITS:
     one, other = (builder.documents(place, split, **SIZES) for place in (data_dir, tmp_path))
     assert list(one) == list(other) == list(in_order(other)) and [d.meta for d in one] == [d.meta for d in other]

@@ -77,11 +77,12 @@ def main(argv: Sequence[str]) -> int:
     logging.getLogger("orthus_jax").setLevel(logging.WARNING)
   try:
     with preemption.Signals() as signals, _workdir(place, config.run) as (workdir, parts):
-      figures = training_run.run(config, workdir, begin=begin, signals=signals, parts=parts)
+      figures = training_run.run(config, workdir, begin=begin, signals=signals, parts=parts, ahead=True)
   except BaseException as e:
-    if step_ahead.under_way() and isinstance(e, (BadRequest, Stopped)):  # said now, not when all is compiled
+    as_ever = "--debug" in sys.argv or isinstance(e, KeyboardInterrupt)
+    if step_ahead.under_way() and not as_ever:  # said now, not when all is compiled
       _print(e)
-      watchdog.leave(_status(e), stacks=False)
+      watchdog.leave(_status(e) if isinstance(e, (BadRequest, Stopped)) else 1, stacks=False)
     if hosts.several():
       # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
       _print(e)

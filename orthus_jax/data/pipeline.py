@@ -43,13 +43,17 @@ class _Laid(NamedTuple):
 
 
 class _Remembering:
-  """A tokenizer that keeps what it encoded lately."""
+  """A tokenizer that keeps what it made of the latest short texts: 50 MB of them at most."""
 
   def __init__(self, tokenizer: Tokenizer):
     self.bos, self.pad, self.sep = tokenizer.bos, tokenizer.pad, tokenizer.sep
     self.boi, self.eoi, self.image = tokenizer.boi, tokenizer.eoi, tokenizer.image
-    self.digest, self.save = tokenizer.digest, tokenizer.save
-    self.encode = functools.lru_cache(1 << 14)(tokenizer.encode)
+    self.digest, self.save = tokenizer.digest, tokenizer.save  # of a Tokenizer, though nothing is kept here
+    self._long, self._short = tokenizer.encode, functools.lru_cache(1 << 14)(tokenizer.encode)
+
+  def encode(self, text: str) -> list[int]:
+    """As the tokenizer's."""
+    return self._short(text) if len(text) <= 256 else self._long(text)
 
 
 class Pipeline:
@@ -85,8 +89,6 @@ class Pipeline:
     self.bad, self.too_long = 0, list[str]()
     self._idle_steps = IdleSteps()
     self.tokenizer = tokenizer
-    # Encoded once where it comes again: in a document's variants it does, and short ones do anywhere.
-    self._remembering = _Remembering(tokenizer)
     data = config.data
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     self._documents: list[_Laid] = []
@@ -95,12 +97,13 @@ class Pipeline:
     wanted = {kind for _, kinds in mixes for kind, weight in kinds.items() if weight}
     everything = any(not kinds for _, kinds in mixes)
     seen: set[str] = set()
+    remembering = _Remembering(tokenizer)  # a document's variants share their texts, and short ones come again anywhere
     for i, document in enumerate(in_order(source)):
       if document is not None:
         seen.add(document.kind)
         if everything or document.kind in wanted:
           for piece in windows(document, data.images_per_document):
-            self._add(piece, capacity)
+            self._add(piece, capacity, remembering)
       else:
         self.bad += 1
       if progress and (i + 1) % 512 == 0:
@@ -128,8 +131,8 @@ class Pipeline:
         for stage, (step, kinds) in enumerate(mixes)
     ])  # fmt: skip
 
-  def _add(self, document: Document, capacity: packing.Capacity) -> None:
-    laid = variants(document, self._remembering, self.config, dropped=self.config.data.caption_dropout > 0)
+  def _add(self, document: Document, capacity: packing.Capacity, tokenizer: Tokenizer) -> None:
+    laid = variants(document, tokenizer, self.config, dropped=self.config.data.caption_dropout > 0)
     if any((np.asarray(v.size) > capacity.vector()).any() for v in laid):
       self.too_long.append(document.id)
       return

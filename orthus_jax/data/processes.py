@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import itertools
 import multiprocessing
+from multiprocessing import resource_tracker
 import os
 from pathlib import Path
 import signal
@@ -17,34 +19,74 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-def ordered(work: Callable[[int, int], T], spans: Iterable[tuple[int, int]], processes: int) -> Iterator[T]:
+def ordered(
+    work: Callable[[int, int], T], spans: Iterable[tuple[int, int]], processes: int, *, alone_if_broken: bool = False
+) -> Iterator[T]:
   """What `work` gives for each span, in the order of the spans, whichever process it came from.
 
   Args:
     work: called with (first, end); it is pickled once for each process.
     spans: the pairs.
     processes: how many to start; 0: this one does it.
+    alone_if_broken: where one of them is killed, or none can be started, this process does the rest.
 
   Raises:
-    concurrent.futures.process.BrokenProcessPool: one of them was killed.
+    concurrent.futures.process.BrokenProcessPool: one of them was killed, or none can be started.
   """
-  spans = iter(spans)
-  if not processes:
-    yield from itertools.starmap(work, spans)
-    return
-  context = multiprocessing.get_context("spawn")  # a fork would take JAX's threads' locks along
-  with concurrent.futures.ProcessPoolExecutor(
-      processes, mp_context=context, initializer=_begin, initargs=(work,)
-  ) as pool:  # fmt: skip
+  spans, given = iter(spans), list[tuple[int, int]]()
+  if processes:
     try:
-      with _interrupts_later():
-        waiting = [pool.submit(_work_on, *span) for span in itertools.islice(spans, 2 * processes + 2)]
+      yield from _spread(work, spans, processes, given)
+    except concurrent.futures.process.BrokenProcessPool:
+      if not alone_if_broken:
+        raise
+  yield from itertools.starmap(work, itertools.chain(given, spans))
+
+
+def _spread(
+    work: Callable[[int, int], T], spans: Iterator[tuple[int, int]], processes: int, given: list[tuple[int, int]]
+) -> Iterator[T]:
+  """`ordered` by processes; `given` is kept to be the spans that they were given and that aren't handed on."""
+
+  def submit(n: int) -> list[concurrent.futures.Future]:
+    more = list(itertools.islice(spans, n))
+    given.extend(more)
+    return [pool.submit(_work_on, *span) for span in more]
+
+  context = multiprocessing.get_context("spawn")  # a fork would take JAX's threads' locks along
+  _quiet_tracker()
+  try:
+    pool = concurrent.futures.ProcessPoolExecutor(processes, mp_context=context, initializer=_begin, initargs=(work,))
+  except (OSError, NotImplementedError, ImportError) as e:  # no semaphores here
+    raise concurrent.futures.process.BrokenProcessPool(str(e)) from e
+  with pool:
+    try:
+      try:
+        with _interrupts_later():
+          waiting = submit(2 * processes + 2)
+      except OSError as e:  # no processes
+        raise concurrent.futures.process.BrokenProcessPool(str(e)) from e
       while waiting:
         done = waiting.pop(0).result()
-        waiting += [pool.submit(_work_on, *span) for span in itertools.islice(spans, 1)]
+        waiting += submit(1)
+        given.pop(0)  # only now: had that failed, it would be done again
         yield done
     finally:
       pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _quiet_tracker() -> None:
+  """Has the process that takes a pool's semaphores away, where ours ends by os._exit, not warn of them."""
+  before = os.environ.get("PYTHONWARNINGS")
+  os.environ["PYTHONWARNINGS"] = "ignore"
+  try:
+    resource_tracker.ensure_running()
+  except OSError:
+    pass  # the pool says it
+  finally:
+    os.environ.pop("PYTHONWARNINGS")
+    if before is not None:
+      os.environ["PYTHONWARNINGS"] = before
 
 
 def cores() -> int:

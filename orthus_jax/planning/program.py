@@ -9,18 +9,16 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from orthus_jax.config import Config
-from orthus_jax.data.batch import Batch
 from orthus_jax.errors import BadRequest
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.planning import buffer_assignment
 from orthus_jax.training.optimizer import make_optimizer
 from orthus_jax.training.state import Layout, plan_run
 from orthus_jax.training.step import jit_step, train_step
-from orthus_jax.training.tasks import OrthusTask
+from orthus_jax.training.tasks import OrthusTask, batch_shapes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,33 +67,6 @@ class Program:
   jaxpr: Any
   state_bytes: dict[str, int]
   seconds: dict[str, float]
-
-
-def features(config: Config) -> bool:
-  """Whether pictures reach the step as features; of prepared data, which isn't read here, they are taken to."""
-  return config.data.cache_features or config.data.source == "prepared"
-
-
-def batch_shapes(config: Config) -> Batch:
-  """Shapes of a global batch; nothing is read."""
-  data, vision, B = config.data, config.model.vision_tokenizer, config.run.batch_size
-  T, M, G = data.sequence_length, data.images_per_row, data.learnt_images_per_row
-  R = vision.resolution
-
-  def ints(*shape: int) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-  if features(config):
-    dtype = jnp.bfloat16 if data.source == "prepared" else jnp.float32
-    images = jax.ShapeDtypeStruct((B, M, vision.patches, vision.latent_dim), dtype)
-  else:
-    images = jax.ShapeDtypeStruct((B, M, R, R, 3), jnp.uint8)
-  return Batch(
-      tokens_BT=ints(B, T), targets_BT=ints(B, T), text_weight_BT=jax.ShapeDtypeStruct((B, T), jnp.float32),
-      position_BT=ints(B, T), segment_ids_BT=ints(B, T), slot_BT=ints(B, T), images=images,
-      learnt_image_BG=ints(B, G), learnt_start_BG=ints(B, G),
-      shared_ids_BT=ints(B, T) if data.turns == "separate" else None,
-  )  # fmt: skip
 
 
 def orthus(config: Config) -> tuple[Any, Any]:

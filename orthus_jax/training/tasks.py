@@ -36,6 +36,33 @@ def batch_digest(document_ids: list[str]) -> int:
   return int.from_bytes(hashlib.blake2b("\0".join(document_ids).encode(), digest_size=6).digest(), "big")
 
 
+def features(config: Config) -> bool:
+  """Whether pictures reach the step as features; prepared data, which aren't read here, are taken to hold them."""
+  return config.data.cache_features or config.data.source == "prepared"
+
+
+def batch_shapes(config: Config) -> Batch:
+  """Shapes of a global batch; nothing is read."""
+  data, vision, B = config.data, config.model.vision_tokenizer, config.run.batch_size
+  T, M, G = data.sequence_length, data.images_per_row, data.learnt_images_per_row
+  R = vision.resolution
+
+  def ints(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+  if features(config):
+    dtype = jnp.bfloat16 if data.source == "prepared" else jnp.float32
+    images = jax.ShapeDtypeStruct((B, M, vision.patches, vision.latent_dim), dtype)
+  else:
+    images = jax.ShapeDtypeStruct((B, M, R, R, 3), jnp.uint8)
+  return Batch(
+      tokens_BT=ints(B, T), targets_BT=ints(B, T), text_weight_BT=jax.ShapeDtypeStruct((B, T), jnp.float32),
+      position_BT=ints(B, T), segment_ids_BT=ints(B, T), slot_BT=ints(B, T), images=images,
+      learnt_image_BG=ints(B, G), learnt_start_BG=ints(B, G),
+      shared_ids_BT=ints(B, T) if data.turns == "separate" else None,
+  )  # fmt: skip
+
+
 class OrthusTask:
   """Cross-entropy over text positions plus the image head's loss over image positions."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-import concurrent.futures.process
 import contextlib
 import dataclasses
 import functools
@@ -133,7 +132,8 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     spans = ((i, min(i + _AT_ONCE, len(split))) for i in range(0, len(split), _AT_ONCE))
     # Drawing takes four times as long as writing, which is done here.
     beside = min(processes.cores(), 4) if len(split) >= _WORTH and processes.can_start() else 0
-    for key, record in enumerate(itertools.chain.from_iterable(processes.ordered(split.records, spans, beside))):
+    made = processes.ordered(split.records, spans, beside, alone_if_broken=True)
+    for key, record in enumerate(itertools.chain.from_iterable(made)):
       yield key, record
       progress()
 
@@ -164,8 +164,6 @@ def prepare(data_dir: str | os.PathLike[str], resolution: int = 32, **sizes: Any
   try:
     with _quiet():
       builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-  except concurrent.futures.process.BrokenProcessPool as error:
-    raise BadRequest("the process that draws shapes was killed, for want of memory perhaps: start the command again") from error
   except OSError as error:
     raise BadRequest(f"can't write shapes to {data_dir}: {error.strerror}; choose another data_dir") from error
   return builder
