@@ -138,3 +138,6 @@ def initialize(*, verbose: bool = False, devices: bool = True) -> None:
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  from orthus_jax.parallel import compiled_programs
+
+  compiled_programs.keep_whole()
