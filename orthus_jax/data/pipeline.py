@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 import functools
 import hashlib
 import json
+import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import grain
@@ -48,12 +50,19 @@ class _Remembering:
   def __init__(self, tokenizer: Tokenizer):
     self.bos, self.pad, self.sep = tokenizer.bos, tokenizer.pad, tokenizer.sep
     self.boi, self.eoi, self.image = tokenizer.boi, tokenizer.eoi, tokenizer.image
-    self.digest, self.save = tokenizer.digest, tokenizer.save  # of a Tokenizer, though nothing is kept here
-    self._long, self._short = tokenizer.encode, functools.lru_cache(1 << 14)(tokenizer.encode)
+    self._tokenizer, self._short = tokenizer, functools.lru_cache(1 << 14)(tokenizer.encode)
 
   def encode(self, text: str) -> list[int]:
     """As the tokenizer's."""
-    return self._short(text) if len(text) <= 256 else self._long(text)
+    return self._short(text) if len(text) <= 256 else self._tokenizer.encode(text)
+
+  def digest(self) -> str:
+    """As the tokenizer's."""
+    return self._tokenizer.digest()
+
+  def save(self, directory: str | os.PathLike) -> Path:
+    """As the tokenizer's."""
+    return self._tokenizer.save(directory)
 
 
 class Pipeline:
