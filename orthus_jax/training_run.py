@@ -206,9 +206,13 @@ def _report(
     figures["seconds"] = seconds
     print(shapes_table.table(result))
   else:
-    for respond, documents in shown.items():
-      if documents and not (respond == "image" and model.no_pictures):
-        samples += model.generate([d.prompt() for d in documents], respond=respond, batch_size=_SAMPLES)
+    asked = {r: [d.prompt() for d in documents] for r, documents in shown.items() if documents}
+    if model.no_pictures:
+      asked.pop("image", None)
+    if requests := [Request(p, respond=r) for r, prompts in asked.items() for p in prompts]:
+      holds = model.capacity(requests, batch_size=_SAMPLES)  # one for both, so that programs are compiled once
+      for respond, prompts in asked.items():
+        samples += model.generate(prompts, respond=respond, batch_size=_SAMPLES, holds=holds)
   figures["seconds"]["evaluation"] = time.monotonic() - began
   figures["peak_memory_bytes"] = peak_memory_bytes()
   report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)

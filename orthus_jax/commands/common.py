@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, MutableMapping
 import ctypes
-import functools
 import logging
 import os
 from pathlib import Path
@@ -85,16 +84,19 @@ def keep_memory() -> None:
   mallopt(trim_threshold, -1)
 
 
-@functools.cache
+_TRIED = "ORTHUS_XLA_FLAGS_TRIED"  # what a command found good needn't be tried by those that it starts
+
+
 def _check_xla_flags(given: str) -> None:
   """XLA aborts the process that has flags which it doesn't know: another tries them first."""
-  if not given:
+  if not given or os.environ.get(_TRIED) == given:
     return
   program = "from jaxlib import xla_client; xla_client.CompileOptions()"
   tried = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, errors="replace")
   said = [line.partition("] ")[2] for line in tried.stderr.splitlines() if re.match(r"[EF]\d{4} ", line)]
   if tried.returncode and said:
     raise BadRequest(f"XLA_FLAGS={given}: {said[0]}: unset it, or correct it")
+  os.environ[_TRIED] = given
 
 
 def take_memory(environ: MutableMapping[str, str]) -> None:
@@ -137,7 +139,8 @@ def initialize(*, verbose: bool = False, devices: bool = True) -> None:
       ) from e
   if not jax.config.jax_compilation_cache_dir:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   from orthus_jax.parallel import compiled_programs
 
   compiled_programs.keep_whole()

@@ -147,7 +147,7 @@ def last_seen(slot_BT: jax.Array, place_BT: jax.Array, patches: int) -> jax.Arra
   return jnp.where(slot_BT >= 0, place_BT + patches - 1 - slot_BT % patches, place_BT)
 
 
-@functools.lru_cache(maxsize=8)  # it takes a second or more, and is asked for by several readers of one checkpoint
+@functools.lru_cache(maxsize=64)  # it takes a second or more, and is asked for by several readers of one checkpoint
 def describe(config: ModelConfig) -> tuple[Any, dict[str, tuple[int, ...]], Axes]:
   """Structure of a model, and shapes and logical axes of its parameters by name; nothing is built."""
   graphdef, shapes, axes = params_lib.shapes_and_axes(lambda: Orthus(config, rngs=params_lib.Keys(0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
+import os
 import re
 import threading
 from typing import Any
@@ -44,6 +45,7 @@ _SPARSE_CORE_KINDS = ("TPU v5", "TPU v5p", "TPU v6 lite", "TPU v6e")
 # benchmarks/train_step.py's 1.1 times, and those of the quickstart's size as long as without (docs/performance.md). Where
 # factors are bfloat16 (models/products.py), it alone is fast, and of two rows it takes 0.85 of the time.
 _CPU = {"xla_cpu_experimental_ynn_fusion_type": ""}
+_LEVEL = "xla_backend_optimization_level"
 
 
 @functools.cache
@@ -84,8 +86,10 @@ def options_of_one_call(mesh: Mesh) -> dict[str, int] | None:
   """As `options`, for a program that runs once.
 
   At LLVM's first level, drawing a model's first parameters compiles in a quarter of the time, to the same bits (jax 0.10.2).
+  A level that XLA_FLAGS asks for stays.
   """
-  return {"xla_backend_optimization_level": 1} if mesh.devices.flat[0].platform == "cpu" else None
+  asked = _LEVEL in os.environ.get("XLA_FLAGS", "")
+  return {_LEVEL: 1} if mesh.devices.flat[0].platform == "cpu" and not asked else None
 
 
 class jit:  # noqa: N801

@@ -89,9 +89,7 @@ def plan_state(
   graphdef, shapes, axes = params_lib.shapes_and_axes(init)
   names = select(shapes)
 
-  def create(brought: frozenset[str] = frozenset()) -> TrainState:
-    _, params = params_lib.split(init())
-    params = {n: jnp.zeros_like(v) if n in brought else v for n, v in params.items()}
+  def laid_out(params: Params) -> TrainState:
     trained = {n: v for n, v in params.items() if n in names}
     frozen = {n: v.astype(frozen_dtype(n) or v.dtype) for n, v in params.items() if n not in names}
     return TrainState(
@@ -102,7 +100,11 @@ def plan_state(
         ema={n: v.astype(jnp.promote_types(v.dtype, jnp.float32)) for n, v in trained.items()} if ema else {},
     )
 
-  abstract = jax.eval_shape(create)
+  def create(brought: frozenset[str] = frozenset()) -> TrainState:
+    _, params = params_lib.split(init())
+    return laid_out({n: jnp.zeros_like(v) if n in brought else v for n, v in params.items()})
+
+  abstract = jax.eval_shape(laid_out, shapes)  # and not `create`, or `init` were traced again
   by_name = {n: mesh_lib.sharding(mesh, shapes[n].shape, axes[n]) for n in shapes}
   whole = NamedSharding(mesh, PartitionSpec())
 
