@@ -44,11 +44,12 @@ class Bench:
   Args:
     folder: made here.
     steps: of each run.
+    documents: of each kind.
     seed: of the random moments.
   """
 
-  def __init__(self, folder: Path, *, steps: int, seed: int):
-    self.folder, self.steps, self.rng = folder, steps, random.Random(seed)
+  def __init__(self, folder: Path, *, steps: int, documents: int, seed: int):
+    self.folder, self.steps, self.documents, self.rng = folder, steps, documents, random.Random(seed)
     self._runs = 0
     self.common = [
         f"--config={REPOSITORY / 'configs' / 'shapes.py'}", "--config.model.transformer.layers=1",
@@ -67,7 +68,7 @@ class Bench:
     from orthus_jax.data.sources import registry as sources
 
     common.initialize()
-    sizes = dict(train={k: 120 for k in builder.TRAIN}, test={k: 4 for k in builder.TEST})
+    sizes = dict(train={k: self.documents for k in builder.TRAIN}, test={k: 4 for k in builder.TEST})
     builder.prepare(self.folder / "world", 32, **sizes)
     source = builder.documents(self.folder / "world", "train", 32, **sizes)
     config, _ = command_line.read_config([a for a in self.common if ".data." not in a])

@@ -32,7 +32,7 @@ def kills(bench: Bench, *, times: int, two: bool) -> Iterator[Row]:
   """SIGKILL at random moments, a third of them while a checkpoint is being written."""
   name = "2 processes x 2 devices" if two else "1 process"
   total = bench.steps // 2 if two else bench.steps  # two processes share two cores, and wait for each other at every layer
-  less = [f"--config.run.steps={total}", "--config.run.batch_size=4"]
+  less = [f"--config.run.steps={total}", f"--config.run.batch_size={4 if two else 2}"]
   begin = (lambda run: bench.pair(run, *less)) if two else (lambda run: [bench.start(run)])
   whole = bench.fresh("whole")
   wanted = bench.ended(begin(whole), whole)
@@ -210,7 +210,7 @@ def main() -> int:
 
   short = options.short
   place = Path(options.keep or tempfile.mkdtemp(prefix="orthus-faults-"))
-  bench = Bench(place.absolute(), steps=40 if short else 120, seed=options.seed)
+  bench = Bench(place.absolute(), steps=40 if short else 120, documents=30 if short else 120, seed=options.seed)
   parts: dict[str, Callable[[], Iterator[Row]]] = {
       "data": lambda: data_faults.data(bench),
       "checkpoint": lambda: checkpoints(bench, only=1 if short else None),

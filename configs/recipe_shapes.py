@@ -49,9 +49,11 @@ def get_config(arg: str = "post") -> ConfigDict:
   config.run.init_from = ()  # launch/recipe_shapes.sh says from where
   if "runlocal" in words:
     config.run.update(steps=4, log_every=1, checkpoint_every=0, batch_size=4)
-    config.data.documents = tuple((kind, min(n, 40)) for kind, n in _DOCUMENTS)
+    config.data.documents = tuple((kind, min(n, 12)) for kind, n in _DOCUMENTS)
     if config.task == "orthus":
       config.model.transformer.update(layers=1, scan_unroll=1)
+      if "diffusion" in config.model:
+        config.model.diffusion.blocks = 1
       config.run.report = False
       config.data.later_kinds = ()
     else:

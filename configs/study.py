@@ -73,6 +73,10 @@ def _convert(config: ConfigDict) -> None:
 
 def _smoke(config: ConfigDict) -> None:
   config.model.transformer.layers = config.model.transformer.scan_unroll = 1
+  if "diffusion" in config.model:
+    config.model.diffusion.blocks = 1
+  if "steps" in config.sampling:
+    config.sampling.steps = 4
   config.run.update(steps=3, batch_size=2, log_every=1, report=False)
   few = {"caption_to_image": 40, "question": 20}
   config.data.update(

@@ -14,7 +14,7 @@ def orthus(*argv: str, as_users: bool = False) -> subprocess.CompletedProcess:
     argv: its words.
     as_users: compile as users have it, which takes longer.
   """
-  environment = os.environ | {"XLA_FLAGS": "" if as_users else quick.flags()}
+  environment = os.environ | ({"XLA_FLAGS": ""} if as_users else quick.environment())
   done = subprocess.run(
       [sys.executable, "-m", "orthus_jax.cli", *argv], env=environment, capture_output=True, text=True, timeout=900
   )

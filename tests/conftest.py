@@ -1,9 +1,11 @@
 """All tests run on the CPU, on eight virtual devices."""
 
+import importlib.util
 import logging
 import os
 from pathlib import Path
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -19,7 +21,13 @@ given = os.environ.get("XLA_FLAGS", "")
 _COMPILED = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _COMPILED = tempfile.mkdtemp(prefix="orthus-tests-")
-  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+  os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
+  # So are Python's modules, where nothing keeps them: each of some hundred processes takes 3 s and more for jax's alone.
+  jax_source = importlib.util.find_spec("jax").origin
+  if sys.dont_write_bytecode and not os.path.exists(importlib.util.cache_from_source(jax_source)):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(_COMPILED, "python")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
 
@@ -29,6 +37,17 @@ def _audible_log():
   log = logging.getLogger("orthus_jax")
   log.propagate = True
   log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _compiled_programs_are_kept():
+  """`orthus plan` keeps none, in its process; jax looks once whether to."""
+  yield
+  if (jax := sys.modules.get("jax")) and not jax.config.jax_enable_compilation_cache:
+    from jax.experimental.compilation_cache import compilation_cache
+
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
 
 
 # A file goes to one process whole: those that take longest first, or the last one leaves a process idle meanwhile.

@@ -1,7 +1,9 @@
 """Plain ways of doing what the product does in a batch, to compare with."""
 
 from collections.abc import Mapping, Sequence
+import functools
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,15 +46,28 @@ def draw(head: DiffusionHead, z_NRD, weights: Sequence[float], noise_NC, *, step
   mix_NX = np.where(np.arange(N)[:, None] == owner_X, weight_X, 0.0).astype(np.float32)
   z_XD = jnp.concatenate([z_NRD[:, 0], z_NRD[:, 1:].reshape(N * (R - 1), z_NRD.shape[-1])])
 
-  @jax.jit
-  def run(head, z_XD, noise_NC):
-    return head.sample(
-        z_XD, noise_NC, owner_X=owner_X, mix_BX=mix_NX, key_B=jax.random.split(jax.random.key(0), N),
-        solvers=(("ddim", steps),), solver_B=jnp.zeros(N, int), interval_B2=jnp.asarray([[0.0, 1e9]] * N),
-        wanted_B=jnp.ones(N, bool),
-    )  # fmt: skip
+  graphdef, state = nnx.split(head)
+  return _draw(graphdef, state, z_XD, jnp.asarray(noise_NC), owner_X, mix_NX, steps=steps)
 
-  return run(head, z_XD, jnp.asarray(noise_NC))
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "steps"))
+def _draw(graphdef, state, z_XD, noise_NC, owner_X, mix_NX, *, steps):
+  N = len(noise_NC)
+  return nnx.merge(graphdef, state).sample(
+      z_XD, noise_NC, owner_X=owner_X, mix_BX=mix_NX, key_B=jax.random.split(jax.random.key(0), N),
+      solvers=(("ddim", steps),), solver_B=jnp.zeros(N, int), interval_B2=jnp.asarray([[0.0, 1e9]] * N),
+      wanted_B=jnp.ones(N, bool),
+  )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _states(graphdef, params, tokens, features, slot, hidden):
+  """All states [T, D] of one row; `hidden` is None but for a masked head."""
+  n = tokens.shape[0]
+  return params_lib.merge(graphdef, params)(
+      tokens[None], features_BJC=features[None], slot_BT=slot[None], position_BT=jnp.arange(n)[None],
+      segment_ids_BT=jnp.ones((1, n), int), hidden_BJ=None if hidden is None else hidden[None],
+  )[0]  # fmt: skip
 
 
 def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, first_boi: bool, planned: bool = False) -> list:
@@ -79,14 +94,6 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
   text = np.zeros(config.transformer.vocab_size, bool)
   text[: tk.vocab_size] = tk.text_ids_mask()
 
-  @jax.jit
-  def states(tokens, features, slot, hidden):
-    n = tokens.shape[0]
-    return net(
-        tokens[None], features_BJC=features[None], slot_BT=slot[None], position_BT=jnp.arange(n)[None],
-        segment_ids_BT=jnp.ones((1, n), int), hidden_BJ=hidden[None] if kind == "masked" else None,
-    )[0]  # fmt: skip
-
   def row(laid):
     """(token or feature) items of a laid-out prompt."""
     features = model.encode([i.pixels for i in laid.images]).reshape(-1, C) if laid.images else np.zeros((0, C))
@@ -106,10 +113,11 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
         hidden[patches] = item is None
         features[patches] = 0 if item is None else item
         patches += 1
-    return states(tokens, features, slot, hidden)[: len(items)]
+    hidden = hidden if kind == "masked" else None
+    return np.asarray(_states(model.graphdef, model.params, tokens, features, slot, hidden))[: len(items)]
 
   def next_patch(histories, k):
-    z = jnp.stack([all_states(items)[-1] for items in histories])
+    z = np.stack([all_states(items)[-1] for items in histories])
     if kind == "diffusion":
       noise = how.image_temperature * jax.random.normal(k, (1, C))
       return np.asarray(draw(net.image_head, z[None], weights, noise, steps=how.steps)[0])
@@ -123,7 +131,7 @@ def answer(model: Model, prompt, *, seed: int, weights, branches, max_new: int, 
     codes, S = [HIDDEN] * P, how.steps
     for step in range(1, S + 1):
       patches = [None if c == HIDDEN else codebook[c] for c in codes]
-      z = jnp.stack([all_states([*items, *patches])[-P:] for items in histories])
+      z = np.stack([all_states([*items, *patches])[-P:] for items in histories])
       start = config.image_token_start
       logits = np.tensordot(np.asarray(weights), np.asarray(net.logits(z))[..., start : start + len(codebook)], 1)
       at_step = jax.random.fold_in(k, step)

@@ -11,3 +11,9 @@ def flags(devices: int = 1) -> str:
   if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):
     given["xla_cpu_use_fusion_emitters"] = "false"
   return " ".join(f"--{flag}={value}" for flag, value in given.items())
+
+
+def environment(devices: int = 1) -> dict[str, str]:
+  """Variables of a process that has them; that XLA knows them is known."""
+  given = flags(devices)
+  return {"XLA_FLAGS": given, "ORTHUS_XLA_FLAGS_TRIED": given}

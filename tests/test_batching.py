@@ -77,30 +77,38 @@ def mixed(model) -> list[Request]:
 def test_a_request_gets_what_it_would_get_alone(model):
   requests = mixed(model)
   together = answers(model, requests, batch_size=3)  # rows are taken over, guides' lanes too
+  holds = model.capacity(requests, batch_size=1)
   for i, request in enumerate(requests):
-    assert alike(together[i], answers(model, [request])[0]), i
+    # Two of them by programs that do no more than they ask for.
+    assert alike(together[i], answers(model, [request], holds=None if i in (0, 4) else holds)[0]), i
   assert len({str(x) for x in together}) == len(together)
 
 
+@pytest.fixture(scope="module")
+def whole(model):
+  """The answers to `mixed` of four rows at a time, all lanes at once."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(side_by_side, "parts", lambda *_: 1)
+    patch.setattr(scheduler, "_LANES_AT_ONCE", 0)
+    return answers(model, mixed(model), batch_size=4)
+
+
 @pytest.mark.slow
-def test_parts_that_threads_move_answer_as_one_batch_does(model, monkeypatch):
-  monkeypatch.setattr(side_by_side, "parts", lambda *_: 1)
-  whole = answers(model, mixed(model), batch_size=4)
+def test_parts_that_threads_move_answer_as_one_batch_does(model, whole, monkeypatch):
   monkeypatch.setattr(side_by_side, "parts", lambda *_: 2)
   assert all(alike(a, b) for a, b in zip(whole, answers(model, mixed(model), batch_size=4)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusion", "codes"])
-def test_working_on_some_lanes_at_a_time_changes_nothing(model, monkeypatch, kind):
+def test_working_on_some_lanes_at_a_time_changes_nothing(model, whole, monkeypatch, kind):
+  requests = mixed(model)
+  monkeypatch.setattr(side_by_side, "parts", lambda *_: 1)
   if kind == "codes":
     model = tiny.lively_model(**tiny.SYSTEMS["chameleon"])
-    requests = [Request(r.document, respond=r.respond, seed=r.seed) for r in mixed(model)]
-  else:
-    requests = mixed(model)
-  monkeypatch.setattr(side_by_side, "parts", lambda *_: 1)
-  monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 0)
-  whole = answers(model, requests, batch_size=8)
+    requests = [Request(r.document, respond=r.respond, seed=r.seed) for r in requests]
+    monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 0)
+    whole = answers(model, requests, batch_size=8)
   monkeypatch.setattr(scheduler, "_LANES_AT_ONCE", 6)
   monkeypatch.setattr(drawing, "_SHORTEST", 16)  # slots that are looked at: 16, 32 or all
   assert all(alike(a, b) for a, b in zip(whole, answers(model, requests, batch_size=8)))
@@ -212,8 +220,14 @@ def test_how_often_the_host_looks_changes_nothing(model):
 def test_options_that_come_to_the_same(model):
   base = Request(document("draw a red box"), respond="image", seed=3)
 
+  def asked(**fields):
+    return dataclasses.replace(base, sampling=how(model, **fields))
+
+  # One program for all.
+  holds = model.capacity([asked(), asked(late_steps=2), asked(solver="dpm"), asked(solver="ddpm")], batch_size=1)
+
   def drawn(**fields):
-    return answers(model, [dataclasses.replace(base, sampling=how(model, **fields))])[0]
+    return answers(model, [asked(**fields)], holds=holds)[0]
 
   plain = drawn()
   assert alike(plain, drawn(late_steps=2, late_from=1.0))

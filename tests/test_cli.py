@@ -1,5 +1,6 @@
 """The command line: bad requests end in one line and status 2, and nothing is written."""
 
+import io
 import json
 from pathlib import Path
 import platform
@@ -152,7 +153,7 @@ def test_types_are_checked():
 
 
 @pytest.mark.slow
-def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
+def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys, monkeypatch):
   # From pictures on disk to a drawn picture, through the commands alone.
   data = tiny.write_folder(tmp_path / "pictures", n=12)
   with (data / "metadata.jsonl").open("a") as lines:
@@ -178,14 +179,16 @@ def test_a_folder_of_pictures_is_trained_on_and_used(tmp_path, capsys):
   orthus("generate", str(run), "--prompt=draw a red box", "--respond=image", f"--out={out}", as_users=True)
   assert images.load_image(out).shape == (8, 8, 3)
   page = tmp_path / "story.md"
-  orthus("generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40")
+  assert cli.main(["generate", str(run), "--prompt=two", f"--out={page}", "--max-new-tokens=40"]) == 0
   assert page.read_text().startswith("*two*")
   assert np.isfinite(images.load_image(out)).all()
   asked = '{"id": "a", "prompt": "draw a red box", "respond": "image"}\n{"prompt": "red", "steps": 0}\n'
   answers = tmp_path / "answers"
-  command = [sys.executable, "-m", "orthus_jax.cli", "generate", str(run), "--requests=-", f"--out={answers}", "--json"]
-  served = subprocess.run(command, input=asked, capture_output=True, text=True)
-  assert served.returncode == 1 and json.loads(served.stdout)["failed"] == 1, served.stderr
+  monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked.encode())))
+  capsys.readouterr()
+  assert cli.main(["generate", str(run), "--requests=-", f"--out={answers}", "--json"]) == 1
+  printed = capsys.readouterr()
+  assert json.loads(printed.out)["failed"] == 1, printed.err
   assert images.load_image(answers / "a-0.png").shape == (8, 8, 3)
 
 

@@ -245,7 +245,7 @@ def test_transformers_loads_what_goes_out(kept, native, values, tmp_path):
 def test_memory_does_not_grow_with_the_model(tmp_path):
   # One layer of the published size, 1.7 GB in all: a conversion holds less than half of it, JAX and all.
   script = Path(__file__).parent.parent / "benchmarks/convert.py"
-  argv = [sys.executable, str(script), f"--scratch={tmp_path}", "--layers=1", "--repeat=1", "--json"]
+  argv = [sys.executable, str(script), f"--scratch={tmp_path}", "--layers=1", "--repeat=1", "--memory", "--json"]
   figures = json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
   assert figures["identical"]
   for part in ("import", "export"):

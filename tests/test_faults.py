@@ -124,7 +124,7 @@ def write_config(folder: Path, **changes) -> str:
 
 
 def start(*argv: str, program: str | None = None) -> subprocess.Popen:
-  environment = os.environ | {"XLA_FLAGS": quick.flags(), "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | quick.environment() | {"JAX_PLATFORMS": "cpu"}
   command = [sys.executable, *(["-c", program] if program else ["-m", "orthus_jax.cli"]), "train", *argv]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -246,7 +246,7 @@ def test_the_benchmark_of_faults_loses_nothing(tmp_path):
   program = Path(__file__).parent.parent / "benchmarks" / "faults.py"
   done = subprocess.run(
       [sys.executable, str(program), "--short", "--only=data,kill", f"--keep={tmp_path}"], capture_output=True, text=True,
-      timeout=900, env=os.environ | {"XLA_FLAGS": quick.flags()},
+      timeout=900, env=os.environ | quick.environment(),
   )  # fmt: skip
   assert done.returncode == 0, done.stdout + done.stderr[-3000:]
   lines = [line.split() for line in done.stdout.splitlines()[1:] if not line.startswith("  (")]

@@ -121,27 +121,29 @@ def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
   key_B = jax.random.split(jax.random.key(1), 3)
   mix_BX = np.where(np.arange(3)[:, None] == np.asarray(owner_X), weight_X, 0.0).astype(np.float32)
 
+  @jax.jit
   def drawn(wanted_B):
     return h.sample(
         z_XD, h.initial_noise(key_B), owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
-        solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=jnp.asarray(wanted_B),
+        solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=wanted_B,
         temperature_B=jnp.asarray(temperature_B), kernel=kernel,
     )  # fmt: skip
 
-  features_BC = drawn([True] * 3)
+  predicted = jax.jit(lambda x_C, t, z_D: h(x_C, t, z_D))
+  features_BC = drawn(jnp.asarray([True] * 3))
   for b in range(3):
     table = solvers.table(SMALL, solver=chosen[solver_B[b]][0], steps=chosen[solver_B[b]][1])
     x_C, previous_C = temperature_B[b] * jax.random.normal(key_B[b], (C,)), jnp.zeros(C)
     for s in range(len(table.t)):
       row = jax.tree.map(lambda column: jnp.asarray(column[s]), table)
-      v_C = h(x_C, row.t, z_XD[b])
+      v_C = predicted(x_C, row.t, z_XD[b])
       if interval_B2[b][0] <= table.t[s] < interval_B2[b][1]:
-        v_C = sum(weight_X[x] * h(x_C, row.t, z_XD[x]) for x in range(len(owner_X)) if owner_X[x] == b)
+        v_C = sum(weight_X[x] * predicted(x_C, row.t, z_XD[x]) for x in range(len(owner_X)) if owner_X[x] == b)
       noise_C = temperature_B[b] * jax.random.normal(jax.random.fold_in(key_B[b], s + 1), (C,))
       x_C, previous_C = solvers.step(x_C, v_C, previous_C, noise_C, row)
     np.testing.assert_allclose(features_BC[b], x_C / SMALL.latent_scale, atol=2e-4)
   # Where rows of fewer steps alone are wanted, no more are taken, and they come out the same.
-  np.testing.assert_allclose(drawn([False, True, False])[1], features_BC[1], atol=1e-5)
+  np.testing.assert_allclose(drawn(jnp.asarray([False, True, False]))[1], features_BC[1], atol=1e-5)
 
 
 def test_settings_that_exclude_each_other():

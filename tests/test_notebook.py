@@ -6,7 +6,7 @@ from pathlib import Path
 from command import orthus
 import pytest
 
-from orthus_jax.config.command_line import load_config
+from orthus_jax.data.shapes import builder
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,13 +16,14 @@ def test_notebook_runs(tmp_path, monkeypatch):
   nbclient = pytest.importorskip("nbclient")
   nbformat = pytest.importorskip("nbformat")
   run = tmp_path / "run"
-  config = load_config(f"{ROOT}/configs/shapes.py")
-  few = tuple((kind, min(n, 20)) for kind, n in config.data.documents)
+  few = tuple((kind, min(n, 20)) for kind, n in builder.TRAIN.items())
   argv = [
       "train", f"--config={ROOT}/configs/shapes.py:runlocal", f"--workdir={run}", "--config.run.report=False",
       "--config.run.batch_size=8", "--config.run.steps=2", "--config.data.kinds=(('planned_story',1.0),('planned_edit',1.0))",
       f"--config.data.documents={few!r}",
       "--config.sampling.steps=4", "--config.sampling.max_new_tokens=40",
+      # A shallow model: its programs, which are compiled and run a few times, are what takes the time.
+      "--config.model.transformer.layers=1", "--config.model.transformer.scan_unroll=1", "--config.model.diffusion.blocks=1",
   ]  # fmt: skip
   orthus(*argv)
   monkeypatch.setenv("ORTHUS_RUN", os.fspath(run))

@@ -40,7 +40,8 @@ def test_photographs(photographs, tmp_path):
       "--config.model.transformer.width=32", "--config.model.transformer.mlp_width=64",
       "--config.model.transformer.layers=2", "--config.model.transformer.heads=4",
       "--config.model.transformer.kv_heads=4", "--config.model.transformer.head_dim=8",
-      "--config.model.diffusion.width=32", "--config.data.sequence_length=128", "--config.sampling.steps=4",
+      "--config.model.diffusion.width=32", "--config.model.diffusion.blocks=1", "--config.data.sequence_length=128",
+      "--config.sampling.steps=4", "--config.sampling.max_new_tokens=32",
   ]  # fmt: skip
   argv = ["train", f"--config={ROOT}/configs/folder.py:{tokenizer}", f"--workdir={run}", *small, *model]
   orthus(*argv, "--config.run.steps=12", "--config.run.sample_every=6")

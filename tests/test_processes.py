@@ -126,7 +126,7 @@ def _config(folder: Path, **more) -> Path:
 
 
 def _start(devices: int, *argv: str, **more: str) -> subprocess.Popen:
-  environment = os.environ | {"XLA_FLAGS": quick.flags(devices), "JAX_PLATFORMS": "cpu"} | more
+  environment = os.environ | quick.environment(devices) | {"JAX_PLATFORMS": "cpu"} | more
   command = [sys.executable, "-m", "orthus_jax.cli", "train", *argv]
   return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -49,9 +49,8 @@ def test_orthus_base_learns_what_it_does_at_7b():
 @pytest.mark.slow
 def test_the_script_takes_every_stage_once(tmp_path):
   out = tmp_path / "recipe"
-  environment = os.environ | {
+  environment = os.environ | quick.environment() | {
       "RECIPE_WORDS": ",runlocal", "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-      "XLA_FLAGS": quick.flags(),
   }  # fmt: skip
 
   def run():

@@ -18,6 +18,7 @@ import numpy as np
 import openai
 import PIL.Image
 import pytest
+import quick
 import served
 from served import KEY, LIMITS, wait_for
 import tiny
@@ -301,7 +302,7 @@ def test_a_server_that_cannot_start_says_so_in_a_line(arguments, message, capsys
 
 
 def test_a_signal_lets_what_runs_finish_and_the_command_ends_with_0(orthus, tmp_path):
-  environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"ORTHUS_API_KEY": KEY}
+  environment = os.environ | quick.environment() | {"ORTHUS_API_KEY": KEY}
   options = ["--port=0", "--no-compile", "--rows=2", "--positions=4"]
   command = [sys.executable, "-m", "orthus_jax.cli", "serve", str(orthus), *options]
   with (tmp_path / "log").open("w") as log:

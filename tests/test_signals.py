@@ -151,7 +151,7 @@ def test_a_log_that_nobody_reads_is_no_error(number, tmp_path, monkeypatch):
 def test_a_lost_terminal_saves_and_leaves_nothing_behind(tmp_path):
   config, run = write_config(tmp_path, run__checkpoint_every=0), tmp_path / "run"
   ours, theirs = pty.openpty()
-  environment = os.environ | {"XLA_FLAGS": quick.flags(), "JAX_PLATFORMS": "cpu"}
+  environment = os.environ | quick.environment() | {"JAX_PLATFORMS": "cpu"}
   command = ["sh", "-c", 'exec "$@" <>"$TTY" >/dev/null 2>&0', "-", sys.executable, "-m", "orthus_jax.cli"]
   # The first terminal that a session opens is its own.
   process = subprocess.Popen(

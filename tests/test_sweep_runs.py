@@ -376,7 +376,7 @@ def test_a_sweep_outlives_a_run_that_is_killed_and_others_that_cant_begin(tmp_pa
   folder, killed = tmp_path / "sweep", tmp_path / "sweep" / "runs" / "good,seed=1"
 
   def start(*more: str) -> subprocess.Popen:
-    environment = os.environ | {"XLA_FLAGS": quick.flags(), "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | quick.environment() | {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "orthus_jax.cli", "sweep", config, f"--workdir={folder}", "--jobs=2", *more]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -57,12 +57,12 @@ def same(a, b, rtol):
 
 @pytest.fixture(scope="module")
 def one_device():
-  return steps()
+  return steps(n=4, optimizer__ema_decay=0.5)
 
 
 @pytest.mark.slow
 def test_accumulation_agrees_with_one_batch(one_device):
-  same(one_device, steps(optimizer__accumulation=4), 1e-4)
+  same(one_device, steps(n=4, optimizer__accumulation=4), 1e-4)
 
 
 @pytest.mark.slow
@@ -87,13 +87,21 @@ def test_text_loss_is_a_weighted_mean(power):
   task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
   model, batch = task.init(), task.batch(0)
   rows = jnp.arange(len(batch.tokens_BT))
-  _, metrics = task.loss(model, batch, jax.random.key(0), total=task.counts(batch), row_B=rows)
-  features = losses.features(model, batch.images)
-  hidden = model(
-      batch.tokens_BT, features_BJC=features.reshape(len(rows), -1, features.shape[-1]), slot_BT=batch.slot_BT,
-      position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT,
-  )  # fmt: skip
-  logp = np.asarray(jax.nn.log_softmax(model.logits(hidden)))
+
+  @jax.jit
+  def loss(model, batch):
+    return task.loss(model, batch, jax.random.key(0), total=task.counts(batch), row_B=rows)[1]
+
+  @jax.jit
+  def log_probabilities(model, batch):
+    features = losses.features(model, batch.images)
+    hidden = model(
+        batch.tokens_BT, features_BJC=features.reshape(len(rows), -1, features.shape[-1]), slot_BT=batch.slot_BT,
+        position_BT=batch.position_BT, segment_ids_BT=batch.segment_ids_BT,
+    )  # fmt: skip
+    return jax.nn.log_softmax(model.logits(hidden))
+
+  metrics, logp = loss(model, batch), np.asarray(log_probabilities(model, batch))
   total, weights, right = 0.0, [], []
   for b, t in zip(*np.nonzero(batch.text_weight_BT)):
     total -= batch.text_weight_BT[b, t] * logp[b, t, batch.targets_BT[b, t]]
@@ -142,7 +150,7 @@ def test_rows_draw_noise_of_their_own():
 @pytest.mark.slow
 def test_losses_fall_and_parts_stay_frozen(one_device):
   _, before, _ = steps(n=0)
-  metrics, after, state = steps(n=4, optimizer__ema_decay=0.5)
+  metrics, after, state = one_device
   assert metrics[-1]["text_loss"] < metrics[0]["text_loss"]
   for name in before:
     changed = not np.array_equal(before[name], after[name])
