@@ -119,6 +119,7 @@ _COUNTS = st.sampled_from([1, 2, 7, 12, 20]).flatmap(lambda n: st.lists(st.integ
 _places = jax.jit(drawing._places, static_argnames=("most", "chunk"))
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(_COUNTS, st.sampled_from([6, 7, 12, 16]))
 def test_places_of_lanes(counts, chunk):

@@ -338,6 +338,7 @@ def test_mmmus_pictures_stand_where_a_question_names_them(lively, tmp_path):
   assert score.counts["Overall"] == 2 and [j.id for j in found] == ["validation_Art_1", "validation_Art_2"]
 
 
+@pytest.mark.slow
 def test_a_line_that_a_killed_command_left_half_is_asked_again(lively, pope, tmp_path):
   run(lively, "pope", pope, tmp_path / "out")
   journal = tmp_path / "out" / JOURNAL

@@ -214,6 +214,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 8)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have other habits")
 def test_a_program_s_memory_stays_with_the_process():
   """Pages that the kernel clears anew at each call: 16,384 and more where memory is asked to stay after jax made threads."""

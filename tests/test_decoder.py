@@ -66,6 +66,7 @@ def loaded(file) -> Perceptual:
   return params_lib.merge(graphdef, {n: jnp.asarray(v) for n, v in perceptual_weights.load(file).items()})
 
 
+@pytest.mark.slow
 def test_lpips_is_the_published_one(weights):
   torch = pytest.importorskip("torch")
   w = {n: torch.from_numpy(v) for n, v in WEIGHTS.items()}

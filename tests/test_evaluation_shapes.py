@@ -208,6 +208,7 @@ def test_captions_get_partial_credit_for_attributes():
   assert shapes_judge.caption("colourless green ideas", things)[0]["caption_attributes"] == (0.0, 1.0)
 
 
+@pytest.mark.slow
 def test_words_ahead_of_a_picture_are_judged_apart_from_it(documents):
   things = {d.id: d.meta.get("things") for d in documents}
   drawn = [d for d in documents if d.kind in ("caption_to_image", "edit")]

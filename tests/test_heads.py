@@ -60,13 +60,14 @@ def test_loss_is_vmapped_over_positions_and_draws():
   np.testing.assert_allclose(merged, losses, rtol=1e-5)
   t_key, eps_key = jax.random.split(keys[1, 2, 3])
   t, eps = jax.random.randint(t_key, (3,), 0, 1000), jax.random.normal(eps_key, (3, 4))
+  predicted = jax.jit(lambda x_C, t, z_D: h(x_C, t, z_D))
   expected = 0.0
   for q in range(3):
     abar = process.alphas_cumprod(SMALL)[int(t[q])]
     x0 = 0.5 * x[1, 2, 3]
     noised = np.sqrt(abar) * x0 + np.sqrt(1 - abar) * eps[q]
     v = np.sqrt(abar) * eps[q] - np.sqrt(1 - abar) * x0
-    expected += float(jnp.mean((h(noised, t[q], z[1, 2, 3]) - v) ** 2)) / 3
+    expected += float(jnp.mean((predicted(noised, t[q], z[1, 2, 3]) - v) ** 2)) / 3
   assert float(losses[1, 2, 3]) == pytest.approx(expected, rel=1e-4)
 
 

@@ -331,12 +331,14 @@ def test_a_row_of_each_stage_holds_its_documents():
     assert data.images_per_row >= pictures * documents
 
 
+@pytest.mark.slow
 def test_a_gpus_plan_says_whose_bytes_it_counts(small):
   config, compiled, _ = small
   notes = report.from_program(config, hardware.parse("h100:8"), compiled, title="tiny", images=True).notes
   assert any("a GPU is faster than both times" in n for n in notes)
 
 
+@pytest.mark.slow
 def test_a_plan_says_at_which_rate_it_counts_products_in_8_bits(small):
   config, compiled, _ = small
   for quantization, said in (("none", 0), ("int8", 1)):

@@ -143,6 +143,7 @@ def test_a_step_quantises_the_layers_products_alone():
   assert others == count(without, layers=L)[1] - 14
 
 
+@pytest.mark.slow
 def test_which_passes_are_in_8_bits():
   attention = products("none")[1] - 21
   assert products("int8")[:2] == (14, 7 + attention)

@@ -416,6 +416,7 @@ def copies(tmp_path_factory):
   return shutil.copytree(GOLDEN, tmp_path_factory.mktemp("golden") / "benchmarks")
 
 
+@pytest.mark.slow
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(data=st.data())
 def test_no_content_of_a_file_is_a_traceback(copies, data):

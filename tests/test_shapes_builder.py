@@ -143,6 +143,7 @@ def test_a_config_says_how_many_documents_training_has(tmp_path, monkeypatch):
     )  # fmt: skip
 
   numbers = dict.fromkeys(records.KINDS, 1) | {"edit": 9, "copy": 0}
+  monkeypatch.setattr(builder, "TEST", dict.fromkeys(builder.TEST, 3))
   asked = []
   with monkeypatch.context() as m:
     m.setattr(builder, "prepare", lambda where, resolution, **sizes: asked.append(sizes))

@@ -117,6 +117,7 @@ def test_answers_are_right(seed, paired, simple):
     assert {a["answer"], b["answer"]} == {"yes", "no"} and a["type"] == b["type"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("paired", (False, True))
 def test_words_do_not_give_answers_away(paired):
   rng = np.random.default_rng(1)

@@ -24,8 +24,17 @@ STAGE_1 = dict(
 )
 
 
+def hashable(changes):
+  return {k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()}
+
+
 def plan(**changes):
-  c = test_meshes.config(**changes)
+  return planned(**hashable(changes))
+
+
+@functools.cache
+def planned(**changes):
+  c = test_meshes.config(**{k: list(v) if isinstance(v, tuple) else v for k, v in changes.items()})
   mesh = mesh_lib.make_mesh(c.mesh, devices=jax.devices()[:1])
   optimizer = optimizer_lib.make_optimizer(c.optimizer, c.run)
   task = OrthusTask(c, None)
@@ -47,7 +56,6 @@ def equations(jaxpr, times=1):
 @functools.cache
 def traced(**changes):
   """(config, equations) of a step, with what isn't used left out."""
-  changes = {k: list(v) if isinstance(v, tuple) else v for k, v in changes.items()}
   c, layout, _, step = plan(**changes)
   batch = test_meshes.batches()[0]
   jaxpr = jax.make_jaxpr(step)(layout.shapes, batch).jaxpr
@@ -56,7 +64,7 @@ def traced(**changes):
 
 
 def trace(**changes):
-  return traced(**{k: tuple(v) if isinstance(v, list) else v for k, v in changes.items()})
+  return traced(**hashable(changes))
 
 
 def products(equations):

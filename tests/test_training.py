@@ -133,6 +133,7 @@ def test_an_image_counts_once_however_often_it_is_drawn():
   assert float(loss(batch)) == pytest.approx(total / images, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_rows_draw_noise_of_their_own():
   config = tiny.config()
   task = OrthusTask(config, Pipeline(tiny.TinySource(), TK, config))
