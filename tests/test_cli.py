@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 import platform
 import subprocess
@@ -15,7 +16,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.commands import common
 from orthus_jax.config import Config, from_dict, to_dict
-from orthus_jax.config.command_line import read_config
+from orthus_jax.config.command_line import load_config, read_config
 from orthus_jax.data import images
 from orthus_jax.data.shapes import builder
 from orthus_jax.errors import BadRequest
@@ -150,6 +151,34 @@ def test_types_are_checked():
     tiny.config(run__steps=True)
   with pytest.raises(BadRequest, match="has no field 'widht'; the nearest is 'width'"):
     tiny.config(model__transformer__widht=3)
+
+
+def test_a_config_file_is_read_as_it_is_now(tmp_path, monkeypatch):
+  # Bytecode that Python keeps is known by the source's second and size alone.
+  monkeypatch.setattr(sys, "dont_write_bytecode", False)
+  file = tmp_path / "config.py"
+  for steps in (3, 4):
+    text = f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict(dict(run=dict(steps={steps})))\n"
+    file.write_text(text)
+    os.utime(file, (10**9, 10**9))
+    assert load_config(str(file)).run.steps == steps
+  assert [p.name for p in tmp_path.iterdir()] == ["config.py"]
+
+
+def test_flags_of_xla_are_tried_once_for_all_that_a_command_starts(monkeypatch):
+  tried = []
+  run = subprocess.run
+  monkeypatch.setattr(subprocess, "run", lambda *a, **k: tried.append(a) or run(*a, **k))
+  monkeypatch.delenv("ORTHUS_XLA_FLAGS_TRIED", raising=False)
+  for flags, times in (("--xla_cpu_enable_fast_math=false", 1), ("--xla_cpu_enable_fast_math=true", 2)):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    common._check_xla_flags(flags)
+    common._check_xla_flags(flags)
+    assert len(tried) == times and os.environ["ORTHUS_XLA_FLAGS_TRIED"] == flags
+  for flags in ("--xla_nonsense", "--xla_nonsense"):  # what isn't good is told each time
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    with pytest.raises(BadRequest, match="Unknown flag"):
+      common._check_xla_flags(flags)
 
 
 @pytest.mark.slow
