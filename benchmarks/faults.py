@@ -28,12 +28,12 @@ from fault_bench import PATIENCE, Bench, Row, environment, kill, lines, rows_of,
 # --- kills ----------------------------------------------------------------------------------------------------------
 
 
-def kills(bench: Bench, *, times: int, two: bool) -> Iterator[Row]:
+def kills(bench: Bench, *, times: int, rows: int, two: bool) -> Iterator[Row]:
   """SIGKILL at random moments, a third of them while a checkpoint is being written."""
   name = "2 processes x 2 devices" if two else "1 process"
   total = bench.steps // 2 if two else bench.steps  # two processes share two cores, and wait for each other at every layer
-  less = [f"--config.run.steps={total}", f"--config.run.batch_size={4 if two else 2}"]
-  begin = (lambda run: bench.pair(run, *less)) if two else (lambda run: [bench.start(run)])
+  less = [f"--config.run.steps={total}", f"--config.run.batch_size={rows}"]
+  begin = (lambda run: bench.pair(run, *less)) if two else (lambda run: [bench.start(run, *less)])
   whole = bench.fresh("whole")
   wanted = bench.ended(begin(whole), whole)
   run, moments = bench.fresh("killed"), {"start": 0, "steps": 0, "save": 0}
@@ -217,10 +217,10 @@ def main() -> int:
       "disk": lambda: disk(bench),
       "preempt": lambda: preemption(bench, times=1 if short else 4),
       "elastic": lambda: elastic(bench, devices=(4, 2) if short else (8, 4, 2, 8)),
-      "kill": lambda: kills(bench, times=2 if short else 20, two=False),
+      "kill": lambda: kills(bench, times=2 if short else 20, rows=2 if short else 8, two=False),
       "tiers": lambda: tier_faults.tiers(bench, times=2 if short else 8, two=False),
       "tiers_pair": lambda: tier_faults.tiers(bench, times=1 if short else 4, two=True),
-      "pair": lambda: kills(bench, times=1 if short else 20, two=True),
+      "pair": lambda: kills(bench, times=1 if short else 20, rows=4, two=True),
       "storage": lambda: storage_faults.storage(bench, kills=3 if short else 20),
       "storage_pair": lambda: pair_storage_faults.storage_pair(bench, kills=1 if short else 5),
   }

@@ -23,8 +23,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   _COMPILED = tempfile.mkdtemp(prefix="orthus-tests-")
   os.environ |= {"JAX_COMPILATION_CACHE_DIR": _COMPILED, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1"}
   # So are Python's modules, where nothing keeps them: each of some hundred processes takes 3 s and more for jax's alone.
-  jax_source = importlib.util.find_spec("jax").origin
-  if sys.dont_write_bytecode and not os.path.exists(importlib.util.cache_from_source(jax_source)):
+  some = importlib.util.find_spec("jax")
+  if some and sys.dont_write_bytecode and not os.path.exists(importlib.util.cache_from_source(some.origin)):
     sys.dont_write_bytecode = False
     sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"] = os.path.join(_COMPILED, "python")
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -42,8 +42,10 @@ def _audible_log():
 @pytest.fixture(autouse=True)
 def _compiled_programs_are_kept():
   """`orthus plan` keeps none, in its process; jax looks once whether to."""
+  jax = sys.modules.get("jax")
+  before = not jax or jax.config.jax_enable_compilation_cache
   yield
-  if (jax := sys.modules.get("jax")) and not jax.config.jax_enable_compilation_cache:
+  if before and (jax := sys.modules.get("jax")) and not jax.config.jax_enable_compilation_cache:
     from jax.experimental.compilation_cache import compilation_cache
 
     jax.config.update("jax_enable_compilation_cache", True)

@@ -79,8 +79,8 @@ def test_a_request_gets_what_it_would_get_alone(model):
   together = answers(model, requests, batch_size=3)  # rows are taken over, guides' lanes too
   holds = model.capacity(requests, batch_size=1)
   for i, request in enumerate(requests):
-    # Two of them by programs that do no more than they ask for.
-    assert alike(together[i], answers(model, [request], holds=None if i in (0, 4) else holds)[0]), i
+    # Some by programs that do no more than they ask for.
+    assert alike(together[i], answers(model, [request], holds=None if i in (0, 3, 4) else holds)[0]), i
   assert len({str(x) for x in together}) == len(together)
 
 

@@ -169,7 +169,7 @@ def test_flags_of_xla_are_tried_once_for_all_that_a_command_starts(monkeypatch):
   tried = []
   run = subprocess.run
   monkeypatch.setattr(subprocess, "run", lambda *a, **k: tried.append(a) or run(*a, **k))
-  monkeypatch.delenv("ORTHUS_XLA_FLAGS_TRIED", raising=False)
+  monkeypatch.setenv("ORTHUS_XLA_FLAGS_TRIED", "")
   for flags, times in (("--xla_cpu_enable_fast_math=false", 1), ("--xla_cpu_enable_fast_math=true", 2)):
     monkeypatch.setenv("XLA_FLAGS", flags)
     common._check_xla_flags(flags)

@@ -115,7 +115,7 @@ def test_text_behind_a_picture_is_told_behind_it(model):
 
 
 def test_no_request_waits_for_a_program_that_was_compiled_ahead(model, caplog, request):
-  engine = Engine(model, Limits(rows=2, guides=2, slots=192, positions=7))  # of no other test, so that nothing is there
+  engine = Engine(model, Limits(rows=4, guides=4, slots=192, positions=7))  # of no other test, so that nothing is there
   done = []
   engine.compile(lambda n, total: done.append((n, total)))
   assert done[-1][0] == done[-1][1] == len(done)

@@ -254,6 +254,14 @@ def test_a_compiler_option_that_is_none_is_named(option):
     jax.jit(lambda x: x + 1, compiler_options=compiler.options(mesh, [option])).lower(1.0).compile()
 
 
+def test_a_program_that_runs_once_is_compiled_quickly_unless_a_level_is_asked_for(monkeypatch):
+  cpu, level = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:1]), "xla_backend_optimization_level"
+  monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+  assert compiler.options_of_one_call(cpu) == {level: 1}
+  monkeypatch.setenv("XLA_FLAGS", f"--{level}=0")
+  assert compiler.options_of_one_call(cpu) is None
+
+
 def test_compiler_options_go_above_those_of_the_platform():
   cpu, ynn = mesh_lib.make_mesh(MeshConfig(), devices=jax.devices()[:2]), "xla_cpu_experimental_ynn_fusion_type"
   assert compiler.options(cpu) == {ynn: ""} and compiler.options(cpu, [(ynn, "all")]) == {ynn: "all"}

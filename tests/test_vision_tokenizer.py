@@ -93,6 +93,19 @@ def test_training_reconstructs_and_keeps_codes_alive(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_codes_are_revived_on_a_mesh(tmp_path):
+  config = tiny.config(
+      task="vision_tokenizer", run__steps=3, run__batch_size=16, mesh__fsdp=8, optimizer__trainable=[".*"],
+      tokenizer_loss={"revive_every": 1, "commitment": 0.02, "noise": 0.1},
+  )  # fmt: skip
+  checkpoint.open_workdir(tmp_path, config)
+  result = loop.train(config, tmp_path, TokenizerTask(config, tiny.TinySource(60)))
+  codes = [np.asarray(v) for n, v in result.params.items() if "codebook" in n]
+  assert codes and all(np.isfinite(c).all() for c in codes)
+  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+
+
+@pytest.mark.slow
 def test_shipped_weights_reconstruct_unseen_scenes():
   config = load_config(f"{ROOT}/configs/shapes_tokenizer.py").model.vision_tokenizer
   assert config == load_config(f"{ROOT}/configs/shapes.py").model.vision_tokenizer

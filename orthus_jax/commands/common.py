@@ -96,7 +96,8 @@ def _check_xla_flags(given: str) -> None:
   said = [line.partition("] ")[2] for line in tried.stderr.splitlines() if re.match(r"[EF]\d{4} ", line)]
   if tried.returncode and said:
     raise BadRequest(f"XLA_FLAGS={given}: {said[0]}: unset it, or correct it")
-  os.environ[_TRIED] = given
+  if not tried.returncode:
+    os.environ[_TRIED] = given
 
 
 def take_memory(environ: MutableMapping[str, str]) -> None:

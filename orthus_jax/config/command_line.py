@@ -48,7 +48,7 @@ def call(spec: str, function: str, *arguments: Any, missing: Any = None) -> Any:
     raise BadRequest(f"{file!r} is no Python file")
   module = importlib.util.module_from_spec(module_spec)
   try:
-    # Its source, always: kept bytecode is known by the second and the size, and a digit that changes leaves both.
+    # The file's source, always: kept bytecode is known by the second and the size, and a digit that changes leaves both.
     source = module_spec.loader.get_data(str(path))
     exec(module_spec.loader.source_to_code(source, str(path)), module.__dict__)
     if missing is not None and not hasattr(module, function):

@@ -22,7 +22,7 @@ _LAST = ".after_optimizations_after_buffer_assignment.txt"  # once this one is b
 _POLL = 0.1  # seconds
 # libtpu 0.0.42 and 0.0.50 begin the last one after two thirds of a compilation; those above lie there after one, in the order
 # that each sees fit, and are written anew with no other figures.
-_SETTLED = 1.0  # seconds
+_SETTLED = 2.0  # seconds
 
 
 def compile_watched(
