@@ -140,9 +140,9 @@ def main() -> None:
     return
   print(f"{size / 1e9:.2f} GB in {len(names.table(describe(ModelConfig(transformer=transformer))[1]))} arrays\n")
   print("| | seconds | GB/s | of cp -r | peak memory |\n|---|---|---|---|---|")
-  copy = rows["cp -r"][0] if "cp -r" in rows else float("nan")
   for name, (seconds, peak) in rows.items():
-    print(f"| {name} | {seconds:.1f} | {size / seconds / 1e9:.3f} | {copy / seconds:.2f} | {peak / 2**30:.2f} GiB |")
+    share = f"{rows['cp -r'][0] / seconds:.2f}" if "cp -r" in rows else "–"
+    print(f"| {name} | {seconds:.1f} | {size / seconds / 1e9:.3f} | {share} | {peak / 2**30:.2f} GiB |")
   print(f"\nround trip bit-identical: {'yes' if same else 'NO'}")
 
 

@@ -219,6 +219,7 @@ def main() -> None:
   common.initialize()
   if options.config:
     config, _ = read_config([f"--config={options.config}", *overrides])
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, kinds=(), later_kinds=()))  # of its one kind
   else:
     if overrides:
       parser.error(f"{overrides[0]} needs --config")

@@ -12,6 +12,7 @@ import tiny
 from orthus_jax import files
 from orthus_jax.config import VisionEmbeddingConfig, VisionTokenizerConfig
 from orthus_jax.config.command_line import load_config
+from orthus_jax.data import images as images_lib
 from orthus_jax.data.shapes import records
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import reconstruction
@@ -93,16 +94,32 @@ def test_training_reconstructs_and_keeps_codes_alive(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_codes_are_revived_on_a_mesh(tmp_path):
-  config = tiny.config(
-      task="vision_tokenizer", run__steps=3, run__batch_size=16, mesh__fsdp=8, optimizer__trainable=[".*"],
-      tokenizer_loss={"revive_every": 1, "commitment": 0.02, "noise": 0.1},
-  )  # fmt: skip
-  checkpoint.open_workdir(tmp_path, config)
-  result = loop.train(config, tmp_path, TokenizerTask(config, tiny.TinySource(60)))
-  codes = [np.asarray(v) for n, v in result.params.items() if "codebook" in n]
-  assert codes and all(np.isfinite(c).all() for c in codes)
-  assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+def test_codes_that_nobody_used_become_features_on_a_mesh(tmp_path):
+  source = tiny.TinySource(60)
+
+  def train(name, every):
+    config = tiny.config(
+        task="vision_tokenizer", run__steps=3, run__batch_size=16, mesh__fsdp=8, optimizer__trainable=[".*"],
+        optimizer__learning_rate=1e-12, tokenizer_loss={"revive_every": every, "commitment": 0.02, "noise": 0.1},
+    )  # fmt: skip
+    checkpoint.open_workdir(tmp_path / name, config)
+    result = loop.train(config, tmp_path / name, TokenizerTask(config, source))
+    return result, np.asarray(result.params["codebook"])
+
+  result, kept_KC = train("kept", 0)
+  _, codes_KC = train("revived", 1)
+  pictures = np.stack([i.pixels for n in range(60) for i in source[n].images])
+  features_NC = np.asarray(
+      jax.jit(lambda p, x: params_lib.merge(result.graphdef, p).encode(x))(
+          result.params, images_lib.to_model(pictures, tiny.config().model.vision_tokenizer.pixels)
+      )
+  ).reshape(-1, kept_KC.shape[1])
+  square_NK = np.square(features_NC[:, None] - kept_KC).sum(-1)
+  unused = ~np.isin(np.arange(len(kept_KC)), square_NK.argmin(1))
+  changed = (np.abs(codes_KC - kept_KC) > 1e-6).any(1)
+  assert unused.any()
+  np.testing.assert_array_equal(changed, unused)
+  assert np.abs(features_NC[:, None] - codes_KC[changed]).max(-1).min(0).max() < 1e-5
 
 
 @pytest.mark.slow
