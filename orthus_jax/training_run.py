@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
@@ -21,9 +22,10 @@ from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
+from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation import reconstruction, while_training
 from orthus_jax.inference.model import Model
-from orthus_jax.inference.requests import Request, Respond, check_drawing
+from orthus_jax.inference.requests import Request, Respond, check_drawing, prepare
 from orthus_jax.models import params as params_lib, quantized_training
 from orthus_jax.models.vision_tokenizer import VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
@@ -153,6 +155,11 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
     )  # fmt: skip
   if pipeline.bad:
     _log.warning("%d of %d documents are bad, and are left out", pipeline.bad, len(source))
+  if undrawn := getattr(pipeline, "undrawn", 0):
+    _log.warning(
+        "%d of %d documents are in no row of any epoch: the weights of their kinds in data.kinds are below the largest, and of"
+        " prepared data each epoch has the same share of these", undrawn, len(pipeline),
+    )  # fmt: skip
   if pipeline.idle:
     _log.warning(
         "%d of %d documents have nothing to learn, and are shown for nothing: %s%s",
@@ -169,11 +176,22 @@ def _orthus(
 ) -> dict[str, Any]:  # fmt: skip
   tokenizer = task.pipeline.tokenizer
   held_out = sources.open_source(config, "validation") if config.data.source == "shapes" else source
-  shown = sample_prompts(held_out)
+
+  def fits(prompt: Document, respond: Respond) -> bool:
+    try:
+      prepare(Request(prompt, respond=respond), config=config.model, tokenizer=tokenizer, sampling=config.sampling)
+    except BadRequest:  # training leaves long documents out, too
+      return False
+    return True
+
+  shown = sample_prompts(held_out, fits) if config.run.sample_every or config.run.report else {"image": [], "text": []}
 
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
     if step < config.run.steps:  # the report has the last step's
-      show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
+      try:
+        show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
+      except OSError as e:  # a full disk is no reason to lose the run
+        _log.warning("step %d: no samples: %s", step, files.first_line(e))
 
   hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
@@ -219,8 +237,10 @@ def _report(
   _log.info("report in %s", workdir / "report.html")
 
 
-def sample_prompts(source: Source) -> dict[Respond, list[Document]]:
-  """The first documents of a source that ask for a picture, and those that ask for words."""
+def sample_prompts(
+    source: Source, fits: Callable[[Document, Respond], bool] = lambda prompt, respond: True
+) -> dict[Respond, list[Document]]:
+  """The first documents of a source that ask for a picture, and those that ask for words; of prompts that the model takes."""
   found: dict[Respond, list[Document]] = {"image": [], "text": []}
   for i in range(min(len(source), 400)):
     d = source[i]
@@ -230,7 +250,7 @@ def sample_prompts(source: Source) -> dict[Respond, list[Document]]:
     kind: Respond = "image" if drawn else "text"
     if kind == "text" and not d.prompt().images:
       continue  # a story
-    if len(found[kind]) < _SAMPLES:
+    if len(found[kind]) < _SAMPLES and fits(d.prompt(), kind):
       found[kind].append(d)
   return found
 

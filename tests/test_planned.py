@@ -133,6 +133,8 @@ def test_planned_documents_ask_for_pictures_in_samples_and_sweeps(tmp_path):
   story = Document((Text("tell"), words, drawn, words, drawn), id="story")
   about = Document((Image(picture), Text("what is it"), words), id="about")
   assert sample_prompts([*planned, edit, story, about]) == {"image": [*planned, edit], "text": [about]}
+  short = sample_prompts([*planned, edit, about], lambda prompt, respond: respond == "image" and not prompt.images)
+  assert short == {"image": planned, "text": []}
   images.save_png(tmp_path / "a.png", picture)
   text, image = {"text": "a red box", "learn": True}, {"image": "a.png", "learn": True}
   lines = [[{"text": "draw", "learn": False}, text, image], [{"text": "tell", "learn": False}, text, image, text, image]]

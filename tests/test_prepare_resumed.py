@@ -119,6 +119,29 @@ def test_stretches_that_cannot_be_read_are_named_beside_bad_rows(tmp_path):
   assert "the file is cut short there" in (out / "samples.html").read_text()
 
 
+def test_stretches_of_several_places_are_named_and_count_as_bad(tmp_path):
+  whole = archive(pairs("a", "b", "c"))
+  write(tmp_path, whole[: 4 * 1024 + 600], "cut.tar")
+  write(tmp_path, whole, "whole.tar")
+
+  def both(max_bad_share):
+    places = [tar_source(tmp_path / n, resolution=8, max_bad_share=0.5) for n in ("cut.tar", "whole.tar")]
+    return Joined(places, max_bad_share=max_bad_share)
+
+  made = writer.prepare(both(0.5), TK, CONFIG, tmp_path / "out", images="pixels")
+  assert made["unreadable"] == {"stretches": 1, "reasons": {"the file is cut short there": 1}}
+  assert "cut.tar" in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()[0]
+  with pytest.raises(BadRequest, match="are bad so far, more than the share of 0 put up with"):
+    both(0)
+
+
+def test_bad_documents_ahead_of_all_good_ones_leave_some_to_show(tmp_path):
+  source = [None] * 200 + [d for n in range(2) if (d := tiny.TinySource()[n])]
+  made = writer.prepare(source, TK, CONFIG, tmp_path / "out", images="pixels")
+  assert made["documents"] == 2
+  assert len((tmp_path / "out" / "shown" / "metadata.jsonl").read_text().splitlines()) == 2
+
+
 def test_an_interrupt_never_reaches_the_processes_that_lay_out(pictures, monkeypatch):
   monkeypatch.setattr(laying, "_WORTH", 1)
   over = threading.Event()

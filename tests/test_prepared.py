@@ -139,6 +139,7 @@ def test_kinds_are_weighted(folders):
   p = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.5]]))
   documents = p._folders[0]._documents
   assert set(documents % 4) == {0, 1} and len(documents) < 20
+  assert p.undrawn == 20 - len(documents) and PreparedPipeline(TK, config(folders["a"])).undrawn == 0
   with pytest.raises(BadRequest, match="'drawing'; .* has ask, draw, edit, story"):
     PreparedPipeline(TK, config(folders["a"], data__kinds=[["drawing", 1.0]]))
 
@@ -164,6 +165,12 @@ def test_each_picture_is_kept_once_and_plans_are_kept(folders):
   again = PreparedPipeline(TK, config(folders["a"]))
   assert sorted((folders["a"] / "plans").iterdir()) == plans
   np.testing.assert_array_equal(again._folders[0]._documents, p._folders[0]._documents)
+  for damaged in (plans[0].read_bytes()[:100], b""):
+    for plan in plans:
+      plan.write_bytes(damaged)
+    mended = PreparedPipeline(TK, config(folders["a"]))
+    np.testing.assert_array_equal(mended._folders[0]._documents, p._folders[0]._documents)
+    assert sorted((folders["a"] / "plans").iterdir()) == plans
   short = PreparedPipeline(TK, config(folders["a"], data__sequence_length=30))  # another plan of the same data
   assert short.too_long and len(list((folders["a"] / "plans").iterdir())) == len(plans) + 1
   shown = sources.open_source(config(folders["a"]), "train")

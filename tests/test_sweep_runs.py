@@ -31,7 +31,10 @@ with open(os.environ["CALLS"], "a") as f:
 if verb == "evaluate":
   out = pathlib.Path(argv[-1].removeprefix("--out="))
   out.mkdir(parents=True)
-  (out / "evaluation.json").write_text(json.dumps({"scores": {"edits": 0.9}, "intervals": {}, "counts": {"edits": 10}}))
+  points = any(a.startswith("--benchmark=") for a in argv)
+  scores = {"mme": 1250.5} if points else {"edits": 0.9}
+  told = {"scores": scores, "intervals": {}, "counts": {name: 10 for name in scores}}
+  (out / ("score.json" if points else "evaluation.json")).write_text(json.dumps(told))
   sys.exit()
 if verb == "generate":
   if "bad" in argv[0]:
@@ -188,6 +191,20 @@ def test_runs_are_evaluated_where_asked_and_once_for_each_way(sweep, capsys):
   assert sweep.calls == ["evaluate seed=0", "evaluate seed=1"]
   assert cli.main(["sweep", sweep.config, f"--workdir={sweep.folder}", "--grid=run.seed=0", "--evaluate=--sample=x"]) == 2
   assert "--evaluate='--sample=x': " in capsys.readouterr().err
+
+
+def test_runs_are_evaluated_by_published_benchmarks(sweep, capsys):
+  for _ in range(2):
+    assert sweep("--pictures=0", "--evaluate=--benchmark=mme --data=somewhere") == 0
+  assert not sweep.calls  # finished, each
+  assert [(r["state"], r["scores"]) for r in sweep.table()["runs"]] == [("finished", {"mme": 1250.5})] * 2
+  assert "1.25k" in (sweep.folder / "index.html").read_text()  # points, not hundredths
+  for wrong, told in (
+      ("--benchmark=mme", "needs --data=DIR"), ("--benchmark=wise --data=d", "judged elsewhere"),
+      ("--benchmark=geneval --data=d", "judged elsewhere"), ("--benchmark=mme --data=d --stories=3", "--stories is for"),
+  ):  # fmt: skip
+    assert sweep(f"--evaluate={wrong}") == 2
+    assert told in capsys.readouterr().err and not sweep.calls
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 75)])

@@ -36,6 +36,10 @@ def test_a_story_is_cut_behind_its_pictures_and_each_part_starts_from_a_prompt()
 def test_what_fits_or_belongs_together_stays_whole():
   for document, images in ((story(2), 2), (story(5), 0), (story(5, "edit"), 2), (story(5, "question"), 1)):
     assert list(windows(document, images)) == [document]
+  given = tuple(Image(np.full((8, 8, 3), n, np.uint8)) for n in range(4))
+  about = Document((*given, Text("red, all", True)), kind="interleaved")  # the words are of all four
+  assert list(windows(about, 2)) == [about]
+  assert len(list(windows(Document((*given, Text("red", True), *given), kind="interleaved"), 2))) == 4
   bare = Document(tuple(Image(np.zeros((8, 8, 3), np.uint8), True) for _ in range(4)), kind="interleaved")
   assert [len(p.images) for p in windows(bare, 3)] == [3, 1]
 

@@ -19,6 +19,7 @@ from orthus_jax.storage import bring
 
 # As in evaluation/runs/registry.py, without its imports.
 NAMES = ("geneval", "dpg_bench", "wise", "mme", "pope", "vqav2", "gqa", "mmmu")
+JUDGED = ("geneval", "dpg_bench", "wise")  # as scoring.ELSEWHERE: a judge, or another tool, says what their pictures are worth
 OF_SHAPES = ("split", "quick", "captions_per_tag", "questions", "captions", "edits", "stories", "world_seed")
 _OWN = ("images", "judge", "template", "limit", "batch_size")
 

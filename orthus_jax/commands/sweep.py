@@ -12,7 +12,7 @@ import shlex
 from typing import Any
 
 from orthus_jax import files, lock, sweep
-from orthus_jax.commands import common, evaluate as evaluate_command
+from orthus_jax.commands import benchmark, common, evaluate as evaluate_command
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import PREEMPTED, BadRequest, Stopped, print_error
 from orthus_jax.paths import check_writable, user_path
@@ -192,6 +192,13 @@ def _check_evaluation(given: str | None) -> None:
     raise BadRequest(f"--evaluate={given!r}: {e}") from e
   if options.out or options.json:
     raise BadRequest(f"--evaluate={given!r}: leave --out and --json out; the sweep has a place for it")
+  options.out = "its place"
+  try:
+    benchmark.check(options)
+  except BadRequest as e:
+    raise BadRequest(f"--evaluate={given!r}: {e}") from e
+  if options.benchmark in benchmark.JUDGED and not (options.judge or options.data == "shapes"):
+    raise BadRequest(f"--evaluate={given!r}: {options.benchmark}'s pictures are judged elsewhere, so runs would have no scores")
 
 
 # --- what it prints -------------------------------------------------------------------------------------------------

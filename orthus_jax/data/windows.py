@@ -14,12 +14,17 @@ def windows(document: Document, images: int) -> Iterator[Document]:
   """A document as consecutive ones of few pictures.
 
   It is cut behind a picture; what stands ahead of a later one's first picture is given, so that it too starts from a prompt.
+  One whose pictures are all given, with what is learnt behind them, stays whole.
 
   Args:
     document: cut where its kind is "interleaved", "story" or "planned_story".
     images: pictures that one holds at most; 0: any number.
   """
   if not images or len(document.images) <= images or document.kind not in _CUT:
+    yield document
+    return
+  *_, last_picture = (i for i, s in enumerate(document.segments) if isinstance(s, Image))
+  if not any(s.learn for s in document.segments[: last_picture + 1]):  # what is learnt is of all its pictures
     yield document
     return
   pieces: list[list[Segment]] = [[]]

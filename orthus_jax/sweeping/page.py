@@ -35,7 +35,9 @@ def write(
     drawings: group → what draws for it.
     requests: what all were asked to draw.
   """
-  shares = {n for r in runs for n in r["counts"]}  # scores that are counted, of so many judgements
+  # Scores that are counted, of so many judgements; a published benchmark's may be points.
+  shares = {n for r in runs for n in r["counts"]}
+  shares -= {n for r in runs for n, v in r["scores"].items() if not 0 <= v <= 1}
   colour = {g["group"]: f"c{i % COLOURS}" for i, g in enumerate(groups)}
   asked = pictures.asked(requests) if requests is not None and drawings else []
   return write_page(

@@ -111,9 +111,9 @@ def evaluation_folder(folder: Path, run: Planned) -> Path:
 
 
 def evaluation(folder: Path, run: Planned) -> dict[str, Any]:
-  """What its evaluation.json holds; {} where there is none."""
-  found = load(evaluation_folder(folder, run) / "evaluation.json")
-  return found if isinstance(found, dict) else {}
+  """What its evaluation.json holds, or score.json of a published benchmark; {} where there is none."""
+  kept = (load(evaluation_folder(folder, run) / name) for name in ("evaluation.json", "score.json"))
+  return next((found for found in kept if isinstance(found, dict) and found), {})
 
 
 def attempts(folder: Path, name: str) -> list[dict[str, Any]]:

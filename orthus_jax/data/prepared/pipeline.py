@@ -13,7 +13,9 @@ import functools
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
+import socket
 from typing import Any
 
 import grain
@@ -62,6 +64,7 @@ class _Folder:
     self.learns_D = learns(config, text_D, self._sizes_DV3[:, 0, 2])
     self._ends, self._documents, self.left_out = self._plan(keep_plan)
     self.drawn = np.unique(self._documents)
+    self.undrawn = self._wanted().sum() - len(self.drawn)
 
   def __len__(self) -> int:
     """Rows."""
@@ -119,6 +122,14 @@ class _Folder:
   def positions(self, row: np.ndarray, variants: np.ndarray) -> int:
     return int(self._sizes_DV3[row, variants, 0].sum())
 
+  def _wanted(self) -> np.ndarray:
+    """Which documents fit a row and have a weight above 0."""
+    kinds = dict(self._config.data.kinds)
+    weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
+    wanted_D = weight_K[self._kind_D] > 0
+    wanted_D[self.left_out] = False
+    return wanted_D
+
   def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(where each row ends, documents of all rows, documents that fit none)."""
     data = self._config.data
@@ -132,9 +143,9 @@ class _Folder:
       key.append(self._P)
     file = self.path / "plans" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
     try:
-      with np.load(file) as plan:
+      with file.open("rb") as opened, np.load(opened) as plan:
         return plan["ends"], plan["documents"], plan["left_out"]
-    except (OSError, ValueError, KeyError):
+    except Exception:  # missing, or damaged in whichever way: numpy raises many kinds
       pass
     # Room for whichever caption is shown.
     size_D3 = self._sizes_DV3.max(axis=1) if data.caption_dropout > 0 else self._sizes_DV3[:, 0]
@@ -156,7 +167,7 @@ class _Folder:
     if keep:
       try:
         file.parent.mkdir(exist_ok=True)
-        half = file.with_suffix(".half.npz")
+        half = file.with_suffix(f".{socket.gethostname()}-{os.getpid()}.half.npz")  # another run may be at it, too
         np.savez(half, ends=ends, documents=documents, left_out=left_out)
         half.replace(file)
       except OSError as e:
@@ -193,6 +204,7 @@ class PreparedPipeline:
     self.bad = 0  # told of when they are read
     self.too_long = [f"{f.path}#{d}" for f in self._folders for d in f.left_out]
     self.idle = [f"{f.path}#{d}" for f in self._folders for d in f.drawn[~f.learns_D[f.drawn]]]
+    self.undrawn = int(sum(f.undrawn for f in self._folders))
     self._idle_steps = IdleSteps()
     check_learnt(np.concatenate([f.learns_D[f.drawn] for f in self._folders]))
     streams = []

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable, Sequence
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -122,6 +123,7 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
   totals = parts.totals
   if totals.rows:
     _log.info("going on behind row %d of %d, which were prepared before", totals.rows, work.rows)
+  bad.told_before(getattr(work.source, "broken", []))  # as where the source is trained on as it is
   bad.saw(totals.read)
   for where in totals.rejected:
     bad.report(*where)
@@ -139,7 +141,7 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
 
 def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], opened: Remarks) -> dict[str, Any]:
   folder, totals = parts.folder, parts.totals
-  broken = getattr(getattr(work.source, "layout", None), "broken", [])
+  broken = getattr(work.source, "broken", [])
   kinds = parts.finish(broken)
   with np.load(folder / "index.npz") as index:
     sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
@@ -179,13 +181,16 @@ def _reasons(bad: Sequence[tuple[str, str, str]]) -> dict[str, int]:
   return dict(collections.Counter(re.sub(r"(?<![\w-])\d[\d,.]*", "N", reason) for reason in general).most_common())
 
 
-def _first(source: Source) -> list[Document]:
-  """The first good documents."""
-  first: list[Document] = []
-  for i in range(min(len(source), 4 * _SHOWN)):
-    if len(first) < _SHOWN and (document := source[i]) is not None:
-      first.append(document)
-  return first
+def _first(source: Any) -> list[Document]:
+  """The first good documents; however many bad ones are ahead of them, as these were counted before."""
+  counted = getattr(source, "bad", None)
+  if counted is not None:
+    source.bad = BadRecords(max_share=1.0, log_first=0)
+  try:
+    return list(itertools.islice((d for i in range(len(source)) if (d := source[i]) is not None), _SHOWN))
+  finally:
+    if counted is not None:
+      source.bad = counted
 
 
 def _clear(folder: Path, *, itself: bool) -> None:

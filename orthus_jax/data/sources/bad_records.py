@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import logging
 import math
 import threading
@@ -65,6 +66,15 @@ class BadRecords:
     """Counts records read, good or bad."""
     with self._lock:
       self.seen += n
+
+  def told_before(self, broken: Iterable[tuple[str, str, str]]) -> None:
+    """Counts (file, where, reason) of what can't be read at all, which somebody else has logged."""
+    with self._lock:
+      for source, record, reason in broken:
+        self.seen += 1
+        self.count += 1
+        self._named.add((source, str(record)))
+        self._last = printable(f"{source}, {record}: {reason}")
 
   def report(self, source: str, record: Any, reason: str) -> None:
     """Counts a bad record (which `saw` counts too) and logs it, the first time that it turns up.

@@ -20,6 +20,12 @@ class Joined:
     self._ends = np.cumsum([len(s) for s in sources])
     self._row_ends = np.cumsum([s.rows for s in sources])
     self.bad = BadRecords(max_share=max_bad_share, total=sum(s.bad.total or 0 for s in sources))
+    self.bad.told_before(self.broken)
+    self.bad.check()
+
+  @property
+  def broken(self) -> list[tuple[str, str, str]]:
+    return [where for s in self._sources for where in s.broken]
 
   @property
   def bad(self) -> BadRecords:

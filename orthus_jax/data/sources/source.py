@@ -68,6 +68,11 @@ class LayoutSource:
     self.bad.check()
 
   @property
+  def broken(self) -> list[tuple[str, str, str]]:
+    """(file, where, reason) of what of the files can't be read at all."""
+    return self.layout.broken
+
+  @property
   def rows(self) -> int:
     """Rows of the layout."""
     return len(self.layout)
