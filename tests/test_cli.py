@@ -100,6 +100,14 @@ def test_generate_refuses(capsys, tmp_path):
   assert "leave --prompt" in refused(["generate", str(tmp_path), "--requests=-", "--prompt=a", "--out=x"], capsys)
 
 
+def test_prepare_refuses_options_that_would_do_nothing(capsys, tmp_path):
+  assert "--look writes nothing" in refused(["prepare", "--look", str(tmp_path), f"--out={tmp_path}/out"], capsys, tmp_path)
+  for option in ("--images=jpeg", f"--contamination={tmp_path}/prompts"):
+    argv = ["prepare", "--source=imagefolder", str(tmp_path), f"--config={ROOT}/configs/folder.py", option]
+    told = refused(argv, capsys, tmp_path)
+    assert f"{option.partition('=')[0]} needs --out=DIR" in told
+
+
 def test_unknown_verb(capsys):
   assert "unknown verb 'trian'" in refused(["trian"], capsys)
   assert cli.main(["--help"]) == 0

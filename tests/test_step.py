@@ -42,6 +42,12 @@ def planned(**changes):
   return c, layout, create, step_lib.train_step(task, optimizer, c, layout)
 
 
+@pytest.mark.parametrize("patterns, told", [([".*"], True), (["transformer/.*"], False)])
+def test_parameters_that_no_loss_reaches_are_told_of(patterns, told, caplog):
+  plan(optimizer__trainable=patterns, optimizer__b2=0.93)  # of its own
+  assert ("parameters of the vision tokenizer, which no loss reaches" in caplog.text) == told
+
+
 def equations(jaxpr, times=1):
   """Every equation of a program, with how often it runs."""
   for e in jaxpr.eqns:

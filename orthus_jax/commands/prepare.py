@@ -92,10 +92,14 @@ def main(argv: Sequence[str]) -> int:
   if strange := next((a for a in rest if not a.startswith("--config.")), None):
     parser.error(f"unknown option {strange}; `orthus prepare --help` lists them")
   if options.look:
+    if options.out:
+      raise BadRequest("--look writes nothing: leave --out out, or --look")
     return _look(options)
   config = _config(options, rest)
   if options.images != "pixels" and not options.out:
     raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
+  if options.contamination and not options.out:
+    raise BadRequest("--contamination needs --out=DIR: what is found in the documents is told of those that are laid out")
   if options.out:
     if is_url(options.out):
       from orthus_jax.data.prepared import in_bucket

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 import dataclasses
 import functools
 import hashlib
+import logging
 from typing import Any
 
 from flax import nnx
@@ -21,6 +22,8 @@ from orthus_jax.models.orthus import compute_dtype
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training.optimizer import trainable_names
+
+_log = logging.getLogger(__name__)
 
 
 @functools.partial(
@@ -128,8 +131,18 @@ def plan_run(
     BadRequest: if `optimizer.trainable` is no pattern or matches nothing.
   """
   c = config.optimizer
+
+  def select(shapes: dict[str, jax.ShapeDtypeStruct]) -> frozenset[str]:
+    names = trainable_names(c, shapes)
+    if config.task == "orthus" and (unreached := sum(n.startswith("vision_tokenizer/") for n in names)):
+      _log.warning(
+          "optimizer.trainable matches %d parameters of the vision tokenizer, which no loss reaches here: weight decay alone"
+          " moves them; leave them out", unreached,
+      )  # fmt: skip
+    return names
+
   return plan_state(
-      init, select=lambda shapes: trainable_names(c, shapes), optimizer=optimizer, mesh=mesh, ema=c.ema_decay > 0,
+      init, select=select, optimizer=optimizer, mesh=mesh, ema=c.ema_decay > 0,
       frozen_dtype=lambda name: compute_dtype(config.model, name) if c.frozen_dtype == "compute" else None,
   )  # fmt: skip
 
