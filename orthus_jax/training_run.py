@@ -157,8 +157,8 @@ def _orthus_task(config: Config, source: Source, tokenizer: TextTokenizer) -> ta
     _log.warning("%d of %d documents are bad, and are left out", pipeline.bad, len(source))
   if undrawn := getattr(pipeline, "undrawn", 0):
     _log.warning(
-        "%d of %d documents are in no row of any epoch: the weights of their kinds in data.kinds are below the largest, and of"
-        " prepared data each epoch has the same share of these", undrawn, len(pipeline),
+        "%d of %d documents are in no row: the weights of their kinds in data.kinds are too far below the largest", undrawn,
+        len(pipeline),
     )  # fmt: skip
   if pipeline.idle:
     _log.warning(

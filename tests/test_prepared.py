@@ -15,7 +15,7 @@ import tiny
 
 from orthus_jax import cli
 from orthus_jax.config import to_dict
-from orthus_jax.data.prepared import format as record_format, shards, writer as prepared
+from orthus_jax.data.prepared import format as record_format, rounds, shards, writer as prepared
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.sources.bad_records import BadRecords
@@ -135,11 +135,24 @@ def test_captions_are_dropped_at_their_rate(folders):
   assert any(tokens[i : i + len(prompt)] == prompt for i in range(len(tokens)))
 
 
-def test_kinds_are_weighted(folders):
-  p = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.5]]))
-  documents = p._folders[0]._documents
-  assert set(documents % 4) == {0, 1} and len(documents) < 20
-  assert p.undrawn == 20 - len(documents) and PreparedPipeline(TK, config(folders["a"])).undrawn == 0
+def test_kinds_are_weighted(folders, monkeypatch):
+  """In each round those of weight 1 and a share of the others, which all have their turn."""
+  p = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.4]], run__batch_size=1))
+  (folder,) = p._folders
+  asks, steps = [], iter(range(len(folder)))
+  for rows in np.diff(folder.rounds).tolist():
+    documents = np.concatenate([p._row(next(steps), 0)[1] for _ in range(rows)])
+    assert len(set(documents)) == len(documents) and (documents % 4 == 1).sum() == 10 and set(documents % 4) <= {0, 1}
+    asks.append(documents[documents % 4 == 0])
+  assert len(asks) == 3 and all(0 < len(a) < 10 for a in asks)  # 1 / 0.4 rounds, and the rest of one
+  assert set(np.concatenate(asks)) == set(range(0, 40, 4)) and p.undrawn == 0
+  assert p._row(len(folder), 0)[1].tolist() in [p._row(n, 0)[1].tolist() for n in range(folder.rounds[1])]  # anew
+  again = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.4]], run__batch_size=1))
+  assert all((p._row(n, 0)[1] == again._row(n, 0)[1]).all() for n in range(2 * len(folder)))  # from the plan that was kept
+  monkeypatch.setattr(rounds, "_MOST_DRAWN", 40)
+  few = PreparedPipeline(TK, config(folders["a"], data__kinds=[["draw", 1.0], ["ask", 0.4]]), keep_plans=False)
+  assert 0 < few.undrawn < 10 and len(few._folders[0].rounds) == 2
+  assert PreparedPipeline(TK, config(folders["a"])).undrawn == 0
   with pytest.raises(BadRequest, match="'drawing'; .* has ask, draw, edit, story"):
     PreparedPipeline(TK, config(folders["a"], data__kinds=[["drawing", 1.0]]))
 

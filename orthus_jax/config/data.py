@@ -45,8 +45,7 @@ class DataConfig:
     documents: (kind, number) pairs, for "shapes": how many documents of a kind its training split has, in the place of the
       quickstart's few. A run of more steps needs more of them, or it learns them by heart.
     kinds: (kind, weight) pairs: how often a document of this kind is drawn, against one of weight 1; empty: all alike. Of
-      prepared data, the share of a kind that a weight below the largest leaves out is the same in each epoch (counted at the
-      start): a folder a kind and `mixture` show all of it.
+      prepared data, a weight below a sixteenth of the largest leaves some out for good, which are counted at the start.
     later_kinds: (step, weights) pairs, in order of the step: from that step on, these weights take the place of `kinds`.
     sequence_length: T, positions per row.
     images_per_row: M, pictures that one row can hold.

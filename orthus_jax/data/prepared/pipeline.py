@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ from orthus_jax.data import packing
 from orthus_jax.data.batch import Batch, FeatureTable, empty_batch, fill_row
 from orthus_jax.data.learnt import IdleSteps, batch_learns, check_learnt, learns
 from orthus_jax.data.pipeline import prefetch
-from orthus_jax.data.prepared import format as record_format
+from orthus_jax.data.prepared import format as record_format, rounds as rounds_lib
 from orthus_jax.data.prepared.shards import Shards
 from orthus_jax.data.sequence import Sequence, Tokenizer, with_patches
 from orthus_jax.data.sources.bad_records import BadRecords
@@ -62,7 +63,7 @@ class _Folder:
     self.bad = BadRecords(max_share=config.data.max_bad_share, total=self.facts["documents"])
     self._variants_D = (self._sizes_DV3[:, :, 0] > 0).sum(axis=1)
     self.learns_D = learns(config, text_D, self._sizes_DV3[:, 0, 2])
-    self._ends, self._documents, self.left_out = self._plan(keep_plan)
+    self._ends, self._documents, self.left_out, self.rounds = self._plan(keep_plan)
     self.drawn = np.unique(self._documents)
     self.undrawn = self._wanted().sum() - len(self.drawn)
 
@@ -130,49 +131,55 @@ class _Folder:
     wanted_D[self.left_out] = False
     return wanted_D
 
-  def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(where each row ends, documents of all rows, documents that fit none)."""
+  def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(where each row ends, documents of all rows, documents that fit none, where each round starts and the last ends).
+
+    A document of the largest weight stands in each round, others in their share of them.
+    """
     data = self._config.data
     kinds = dict(data.kinds)
     strange = sorted(set(kinds) - set(self.facts["kinds"]))
     if strange:
       raise BadRequest(f"data.kinds names {strange[0]!r}; {self.path} has {', '.join(self.facts['kinds'])}")
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
+    weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
+    weight_K = weight_K / max(weight_K.max(), 1e-9)
+    many = rounds_lib.count(weight_K[weight_K > 0], documents=len(self._kind_D))
     key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed]
     if self._P != self.facts["patches"]:
       key.append(self._P)
+    if many > 1:
+      key.append({"rounds": many})
     file = self.path / "plans" / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.npz"
     try:
       with file.open("rb") as opened, np.load(opened) as plan:
-        return plan["ends"], plan["documents"], plan["left_out"]
+        rounds = plan["rounds"] if many > 1 else np.asarray([0, len(plan["ends"]) - 1])
+        return plan["ends"], plan["documents"], plan["left_out"], rounds
     except Exception:  # missing, or damaged in whichever way: numpy raises many kinds
       pass
     # Room for whichever caption is shown.
     size_D3 = self._sizes_DV3.max(axis=1) if data.caption_dropout > 0 else self._sizes_DV3[:, 0]
     fits_D = (size_D3 <= capacity.vector()).all(axis=1)
-    weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
-    weight_D = weight_K[self._kind_D] / max(weight_K.max(), 1e-9) * fits_D
-    rng = np.random.default_rng((self._config.run.seed, 0))
-    whole_D = np.floor(weight_D).astype(int)
-    extra_D = rng.random(len(whole_D)) < weight_D - whole_D
-    order = rng.permutation(np.repeat(np.arange(len(whole_D)), whole_D + extra_D))
-    if not len(order):
+    orders = list(rounds_lib.orders(weight_K[self._kind_D] * fits_D, many, np.random.default_rng((self._config.run.seed, 0))))
+    if not any(map(len, orders)):
       raise BadRequest(
           f"none of the {len(fits_D)} documents of {self.path} fits a row of {data.sequence_length} positions,"
           f" {data.images_per_row} images and {data.learnt_images_per_row} learnt images, and has a weight above 0"
       )
-    rows = packing.pack(size_D3, order, capacity)
+    packed = [packing.pack(size_D3, order, capacity) if len(order) else [] for order in orders]
+    rounds = np.cumsum([0, *map(len, packed)])
+    rows = [row for each in packed for row in each]
     ends = np.cumsum([0, *map(len, rows)])
     documents, left_out = np.concatenate(rows).astype(np.int32), np.flatnonzero(~fits_D)
     if keep:
       try:
         file.parent.mkdir(exist_ok=True)
         half = file.with_suffix(f".{socket.gethostname()}-{os.getpid()}.half.npz")  # another run may be at it, too
-        np.savez(half, ends=ends, documents=documents, left_out=left_out)
+        np.savez(half, ends=ends, documents=documents, left_out=left_out, rounds=rounds)
         half.replace(file)
       except OSError as e:
         _log.warning("the plan of %s can't be kept (%s): it is made anew each time", self.path, e.strerror)
-    return ends, documents, left_out
+    return ends, documents, left_out, rounds
 
 
 class PreparedPipeline:
@@ -209,8 +216,12 @@ class PreparedPipeline:
     check_learnt(np.concatenate([f.learns_D[f.drawn] for f in self._folders]))
     streams = []
     for f, folder in enumerate(self._folders):
-      rows = grain.MapDataset.range(len(folder)).map(functools.partial(_pair, f))
-      streams.append(rows.seed(config.run.seed * 1009 + f).shuffle().repeat())
+      rounds = []
+      for r, (begin, end) in enumerate(itertools.pairwise(folder.rounds.tolist())):
+        if begin < end:
+          rows = grain.MapDataset.range(begin, end).map(functools.partial(_pair, f))
+          rounds.append(rows.seed(config.run.seed * 1009 + f + r * 1_000_003).shuffle())
+      streams.append((rounds[0] if len(rounds) == 1 else grain.MapDataset.concatenate(rounds)).repeat())
     self._rows = streams[0] if len(streams) == 1 else grain.MapDataset.mix(streams, [w for _, w in mixture])
 
   @property
