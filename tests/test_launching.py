@@ -152,6 +152,8 @@ XPK = ("--on=xpk", *GPU, PODS[0])
     ((*JOBSET_TPU[:-1], "--volume=claim:/other"), "--workdir=/shared/run lies on no volume"),
     ((*JOBSET_TPU, "--volume=claim"), "--volume=claim: write CLAIM:/DIR"),
     ((*JOBSET_TPU, "--volume=gs://b/folder:/shared"), "write CLAIM:/DIR"),
+    ((*JOBSET_TPU[:-1], "--volume=/mnt/x:/shared"), "--volume=/mnt/x:/shared: here it is --volume=CLAIM:DIR or"),
+    ((*SLURM, "--topology=gb200:64", "--config.run.batch_size=64"), "4 gb200 GPUs, not 64: --topology=gb200:4 --nodes=16"),
     ((*JOBSET_TPU, "--env=A"), "--env=A: write NAME=VALUE"),
     ((*JOBSET_TPU, "--name=My_Run"), "--name=My_Run must be small letters"),
     ((*JOBSET_TPU, "--name=" + "a" * 41), "40 at most"),
@@ -194,6 +196,21 @@ def test_a_missing_tool_is_named(capsys, monkeypatch, argv, tool):
   monkeypatch.setenv("PATH", "/nowhere")
   assert cli.main(["launch", "--workdir=/shared/run", *argv]) == 2
   assert f"there is no {tool} here" in capsys.readouterr().err
+
+
+def test_a_volume_is_of_its_kind(capsys, queued):
+  argv = [a.replace("/shared:", "gs://b:") for a in queued]
+  assert cli.main(["launch", "--workdir=/shared/run", *argv, "--dry-run"]) == 2
+  assert "--volume=gs://b:/shared: here it is --volume=HOSTDIR:DIR" in capsys.readouterr().err
+  assert "claimName: gs-data" in dry(capsys, *JOBSET_TPU[:-1], "--volume=gs-data:/shared")
+
+
+def test_a_setup_that_fails_ends_the_start_up_script(capsys, tools, tmp_path, queued):
+  (tmp_path / "setup.sh").write_text("set -e\nfalse\ntrue\n")
+  script = dry(capsys, *queued).split("END_OF_SCRIPT'\n")[1].split("END_OF_SCRIPT")[0]
+  stand_in(tools, "docker", "exit 0")
+  assert subprocess.run(["bash", "-c", script], capture_output=True).returncode == 1
+  assert not (tools / "docker.arguments").exists()  # nothing is trained on a disk that isn't mounted
 
 
 def test_every_kind_and_chip_has_a_name():

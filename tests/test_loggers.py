@@ -1,5 +1,6 @@
 """Where metrics go beside the workdir: services that are there, away, slow or not installed."""
 
+import errno
 import json
 import logging
 import sys
@@ -73,6 +74,28 @@ def test_what_is_not_installed_is_one_line_and_the_run_goes_on(tmp_path, monkeyp
       f"{name} isn't installed, and gets nothing of this run: pip install 'orthus_jax[{name}]'"
   ]
   assert read_metrics(tmp_path) == [{"step": 1, "loss": 2.0}] and list((tmp_path / "tensorboard").iterdir())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of tensorboardX's own thread
+def test_a_full_disk_holds_no_step_up(tmp_path, monkeypatch, caplog):
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr("tensorboardX.event_file_writer.EventsWriter.write_event", full)
+  monkeypatch.setattr(background, "_LAST", 0.2)
+  writer = MetricWriter(tmp_path)
+  writer._lines = open("/dev/full", "a")
+  done = threading.Event()
+
+  def run():
+    for step in range(100):
+      writer.scalars(step, {"loss": 1.0})
+    writer.close()
+    done.set()
+
+  threading.Thread(target=run, daemon=True).start()
+  assert done.wait(20)
+  assert "the metrics of step 99 are lost" in caplog.text and "records weren't taken" in caplog.text
 
 
 def test_all_that_a_run_says_arrives_in_its_order(caplog):

@@ -21,6 +21,7 @@ from orthus_jax.storage import bring, bucket as bucket_lib, remote_lock, remote_
 from orthus_jax.storage.bucket import Bucket
 from orthus_jax.storage.mirror import Mirror, mirrored, place
 from orthus_jax.storage.remote_lock import RemoteLock
+from orthus_jax.training.checkpoints import listing, workdir as checkpoints
 
 URL = "s3://mine/runs/a"
 
@@ -142,6 +143,31 @@ def test_a_checkpoint_whose_upload_was_cut_off_is_none(s3, tmp_path, monkeypatch
   with mirrored(URL):
     assert "cut off" in caplog.text
   assert not [n for n in bucket.list() if n.startswith("checkpoints/2")]
+
+
+def test_a_run_trained_anew_at_a_url_leaves_nothing_of_the_one_before(s3, tmp_path, monkeypatch, capsys):
+  with mirrored(URL) as here:
+    run_in(here, 1, 8)
+    (here / "report.json").write_text('{"scores": {}}')
+  elsewhere(monkeypatch, tmp_path, "reader")
+  brought = pathlib.Path(bring.local(URL))
+  assert checkpoints.steps(brought) == [8] and (brought / "report.json").exists()
+  Bucket(URL).remove(list(Bucket(URL).list()))
+  elsewhere(monkeypatch, tmp_path, "trainer")
+  with mirrored(URL) as here:
+    run_in(here, 2)
+  elsewhere(monkeypatch, tmp_path, "reader")
+  assert cli.main(["runs", URL]) == 0 and "finished" not in capsys.readouterr().out
+  assert bring.local(URL) == str(brought)
+  assert checkpoints.steps(brought) == [2] and not (brought / "report.json").exists()
+
+
+def test_a_run_that_goes_on_to_more_steps_is_not_finished(tmp_path):
+  run_in(tmp_path, 1, 2)
+  (tmp_path / "report.json").write_text('{"scores": {}, "params_digest": "x"}')
+  for steps, state in ((2, "finished, 2 steps"), (5, "at step 2 of 5")):
+    (tmp_path / "config.json").write_text(json.dumps({"run": {"steps": steps}}))
+    assert listing.about(tmp_path)["state"] == state
 
 
 @pytest.mark.parametrize("fault", ["500", "reset", "slow"])

@@ -145,7 +145,7 @@ def _pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
 
 def _volume(text: str) -> tuple[str, str]:
   what, _, where = text.rpartition(":")
-  if not what or not where.startswith("/") or what.startswith("gs") and not re.fullmatch(r"gs://[^/]+", what):
+  if not what or not where.startswith("/") or what.startswith("gs:") and not re.fullmatch(r"gs://[^/]+", what):
     raise BadRequest(f"--volume={text}: write CLAIM:/DIR, gs://BUCKET:/DIR or, of queued-resources, /HOSTDIR:/DIR")
   return what, where
 

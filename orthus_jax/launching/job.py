@@ -174,15 +174,36 @@ def check_workdir(workdir: str, *, sweep: bool = False) -> None:
 
 
 def check_volumes(job: Job, *, what: str) -> None:
-  """Refuses a workdir that lies on nothing that is mounted into the containers.
+  """Refuses volumes of another kind, and a workdir that lies on nothing that is mounted into the containers.
 
   Args:
-    what: can be mounted, for the message.
+    what: can be mounted, for the message: HOSTDIR, a directory of the machine, or else a claim or a bucket.
 
   Raises:
     BadRequest: saying what to mount.
   """
+  hosts_own = what == "HOSTDIR"
+  for volume, where in job.volumes:
+    named = re.fullmatch(r"gs://.+|[a-z0-9]([-.a-z0-9]*[a-z0-9])?", volume)
+    if not (volume.startswith("/") if hosts_own else named):
+      raise BadRequest(f"--volume={volume}:{where}: here it is --volume={what}:DIR")
   if not is_url(job.workdir) and not any(Path(job.workdir).is_relative_to(where) for _, where in job.volumes):
     raise BadRequest(
         f"--workdir={job.workdir} lies on no volume: give --volume={what}:DIR, with a DIR that holds it, or a bucket's URL"
     )
+
+
+# GPUs of one machine where that is fewer than its switch joins: a tray of a GB200 NVL72 has four.
+_PER_MACHINE = {"gb200": 4}
+
+
+def check_machine(topology: Topology) -> None:
+  """Refuses more GPUs a node than a machine has.
+
+  Raises:
+    BadRequest: saying how to write it.
+  """
+  chip, most = topology.chip.name, _PER_MACHINE.get(topology.chip.name, topology.per_slice)
+  if topology.per_slice > most:
+    nodes = -(-topology.chips // most)
+    raise BadRequest(f"a machine has {most} {chip} GPUs, not {topology.per_slice}: --topology={chip}:{most} --nodes={nodes}")

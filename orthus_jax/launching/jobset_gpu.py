@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from orthus_jax.launching import jobset
-from orthus_jax.launching.job import JOIN, Job, Submission
+from orthus_jax.launching.job import JOIN, Job, Submission, check_machine
 
 _PORT = "8476"
 _GROUP = 1000  # of launch/Dockerfile's user, who writes to the volumes
@@ -13,6 +13,7 @@ _INDEX = "metadata.annotations['batch.kubernetes.io/job-completion-index']"
 def submission(job: Job) -> Submission:
   """The JobSet. Its variables are torchrun's, which `parallel/launchers.py` reads: all say where process 0 is."""
   topology = job.devices
+  check_machine(topology)
   env = [
       {"name": "WORLD_SIZE", "value": str(topology.slices)},
       {"name": "RANK", "valueFrom": {"fieldRef": {"fieldPath": _INDEX}}},

@@ -7,7 +7,7 @@ one part would wait for the other. Prepare in a job ahead, and pass --dependency
 from __future__ import annotations
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.launching.job import Job, Submission, script
+from orthus_jax.launching.job import Job, Submission, check_machine, script
 
 
 def submission(job: Job) -> Submission:
@@ -26,6 +26,7 @@ def _options(job: Job) -> tuple[str, ...]:
   topology = job.devices
   if topology.chip.platform == "cpu" and topology.per_slice > 1:
     raise BadRequest(f"a process has one CPU device: write --topology=cpu:1 --nodes={topology.chips}")
+  check_machine(topology)
   gpus = (f"--gpus-per-node={topology.per_slice}",) if topology.chip.platform == "gpu" else ()
   # sbatch reads RESTARTS from its environment, which a job gets unless --export says otherwise.
   return (

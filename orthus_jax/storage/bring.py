@@ -47,13 +47,14 @@ def _bring(url: str) -> str:
     if len(parts) > 5 and parts[-2] == "checkpoints" and parts[-1].isdigit():
       run = "/".join(parts[:-2])
       remote_run_to(Bucket(run), place(run), step=int(parts[-1]))
-      return str(target)
+      return str(target)  # an earlier run's newer ones beside it are no matter
     found = bucket.list()
     if not found:
       bucket.check()
       raise BadRequest(f"there is nothing at {url}")
     if remote_run.is_run(found):
       remote_run_to(bucket, target, found)
+      _leave_out_earlier(target, found)
     elif _PREPARED in found:
       shards = {n: e for n, e in found.items() if n.endswith(".array_record")}
       bring(bucket, target, {n: e for n, e in found.items() if n not in shards})
@@ -124,6 +125,7 @@ def overview(url: str) -> list[tuple[str, Path, list[int], list[int]]]:
       first = f"{folder}/" if folder else ""
       own = {n.removeprefix(first): e for n, e in found.items() if n.startswith(first)}
       bring(run, place(run.url), {n: e for n, e in own.items() if "/" not in n and n.endswith((".json", ".jsonl"))})
+      _leave_out_earlier(place(run.url), own)
       told.append((run.url, place(run.url), remote_run.whole_steps(own), remote_run.unfinished(own)))
   except OSError as e:
     raise BadRequest(f"{url} can't be read: {files.first_line(e)}") from e
@@ -163,6 +165,17 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
   with _lock:
     there = _index(target) | {n: [e.size, e.tag] for n, e in new.items()}
     files.write_text(target / _INDEX, json.dumps({"url": bucket.url, "objects": there}))
+
+
+def _leave_out_earlier(target: Path, found: dict[str, Entry]) -> None:
+  """Removes what an earlier run at a run's URL left here: small files that are gone, checkpoints newer than its newest."""
+  for name in _index(target):
+    if name not in found and "/" not in name:
+      (target / name).unlink(missing_ok=True)
+  newest = max(remote_run.whole_steps(found), default=-1)
+  for folder in (target / "checkpoints").glob("*"):
+    if folder.name.isdigit() and int(folder.name) > newest:
+      shutil.rmtree(folder, ignore_errors=True)
 
 
 def file(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
 import json
 import logging
 import math
@@ -78,7 +79,8 @@ class MetricWriter:
 
   def close(self) -> None:
     if self._lines is not None:
-      self._lines.close()
+      with contextlib.suppress(OSError):  # a full disk, which was told of: how the run ends is another matter
+        self._lines.close()
     for logger in self._loggers:
       logger.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,8 @@ class Remarks(logging.Handler):
   def close(self) -> None:
     logging.getLogger("orthus_jax").removeHandler(self)
     if self._file is not None:
-      self._file.close()
+      with contextlib.suppress(OSError):  # a full disk
+        self._file.close()
     super().close()
 
   def _write(self, line: str) -> None:

@@ -47,7 +47,7 @@ def about(run: Path) -> dict[str, Any]:
   done = max([int(p.name) for p in checkpoints(run)] + [m["step"] for m in metrics], default=0)
   if not config:
     state = "its config.json is damaged"
-  elif report:
+  elif report and not 0 < done < (wanted or 0):  # a run that goes on to more steps keeps its report meanwhile
     state = f"finished, {wanted} steps"
   else:
     loss = next((m["loss"] for m in reversed(metrics) if m.get("loss") is not None), None)

@@ -19,7 +19,10 @@ _log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-  """A module of this folder, the library that it takes, and whether that library may keep a step waiting."""
+  """A module of this folder, the library that it takes, and whether that library may keep a step waiting.
+
+  TensorBoard's own thread dies of a full disk, and who hands it more then waits for ever (tensorboardX 2.6).
+  """
 
   module: str
   library: str
@@ -27,7 +30,7 @@ class Entry(NamedTuple):
 
 
 LOGGERS = {
-    "tensorboard": Entry("tensorboard", "tensorboardX", False),
+    "tensorboard": Entry("tensorboard", "tensorboardX", True),
     "wandb": Entry("wandb", "wandb", True),
     "mlflow": Entry("mlflow", "mlflow", True),
 }  # fmt: skip

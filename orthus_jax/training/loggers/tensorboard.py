@@ -29,7 +29,7 @@ with _without_torch():
 
 
 class TensorBoard:
-  """A `Logger` onto the disk, with a thread of its own already."""
+  """A `Logger` onto the disk."""
 
   def __init__(self, folder: Path, *, start: int):
     # TensorBoard hides what older files of the run hold of this step and later ones.
