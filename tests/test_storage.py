@@ -419,7 +419,7 @@ def test_runs_in_a_bucket_are_listed_and_verified(s3, capsys):
   with send.sent(f"{URL}/one") as folder:
     run_in(folder, 1, 2)
   with send.sent(f"{URL}/one_more") as folder:
-    run_in(folder, 9)
+    run_in(folder, 4, 9)
   with send.sent(f"{URL}/two/three") as folder:
     run_in(folder, 5)
   Bucket(f"{URL}/one").write("checkpoints/2.unfinished", b"")
@@ -430,6 +430,10 @@ def test_runs_in_a_bucket_are_listed_and_verified(s3, capsys):
   assert told[f"{URL}/two/three"]["step"] == 5 and len(told) == 3
   assert cli.main(["runs", "verify", f"{URL}/two/three/checkpoints/5"]) == 1  # its checksum is made up
   assert "holds other bytes" in capsys.readouterr().out
+  assert cli.main(["runs", "verify", f"{URL}/one_more"]) == 1 and cli.main(["runs", "verify", URL]) == 1
+  told = re.findall(r"^(\S+)  \S", capsys.readouterr().out, re.M)
+  assert told[:2] == [f"{URL}/one_more/checkpoints/{step}" for step in (4, 9)] and len(told) == 2 + 4
+  assert not bring.place(f"{URL}/one_more/checkpoints/4").exists()  # nor is the disk filled
   assert cli.main(["runs", f"{URL}/four"]) == 2 and cli.main(["runs", "watch", URL]) == 2
 
 

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import contextlib
 import json
 from pathlib import Path
+import re
+import shutil
 import sys
 import time
 from typing import Any
 
+from orthus_jax import files
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
 from orthus_jax.storage import bring
-from orthus_jax.storage.bucket import is_url
+from orthus_jax.storage.bucket import Bucket, is_url
 
 _WIDTH = 112  # letters, where no terminal says how many
 _EXAMPLES = """examples:
   orthus runs                     those under runs/
   orthus runs /data/runs --json   those under another directory, for a program to read
   orthus runs gs://mine/runs      those in a bucket (docs/storage.md)
-  orthus runs verify runs/shapes  reads every checkpoint of a run through
+  orthus runs verify runs/shapes  reads every checkpoint of a run through; in a bucket, too
   orthus runs verify runs/shapes/checkpoints/840
   orthus runs watch runs/shapes   a page that follows a run, from any machine that sees its files; --once prints it once
 """
@@ -48,8 +51,9 @@ def main(argv: Sequence[str]) -> int:
   options = parser.parse_args(argv[1:] if verify else argv)
   if is_url(options.directory) and not verify:
     return _list(options.directory, options.json)
-  place = _place(options)
-  return _verify(place, options.json) if verify else _list(place, options.json)
+  if not verify:
+    return _list(_place(options), options.json)
+  return _verify(_checkpoints(options), options.directory, options.json)
 
 
 def _place(options: argparse.Namespace) -> Path:
@@ -139,20 +143,43 @@ def _list(place: Path | str, as_json: bool) -> int:
   return 0
 
 
-def _verify(place: Path, as_json: bool) -> int:
+def _checkpoints(options: argparse.Namespace) -> Iterator[tuple[str, Path]]:
+  """Names and folders of the checkpoints to be read; those in a bucket are brought one by one."""
+  from orthus_jax.training.checkpoints import listing
+
+  given = options.directory.rstrip("/")
+  if re.search(r"(^|/)checkpoints/\d+$", given):
+    yield given, _place(options)
+  elif is_url(given):
+    common.initialize(devices=False)
+    for run, _, whole, _ in bring.overview(given):
+      for step in whole:
+        folder = bring.place(f"{run}/checkpoints/{step}")
+        there = folder.exists()
+        try:
+          bring.remote_run_to(Bucket(run), bring.place(run), step=step)
+        except OSError as e:
+          raise BadRequest(f"{run}/checkpoints/{step} can't be brought here: {files.first_line(e)}") from e
+        yield f"{run}/checkpoints/{step}", folder
+        if not there:  # all of a run's would fill the disk
+          shutil.rmtree(folder, ignore_errors=True)
+  else:
+    for workdir in listing.find(_place(options)):
+      yield from ((str(folder), folder) for folder in listing.checkpoints(workdir))
+
+
+def _verify(checkpoints: Iterator[tuple[str, Path]], given: str, as_json: bool) -> int:
   from orthus_jax.training.checkpoints import listing, manifest
 
-  single = place.parent.name == "checkpoints" and place.name.isdigit()
   found = []
-  for run in [None] if single else listing.find(place):
-    for folder in [place] if run is None else listing.checkpoints(run):
-      reason = listing.damage(folder)
-      sums = manifest.has_checksums(folder)
-      found.append({"checkpoint": str(folder), "damage": reason, "checksums": sums})
-      if not as_json:
-        print(f"{folder}  {reason or ('whole' if sums else 'has no checksums: only restoring it tells')}", flush=True)
+  for name, folder in checkpoints:
+    reason = listing.damage(folder)
+    sums = manifest.has_checksums(folder)
+    found.append({"checkpoint": name, "damage": reason, "checksums": sums})
+    if not as_json:
+      print(f"{name}  {reason or ('whole' if sums else 'has no checksums: only restoring it tells')}", flush=True)
   if not found:
-    raise BadRequest(f"{place} holds no checkpoint: give a run's directory or one of its checkpoints")
+    raise BadRequest(f"{given} holds no checkpoint: give a run's directory or one of its checkpoints")
   if as_json:
     print(json.dumps(found, indent=2))
   return int(any(f["damage"] for f in found))
