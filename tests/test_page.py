@@ -130,6 +130,44 @@ def test_an_answer_is_stopped_and_a_reload_shows_all_that_came(page, server, mon
   assert page.get_attribute(".answer img", "src") == drawn
 
 
+def test_a_reload_keeps_what_had_come_of_an_answer_and_nothing_of_what_was_deleted(page, server, monkeypatch):
+  for on in served.held(monkeypatch):
+    option(page, "max_new_tokens", "100")
+    option(page, "seed", "5")
+    ask(page, "one", "Words", wait=False)
+    wait_for(lambda: server.engine.load.waiting or server.engine.load.rows)
+    wait_for(lambda: on.set() or on.clear() or page.locator(".answer p").count())  # a step or a few, until a word comes
+    words = page.inner_text(".answer p")
+    assert page.inner_text("#send") == "Stop"
+    page.reload()
+    page.wait_for_selector("footer >> text=stopped")
+    assert page.inner_text(".answer p").startswith(words)
+    page.click("footer >> text=Again")
+    page.wait_for_selector("#send:has-text('Stop')")
+    page.click("#remove")
+    page.wait_for_selector("#said:has-text('No answer')", state="attached")  # it has ended, after the conversation
+    page.reload()
+    page.wait_for_selector("body[data-ready]")
+    assert page.locator("#conversations button").all_inner_texts() == ["New conversation"]
+
+
+def test_a_message_waits_for_the_server_and_an_option_sends_none(page):
+  page.route("**/health", lambda route: route.fulfill(status=503))
+  page.reload()
+  page.wait_for_selector("#banner:has-text('starting')")
+  page.fill("#text", "what?")
+  page.press("#text", "Enter")
+  assert page.is_disabled("#send") and page.is_disabled("#new") and not page.is_visible("#remove")
+  page.unroute("**/health")
+  page.wait_for_selector("body[data-ready]")
+  option(page, "seed", "5")
+  page.press("#fields [name=seed]", "Enter")
+  assert page.input_value("#text") == "what?" and not page.asked and not page.locator(".turn").count()
+  page.click("#send")
+  page.wait_for_selector(".answer footer")
+  assert page.asked[0]["messages"][0]["content"][0]["text"] == "what?"
+
+
 def test_what_the_server_refuses_is_shown_and_can_be_asked_again(page):
   option(page, "top_p", "7")
   ask(page, "what?", "Words")
@@ -155,8 +193,21 @@ def test_a_picture_is_added_from_a_file_and_the_page_fits_a_phone(page, tmp_path
   assert page.evaluate(size, page.asked[0]["messages"][0]["content"][0]["image_url"]["url"]) == [2048, 5]
   assert page.evaluate("document.documentElement.scrollWidth") == 390
   assert not page.is_visible("#new")
-  page.click("#menu")
+  for close in (lambda: page.keyboard.press("Escape"), lambda: page.mouse.click(380, 400)):
+    page.click("#menu[aria-expanded=false]")
+    assert page.get_attribute("#menu", "aria-expanded") == "true"
+    close()
+    page.wait_for_selector("#side", state="hidden")
+  page.click("#menu[aria-expanded=false]")
   wait_for(lambda: page.evaluate("document.getElementById('side').getBoundingClientRect().left") == 0)
+  dropped = """given => {
+    const dataTransfer = new DataTransfer();
+    dataTransfer.items.add(...given);
+    const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
+    return !document.getElementById("text").dispatchEvent(drop);
+  }"""
+  assert not page.evaluate(dropped, ["some words", "text/plain"])  # they go into the message
+  assert page.evaluate(dropped.replace("...given", "new File([], 'a.txt')"))
   light = page.evaluate("getComputedStyle(document.body).backgroundColor")
   page.click("#theme")
   page.click("#theme")

@@ -2,7 +2,7 @@
 
 let facts; // the model's
 let conversations = [];
-let current;
+let current; // none until the server is ready
 let attached = []; // data URLs
 const running = new Map(); // conversation -> AbortController
 
@@ -16,13 +16,14 @@ async function start() {
   }
   $("banner").hidden = true;
   const model = await api.model();
+  conversations = await store.all();
   facts = model.orthus;
   $("model").textContent = document.title = model.id;
   options.build(facts);
   $("examples").replaceChildren(...facts.examples.map(({ text, respond }) =>
     make("button", { type: "button", textContent: text, onclick: () => ask([{ type: "text", text }], respond) })));
   for (const radio of $("respond").querySelectorAll("input")) radio.disabled = !facts.draws && radio.value === "image";
-  conversations = await store.all();
+  $("new").disabled = $("send").disabled = false;
   show(conversations.find((c) => c.id === store.setting("current")) ?? conversations[0] ?? fresh());
   document.body.dataset.ready = "yes";
 }
@@ -37,8 +38,7 @@ function fresh() {
 function show(conversation) {
   current = conversation;
   store.setting("current", conversation.id);
-  document.body.classList.remove("open");
-  $("menu").setAttribute("aria-expanded", "false");
+  closeSide();
   $("log").replaceChildren(...conversation.turns.map(element));
   $("scroll").scrollTop = $("scroll").scrollHeight;
   refresh();
@@ -114,6 +114,7 @@ async function answer(conversation, reply) {
       add(now.parts, choice.delta);
       if (choice.finish_reason) now.state = choice.finish_reason === "length" ? "length" : "done";
       following(() => reply.element().update());
+      if (choice.delta.images) keep(conversation);
     }
   } catch (e) {
     now.state = control.signal.aborted ? "stopped" : "failed";
@@ -146,6 +147,7 @@ function add(parts, delta) {
 }
 
 function keep(conversation) {
+  if (!conversations.includes(conversation)) return; // it was deleted while its answer ran
   const turns = conversation.turns.map(({ element, ...turn }) => turn);
   return store.put({ ...conversation, turns });
 }
@@ -185,6 +187,7 @@ function showAttached() {
 // --- what people do -------------------------------------------------------------------------------------------------
 
 function submit() {
+  if (!current) return; // what is written waits for the server
   if (running.has(current)) return running.get(current).abort();
   if (!$("composer").reportValidity()) return;
   const text = $("text").value.trim();
@@ -214,6 +217,11 @@ function remove() {
   });
 }
 
+function closeSide() {
+  document.body.classList.remove("open");
+  $("menu").setAttribute("aria-expanded", "false");
+}
+
 function colours(theme) {
   document.documentElement.dataset.theme = theme;
   store.setting("theme", theme);
@@ -222,23 +230,29 @@ function colours(theme) {
   $("theme").setAttribute("aria-label", $("theme").title);
 }
 
+const bringsFiles = (e) => e.dataTransfer.types.includes("Files"); // others, such as text, fall where they may
 const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/"));
 $("composer").onsubmit = (e) => { e.preventDefault(); submit(); };
 $("text").oninput = grow;
 $("text").onkeydown = (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) { e.preventDefault(); if (!running.has(current)) submit(); }
 };
+$("fields").onkeydown = (e) => { if (e.key === "Enter") e.preventDefault(); }; // it would send the message
 $("file").onchange = () => { pictures($("file").files).forEach(attachFile); $("file").value = ""; };
 document.onpaste = (e) => {
   const files = pictures(e.clipboardData.files);
   if (files.length) { e.preventDefault(); files.forEach(attachFile); }
 };
-document.ondragover = (e) => { e.preventDefault(); $("box").classList.add("drop"); };
+document.ondragover = (e) => {
+  if (bringsFiles(e)) { e.preventDefault(); $("box").classList.add("drop"); }
+};
 document.ondragleave = () => $("box").classList.remove("drop");
-document.ondrop = (e) => { e.preventDefault(); $("box").classList.remove("drop"); pictures(e.dataTransfer.files).forEach(attachFile); };
+document.ondrop = (e) => {
+  if (bringsFiles(e)) { e.preventDefault(); $("box").classList.remove("drop"); pictures(e.dataTransfer.files).forEach(attachFile); }
+};
 document.onkeydown = (e) => {
   if (e.key !== "Escape" || document.querySelector("dialog[open]")) return;
-  if (document.body.classList.contains("open")) document.body.classList.remove("open");
+  if (document.body.classList.contains("open")) closeSide();
   else running.get(current)?.abort();
 };
 $("new").onclick = () => show(fresh());
@@ -248,5 +262,8 @@ $("menu").onclick = () => {
   $("menu").setAttribute("aria-expanded", String(document.body.classList.toggle("open")));
   $("new").focus();
 };
-$("shade").onclick = () => document.body.classList.remove("open");
+$("shade").onclick = closeSide;
+window.onpagehide = () => { // what has come is kept, and its end is a stop rather than a failure
+  for (const [conversation, control] of running) { keep(conversation); control.abort(); }
+};
 start().catch((e) => { $("banner").hidden = false; $("banner").textContent = e.message; });

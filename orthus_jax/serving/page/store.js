@@ -13,7 +13,9 @@ const store = {
   do(mode, what) {
     if (!this.db) return Promise.resolve([]);
     return new Promise((resolve, reject) => {
-      const request = what(this.db.transaction("conversations", mode).objectStore("conversations"));
+      const transaction = this.db.transaction("conversations", mode);
+      const request = what(transaction.objectStore("conversations"));
+      transaction.commit(); // at once: the page may be about to be left
       request.onsuccess = () => resolve(request.result);
       request.onerror = () => reject(request.error);
     });
