@@ -222,6 +222,31 @@ def test_a_fault_ends_what_runs_and_the_engine_goes_on(model, engine, monkeypatc
   assert isinstance(end(engine.submit(requests(model)[4])), Finished)
 
 
+def test_an_engine_that_cannot_begin_anew_says_so_to_all(model, monkeypatch):
+  engine, kept = Engine(model, LIMITS), []
+  engine.start()
+  tickets = [engine.submit(long(model)) for _ in range(3)]
+  wait_for(lambda: engine.load.rows == 3)
+
+  def fails(*args, **options):
+    tickets.append(engine.submit(long(model)))  # which waits
+    raise MemoryError("out of memory")
+
+  def full():
+    kept.append(hasattr(engine, "_batch"))
+    raise MemoryError("still")
+
+  monkeypatch.setattr(engine, "_start_anew", full)
+  monkeypatch.setattr(scheduler.Scheduler, "step", fails)
+  lost = "the engine can't begin anew: MemoryError: still"
+  wait_for(lambda: engine.failed == lost)
+  assert [end(t).reason for t in tickets] == ["the engine failed: MemoryError: out of memory"] * 3 + [lost]
+  assert kept == [False]  # the old one's arrays are gone by then
+  with pytest.raises(RuntimeError, match=lost):
+    engine.submit(long(model))
+  engine.close()
+
+
 def test_closing_lets_what_runs_finish_and_takes_nothing_new(model):
   engine = Engine(model, LIMITS)
   engine.start()

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import httpx
 import numpy as np
@@ -26,7 +28,9 @@ import tiny
 from orthus_jax import cli, files
 from orthus_jax.data.documents import document
 from orthus_jax.inference.live import Engine
+from orthus_jax.inference.responses import Drawn, Preview
 from orthus_jax.inference.scheduler import Scheduler
+from orthus_jax.serving import answers, chat, drawing, run
 from orthus_jax.serving.app import Server, Settings
 from orthus_jax.serving.chat import Until
 from orthus_jax.serving.pictures import to_base64
@@ -108,6 +112,58 @@ def test_pictures_of_a_conversation_come_as_parts_and_go_back(client, lively):
   assert third.usage.prompt_tokens == second.usage.prompt_tokens
 
 
+def test_an_answers_parts_are_its_own_and_not_those_of_earlier_turns(client):
+  messages = []
+  for text in ("draw a red box", "now a blue one", "and another"):
+    messages += asked(text)["messages"]
+    message = client.chat.completions.create(
+        model="tiny", messages=messages, extra_body={"respond": "image", "guidance": 1.0}
+    ).choices[0].message  # fmt: skip
+    assert message.parts == message.images and len(message.images) == 1
+    messages.append(message.model_dump(exclude_none=True))
+
+
+def test_without_a_seed_answers_differ_and_tell_it(client):
+  first, second = (client.images.generate(model="tiny", prompt="draw a red box").data[0] for _ in range(2))
+  assert first.seed != second.seed and not like(pixels(first.b64_json), pixels(second.b64_json))
+  again = client.images.generate(model="tiny", prompt="draw a red box", extra_body={"seed": first.seed})
+  assert again.data[0].b64_json == first.b64_json
+  ask = asked("two", max_tokens=8, temperature=1.0, extra_body={"respond": "text"})
+  both = client.chat.completions.create(**ask, n=2).choices
+  assert both[1].message.seed == both[0].message.seed + 1
+  chunks = list(client.chat.completions.create(**ask, seed=both[1].message.seed, stream=True))
+  assert chunks[0].choices[0].delta.seed == both[1].message.seed
+  assert "".join(c.choices[0].delta.content or "" for c in chunks) == both[1].message.content
+
+
+def test_the_largest_seed_is_one(client):
+  ask = asked("two", max_tokens=1, seed=2**31 - 1, extra_body={"respond": "text"})
+  assert client.chat.completions.create(**ask).choices[0].message.seed == 2**31 - 1
+  with pytest.raises(openai.BadRequestError, match="must be from -2147483648 to 2147483646"):
+    client.chat.completions.create(**ask, n=2)
+
+
+@pytest.mark.parametrize(("partial", "taken"), [(1, [8]), (2, [6, 12]), (3, [4, 8, 12])])
+def test_unfinished_pictures_are_spread_over_a_pictures_patches(lively, monkeypatch, partial, taken):
+  async def events():
+    for done in range(1, 16):
+      if done % 2 == 0:
+        yield Preview(0, 0, done, np.full((8, 8, 3), done, np.uint8))
+    yield Drawn(0, 0, np.zeros((8, 8, 3), np.uint8))
+
+  @contextlib.asynccontextmanager
+  async def ask(engine, request, **how):
+    yield answers.Answer(types.SimpleNamespace(prompt=1, made=1), events())
+
+  async def shown():
+    wanted = drawing.read({"prompt": "a", "stream": True, "partial_images": partial}, lively.config.sampling, resolution=8)
+    told = [e async for e in drawing.stream(types.SimpleNamespace(model=lively), wanted, seconds=1.0)]
+    return [int(pixels(e["b64_json"])[0, 0, 0]) for e in told[:-1]]
+
+  monkeypatch.setattr(drawing, "ask", ask)
+  assert asyncio.run(shown()) == taken
+
+
 def test_several_choices_have_seeds_of_their_own_and_a_stop_ends_one(client):
   ask = asked("two", max_tokens=12, temperature=1.0, extra_body={"respond": "text"})
   both = client.chat.completions.create(**ask, seed=5, n=2).choices
@@ -152,6 +208,14 @@ def test_pictures_are_drawn_and_edited(client):
             {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}]}, 400, "no address is fetched"),
         ("chat/completions", {"messages": [{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}, 400, "messages[0].content[0]"),
+        ("chat/completions", {"messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,é"}}]}]}, 400, "base64 is broken"),
+        ("chat/completions", {"messages": [{"role": "user", "content": 99 * [
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}]}]}, 400, "there are 99 pictures"),
+        ("chat/completions", {"messages": [{"role": [], "content": "a"}]}, 400, "must be an object with a role"),
+        ("chat/completions", asked(guidance_interval="0,1"), 400, "guidance_interval='0,1' must be a list"),
+        ("chat/completions", asked(**{"a\ud800": 1}), 400, "unknown field 'a\\ud800'"),
+        ("chat/completions", asked("a\ud800", stream=True), 400, "halves of surrogate pairs"),
         ("chat/completions", {"messages": [{"role": "assistant", "images": 3}]}, 400, "must be a list of parts"),
         ("chat/completions", {"messages": [{"role": "assistant", "parts": "ab"}]}, 400, "must be a list of parts"),
         ("images/generations", dict(prompt=" "), 400, "prompt must say what to draw"),
@@ -160,10 +224,52 @@ def test_pictures_are_drawn_and_edited(client):
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_told_in_the_apis_own_form(http, path, body, status, message):
-  answer = http.post(f"/v1/{path}", json=body)
+  answer = http.post(f"/v1/{path}", content=json.dumps(body))
   error = answer.json()["error"]
   assert answer.status_code == status and message in error["message"] + str(error["param"]), error
   assert error["type"] == "invalid_request_error"
+
+
+def test_a_fault_is_counted(server, monkeypatch):
+  monkeypatch.setattr(drawing, "read", lambda *args, **how: 1 / 0)
+
+  async def ask():
+    transport = httpx.ASGITransport(app=server.app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://a", headers={"Authorization": f"Bearer {KEY}"}) as to:
+      answer = await to.post("/v1/images/generations", json={"prompt": "a"})
+      return answer.status_code, answer.json()["error"]["message"], (await to.get("/metrics")).text
+
+  status, message, metrics = asyncio.run(ask())
+  assert status == 500 and "ZeroDivisionError" in message
+  assert 'orthus_requests_total{path="/v1/images/generations",status="500"} 1.0' in metrics
+  assert 'orthus_failures_total{reason="fault"} 1.0' in metrics
+
+
+def test_pictures_are_made_small_at_once_and_no_more_than_have_room(http, lively):
+  large = np.zeros((64, 96, 3), np.uint8)
+  read = chat.read(asked("what is it?", shown=large), lively.config)
+  assert read.requests[0].document.images[0].pixels.shape == (8, 8, 3)
+  many = http.post("/v1/images/edits", data={"prompt": "a"}, files=[("image", (None, "x"))] * 60)
+  assert many.status_code == 400 and "there are 60 pictures" in many.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(("headers", "status"), [
+    ({}, 200), ({"Sec-Fetch-Site": "same-origin", "Origin": "https://a.example"}, 200), ({"Sec-Fetch-Site": "none"}, 200),
+    ({"Origin": "http://localhost:8000"}, 200), ({"Sec-Fetch-Site": "cross-site"}, 403), ({"Sec-Fetch-Site": "same-site"}, 403),
+    ({"Origin": "http://localhost:3000"}, 403), ({"Origin": "null"}, 403),
+    ({"Host": "[::1]:8000"}, 200), ({"Host": "127.0.0.1"}, 200), ({"Host": "a.example:8000"}, 403),
+    ({"Host": "localhost.a.example", "Origin": "http://localhost.a.example", "Sec-Fetch-Site": "same-origin"}, 403),
+])  # fmt: skip
+def test_other_pages_may_not_use_a_server_that_a_browser_reaches(server, headers, status):
+  own = Server(server.engine)
+  own.ready = own.here = True
+
+  async def ask():
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=own.app), base_url="http://localhost:8000") as to:
+      asked = await to.post("/v1/chat/completions", content="{}", headers=headers)
+      return (await to.get("/v1/models", headers=headers)).status_code, asked.status_code
+
+  assert asyncio.run(ask()) == (status, 403 if status == 403 else 400)
 
 
 def test_limits_of_a_request(http, server):
@@ -213,9 +319,69 @@ def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_aga
     wait_for(lambda: server.engine._number == before + 3)
     full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=8))
     assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
+    full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=8, stream=True))
+    assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0  # though some were taken
   wait_for(lambda: set(range(before, before + 3)) <= server.engine._given_up)
   held.set()
   wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
+
+
+def test_a_chats_first_piece_is_one_of_its_answer(http, held):
+  def seen():
+    name = 'orthus_first_piece_seconds_count{path="/v1/chat/completions"}'
+    return next((float(line.split()[1]) for line in http.get("/metrics").text.splitlines() if line.startswith(name)), 0.0)
+
+  before = seen()
+  with http.stream("POST", "/v1/chat/completions", json=asked("two", stream=True, max_tokens=9, respond="text")) as answer:
+    lines = answer.iter_lines()
+    assert '"role": "assistant"' in next(lines)
+    assert seen() == before
+    held.set()
+    list(lines)
+  assert seen() == before + 1
+
+
+def test_who_goes_while_the_engine_is_asked_gives_it_up(lively):
+  may, given_up = threading.Event(), threading.Event()
+
+  def submit(request, **how):
+    may.wait(60)
+    return types.SimpleNamespace(cancel=given_up.set)
+
+  async def go():
+    async def ask():
+      async with answers.ask(types.SimpleNamespace(submit=submit, failed=""), None, seconds=1.0):
+        pass
+
+    task = asyncio.create_task(ask())
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+      await task
+    may.set()
+    await asyncio.to_thread(given_up.wait, 10)
+
+  asyncio.run(go())
+  assert given_up.is_set()
+
+
+def test_a_server_whose_engine_failed_is_not_healthy_and_ends_with_1(lively):
+  engine = types.SimpleNamespace(model=lively, failed="", close=lambda **_: None)
+  engine.start = lambda: setattr(engine, "failed", "no room")
+  server = Server(engine)
+
+  async def ask(method, path):
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=server.app), base_url="http://localhost") as to:
+      return await to.request(method, path)
+
+  assert run.serve(server, run.listen("127.0.0.1", 0), compile=None, grace=1.0) == 1
+  server.ready = True
+  health = asyncio.run(ask("GET", "/health"))
+  assert (health.status_code, health.json()) == (503, {"status": "failed"})
+  server.ready = False
+  refused = asyncio.run(ask("POST", "/v1/images/generations"))
+  assert (refused.status_code, refused.json()["error"]["message"]) == (503, "no room") and "Retry-After" in refused.headers
+  assert server.metrics.registry.get_sample_value("orthus_failures_total", {"reason": "not ready"}) == 1
 
 
 def test_a_process_gets_as_many_connections_as_the_system_gives():

@@ -112,6 +112,9 @@ class Engine:
   Args:
     model: which answers.
     limits: of the batch.
+
+  Attributes:
+    failed: why it answers no more, though nobody closed it; "" while it does.
   """
 
   def __init__(self, model: Model, limits: Limits = Limits()):
@@ -129,6 +132,7 @@ class Engine:
     self._number = self._positions = self._calls = self._pictures = 0
     self._in_use = 0, 0  # rows and guides after the last call, as the batch is the engine's thread's alone
     self._open, self._closing, self._end_by = False, False, 0.0
+    self.failed = ""
     self._thread: threading.Thread | None = None
     self._start_anew()
 
@@ -175,7 +179,7 @@ class Engine:
     prepared = self._prepared(request)
     with self._changed:
       if not self._open:
-        raise RuntimeError("the engine takes no requests")
+        raise RuntimeError(self.failed or "the engine takes no requests")
       if len(self._waiting) >= self.limits.queue:
         raise Full
       deadline = None if seconds is None else time.monotonic() + seconds
@@ -226,14 +230,30 @@ class Engine:
         if self._closing and (time.monotonic() >= self._end_by or not (self._waiting or self._running)):
           self._fail([*[t for t, _ in self._waiting], *self._running.values()], "the server is stopping")
           return
+      fault = ""
       try:
         self._turn()
-      except Exception as e:  # what is on the way is lost, those who wait are served
+      except Exception as e:
         _log.exception("the engine failed")
-        with self._changed:
-          self._fail(list(self._running.values()), f"the engine failed: {type(e).__name__}: {e}")
-          self._start_anew()
-          self._count()
+        fault = f"the engine failed: {type(e).__name__}: {e}"
+      if fault and not self._recovers(fault):
+        return
+
+  def _recovers(self, fault: str) -> bool:
+    """What is on the way is lost, those who wait are served; False where there can be no other batch, and all ends."""
+    with self._changed:
+      self._fail(list(self._running.values()), fault)
+      self._in_use = 0, 0
+    del self._batch  # there may be no room for its arrays and the next one's
+    try:
+      self._start_anew()
+    except Exception as e:
+      _log.exception("the engine can't begin anew")
+      with self._changed:
+        self._open, self.failed = False, f"the engine can't begin anew: {type(e).__name__}: {e}"
+        self._fail([t for t, _ in self._waiting], self.failed)
+      return False
+    return True
 
   def _turn(self) -> None:
     with self._changed:

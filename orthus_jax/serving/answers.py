@@ -56,15 +56,19 @@ async def ask(engine: Engine, request: Request, *, seconds: float, previews: boo
     with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody listens any more
       loop.call_soon_threadsafe(queue.put_nowait, event)
 
+  # Pictures are scaled and texts are cut into tokens, which others needn't wait for.
+  submitting = asyncio.create_task(asyncio.to_thread(engine.submit, request, seconds=seconds, previews=previews, tell=tell))
   try:
-    # Pictures are scaled and texts are cut into tokens, which others needn't wait for.
-    ticket = await asyncio.to_thread(engine.submit, request, seconds=seconds, previews=previews, tell=tell)
+    ticket = await asyncio.shield(submitting)
+  except asyncio.CancelledError:
+    submitting.add_done_callback(_give_up)  # the thread goes on, and its ticket would be nobody's
+    raise
   except BadRequest as e:
     raise ApiError(400, str(e)) from e
   except Full:
     raise ApiError(429, "too many requests wait already: ask again in a moment", retry_after=2) from None
   except RuntimeError as e:
-    raise ApiError(503, "the server is stopping, or hasn't started") from e
+    raise ApiError(503, engine.failed or "the server is stopping, or hasn't started", retry_after=5) from e
 
   async def events() -> AsyncIterator[Event]:
     while (event := await queue.get()) is not None:
@@ -76,3 +80,8 @@ async def ask(engine: Engine, request: Request, *, seconds: float, previews: boo
     yield Answer(ticket, events())
   finally:
     ticket.cancel()
+
+
+def _give_up(submitted: asyncio.Task[Ticket]) -> None:
+  if not submitted.cancelled() and submitted.exception() is None:
+    submitted.result().cancel()

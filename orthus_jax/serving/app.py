@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 import contextlib
 import dataclasses
 import hmac
 import json
 import logging
+import re
 import time
 from typing import Any
 
@@ -23,6 +24,11 @@ from orthus_jax.serving import chat, drawing, page, pictures
 from orthus_jax.serving.errors import ApiError
 from orthus_jax.serving.metrics import Metrics
 
+_REASONS = {
+    400: "bad request", 401: "key", 403: "another page", 408: "slow request", 413: "too large", 429: "queue full",
+    503: "not ready", 504: "too long",
+}  # fmt: skip
+_HERE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _log = logging.getLogger("orthus_jax.serve")
 
 
@@ -46,11 +52,16 @@ class Settings:
 
 
 class Server:
-  """Routes over an engine."""
+  """Routes over an engine.
+
+  Attributes:
+    ready: whether it takes requests.
+    here: whether it listens to this machine alone.
+  """
 
   def __init__(self, engine: Engine, settings: Settings = Settings()):
     self.engine, self.settings, self.metrics = engine, settings, Metrics(engine)
-    self.ready, self._created = False, int(time.time())
+    self.ready, self.here, self._created = False, False, int(time.time())
     self.app = Starlette(
         routes=[
             Route("/", self._page), Route("/health", self._health), Route("/metrics", self._metrics),
@@ -68,14 +79,15 @@ class Server:
     return page.response()
 
   async def _health(self, request: Request) -> Response:
-    return JSONResponse({"status": "ok" if self.ready else "starting"}, 200 if self.ready else 503)
+    status = "failed" if self.engine.failed else "ok" if self.ready else "starting"
+    return JSONResponse({"status": status}, 200 if status == "ok" else 503)
 
   async def _metrics(self, request: Request) -> Response:
-    self._check_key(request)
+    self._check(request)
     return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
 
   async def _models(self, request: Request) -> Response:
-    self._check_key(request)
+    self._check(request)
     model = self.engine.model
     own = page.facts(model.config, draws=not model.no_pictures)
     entry = {"id": self.settings.name, "object": "model", "created": self._created, "owned_by": "orthus_jax", "orthus": own}
@@ -84,7 +96,7 @@ class Server:
   async def _chat(self, request: Request) -> Response:
     body = await self._json(request)
     # Pictures are decoded, which others needn't wait for.
-    asked = await asyncio.to_thread(chat.read, body, self.engine.model.config.sampling)
+    asked = await asyncio.to_thread(chat.read, body, self.engine.model.config)
     limit = dict(seconds=self.settings.seconds)
     if asked.stream:
       return await self._stream(request, chat.stream(self.engine, asked, self.settings.name, **limit), named=False)
@@ -99,11 +111,12 @@ class Server:
       form = await request.form(max_files=4, max_fields=64, max_part_size=self.settings.max_body)
     except HTTPException as e:
       raise ApiError(400, f"the form can't be read: {e.detail}") from e
-    body, given = {}, []
+    body, given, model = {}, [], self.engine.model.config.model
+    pictures.check_count(sum(name in ("image", "image[]") for name, _ in form.multi_items()), model, "image")
     for name, value in form.multi_items():
       if name in ("image", "image[]"):
         data = value.encode() if isinstance(value, str) else await value.read()
-        given.append(await asyncio.to_thread(pictures.of_bytes, data, "image"))
+        given.append(await asyncio.to_thread(pictures.of_bytes, data, "image", model.vision_tokenizer))
       elif isinstance(value, str):
         body[name] = value
       else:
@@ -128,9 +141,10 @@ class Server:
     async def call(request: Request) -> Response:
       request.state.began = time.monotonic()
       try:
-        self._check_key(request)
+        self._check(request)
         if not self.ready:
-          raise ApiError(503, "the server is still starting: ask again when /health says ok", retry_after=5)
+          told = self.engine.failed or "the server is starting or stopping: ask again when /health says ok"
+          raise ApiError(503, told, retry_after=5)
         response = await route(request)
       except ApiError as e:
         response = e.response()
@@ -138,6 +152,10 @@ class Server:
       except ClientDisconnect:
         response = Response(status_code=499)
         self.metrics.failures.labels("client gone").inc()
+      except Exception:  # which is answered where all faults are
+        self.metrics.failures.labels("fault").inc()
+        self.metrics.requests.labels(request.url.path, "500").inc()
+        raise
       self.metrics.requests.labels(request.url.path, str(response.status_code)).inc()
       if not isinstance(response, StreamingResponse):
         self.metrics.seconds.labels(request.url.path).observe(time.monotonic() - request.state.began)
@@ -146,11 +164,18 @@ class Server:
     return call
 
   def _failed(self, error: ApiError) -> None:
-    reasons = {400: "bad request", 401: "key", 413: "too large", 429: "queue full", 504: "too long", 408: "slow request"}
-    self.metrics.failures.labels(reasons.get(error.status, "engine")).inc()
+    self.metrics.failures.labels(_REASONS.get(error.status, "engine")).inc()
 
-  def _check_key(self, request: Request) -> None:
+  def _check(self, request: Request) -> None:
+    """Refuses other pages in a browser that reaches the server, and who doesn't have the key."""
+    site, origin, host = (request.headers.get(name, "") for name in ("sec-fetch-site", "origin", "host"))
+    # A browser that says where the page is from need not be doubted: a proxy may have changed the Host.
+    if site not in ("same-origin", "none", "") or (not site and origin and origin.partition("://")[2].lower() != host.lower()):
+      raise ApiError(403, "other pages may not use this server: ask from its own page, or from a program")
     if not self.settings.api_key:
+      # A name of another page's may lead here (DNS rebinding), and is then of the same origin.
+      if self.here and not _HERE.fullmatch(host):
+        raise ApiError(403, f"the server is not {host!r}: ask at localhost, or start it with an API key")
       return
     given = request.headers.get("authorization", "").removeprefix("Bearer ")
     if not hmac.compare_digest(given.encode(), self.settings.api_key.encode()):
@@ -187,12 +212,15 @@ class Server:
     """Server-sent events; what fails before the first one is an error as any."""
     path, began = request.url.path, request.state.began
     first = await _while_connected(request, _next(events))
-    self.metrics.first.labels(path).observe(time.monotonic() - began)
 
     async def lines() -> AsyncIterator[str]:
       event: dict[str, Any] | None = first
+      begun = False
       try:
         while event is not None:
+          if not begun and _tells(event):
+            begun = True
+            self.metrics.first.labels(path).observe(time.monotonic() - began)
           head = f"event: {event['type']}\n" if named else ""
           yield f"{head}data: {json.dumps(event, ensure_ascii=False)}\n\n"
           event = await anext(events, None)
@@ -202,11 +230,20 @@ class Server:
         self._failed(e)
         head = "event: error\n" if named else ""
         yield f"{head}data: {json.dumps(e.to_json())}\n\n"
+      except Exception:
+        self.metrics.failures.labels("fault").inc()
+        raise
       finally:
         await events.aclose()  # type: ignore[attr-defined]
         self.metrics.seconds.labels(path).observe(time.monotonic() - began)
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _tells(event: Mapping[str, Any]) -> bool:
+  """Whether something of an answer is in it, as there is not in a chat's chunk that only opens or ends one."""
+  deltas = [c["delta"] for c in event.get("choices", ())]
+  return "b64_json" in event or any(d.get(kind) for d in deltas for kind in ("content", "images", "preview"))
 
 
 async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from typing import Any
 import uuid
 
-from orthus_jax.config import SamplingConfig
+from orthus_jax.config import Config
 from orthus_jax.data.documents import Document, Image, Segment, Text
 from orthus_jax.inference.live import Engine
 from orthus_jax.inference.requests import Request
@@ -42,19 +42,19 @@ class Chat:
   previews: bool
 
 
-def read(body: Mapping[str, Any], own: SamplingConfig) -> Chat:
+def read(body: Mapping[str, Any], config: Config) -> Chat:
   """Reads a body.
 
   Args:
     body: the request's JSON.
-    own: the model's sampling.
+    config: the model's.
 
   Raises:
     ApiError: 400, naming the field.
   """
   fields.check_names(body, _FIELDS)
   n = fields.value(body, "n", int, 1, low=1, high=16)
-  seed = fields.value(body, "seed", int, 0, low=-(2**31), high=2**31 - 1 - n)
+  seed = fields.seed(body, n)
   respond = fields.value(body, "respond", str, "auto")
   if respond not in ("auto", "image", "text"):
     raise ApiError(400, f"respond={respond!r} must be auto, image or text", param="respond")
@@ -63,7 +63,7 @@ def read(body: Mapping[str, Any], own: SamplingConfig) -> Chat:
   stop = [stop] if isinstance(stop, str) else stop
   if not isinstance(stop, list) or len(stop) > 4 or not all(isinstance(s, str) and s for s in stop):
     raise ApiError(400, "stop must be a text, or up to four", param="stop")
-  document, how = _document(fields.value(body, "messages", list, [])), fields.sampling(own, body)
+  document, how = _document(fields.value(body, "messages", list, []), config), fields.sampling(config.sampling, body)
   requests = [Request(document, respond=respond, seed=seed + i, sampling=how, max_images=most) for i in range(n)]
   options = body.get("stream_options") or {}
   return Chat(
@@ -73,15 +73,15 @@ def read(body: Mapping[str, Any], own: SamplingConfig) -> Chat:
   )  # fmt: skip
 
 
-def _document(messages: Sequence[Any]) -> Document:
+def _document(messages: Sequence[Any], config: Config) -> Document:
   if not messages:
     raise ApiError(400, "messages must hold at least one message", param="messages")
-  segments: list[Segment] = []
+  found: list[tuple[Any, bool, str]] = []
   for i, message in enumerate(messages):
     where = f"messages[{i}]"
-    if not isinstance(message, dict) or message.get("role") not in _ROLES:
+    role = message.get("role") if isinstance(message, dict) else None
+    if not isinstance(role, str) or role not in _ROLES:
       raise ApiError(400, f"{where} must be an object with a role: {', '.join(_ROLES)}", param=where)
-    own = _ROLES[message["role"]]
     content = message.get("content")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content or []
     if not isinstance(parts, list):
@@ -91,17 +91,23 @@ def _document(messages: Sequence[Any]) -> Document:
         raise ApiError(400, f"{where}.{name} must be a list of parts", param=where)
     # A turn of ours may come back as it was told: its parts in order, or its pictures beside its text.
     for j, part in enumerate(message.get("parts") or [*parts, *(message.get("images") or [])]):
-      segments.append(_segment(part, own, f"{where}.content[{j}]"))
+      found.append((part, _ROLES[role], f"{where}.content[{j}]"))
+  pictures.check_count(sum(_kind(part) == "image_url" for part, *_ in found), config.model, "messages")
+  segments = [_segment(*part, config) for part in found]
   return Document(tuple(s for s in segments if not isinstance(s, Text) or s.text))
 
 
-def _segment(part: Any, own: bool, where: str) -> Segment:
-  kind = part.get("type") if isinstance(part, dict) else None
+def _kind(part: Any) -> Any:
+  return part.get("type") if isinstance(part, dict) else None
+
+
+def _segment(part: Any, own: bool, where: str, config: Config) -> Segment:
+  kind = _kind(part)
   if kind == "text" and isinstance(part.get("text"), str):
     return Text(part["text"], own)
   if kind == "image_url":
     url = part.get("image_url")
-    return Image(pictures.of_url(url.get("url") if isinstance(url, dict) else url, where), own)
+    return Image(pictures.of_url(url.get("url") if isinstance(url, dict) else url, where, config.model.vision_tokenizer), own)
   raise ApiError(400, f"{where} must be a text part or an image_url part", param=where)
 
 
@@ -129,8 +135,10 @@ _Told = tuple[dict[str, Any], Answer | None]
 
 
 async def choice(engine: Engine, chat: Chat, index: int, *, seconds: float) -> AsyncIterator[_Told]:
-  """One choice as it comes: (delta, None), and at last ({}, the answer)."""
-  async with ask(engine, chat.requests[index], seconds=seconds, previews=chat.previews) as answer:
+  """One choice as it comes: (delta, None), the first once the engine has taken it, and at last ({}, the answer)."""
+  request = chat.requests[index]
+  async with ask(engine, request, seconds=seconds, previews=chat.previews) as answer:
+    yield {"role": "assistant", "content": "", "seed": request.seed}, None
     until = Until(chat.stop)
     async for event in answer.events:
       if isinstance(event, TextPiece):
@@ -147,22 +155,20 @@ async def choice(engine: Engine, chat: Chat, index: int, *, seconds: float) -> A
       elif isinstance(event, Finished):
         if text := until.add("", last=True):
           yield {"content": text}, None
-        yield {"parts": _parts(event.document)}, None
+        # Earlier turns of ours are the document's too.
+        yield {"parts": _parts(event.document.segments[len(request.document.segments) :])}, None
     yield {}, dataclasses.replace(answer, stopped=until.met)
 
 
-def _parts(document: Document) -> list[dict[str, Any]]:
-  """The response in its order."""
-  return [
-      {"type": "text", "text": s.text} if isinstance(s, Text) else pictures.part(s.pixels) for s in document.response().segments
-  ]  # fmt: skip
+def _parts(segments: Sequence[Segment]) -> list[dict[str, Any]]:
+  return [{"type": "text", "text": s.text} if isinstance(s, Text) else pictures.part(s.pixels) for s in segments]
 
 
 async def whole(engine: Engine, chat: Chat, model: str, *, seconds: float) -> dict[str, Any]:
   """The answer in one piece."""
 
   async def one(index: int) -> tuple[dict[str, Any], Answer]:
-    message: dict[str, Any] = {"role": "assistant", "content": ""}
+    message: dict[str, Any] = {"role": "assistant", "content": "", "seed": chat.requests[index].seed}
     async for delta, answer in choice(engine, chat, index, seconds=seconds):
       message["content"] += delta.get("content", "")
       if "images" in delta:
@@ -186,10 +192,10 @@ async def whole(engine: Engine, chat: Chat, model: str, *, seconds: float) -> di
 async def stream(engine: Engine, chat: Chat, model: str, *, seconds: float) -> AsyncIterator[dict[str, Any]]:
   """The answer's chunks."""
   head, queue, answers = _head("chat.completion.chunk", model), asyncio.Queue[Any](), list[Answer]()
+  held, begun = list[dict[str, Any]](), 0
 
   async def one(index: int) -> None:
     try:
-      await queue.put((index, {"role": "assistant", "content": ""}, None))
       async for delta, answer in choice(engine, chat, index, seconds=seconds):
         delta.pop("parts", None)  # which have come in that order
         if delta or answer:
@@ -208,7 +214,12 @@ async def stream(engine: Engine, chat: Chat, model: str, *, seconds: float) -> A
       if answer is not None:
         answers.append(answer)
         reason = answer.finish_reason
-      yield {**head, "choices": [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]}
+      held.append({**head, "choices": [{"index": index, "delta": delta, "finish_reason": reason, "logprobs": None}]})
+      begun += "role" in delta
+      if begun == len(tasks):  # nothing is told before, so that an engine that doesn't take one is an error as any
+        for chunk in held:
+          yield chunk
+        held.clear()
     if chat.usage:
       yield {**head, "choices": [], "usage": _usage(answers)}
   finally:

@@ -46,7 +46,7 @@ def read(body: Mapping[str, Any], own: SamplingConfig, *, resolution: int, given
     body: the request's JSON or form.
     own: the model's sampling.
     resolution: of its pictures.
-    given: the pictures to edit, uint8 [height, width, 3] each.
+    given: the pictures to edit, uint8 [R, R, 3] each.
 
   Raises:
     ApiError: 400, naming the field.
@@ -61,7 +61,7 @@ def read(body: Mapping[str, Any], own: SamplingConfig, *, resolution: int, given
   if (form := fields.value(body, "response_format", str, "b64_json")) != "b64_json":
     raise ApiError(400, f"response_format={form!r} isn't served: only b64_json is", param="response_format")
   n = fields.value(body, "n", int, 1, low=1, high=16)
-  seed = fields.value(body, "seed", int, 0, low=-(2**31), high=2**31 - 1 - n)
+  seed = fields.seed(body, n)
   how = fields.sampling(own, body)
   document = Document((*(Image(p) for p in given), Text(prompt)))
   requests = [Request(document, respond="image", seed=seed + i, sampling=how) for i in range(n)]
@@ -82,7 +82,8 @@ async def whole(engine: Engine, wanted: Wanted, *, seconds: float) -> dict[str, 
           plan += event.text
         elif isinstance(event, Drawn):
           said = {"revised_prompt": plan} if plan else {}
-          return {"b64_json": pictures.to_base64(event.pixels), **said}, answer.ticket.prompt, answer.ticket.made
+          drawn = {"b64_json": pictures.to_base64(event.pixels), "seed": request.seed, **said}
+          return drawn, answer.ticket.prompt, answer.ticket.made
     raise ApiError(500, "no picture came")
 
   tasks = [asyncio.create_task(one(r)) for r in wanted.requests]
@@ -95,23 +96,25 @@ async def whole(engine: Engine, wanted: Wanted, *, seconds: float) -> dict[str, 
 
 
 async def stream(engine: Engine, wanted: Wanted, *, seconds: float) -> AsyncIterator[dict[str, Any]]:
-  """Pictures one after the other, each with its unfinished ones."""
+  """Pictures one after the other, each with its unfinished ones, which are spread over its patches."""
+  patches = engine.model.config.model.vision_tokenizer.patches
   for request in wanted.requests:
     told = 0
     async with ask(engine, request, seconds=seconds, previews=wanted.partial > 0) as answer:
       async for event in answer.events:
-        if isinstance(event, Preview) and told < wanted.partial:
-          yield {"type": f"{wanted.kind}.partial_image", "partial_image_index": told, **_picture(event.pixels)}
-          told += 1
+        if isinstance(event, Preview):
+          if told < wanted.partial and event.done * (wanted.partial + 1) >= (told + 1) * patches:
+            yield {"type": f"{wanted.kind}.partial_image", "partial_image_index": told, **_picture(event.pixels, request)}
+            told += 1
         elif isinstance(event, Drawn):
           usage = _usage(answer.ticket.prompt, answer.ticket.made)
-          yield {"type": f"{wanted.kind}.completed", **_picture(event.pixels), "usage": usage}
+          yield {"type": f"{wanted.kind}.completed", **_picture(event.pixels, request), "usage": usage}
 
 
-def _picture(pixels: np.ndarray) -> dict[str, Any]:
+def _picture(pixels: np.ndarray, request: Request) -> dict[str, Any]:
   return {
       "b64_json": pictures.to_base64(pixels), "created_at": int(time.time()), "size": f"{pixels.shape[1]}x{pixels.shape[0]}",
-      "quality": "auto", "background": "opaque", "output_format": "png",
+      "quality": "auto", "background": "opaque", "output_format": "png", "seed": request.seed,
   }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
-_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class ApiError(Exception):
@@ -23,7 +23,9 @@ class ApiError(Exception):
 
   def to_json(self) -> dict:
     kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-    return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
+    # What a body says may be no Unicode (half of a surrogate pair), which no answer can hold.
+    message, param = (x and x.encode("utf-8", "backslashreplace").decode() for x in (self.message, self.param))
+    return {"error": {"message": message, "type": kind, "param": param, "code": None}}
 
   def response(self) -> JSONResponse:
     headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 import dataclasses
 import difflib
+import secrets
 from typing import Any
 
 from orthus_jax.config import SamplingConfig
@@ -27,6 +28,11 @@ _ONLY: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"}, None),
     "modalities": (["text"], ["text", "image"], ["image", "text"], None),
 }  # fmt: skip
+_WORDS = {
+    int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", tuple: "a list",
+    dict: "an object",
+}  # fmt: skip
+_ENDLESS = 1e300
 
 
 def check_names(body: Mapping[str, Any], known: Collection[str]) -> None:
@@ -44,7 +50,9 @@ def check_names(body: Mapping[str, Any], known: Collection[str]) -> None:
       raise ApiError(400, f"{name}={value!r} isn't served: leave it out", param=name)
 
 
-def value(body: Mapping[str, Any], name: str, kind: type, default: Any, *, low: float = -1e300, high: float = 1e300) -> Any:
+def value(
+    body: Mapping[str, Any], name: str, kind: type, default: Any, *, low: float = -_ENDLESS, high: float = _ENDLESS
+) -> Any:
   """A field of the body; numbers may come as text, as forms have them.
 
   Raises:
@@ -64,11 +72,20 @@ def value(body: Mapping[str, Any], name: str, kind: type, default: Any, *, low: 
   if not right or (kind is not bool and isinstance(found, bool)):
     raise ApiError(400, f"{name}={found!r} must be {_WORDS[kind]}", param=name)
   if kind in (int, float) and not low <= found <= high:
-    raise ApiError(400, f"{name}={found} must be from {low:g} to {high:g}", param=name)
+    allowed = f"{low} or more" if high == _ENDLESS else f"from {low} to {high}"
+    raise ApiError(400, f"{name}={found} must be {allowed}", param=name)
   return kind(found)
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false", list: "a list", dict: "an object"}
+def seed(body: Mapping[str, Any], n: int) -> int:
+  """The seed of the first of n answers, whose others follow it; another each time where the body has none.
+
+  Raises:
+    ApiError: 400, if one of them has more than 32 bits.
+  """
+  most = 2**31 - n
+  found = value(body, "seed", int, None, low=-(2**31), high=most)
+  return secrets.randbelow(most + 1) if found is None else found
 
 
 def sampling(base: SamplingConfig, body: Mapping[str, Any]) -> SamplingConfig:

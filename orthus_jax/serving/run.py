@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 import contextlib
+import ipaddress
 import logging
 import os
 import signal
@@ -15,6 +16,7 @@ import uvicorn
 
 from orthus_jax import files
 from orthus_jax.errors import AT_ONCE, BadRequest
+from orthus_jax.inference.live import Engine
 from orthus_jax.serving.app import Server
 
 _log = logging.getLogger("orthus_jax.serve")
@@ -42,7 +44,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(server: Server, listening: socket.socket, *, compile: Callable[[int, int], None] | None, grace: float) -> int:
-  """Serves until SIGTERM or Ctrl-C; a second one ends at once.
+  """Serves until SIGTERM or Ctrl-C, a second of which ends at once, or until the engine fails for good.
 
   Args:
     server: whose engine isn't started.
@@ -51,7 +53,7 @@ def serve(server: Server, listening: socket.socket, *, compile: Callable[[int, i
     grace: seconds that answers may still take.
 
   Returns:
-    The exit status.
+    The exit status: 1 where the engine has failed, so that a supervisor starts another server.
   """
   files.allow_many_open()  # a connection takes one
   return asyncio.run(_serve(server, listening, compile, grace))
@@ -75,13 +77,18 @@ async def _serve(server: Server, listening: socket.socket, compile: Callable[[in
   ))  # fmt: skip
   serving = asyncio.create_task(http.serve([listening]))
   host, port = listening.getsockname()[:2]
+  server.here = ipaddress.ip_address(host).is_loopback
   url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
   starting = asyncio.create_task(_start(server, compile, url))
   await asyncio.wait({asyncio.create_task(stop.wait()), starting, serving}, return_when=asyncio.FIRST_COMPLETED)
   if not stop.is_set() and not serving.done():
     await starting  # which may have failed
-    await asyncio.wait({asyncio.create_task(stop.wait()), serving}, return_when=asyncio.FIRST_COMPLETED)
-  _log.info("stopping: what runs has %.0f s to finish", grace)
+    failing = asyncio.create_task(_failed(server.engine))
+    await asyncio.wait({asyncio.create_task(stop.wait()), serving, failing}, return_when=asyncio.FIRST_COMPLETED)
+  if server.engine.failed:
+    _log.error("%s: the server ends", server.engine.failed)
+  else:
+    _log.info("stopping: what runs has %.0f s to finish", grace)
   server.ready = False
   if not starting.done():
     os._exit(0)  # a compilation can't be interrupted, and nothing is under way
@@ -89,7 +96,13 @@ async def _serve(server: Server, listening: socket.socket, compile: Callable[[in
   http.should_exit = True
   await serving
   _log.info("stopped")
-  return 0
+  return 1 if server.engine.failed else 0
+
+
+async def _failed(engine: Engine) -> None:
+  """Until the engine has failed."""
+  while not engine.failed:
+    await asyncio.sleep(0.5)
 
 
 async def _start(server: Server, compile: Callable[[int, int], None] | None, url: str) -> None:
