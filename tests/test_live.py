@@ -222,6 +222,20 @@ def test_a_fault_ends_what_runs_and_the_engine_goes_on(model, engine, monkeypatc
   assert isinstance(end(engine.submit(requests(model)[4])), Finished)
 
 
+def test_who_cannot_join_ends_and_is_met_no_more(model, engine, monkeypatch):
+  joins, met = engine._joins, []
+
+  def fails(ticket, prepared):
+    if not met:
+      met.append(ticket)
+      raise ValueError("odd")
+    return joins(ticket, prepared)
+
+  monkeypatch.setattr(engine, "_joins", fails)
+  assert end(engine.submit(requests(model)[4])).reason == "the engine failed: ValueError: odd"
+  assert isinstance(end(engine.submit(requests(model)[4])), Finished)
+
+
 def test_an_engine_that_cannot_begin_anew_says_so_to_all(model, monkeypatch):
   engine, kept = Engine(model, LIMITS), []
   engine.start()

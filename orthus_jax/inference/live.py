@@ -258,9 +258,13 @@ class Engine:
   def _turn(self) -> None:
     with self._changed:
       self._drop()
-      while self._waiting and self._joins(*self._waiting[0]):
-        ticket, _ = self._waiting.pop(0)
-        self._running[ticket.number] = ticket
+      while self._waiting:
+        ticket, prepared = self._waiting[0]
+        self._running[ticket.number] = ticket  # ahead: where joining fails, so does who joins, and nobody meets it again
+        if not self._joins(ticket, prepared):
+          del self._running[ticket.number]
+          break
+        self._waiting.pop(0)
       self._count()
     # A call ends early once some rows have: their answers are told at once, and who asked comes again.
     made, events = self._batch.turn(others=True)
