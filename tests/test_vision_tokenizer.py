@@ -107,7 +107,7 @@ def test_codes_that_nobody_used_become_features_on_a_mesh(tmp_path):
     return result, np.asarray(result.params["codebook"])
 
   result, kept_KC = train("kept", 0)
-  _, codes_KC = train("revived", 1)
+  _, codes_KC = train("revived", 100)  # after the first step alone: a second time, others would be unused
   pictures = np.stack([i.pixels for n in range(60) for i in source[n].images])
   features_NC = np.asarray(
       jax.jit(lambda p, x: params_lib.merge(result.graphdef, p).encode(x))(
