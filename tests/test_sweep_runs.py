@@ -16,10 +16,11 @@ from test_faults import write_config
 from test_report import Page
 
 from orthus_jax import cli, lock, lock_record
-from orthus_jax.commands import evaluate, generate
+from orthus_jax.commands import benchmark, evaluate, generate
 from orthus_jax.config import to_dict
 from orthus_jax.config.command_line import load_config
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.runs import scoring
 from orthus_jax.sweeping import child, machine, table
 
 # Trains nothing, in a moment, and leaves what training leaves.
@@ -198,6 +199,7 @@ def test_runs_are_evaluated_by_published_benchmarks(sweep, capsys):
     assert sweep("--pictures=0", "--evaluate=--benchmark=mme --data=somewhere") == 0
   assert not sweep.calls  # finished, each
   assert [(r["state"], r["scores"]) for r in sweep.table()["runs"]] == [("finished", {"mme": 1250.5})] * 2
+  assert set(benchmark.JUDGED) == set(scoring.ELSEWHERE)
   assert "1.25k" in (sweep.folder / "index.html").read_text()  # points, not hundredths
   for wrong, told in (
       ("--benchmark=mme", "needs --data=DIR"), ("--benchmark=wise --data=d", "judged elsewhere"),

@@ -65,7 +65,9 @@ class _Folder:
     self.learns_D = learns(config, text_D, self._sizes_DV3[:, 0, 2])
     self._ends, self._documents, self.left_out, self.rounds = self._plan(keep_plan)
     self.drawn = np.unique(self._documents)
-    self.undrawn = self._wanted().sum() - len(self.drawn)
+    wanted_D = self._weights_K()[self._kind_D] > 0
+    wanted_D[self.left_out] = False
+    self.undrawn = wanted_D.sum() - len(self.drawn)
 
   def __len__(self) -> int:
     """Rows."""
@@ -123,13 +125,11 @@ class _Folder:
   def positions(self, row: np.ndarray, variants: np.ndarray) -> int:
     return int(self._sizes_DV3[row, variants, 0].sum())
 
-  def _wanted(self) -> np.ndarray:
-    """Which documents fit a row and have a weight above 0."""
+  def _weights_K(self) -> np.ndarray:
+    """Of each kind, the largest 1."""
     kinds = dict(self._config.data.kinds)
     weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
-    wanted_D = weight_K[self._kind_D] > 0
-    wanted_D[self.left_out] = False
-    return wanted_D
+    return weight_K / max(weight_K.max(), 1e-9)
 
   def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(where each row ends, documents of all rows, documents that fit none, where each round starts and the last ends).
@@ -137,13 +137,11 @@ class _Folder:
     A document of the largest weight stands in each round, others in their share of them.
     """
     data = self._config.data
-    kinds = dict(data.kinds)
-    strange = sorted(set(kinds) - set(self.facts["kinds"]))
+    strange = sorted({k for k, _ in data.kinds} - set(self.facts["kinds"]))
     if strange:
       raise BadRequest(f"data.kinds names {strange[0]!r}; {self.path} has {', '.join(self.facts['kinds'])}")
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
-    weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
-    weight_K = weight_K / max(weight_K.max(), 1e-9)
+    weight_K = self._weights_K()
     many = rounds_lib.count(weight_K[weight_K > 0], documents=len(self._kind_D))
     key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed]
     if self._P != self.facts["patches"]:
