@@ -22,7 +22,7 @@ from orthus_jax.data.prepared.pipeline import PreparedPipeline
 from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.evaluation import reconstruction, while_training
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request, Respond, check_drawing, prepare
@@ -82,11 +82,16 @@ def run(
     with hosts.together():
       if hosts.primary():
         held.enter_context(lock.hold(workdir))
-    end = "stopped"
+    end = "failed"
     try:
       figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals, parts=parts, ahead=ahead)
       end = "finished"
     except BaseException as e:
+      if isinstance(e, (BadRequest, Stopped, KeyboardInterrupt)):
+        end = "stopped"
+      elif hosts.several():  # most often another process that died; unless it repeats
+        e.status, note = ledger.when_lost()  # type: ignore[attr-defined]
+        e.add_note(note)
       said.ended(e)
       raise
     finally:
@@ -114,6 +119,8 @@ def _run(
   if hosts.primary():
     ledger.keep(workdir, hosts=names)
     said.keep(workdir)
+  count, step = hosts.gather(np.array(ledger.in_vain))[0]
+  ledger.in_vain = int(count), int(step)
   if isinstance(task, tasks.OrthusTask):
     figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts, early=early)
   else:
@@ -187,13 +194,9 @@ def _orthus(
   shown = sample_prompts(held_out, fits) if config.run.sample_every or config.run.report else {"image": [], "text": []}
 
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
-    if step < config.run.steps:  # the report has the last step's
-      try:
-        show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
-      except OSError as e:  # a full disk is no reason to lose the run
-        _log.warning("step %d: no samples: %s", step, files.first_line(e))
+    show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
 
-  hooks: list[tuple[int, while_training.Hook]] = [(config.run.sample_every, on_samples)] if config.run.sample_every else []
+  hooks = _sampling(config, on_samples)
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
   result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts, ahead=early)
   figures: dict[str, Any] = {
@@ -255,6 +258,19 @@ def sample_prompts(
   return found
 
 
+def _sampling(config: Config, show: while_training.Hook) -> list[tuple[int, while_training.Hook]]:
+  """What the run calls for samples, if it asks for any."""
+
+  def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
+    if step < config.run.steps:  # the report has the last step's
+      try:
+        show(step, graphdef, params, writer)
+      except OSError as e:  # a full disk is no reason to lose the run
+        _log.warning("step %d: no samples: %s", step, files.first_line(e))
+
+  return [(config.run.sample_every, on_samples)] if config.run.sample_every else []
+
+
 def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
   """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
   folder.mkdir(exist_ok=True)
@@ -295,7 +311,17 @@ def _tokenizer(
     with ledger.part("evaluate"):
       _score_start(config, workdir, task, graphdef, shapes)
   hosts.wait("start scored")
-  result = loop.train(config, workdir, task, signals=signals, ledger=ledger, parts=parts)
+
+  def on_samples(step: int, _: Any, params: Any, writer: MetricWriter) -> None:
+    pictures = _scored(config, task)[:_SHOWN]
+    _, rows = reconstruction.evaluate(graphdef, tokenizer_losses.without_judges(params), pictures)
+    (workdir / "samples").mkdir(exist_ok=True)
+    grid = picture_sheet.grid(rows, 6)
+    images_lib.save_png(workdir / "samples" / f"{step:06d}.png", grid)
+    writer.image(step, "reconstructed", grid)
+
+  hooks = _sampling(config, on_samples)
+  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts)
   if not hosts.primary():
     return {}
   params = tokenizer_losses.without_judges(result.params)

@@ -226,15 +226,21 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_step(tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", (0, 1))
-def test_the_process_that_is_left_ends_with_its_stacks(tmp_path, lost):
+@pytest.mark.parametrize("lost, earlier, status", [(0, 2, 1), (1, 1, errors.LOST)])
+def test_the_process_that_is_left_ends_with_its_stacks(tmp_path, lost, earlier, status):
   config, run = write_config(tmp_path), tmp_path / "run"
+  run.mkdir()
+  for n in range(earlier):  # starts that failed as this one does
+    line = {"start": n + 1, "time": 1e9 + n, "step": 0, "part": "step", "seconds": {"startup": 0.5}, "end": "failed"}
+    with (run / "goodput.jsonl").open("a") as file:
+      print(json.dumps(line), file=file)
   pair = start_pair(config, run)
   try:
     wait_for_step(run, pair[0], 3)
     pair[lost].kill()
     said = pair[1 - lost].communicate(timeout=200)[1]
-    assert pair[1 - lost].returncode == errors.LOST, said[-3000:]
+    assert pair[1 - lost].returncode == status, said[-3000:]
+    assert ("3 starts in a row" in said) == (status == 1), said[-3000:]
     assert "hread 0x" in said, said[-3000:]
   finally:
     for p in pair:

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from orthus_jax import errors
 from orthus_jax.training import goodput
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.stragglers import judge
@@ -190,6 +191,31 @@ def test_a_thread_writes_while_a_step_is_long(tmp_path, monkeypatch):
 
 
 # --- stragglers -----------------------------------------------------------------------------------------------------
+
+
+def test_the_third_start_in_a_row_that_gets_nowhere_asks_for_no_other(tmp_path):
+  clock = Clock()
+
+  def start(begin: int | None, end: str | None) -> tuple[int, str]:
+    ledger = clock.start(tmp_path)
+    clock.spend(ledger, startup=4.0)
+    if begin is not None:
+      ledger.goes_on_from(begin)
+      steps(clock, ledger, begin + 1, begin + 3)
+    told = ledger.when_lost()
+    if end:
+      ledger.close(end)
+    return told
+
+  lost = errors.LOST, ""
+  assert start(0, "failed") == lost and start(0, None) == lost  # the second was killed
+  status, why = start(0, "failed")
+  assert status == 1 and why.startswith("3 starts in a row")
+  assert start(None, "failed")[0] == 1  # it didn't get as far as its first step
+  assert start(8, "failed") == lost  # from a newer checkpoint
+  start(8, "stopped")  # preempted
+  assert start(8, "failed") == lost and start(None, "failed") == lost and start(8, "failed")[0] == 1
+  assert start(12, "finished") == lost
 
 
 def times(data, own, *, records: int = 3) -> np.ndarray:

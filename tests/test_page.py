@@ -162,6 +162,7 @@ def test_a_message_waits_for_the_server_and_an_option_sends_none(page):
   page.wait_for_selector("body[data-ready]")
   option(page, "seed", "5")
   page.press("#fields [name=seed]", "Enter")
+  page.press("[name=respond][value=text]", "Enter")
   assert page.input_value("#text") == "what?" and not page.asked and not page.locator(".turn").count()
   page.click("#send")
   page.wait_for_selector(".answer footer")
@@ -204,10 +205,11 @@ def test_a_picture_is_added_from_a_file_and_the_page_fits_a_phone(page, tmp_path
     const dataTransfer = new DataTransfer();
     dataTransfer.items.add(...given);
     const drop = new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true });
-    return !document.getElementById("text").dispatchEvent(drop);
+    return !document.querySelector("#text").dispatchEvent(drop);
   }"""
   assert not page.evaluate(dropped, ["some words", "text/plain"])  # they go into the message
   assert page.evaluate(dropped.replace("...given", "new File([], 'a.txt')"))
+  assert page.evaluate(dropped.replace("#text", "main"), ["http://localhost/", "text/uri-list"])  # it would be gone to
   light = page.evaluate("getComputedStyle(document.body).backgroundColor")
   page.click("#theme")
   page.click("#theme")

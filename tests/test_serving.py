@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+from concurrent.futures import ThreadPoolExecutor
 import contextlib
 import io
 import json
@@ -324,6 +325,18 @@ def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_aga
   wait_for(lambda: set(range(before, before + 3)) <= server.engine._given_up)
   held.set()
   wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
+
+
+def test_pictures_of_one_stream_are_drawn_at_once_and_told_in_order(http, server, held):
+  before = server.engine._number
+  body = {"prompt": "draw a red box", "n": 3, "stream": True, "partial_images": 1, "seed": 5}
+  with ThreadPoolExecutor(1) as pool:
+    answer = pool.submit(http.post, "/v1/images/generations", json=body)
+    wait_for(lambda: server.engine._number == before + 3)
+    held.set()
+    told = [json.loads(line[6:]) for line in answer.result().text.splitlines() if line.startswith("data: {")]
+  assert [e["seed"] for e in told if e["type"].endswith("completed")] == [5, 6, 7]
+  assert [e["seed"] for e in told] == sorted(e["seed"] for e in told) and len(told) == 6
 
 
 def test_a_chats_first_piece_is_one_of_its_answer(http, held):

@@ -86,6 +86,9 @@ def main(argv: Sequence[str]) -> int:
     if hosts.several():
       # The others may be waiting for this process, and jax would have it wait for them: none of that from here on.
       _print(e)
+      if isinstance(e, Stopped) and e.status == errors.PREEMPTED:  # the first that leaves may have SLURM kill the others,
+        with contextlib.suppress(Exception):  # of which process 0 may still close its loggers
+          hosts.wait("stopped", patience=30)
       watchdog.leave(_status(e), stacks=not isinstance(e, (BadRequest, Stopped, KeyboardInterrupt)))
     raise
   if options["json"] and hosts.primary():
@@ -125,5 +128,5 @@ def _print(error: BaseException) -> None:
 
 
 def _status(error: BaseException) -> int:
-  """Of a process that isn't alone: what no request or stop explains is most often another process that died."""
+  """Of a process that isn't alone: what neither request nor stop explains is most often another process that died."""
   return 2 if isinstance(error, BadRequest) else getattr(error, "status", errors.LOST)

@@ -110,7 +110,7 @@ class RunConfig:
       from, as long as it has no checkpoint of its own; empty: none.
     log_every: steps between metric records.
     loggers: where these go beside the workdir's metrics.jsonl: "tensorboard", "wandb", "mlflow".
-    sample_every: steps between picture grids and text samples; 0 never.
+    sample_every: steps between picture grids and text samples, or a vision tokenizer's reconstructions; 0 never.
     evaluate: (benchmark, steps) pairs, scored every so many steps as metrics: "shapes" and "geneval" are the built-in world's,
       "mme:DIR", "pope:DIR", "gqa:DIR" and "vqav2:DIR" those whose data lies there.
     checkpoint_every: steps between checkpoints; 0 only at the end.

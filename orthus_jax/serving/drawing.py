@@ -96,9 +96,19 @@ async def whole(engine: Engine, wanted: Wanted, *, seconds: float) -> dict[str, 
 
 
 async def stream(engine: Engine, wanted: Wanted, *, seconds: float) -> AsyncIterator[dict[str, Any]]:
-  """Pictures one after the other, each with its unfinished ones, which are spread over its patches."""
+  """Each picture with its unfinished ones, spread over its patches. All are drawn at once, and told one after the other."""
   patches = engine.model.config.model.vision_tokenizer.patches
-  for request in wanted.requests:
+  queues = [asyncio.Queue[Any]() for _ in wanted.requests]
+
+  async def one(request: Request, queue: asyncio.Queue[Any]) -> None:
+    try:
+      async for event in picture(request):
+        queue.put_nowait(event)
+    except Exception as e:
+      queue.put_nowait(e)
+    queue.put_nowait(None)
+
+  async def picture(request: Request) -> AsyncIterator[dict[str, Any]]:
     told = 0
     async with ask(engine, request, seconds=seconds, previews=wanted.partial > 0) as answer:
       async for event in answer.events:
@@ -109,6 +119,18 @@ async def stream(engine: Engine, wanted: Wanted, *, seconds: float) -> AsyncIter
         elif isinstance(event, Drawn):
           usage = _usage(answer.ticket.prompt, answer.ticket.made)
           yield {"type": f"{wanted.kind}.completed", **_picture(event.pixels, request), "usage": usage}
+
+  tasks = [asyncio.create_task(one(r, q)) for r, q in zip(wanted.requests, queues, strict=True)]
+  try:
+    for queue in queues:
+      while (event := await queue.get()) is not None:
+        if isinstance(event, Exception):
+          raise event
+        yield event
+  finally:
+    for task in tasks:
+      task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _picture(pixels: np.ndarray, request: Request) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import threading
 import time
 from typing import Any
 
+from orthus_jax import errors
 from orthus_jax.progress import duration
 
 FILE = "goodput.jsonl"
@@ -29,6 +30,7 @@ PARTS = {
 _OWN = tuple(p for p in PARTS if p not in ("lost", "gap"))
 _EVERY = 5.0  # seconds between lines, and
 _SHARE = 1e-3  # of a start's time so far, so that a run of weeks leaves no more than some thousand lines
+_IN_VAIN = 3  # starts in a row that get nowhere, after which the cause is no lost process
 _log = logging.getLogger(__name__)
 
 
@@ -77,6 +79,8 @@ class Ledger:
     self._start = 1
     self._earlier: list[dict[str, Any]] = []
     self._before = Totals(0.0, dict.fromkeys(PARTS, 0.0), 0)
+    self.in_vain = 0, -1  # of earlier starts; process 0 knows, and tells the others
+    self._from = -1
     self._lock = threading.RLock()  # the thread that writes looks, too
     self._over = threading.Event()
 
@@ -112,6 +116,7 @@ class Ledger:
     """
     self._earlier = read(workdir)
     self._start = max((r["start"] for r in self._earlier), default=0) + 1
+    self.in_vain = in_vain(self._earlier)
     try:
       self._file = (workdir / FILE).open("a+b", buffering=0)
       size = self._file.seek(0, os.SEEK_END)
@@ -124,7 +129,7 @@ class Ledger:
 
   def goes_on_from(self, step: int) -> None:
     """The first step is about to be done: what earlier starts did after this one is lost."""
-    self._step = step
+    self._step = self._from = step
     own = self.seconds()
     whole = totals([*self._earlier, self._line()]).seconds
     before = {p: s if p in ("gap", "lost") else max(0.0, s - own[p]) for p, s in whole.items()}
@@ -134,6 +139,16 @@ class Ledger:
   def did(self, step: int) -> None:
     """A step was done, counted from 1."""
     self._step = step
+
+  def when_lost(self) -> tuple[int, str]:
+    """Exit status of a process that a hung step or an error that nobody foresaw ends, and what is to be said of it.
+
+    It is one that asks for another start, unless starts before it, from the same step, have ended that way, too.
+    """
+    count, step = self.in_vain
+    if count + 1 < _IN_VAIN or (-1 not in (step, self._from) and step != self._from):
+      return errors.LOST, ""
+    return 1, f"{count + 1} starts in a row have ended without a newer checkpoint: this isn't started again by itself"
 
   def totals(self) -> Totals:
     """The run's time so far, that of earlier starts included."""
@@ -152,7 +167,7 @@ class Ledger:
         self._give_up(e)
 
   def close(self, end: str) -> None:
-    """Says how it ended: "finished" or "stopped"."""
+    """Says how it ended: "finished", "stopped" as asked, or "failed"."""
     self._over.set()
     self.write(end=end)
     with self._lock:
@@ -223,6 +238,17 @@ def totals(records: Iterable[dict[str, Any]]) -> Totals:
     first = next((r["step"] for r in lines if r["step"] is not None), None)
     kept_to = kept_to if first is None else first if kept_to is None else min(kept_to, first)
   return Totals(sum(seconds.values()), seconds, len(starts))
+
+
+def in_vain(records: Iterable[dict[str, Any]]) -> tuple[int, int]:
+  """How many starts in a row, to the last, ended unasked and began from one step; the step, -1 where none got that far."""
+  count, step = 0, -1
+  for _, lines in reversed([(n, list(lines)) for n, lines in itertools.groupby(records, key=lambda r: r["start"])]):
+    first = next((r["step"] for r in lines if r["step"] is not None), -1)
+    if lines[-1].get("end") in ("finished", "stopped") or (-1 not in (first, step) and first != step):
+      break
+    count, step = count + 1, max(first, step)
+  return count, step
 
 
 def _until(lines: list[dict[str, Any]], step: int) -> dict[str, float]:

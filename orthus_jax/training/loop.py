@@ -144,7 +144,7 @@ def train(
     writer = MetricWriter(workdir, start=start, enabled=hosts.primary(), loggers=run.loggers, config=to_dict(config))
     signals = signals or Signals()
     # What lies on the disk: asking the others, or Orbax, would hang with what hangs.
-    watchdog = Watchdog(run.hang_timeout, lambda: max(checkpoint.steps(workdir), default=None))
+    watchdog = Watchdog(run.hang_timeout, lambda: max(checkpoint.steps(workdir), default=None), ledger.when_lost)
     try:
       state, more = _run_steps(
           config, task, layout, mesh, optimizer, state, saver, tier, writer, hooks, signals, watchdog, ledger, ahead,

@@ -130,8 +130,8 @@ def _state(last: dict[str, Any], *, running: bool, finished: bool, done: int) ->
     if not last and done:
       return "running"  # under a version that doesn't say more
     return _DOING.get(last.get("part", ""), "running") if last and "end" not in last else "starting"
-  if last.get("end") == "stopped":
-    return "stopped"
+  if last.get("end") in ("stopped", "failed"):
+    return str(last["end"])
   return "not running: killed, or lost" if last else "not running"
 
 

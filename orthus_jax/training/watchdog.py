@@ -23,10 +23,14 @@ class Watchdog:
   Args:
     seconds: until then; 0 never.
     last_good: what to name: the newest checkpoint's step.
+    when_lost: the exit status, and what else to say.
   """
 
-  def __init__(self, seconds: float, last_good: Callable[[], int | None]):
-    self._seconds, self._last_good = seconds, last_good
+  def __init__(
+      self, seconds: float, last_good: Callable[[], int | None],
+      when_lost: Callable[[], tuple[int, str]] = lambda: (errors.LOST, ""),
+  ):  # fmt: skip
+    self._seconds, self._last_good, self._when_lost = seconds, last_good, when_lost
     self._deadline = float("inf")
     self._step = 0
     self._over = threading.Event()
@@ -60,12 +64,13 @@ class Watchdog:
     while not self._over.wait(min(self._seconds / 10, 1.0)):
       if time.monotonic() > self._deadline:
         step = self._last_good()
+        status, more = self._when_lost()
         _log.error(
-            "nothing has happened for %g s after step %d: another process may have died. The newest checkpoint is %s. Start"
+            "nothing has happened for %g s after step %d: another process may have died. The newest checkpoint is %s.%s Start"
             " again to go on from there, or raise run.hang_timeout. What each thread was doing:",
-            self._seconds, self._step, "none" if step is None else f"that of step {step}",
+            self._seconds, self._step, "none" if step is None else f"that of step {step}", f" The last {more}." if more else "",
         )  # fmt: skip
-        leave(errors.LOST)
+        leave(status)
 
 
 def leave(status: int, *, stacks: bool = True) -> None:

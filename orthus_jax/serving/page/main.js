@@ -230,14 +230,17 @@ function colours(theme) {
   $("theme").setAttribute("aria-label", $("theme").title);
 }
 
-const bringsFiles = (e) => e.dataTransfer.types.includes("Files"); // others, such as text, fall where they may
+const bringsFiles = (e) => e.dataTransfer.types.includes("Files");
+const elsewhere = (e) => !e.target.closest("textarea, input"); // where a link that is dropped would take the page's place
 const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/"));
 $("composer").onsubmit = (e) => { e.preventDefault(); submit(); };
 $("text").oninput = grow;
 $("text").onkeydown = (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) { e.preventDefault(); if (!running.has(current)) submit(); }
 };
-$("fields").onkeydown = (e) => { if (e.key === "Enter") e.preventDefault(); }; // it would send the message
+$("composer").onkeydown = (e) => { // on an option it would send the message
+  if (e.key === "Enter" && e.target.matches("input:not([type=file])")) e.preventDefault();
+};
 $("file").onchange = () => { pictures($("file").files).forEach(attachFile); $("file").value = ""; };
 document.onpaste = (e) => {
   const files = pictures(e.clipboardData.files);
@@ -245,10 +248,12 @@ document.onpaste = (e) => {
 };
 document.ondragover = (e) => {
   if (bringsFiles(e)) { e.preventDefault(); $("box").classList.add("drop"); }
+  else if (elsewhere(e)) { e.preventDefault(); e.dataTransfer.dropEffect = "none"; }
 };
 document.ondragleave = () => $("box").classList.remove("drop");
 document.ondrop = (e) => {
   if (bringsFiles(e)) { e.preventDefault(); $("box").classList.remove("drop"); pictures(e.dataTransfer.files).forEach(attachFile); }
+  else if (elsewhere(e)) e.preventDefault();
 };
 document.onkeydown = (e) => {
   if (e.key !== "Escape" || document.querySelector("dialog[open]")) return;
