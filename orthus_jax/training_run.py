@@ -42,6 +42,7 @@ from orthus_jax.training.preemption import Signals
 from orthus_jax.training.remarks import Remarks
 
 _log = logging.getLogger("orthus_jax.train")
+_DRAWN = 8  # pictures of a vision tokenizer's samples
 _SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
 _START_SCORES = "scores_before.json"
 _SAMPLES = 8  # pictures in the grid that training shows on the way
@@ -313,7 +314,7 @@ def _tokenizer(
   hosts.wait("start scored")
 
   def on_samples(step: int, _: Any, params: Any, writer: MetricWriter) -> None:
-    pictures = _scored(config, task)[:_SHOWN]
+    pictures = _scored(config, task)[:_DRAWN]
     _, rows = reconstruction.evaluate(graphdef, tokenizer_losses.without_judges(params), pictures)
     (workdir / "samples").mkdir(exist_ok=True)
     grid = picture_sheet.grid(rows, 6)

@@ -33,7 +33,9 @@ def test_photographs(photographs, tmp_path):
   ]  # fmt: skip
   tokenizer, run = tmp_path / "tokenizer", tmp_path / "run"
   argv = ["train", f"--config={ROOT}/configs/folder.py:tokenizer", f"--workdir={tokenizer}", *small]
-  orthus(*argv, "--config.run.steps=30", "--config.run.batch_size=8", "--config.run.log_every=10")
+  logged = ["--config.run.log_every=10", "--config.run.sample_every=10"]
+  orthus(*argv, "--config.run.steps=20", "--config.run.batch_size=8", *logged)
+  assert [p.name for p in (tokenizer / "samples").iterdir()] == ["000010.png"]  # the report has the last step's
   errors = [json.loads(line)["squared_error"] for line in (tokenizer / "metrics.jsonl").read_text().splitlines()]
   assert (tokenizer / "reconstructions.png").is_file() and errors[-1] < errors[0]
   model = [

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+import functools
 from typing import Any
 
 import numpy as np
@@ -42,13 +43,9 @@ def ssim(a: np.ndarray, b: np.ndarray) -> float:
   return float(np.mean((2 * mx * my + c1) * (2 * cov + c2) / ((mx * mx + my * my + c1) * (vx + vy + c2))))
 
 
-def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> tuple[dict[str, float], list[np.ndarray]]:
-  """Scores a VisionTokenizer on pictures of its resolution.
-
-  Returns:
-    (scores: mean PSNR in dB and SSIM, unquantised and quantised, share of codes in use, mean and standard deviation of
-    the features; rows of the first pictures: original, unquantised, quantised).
-  """
+@functools.lru_cache(maxsize=2)  # samples of one run are compiled once
+def _both_ways(graphdef: Any) -> Callable[..., Any]:
+  """Compiled (params, uint8 [B, R, R, 3]) -> that back from features and from codes, codes [B, P], features [B, P, C]."""
 
   @compiler.jit
   def both(params, pixels):
@@ -59,8 +56,20 @@ def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> t
     back = (images_lib.from_model(x, model.config.pixels) for x in decoded)
     return (*back, codes_BP, z_BPC)
 
+  return both
+
+
+def evaluate(graphdef: Any, params: Params, pictures: Iterable[np.ndarray]) -> tuple[dict[str, float], list[np.ndarray]]:
+  """Scores a VisionTokenizer on pictures of its resolution.
+
+  Returns:
+    (scores: mean PSNR in dB and SSIM, unquantised and quantised, share of codes in use, mean and standard deviation of
+    the features; rows of the first pictures: original, unquantised, quantised).
+  """
+
+  both = _both_ways(graphdef)
   pixels = np.stack(list(pictures))
-  batch = min(_BATCH, max(1, _BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2])))
+  batch = min(_BATCH, len(pixels), max(1, _BATCH_PIXELS // (pixels.shape[1] * pixels.shape[2])))
   blocks: list[list[np.ndarray]] = [[] for _ in range(4)]
   for i in range(0, len(pixels), batch):
     block = pixels[i : i + batch]

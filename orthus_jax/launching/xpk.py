@@ -29,7 +29,9 @@ def submission(job: Job) -> Submission:
     several = tpus.hosts(topology) * topology.slices > 1
     # A shape is in the count of the flat ones alone.
     kind = tpus.accelerator_type(topology) if len(topology.shape) == 2 else f"{topology.chip.name}-{tpus.shape(topology)}"
-    which = (f"--tpu-type={kind}", f"--num-slices={topology.slices}")
+    which: tuple[str, ...] = (f"--tpu-type={kind}", f"--num-slices={topology.slices}")
+    if topology.chip.name == "tpu7x":  # some releases run two containers a machine there: two processes, of half its chips
+      which += ("--no-use-parallel-containers",)
     who = " --processes=auto" if several else ""
   else:
     if topology.chip.name not in _GPUS or topology.per_slice != 8:
