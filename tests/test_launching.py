@@ -35,9 +35,10 @@ def test_xpk_gets_its_names_for_the_devices(capsys):
       "--restart-on-exit-codes=75,76", "--termination-grace-period-seconds=120", "--env=A=b c", "--priority=high",
       "--docker-image=images.example.com/orthus:1",
   } <= set(tpu)  # fmt: skip
-  flat = dry(capsys, "--on=xpk", "--topology=v5e:4x4", SHAPES, "--config.run.batch_size=32", PODS[0], *CLOUD, "--cluster=c")
+  more = ("--config.run.batch_size=32", PODS[0], *CLOUD, "--cluster=c")
+  flat = dry(capsys, "--on=xpk", "--topology=v5e:4x4", SHAPES, *more)
   assert "--tpu-type=v5litepod-16" in flat and "--processes=auto" in flat and "parallel-containers" not in flat
-  newer = dry(capsys, "--on=xpk", "--topology=tpu7x:2x2x1", SHAPES, "--config.run.batch_size=32", PODS[0], *CLOUD, "--cluster=c")
+  newer = dry(capsys, "--on=xpk", "--topology=tpu7x:2x2x1", SHAPES, *more)
   assert "--tpu-type=tpu7x-2x2x1" in newer and "--no-use-parallel-containers" in newer
   gpu = dry(capsys, "--on=xpk", *GPU, PODS[0], *CLOUD, "--cluster=c")
   assert "--device-type=h100-80gb-8" in gpu and "--num-nodes=4" in gpu
