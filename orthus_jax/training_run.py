@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from orthus_jax import files, lock
+from orthus_jax import files, lock, tokenizer_run
 from orthus_jax.config import Config
 from orthus_jax.data import images as images_lib, picture_sheet, tokenizer_difference
 from orthus_jax.data.documents import Document, Image, Source, Text
@@ -23,16 +23,15 @@ from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.evaluation import reconstruction, while_training
+from orthus_jax.evaluation import while_training
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request, Respond, check_drawing, prepare
-from orthus_jax.models import params as params_lib, quantized_training
-from orthus_jax.models.vision_tokenizer import VisionTokenizer
+from orthus_jax.models import quantized_training
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.progress import bar
 from orthus_jax.storage.bucket import is_url
 from orthus_jax.storage.parts import Parts
-from orthus_jax.training import hosts, initial_state, loop, step_ahead, tasks, tokenizer_losses, whitening
+from orthus_jax.training import hosts, initial_state, loop, step_ahead, tasks
 from orthus_jax.training.checkpoints import local_tier, workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
 from orthus_jax.training.loggers import registry as loggers
@@ -42,9 +41,6 @@ from orthus_jax.training.preemption import Signals
 from orthus_jax.training.remarks import Remarks
 
 _log = logging.getLogger("orthus_jax.train")
-_DRAWN = 8  # pictures of a vision tokenizer's samples
-_SHOWN = 64  # prepared pictures that reconstruction is scored on where none are held out
-_START_SCORES = "scores_before.json"
 _SAMPLES = 8  # pictures in the grid that training shows on the way
 
 
@@ -92,7 +88,8 @@ def run(
         end = "stopped"
       elif hosts.several():  # most often another process that died; unless it repeats
         e.status, note = ledger.when_lost()  # type: ignore[attr-defined]
-        e.add_note(note)
+        if note:
+          e.add_note(note)
       said.ended(e)
       raise
     finally:
@@ -125,7 +122,7 @@ def _run(
   if isinstance(task, tasks.OrthusTask):
     figures = _orthus(config, workdir, task, source, signals, ledger, begin=begin, parts=parts, early=early)
   else:
-    figures = _tokenizer(config, workdir, task, signals, ledger, parts)
+    figures = tokenizer_run.run(config, workdir, task, signals, ledger, parts)
   hosts.wait("done")  # none leaves while process 0 still writes: jax would take it for lost
   if not hosts.primary():
     return {}
@@ -197,7 +194,7 @@ def _orthus(
   def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
     show(Model.create(config, params, tokenizer), shown, workdir / "samples", step, writer)
 
-  hooks = _sampling(config, on_samples)
+  hooks = while_training.samples(config, on_samples)
   hooks += [(every, while_training.hook(name, config, tokenizer, workdir)) for name, every in config.run.evaluate]
   result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts, ahead=early)
   figures: dict[str, Any] = {
@@ -259,19 +256,6 @@ def sample_prompts(
   return found
 
 
-def _sampling(config: Config, show: while_training.Hook) -> list[tuple[int, while_training.Hook]]:
-  """What the run calls for samples, if it asks for any."""
-
-  def on_samples(step: int, graphdef: Any, params: Any, writer: MetricWriter) -> None:
-    if step < config.run.steps:  # the report has the last step's
-      try:
-        show(step, graphdef, params, writer)
-      except OSError as e:  # a full disk is no reason to lose the run
-        _log.warning("step %d: no samples: %s", step, files.first_line(e))
-
-  return [(config.run.sample_every, on_samples)] if config.run.sample_every else []
-
-
 def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, step: int, writer: MetricWriter) -> None:
   """Writes a grid of drawn pictures and a list of answers, on disk and to TensorBoard."""
   folder.mkdir(exist_ok=True)
@@ -301,66 +285,3 @@ def show(model: Model, documents: dict[Respond, list[Document]], folder: Path, s
       rows.append(f"{question} → {said or '(nothing)'}   (right: {expected})")
     (folder / f"{step:06d}.txt").write_text("\n".join(rows) + "\n", encoding="utf-8")
     writer.text(step, "answers", "\n\n".join(rows))
-
-
-def _tokenizer(
-    config: Config, workdir: Path, task: tasks.TokenizerTask, signals: Signals | None, ledger: Ledger, parts: Parts | None
-) -> dict[str, Any]:
-  vision = config.model.vision_tokenizer
-  graphdef, shapes, _ = params_lib.shapes_and_axes(lambda: VisionTokenizer(vision, rngs=params_lib.Keys(0)))
-  if config.run.report and hosts.primary():
-    with ledger.part("evaluate"):
-      _score_start(config, workdir, task, graphdef, shapes)
-  hosts.wait("start scored")
-
-  def on_samples(step: int, _: Any, params: Any, writer: MetricWriter) -> None:
-    pictures = _scored(config, task)[:_DRAWN]
-    _, rows = reconstruction.evaluate(graphdef, tokenizer_losses.without_judges(params), pictures)
-    (workdir / "samples").mkdir(exist_ok=True)
-    grid = picture_sheet.grid(rows, 6)
-    images_lib.save_png(workdir / "samples" / f"{step:06d}.png", grid)
-    writer.image(step, "reconstructed", grid)
-
-  hooks = _sampling(config, on_samples)
-  result = loop.train(config, workdir, task, hooks=hooks, signals=signals, ledger=ledger, parts=parts)
-  if not hosts.primary():
-    return {}
-  params = tokenizer_losses.without_judges(result.params)
-  if config.tokenizer_loss.whiten:
-    params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
-  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
-  figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
-  figures["trained_steps"] = result.steps
-  if config.run.report:
-    ledger.enter("evaluate")
-    figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
-    images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
-    before = workdir / _START_SCORES
-    if before.is_file():
-      figures["scores_before"] = json.loads(before.read_text(encoding="utf-8"))
-    for name, value in figures["scores"].items():
-      was = figures.get("scores_before", {}).get(name)
-      _log.info("%-20s %.4g%s", name, value, "" if was is None else f" (before: {was:.4g})")
-  return figures
-
-
-def _score_start(config: Config, workdir: Path, task: tasks.TokenizerTask, graphdef: Any, shapes: params_lib.Params) -> None:
-  """Scores what the run begins with, before its first step, and keeps that in the workdir for the report."""
-  if checkpoint.steps(workdir) or (workdir / _START_SCORES).is_file():
-    return
-  if params := initial_state.initial_tokenizer(config, shapes):
-    scores, _ = reconstruction.evaluate(graphdef, params, _scored(config, task))
-    files.write_text(workdir / _START_SCORES, json.dumps(scores, indent=2) + "\n")
-
-
-def _scored(config: Config, task: tasks.TokenizerTask) -> np.ndarray:
-  """The pictures that reconstruction is scored on, uint8 [n, R, R, 3]."""
-  pictures, vision = task.pictures, config.model.vision_tokenizer
-  if pictures.held_out:
-    return pictures.read(pictures.trained + np.arange(pictures.held_out))
-  if config.data.source == "prepared":
-    return pictures.read(np.arange(min(_SHOWN, pictures.trained)))
-  source = sources.open_source(config, "test" if config.data.source == "shapes" else config.data.split)
-  documents = (source[n] for n in range(len(source)))
-  images = (i.pixels for d in documents if d is not None for i in d.images)
-  return np.stack([images_lib.fit(pixels, vision.resolution, vision.pixels) for pixels in images])

@@ -286,6 +286,35 @@ def test_room_is_kept_for_the_pictures_that_are_asked_for(model):
   assert sum(not isinstance(x, str) for x in within) == 2
 
 
+@pytest.mark.parametrize("asked", [dict(max_images=1), dict(respond="image"), dict(respond="image", plan=True)])
+def test_a_picture_needs_room_for_its_beginning_patches_and_end(model, asked):
+  sampling, found = how(model, guidance=1.0, plan=asked.get("plan", False)), set()
+  for n in range(44, 60):
+    prompt = document("red " * (n // 2 * 2) + "x" * (n % 2))
+    room = model.config.model.transformer.max_positions - len(model.prepare(Request(prompt, respond="text")).main)
+    found.add(room)
+    try:
+      model.prepare(Request(prompt, sampling=sampling, **{k: v for k, v in asked.items() if k != "plan"}))
+      fits = True
+    except BadRequest as e:
+      fits = False
+      assert "don't fit" in str(e)
+    assert fits == (room >= P + 2), room
+  assert {P + 1, P + 2} <= found
+
+
+@pytest.mark.parametrize("ask, why", [
+    (lambda m: m.stream([], batch_size=0), "batch_size=0 must be at least 1"),
+    (lambda m: m.generate([document("red")], batch_size=-1), "batch_size=-1 must be at least 1"),
+    (lambda m: m.stream([], preview_rows=-1), "preview_rows=-1 must not be negative"),
+    (lambda m: m.capacity([], batch_size=2), "there is no request"),
+    (lambda m: how(m, unconditional_prompt=" "), "unconditional_prompt is empty"),
+])  # fmt: skip
+def test_what_would_never_end_or_end_deep_inside_is_refused(model, ask, why):
+  with pytest.raises(BadRequest, match=why):
+    ask(model)
+
+
 def test_what_was_said_becomes_less_likely():
   logits = jnp.asarray([[2.0, -2.0, 1.0], [2.0, -2.0, 1.0]])
   said = jnp.asarray([[True, True, False], [False, False, False]])

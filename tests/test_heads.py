@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import plain
 import pytest
+import tiny
 
 from orthus_jax.config import DiffusionConfig, ModelConfig, TransformerConfig, VisionTokenizerConfig
 from orthus_jax.diffusion import process, solvers
 from orthus_jax.errors import BadRequest
-from orthus_jax.models.heads.base import Turn, mean_losses
+from orthus_jax.models.heads.base import Turn, mean_losses, mixed
 from orthus_jax.models.heads.diffusion import DiffusionHead
+from orthus_jax.models.orthus import describe
 
 SMALL = DiffusionConfig(width=16, blocks=2, latent_scale=0.5, draws=3)
 PAPER = DiffusionConfig(width=16, blocks=2, target="noise", schedule="linear", zero_terminal_snr=False)
@@ -150,3 +152,12 @@ def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
 def test_settings_that_exclude_each_other():
   with pytest.raises(BadRequest, match="zero_terminal_snr=False"):
     dataclasses.replace(SMALL, target="noise")
+  with pytest.raises(BadRequest, match="lower model.diffusion.beta_end"):
+    describe(dataclasses.replace(tiny.config().model, diffusion=dataclasses.replace(PAPER, beta_end=0.3)))
+
+
+def test_a_lane_that_is_spoilt_spoils_its_own_row_alone():
+  prediction_XC = np.asarray([[1.0, 2.0], [np.nan, 1.0], [3.0, 4.0], [np.inf, 0.0]])
+  mix_BX = np.asarray([[2.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.5]])
+  nan = [np.nan] * 2
+  np.testing.assert_array_equal(mixed(jnp.asarray(prediction_XC), jnp.asarray(mix_BX)), [[-1, 0], nan, [3, 4], nan])

@@ -12,8 +12,8 @@ ROOT = Path(orthus_jax.__file__).parent
 LEVEL = {
     "errors": 0, "paths": 1, "files": 2, "lock": 3, "storage": 3, "lock_record": 2, "output": 2, "progress": 2, "sweep": 2,
     "config": 3, "diffusion": 4, "parallel": 4, "models": 5, "data": 5, "interop": 6, "training": 7, "inference": 8,
-    "evaluation": 9, "planning": 9, "serving": 10, "launching": 10, "scores": 10, "sweeping": 10, "training_run": 10,
-    "commands": 11, "cli": 12, "__init__": 13,
+    "evaluation": 9, "planning": 9, "serving": 10, "launching": 10, "scores": 10, "sweeping": 10, "tokenizer_run": 10,
+    "training_run": 11, "commands": 12, "cli": 13, "__init__": 14,
 }  # fmt: skip
 APART = {("models", "data"), ("data", "models"), ("evaluation", "planning"), ("planning", "evaluation")}
 

@@ -222,6 +222,16 @@ def test_a_fault_ends_what_runs_and_the_engine_goes_on(model, engine, monkeypatc
   assert isinstance(end(engine.submit(requests(model)[4])), Finished)
 
 
+def test_text_ends_where_the_room_of_pictures_begins(model, engine):
+  brief = dataclasses.replace(model.config.sampling, guidance=1.0, max_new_tokens=5)
+  ticket = engine.submit(Request(document("two"), sampling=brief, max_images=2))
+  events = list(ticket.events(60))
+  drawn = sum(isinstance(e, Drawn) for e in events)
+  P = model.config.model.vision_tokenizer.patches
+  assert isinstance(events[-1], Finished) and ticket.made - drawn * (P + 2) == ticket.said == 6  # the last is its end
+  assert ticket.cut and ticket.made < ticket.most
+
+
 def test_who_cannot_join_ends_and_is_met_no_more(model, engine, monkeypatch):
   joins, met = engine._joins, []
 

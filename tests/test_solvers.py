@@ -177,11 +177,13 @@ def test_padding_changes_nothing(solver):
 
 
 LONG = dataclasses.replace(RELEASED, timesteps=3000)  # several abar lie below the least that dpm tells apart
+LONGER = dataclasses.replace(RELEASED, timesteps=50_000)  # several are 0
+WHOLE = [(c, n) for c in (RELEASED, PAPER) for n in (1, 2, 1000)] + [(LONG, 3000), (LONGER, 50_000)]
 
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("solver", solvers.SOLVERS)
-@pytest.mark.parametrize("config, steps", [(c, n) for c in (RELEASED, PAPER) for n in (1, 2, 1000)] + [(LONG, 3000)])
+@pytest.mark.parametrize("config, steps", WHOLE)
 def test_tables_are_finite_and_end_at_the_data(config, solver, steps):
   table = solvers.table(config, solver=solver, steps=steps)
   assert table.t.dtype == np.int32 and table.t.shape == (steps,)
@@ -189,7 +191,10 @@ def test_tables_are_finite_and_end_at_the_data(config, solver, steps):
     assert c.dtype == np.float32 and c.shape == (steps,) and np.isfinite(c).all()
   assert (table.x[-1], table.x0[-1], table.previous[-1], table.noise[-1]) == (0, 1, 0, 0)
   assert table.previous[0] == 0  # there is none yet
-  assert (table.noise[:-1] > 0).all() if solver == "ddpm" else not table.noise.any()
+  if solver != "ddpm":
+    assert not table.noise.any()
+  elif config is not LONGER:  # where the least are numbers of a few bits, some of them equal
+    assert (table.noise[:-1] > 0).all()
 
 
 def test_bad_requests_are_refused():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 
+from flax import nnx
 import jax
 from jax.interpreters import partial_eval
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import test_meshes
 import tiny
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.models.orthus import compute_dtype, describe
+from orthus_jax.models import lookup
+from orthus_jax.models.orthus import Orthus, compute_dtype, describe
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import optimizer as optimizer_lib, step as step_lib
 from orthus_jax.training.state import plan_run
@@ -230,3 +232,23 @@ def test_features_of_the_soft_vq_are_not_rounded():
   c = tiny.config(model__transformer__dtype="bfloat16").model
   kept = {n.split("/")[0] for n in describe(c)[2] if compute_dtype(c, n) is None}
   assert kept == {"vision_tokenizer", "vision_embedding"}
+
+
+@pytest.mark.parametrize("add", [0.01, -0.3])
+def test_gradients_of_a_common_tokens_row_are_added_up_in_float32(add):
+  ids = jnp.asarray([[3] * 4096 + [1]])
+  table = jnp.zeros((5, 2), jnp.bfloat16)
+  gradient = jax.grad(lambda t: (lookup.rows(t, ids).astype(jnp.float32) * add).sum())(table)
+  once = float(jnp.bfloat16(add))
+  assert gradient.dtype == jnp.bfloat16
+  np.testing.assert_allclose(gradient.astype(np.float32), [[0] * 2, [once] * 2, [0] * 2, [4096 * once] * 2, [0] * 2], rtol=1e-2)
+
+
+def test_logits_of_bfloat16_states_are_not_rounded():
+  plain, merged = (
+      tiny.config(model__transformer__dtype="bfloat16", model__transformer__merge_positions=m).model for m in (False, True)
+  )
+  states = jax.random.normal(jax.random.key(0), (2, 3, plain.transformer.width)).astype(jnp.bfloat16)
+  logits = [Orthus(c, rngs=nnx.Rngs(params=0)).logits(states) for c in (plain, merged)]
+  assert logits[1].dtype == jnp.float32 and logits[1].shape[:2] == (2, 3)
+  np.testing.assert_allclose(*logits, rtol=1e-6, atol=1e-6)

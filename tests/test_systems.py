@@ -239,6 +239,13 @@ def test_noise_is_annealed_by_the_product_of_all_passes(S):
   np.testing.assert_allclose(masked.annealing(jnp.arange(1, S + 1), jnp.full(S, S)), expected, rtol=2e-4, atol=1e-7)
 
 
+def test_passes_are_no_other_program():
+  model = tiny.lively_model(**tiny.SYSTEMS["showo"])
+  few = Request(document("a"), respond="image", sampling=dataclasses.replace(model.config.sampling, steps=2))
+  assert model.prepare(few).solvers == model.prepare(Request(document("a"), respond="image")).solvers
+  assert not model.capacity([Request(document("a"), respond="image")], batch_size=1).refusal(model.prepare(few))
+
+
 @pytest.mark.parametrize(
     "changes, said",
     [
@@ -253,6 +260,7 @@ def test_noise_is_annealed_by_the_product_of_all_passes(S):
          "sampling.steps=25 is for image_head.kind=diffusion and masked"),
         (dict(sampling=dict(image_top_k=5)), "sampling.image_top_k=5 is for image_head.kind=codes"),
         (dict(tiny.SYSTEMS["regression"], sampling=dict(image_temperature=0.5)), "kind=diffusion, codes and masked, and this"),
+        (dict(tiny.SYSTEMS["showo"], sampling=dict(solver_loop="kernel")), "solver_loop=kernel is for image_head.kind"),
         (dict(tiny.SYSTEMS["showo"], model__transformer__attention="splash"), None),
     ],
 )  # fmt: skip

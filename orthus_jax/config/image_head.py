@@ -14,8 +14,8 @@ from orthus_jax.errors import BadRequest
 OF_CODES = ("codes", "masked")  # kinds whose patches are codes, which the LM head predicts
 # Fields of SamplingConfig that a kind reads, beyond those of text and guidance.
 SAMPLING_FIELDS: dict[str, tuple[str, ...]] = {
-    "diffusion": ("steps", "solver", "late_steps", "late_from", "guidance_interval", "image_temperature"), "regression": (),
-    "codes": ("image_temperature", "image_top_k"), "masked": ("steps", "image_temperature"),
+    "diffusion": ("steps", "solver", "late_steps", "late_from", "guidance_interval", "image_temperature", "solver_loop"),
+    "regression": (), "codes": ("image_temperature", "image_top_k"), "masked": ("steps", "image_temperature"),
 }  # fmt: skip
 _OF_REGRESSION = ("width", "blocks", "latent_scale", "loss_weight", "loss_chunk")
 

@@ -64,6 +64,7 @@ class SamplingConfig:
   def __post_init__(self):
     ranges.check(self, "sampling")
     require(is_text(self.unconditional_prompt), "sampling.unconditional_prompt isn't a text (a lone surrogate)")
+    require(self.unconditional_prompt.strip(), "sampling.unconditional_prompt is empty: guidance compares with what it says")
     low, high = self.guidance_interval
     require(low <= high, f"sampling.guidance_interval={self.guidance_interval} must be (low, high)")
 

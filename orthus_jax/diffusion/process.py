@@ -11,10 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import DiffusionConfig
+from orthus_jax.errors import BadRequest
 
 
 def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
-  """abar, float32 [timesteps]; computed in float64."""
+  """abar, float32 [timesteps]; computed in float64.
+
+  Raises:
+    BadRequest: if it comes to 0, pure noise, in which no picture can be told from a noise that was predicted.
+  """
   c = config
   if c.schedule == "scaled_linear":
     betas = np.linspace(c.beta_start**0.5, c.beta_end**0.5, c.timesteps, dtype=np.float64) ** 2
@@ -24,7 +29,13 @@ def alphas_cumprod(config: DiffusionConfig) -> np.ndarray:
   if c.zero_terminal_snr:
     # Shift the last value to 0, then scale so that the first stays as it was.
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
-  return (root**2).astype(np.float32)
+  abar = (root**2).astype(np.float32)
+  if c.target == "noise" and not abar[-1] > 0:
+    raise BadRequest(
+        "model.diffusion.target=noise can't start from pure noise, which these timesteps and betas come to: lower"
+        " model.diffusion.beta_end"
+    )
+  return abar
 
 
 def timesteps(config: DiffusionConfig, steps: int) -> np.ndarray:

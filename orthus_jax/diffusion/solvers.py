@@ -69,7 +69,8 @@ def table(config: DiffusionConfig, *, solver: str, steps: int) -> Table:
     from_x, from_prediction = alpha, -sigma
   previous, noise = np.zeros(steps), np.zeros(steps)
   if solver == "ddpm":
-    kept = abar / abar_next
+    # In long schedules more than one abar is 0: pure noise, of which nothing is kept.
+    kept = np.divide(abar, abar_next, out=np.zeros(steps), where=abar_next > 0)
     x = np.sqrt(kept) * (1.0 - abar_next) / (1.0 - abar)
     x0 = alpha_next * (1.0 - kept) / (1.0 - abar)
     noise = np.sqrt((1.0 - abar_next) / (1.0 - abar) * (1.0 - kept))

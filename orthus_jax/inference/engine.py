@@ -22,7 +22,7 @@ import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
 from orthus_jax.inference import drawing
-from orthus_jax.inference.engine_state import Made, Order, Program, State
+from orthus_jax.inference.engine_state import ANY_NUMBER, Made, Order, Program, State
 from orthus_jax.models import params as params_lib, samplers
 from orthus_jax.models.cache import Cache
 from orthus_jax.models.heads.base import Turn
@@ -170,9 +170,11 @@ def advance(
     def speak() -> jax.Array:
       # An image needs P patches and its end; after that, at least the separator.
       room_B = (s.made_B + P + 2 <= order.max_new) & (s.images_B < order.max_images)
-      # A row that ends with its last image owes it: it says no end before that, and nothing more once the room is just enough.
+      # A row that ends with its last image owes it: it says no end before that.
       owes_B = order.stop_after_images & room_B
-      speaks_B = ~owes_B | (s.made_B + P + 2 < order.max_new)
+      # Room that was asked for is kept for pictures, whatever there is to say.
+      kept_B = jnp.where(order.max_images < ANY_NUMBER, (order.max_images - s.images_B) * (P + 2), 0)
+      speaks_B = s.made_B + kept_B < order.max_new
       allowed_BV = (text_V & speaks_B[:, None]) | (stop_V & ~owes_B[:, None]) | (boi_V & room_B[:, None])
       logits_BV = model.logits(moved.hidden_XD[:B])
       if program.repeats:

@@ -25,13 +25,16 @@ class Ids:
   eos: int
 
 
+ANY_NUMBER = 1 << 30  # of images
+
+
 class Order(NamedTuple):
   """What a row was asked for; all [B].
 
   Attributes:
     seed: int32.
     max_new: int32, positions at most.
-    max_images: int32, images at most.
+    max_images: int32, images at most, for which room is kept; ANY_NUMBER keeps none.
     stop_after_images: bool, whether it ends with its last image.
     weight: how much the row's own prediction counts against its guides'; all together add up to 1.
     interval: [B, 2], guidance holds at diffusion steps t in [low, high) alone.

@@ -6,10 +6,10 @@ long.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import collections
+from collections.abc import Callable, Sequence
 import dataclasses
 import logging
-import queue
 import threading
 import time
 
@@ -19,6 +19,7 @@ from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Prepared, Request
 from orthus_jax.inference.responses import Drawn, Event, Failed, Finished
 from orthus_jax.inference.running import RunningBatch
+from orthus_jax.inference.ticket import Ticket
 
 _log = logging.getLogger(__name__)
 LATE = "it took too long"
@@ -49,42 +50,6 @@ class Limits:
   queue: int = 64
   solvers: tuple[tuple[str, int], ...] = ()
   preview_rows: int = 0
-
-
-class Ticket:
-  """A request on its way.
-
-  Attributes:
-    number: in the order in which requests came.
-    request: what was asked.
-    prompt: positions of its prompt.
-    made, most: positions of the response so far, and at most.
-    deadline: on time.monotonic()'s clock; None for none.
-    previews: whether unfinished pictures are told of.
-  """
-
-  def __init__(
-      self, engine: Engine, number: int, request: Request, prepared: Prepared, *, deadline: float | None, previews: bool,
-      tell: Callable[[Event | None], None] | None,
-  ):  # fmt: skip
-    self.number, self.request, self.deadline, self.previews = number, request, deadline, previews
-    self.prompt, self.made, self.most = len(prepared.main), 0, prepared.max_new
-    self.calls = 0  # that the engine has made since it joined
-    self._engine, self._events = engine, queue.SimpleQueue[Event | None]()
-    self.put = tell or self._events.put
-
-  def events(self, timeout: float | None = None) -> Iterator[Event]:
-    """What comes of the request, its end (`Finished` or `Failed`) last; waits for it.
-
-    Raises:
-      queue.Empty: if nothing came for `timeout` seconds.
-    """
-    while (event := self._events.get(timeout=timeout)) is not None:
-      yield event
-
-  def cancel(self) -> None:
-    """Gives the request up; its row is free at the next call. Nothing where it has ended."""
-    self._engine.cancel(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,9 +233,9 @@ class Engine:
       self._count()
     # A call ends early once some rows have: their answers are told at once, and who asked comes again.
     made, events = self._batch.turn(others=True)
+    drawn = collections.Counter(event.index for event in events if isinstance(event, Drawn))
     for number, positions in made.items():
-      ticket = self._running[number]
-      ticket.calls, ticket.made = ticket.calls + 1, ticket.made + positions
+      self._running[number].goes_on(positions, drawn[number])
       self._positions += positions
     for event in events:
       self._pictures += isinstance(event, Drawn)

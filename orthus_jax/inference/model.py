@@ -142,6 +142,9 @@ class Model:
       Text and pictures as they come, previews, and each request's end: `Finished` or, where it can't be served, `Failed`. An
       event's `index` is the request's place.
     """
+    _check_batch(batch_size)
+    if preview_rows < 0:
+      raise BadRequest(f"preview_rows={preview_rows} must not be negative")
     return stream_lib.stream(
         requests, prepare=self.prepare, network=self.network, batch_size=batch_size, positions=self._positions(preview_rows),
         preview_rows=preview_rows, holds=holds, strict=strict,
@@ -149,14 +152,18 @@ class Model:
 
   def _positions(self, preview_rows: int) -> int:
     """That rows move ahead in one call."""
-    return preview_rows * round(self.config.model.vision_tokenizer.patches**0.5) or _POSITIONS
+    side = round(self.config.model.vision_tokenizer.patches**0.5)  # of which more rows would show nothing more
+    return min(preview_rows, side) * side or _POSITIONS
 
-  def capacity(self, requests: Iterable[Request], *, batch_size: int) -> Capacity:
+  def capacity(self, requests: Sequence[Request], *, batch_size: int) -> Capacity:
     """Of a batch that holds any of some requests, and so many at once.
 
     Raises:
       BadRequest: if one can't be served.
     """
+    _check_batch(batch_size)
+    if not requests:
+      raise BadRequest("there is no request whose capacity could be told")
     return capacity_lib.for_requests(
         [self.prepare(r) for r in requests], batch_size=batch_size, positions=self._positions(0)
     )  # fmt: skip
@@ -213,6 +220,11 @@ def _encode(graphdef, params, pixels):
 def _decode(graphdef, params, features):
   tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
   return images_lib.from_model(tokenizer.decode(features), tokenizer.config.pixels)
+
+
+def _check_batch(batch_size: int) -> None:
+  if batch_size < 1:
+    raise BadRequest(f"batch_size={batch_size} must be at least 1")
 
 
 def _in_blocks(f: Callable, x: np.ndarray) -> np.ndarray:

@@ -10,12 +10,13 @@ from typing import Literal
 import numpy as np
 
 from orthus_jax.config import ModelConfig, SamplingConfig, VisionTokenizerConfig
-from orthus_jax.config.image_head import check_sampling
+from orthus_jax.config.image_head import SAMPLING_FIELDS, check_sampling
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Image
 from orthus_jax.data.sequence import Sequence, layout, unconditional
 from orthus_jax.data.text_tokenizer import TextTokenizer
 from orthus_jax.errors import BadRequest
+from orthus_jax.inference.engine_state import ANY_NUMBER
 from orthus_jax.models import systems
 
 Respond = Literal["auto", "image", "text"]
@@ -31,8 +32,8 @@ class Request:
       none; "auto" leaves it to the model.
     seed: whatever else is answered at the time, the same request with the same seed gets the same response.
     sampling: how; the model's config by default.
-    max_images: pictures at most, for "auto". Room is kept for all of them beside `sampling.max_new_tokens` of text; left
-      out, there are as many as fit into these.
+    max_images: pictures at most, for "auto". Room is kept for all of them beside `sampling.max_new_tokens` of text, or what
+      text the context then has left; left out, there are as many as fit into these.
   """
 
   document: Document
@@ -79,6 +80,7 @@ class Prepared:
     stop_after_images: whether the response ends with its last picture.
     sampling, seed: of the request.
     patches: P, of a picture.
+    solves: whether its pictures take a solver.
   """
 
   main: Lane
@@ -89,11 +91,17 @@ class Prepared:
   sampling: SamplingConfig
   seed: int
   patches: int
+  solves: bool
 
   @property
   def slots(self) -> int:
     """What the longest of its lanes may come to."""
     return max(len(self.main) + self.max_new, *(len(g) + self.patches + 2 for g in self.guides), 0)
+
+  @property
+  def most_text(self) -> int:
+    """Positions of text at most: what is kept for pictures it can't have."""
+    return self.max_new - (0 if self.max_images == ANY_NUMBER else self.max_images * (self.patches + 2))
 
   @property
   def fixed(self) -> tuple[str, str, str]:
@@ -104,6 +112,8 @@ class Prepared:
   def solvers(self) -> tuple[tuple[str, int], tuple[str, int]]:
     """(name, steps) of the first patches' solver and of the later ones'."""
     s = self.sampling
+    if not self.solves:  # where "steps" are passes, of which each row has its own number
+      s = SamplingConfig()
     return (s.solver, s.steps), (s.solver, s.late_steps or s.steps)
 
 
@@ -161,7 +171,7 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
     raise BadRequest(f"{document.name} takes {len(main)} positions of at most {longest}: shorten the prompt")
   pictures = (limit or 0) * (P + 2)
   max_new = pictures if opened is not None else pictures + sampling.max_new_tokens
-  if limit is not None and limit * (P + 1) + (request.respond == "image" and sampling.plan) > room:
+  if limit is not None and pictures - (opened is not None) > room:
     raise BadRequest(
         f"{document.name}: {limit} picture{'s' if limit > 1 else ''} of {P} positions don't fit after its"
         f" {len(main)} positions into the {longest} of the model: ask for fewer or shorten the prompt"
@@ -170,8 +180,9 @@ def prepare(request: Request, *, config: ModelConfig, tokenizer: TextTokenizer, 
   if too_long is not None:
     raise BadRequest(f"{document.name}: guidance needs {len(too_long) + P + 1} positions of at most {longest}")
   return Prepared(
-      main=main, guides=guides, max_new=min(max_new, room), max_images=1 << 30 if limit is None else limit,
+      main=main, guides=guides, max_new=min(max_new, room), max_images=ANY_NUMBER if limit is None else limit,
       stop_after_images=request.respond == "image", sampling=sampling, seed=request.seed, patches=P,
+      solves="solver" in SAMPLING_FIELDS[config.image_head.kind],
   )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ class Scheduler:
       solver, steps = self._solvers[0]
       lane = Lane(np.full(1, net.ids.sep, np.int32), np.full(1, -1, np.int32), (), 1.0)
       how = SamplingConfig(solver=solver, steps=steps)  # type: ignore[arg-type]
-      self._admit([], Prepared(lane, (), 1, 0, False, how, 0, net.config.vision_tokenizer.patches))
+      self._admit([], Prepared(lane, (), 1, 0, False, how, 0, net.config.vision_tokenizer.patches, True))
       self._state = engine.release(self._state, np.zeros(size.rows, bool))
 
   def leave(self, tickets: Collection[int]) -> None:

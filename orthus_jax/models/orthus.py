@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import ModelConfig
-from orthus_jax.models import params as params_lib, products, quantized, systems, vision_embedding
+from orthus_jax.models import lookup, params as params_lib, products, quantized, systems, vision_embedding
 from orthus_jax.models.heads.base import Turn
 from orthus_jax.models.params import Axes, param
 from orthus_jax.models.transformer import Transformer, dense
@@ -62,7 +62,7 @@ class Orthus(nnx.Module):
   def embed_tokens(self, tokens_BT: jax.Array) -> jax.Array:
     """Embeds text tokens: [B, T, D] in the compute dtype."""
     table_VD = sharded.constrain(self.token_embedding[...].astype(self.config.transformer.dtype), "vocab", None)
-    return jnp.take(table_VD, tokens_BT, axis=0)
+    return lookup.rows(table_VD, tokens_BT)
 
   def hide(self, patches_BJD: jax.Array, hidden_BJ: jax.Array) -> jax.Array:
     """Embedded patches of whole pictures, with the head's own embedding in the place of those that are hidden."""
@@ -109,12 +109,13 @@ class Orthus(nnx.Module):
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Next-token logits [..., V] in fp32."""
-    if self.config.transformer.merge_positions:
-      return dense(hidden, self.lm_head[...], merge=True).astype(jnp.float32)
+    merge = self.config.transformer.merge_positions
+    if merge and hidden.dtype == jnp.float32:
+      return dense(hidden, self.lm_head[...], merge=True)
     kernel_DV, scale_1V = quantized.parts(self.lm_head[...], hidden.dtype)
-    logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
+    hidden_XD = hidden.reshape(-1, hidden.shape[-1]) if merge else hidden
+    logits = jnp.matmul(hidden_XD, kernel_DV, preferred_element_type=jnp.float32).reshape(*hidden.shape[:-1], -1)
     return logits if scale_1V is None else logits * scale_1V[0]
-
 
   def code_logits(self, hidden: jax.Array) -> jax.Array:
     """The LM head's logits of the image codes' tokens alone: [..., K] in fp32."""

@@ -59,7 +59,8 @@ def sample_token(
     sorted_BV = jnp.where(jnp.arange(V) < k_B[:, None], sorted_BV, -jnp.inf)
     share_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-    kept_BV = (before_BV < how.top_p[:, None]) & (sorted_BV > -jnp.inf)
+    # Of a row that doesn't ask for it, rounding may make the sum 1 ahead of the last token.
+    kept_BV = (before_BV < jnp.where(how.top_p < 1, how.top_p, jnp.inf)[:, None]) & (sorted_BV > -jnp.inf)
     least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 

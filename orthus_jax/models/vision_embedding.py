@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from orthus_jax.config import VisionEmbeddingConfig
+from orthus_jax.models import lookup
 from orthus_jax.models.params import param
 from orthus_jax.models.vision_tokenizer import squared_distances
 
@@ -63,7 +64,7 @@ class VisionEmbedding(nnx.Module):
     """With what tells where each patch stands."""
     if not self.config.patch_positions:
       return embedded_BPD
-    return embedded_BPD + self.position_embedding[...].astype(embedded_BPD.dtype)[patch_BP]
+    return embedded_BPD + lookup.rows(self.position_embedding[...].astype(embedded_BPD.dtype), patch_BP)
 
 
 class _OfCodes(VisionEmbedding):
@@ -88,7 +89,7 @@ class HardVQ(_OfCodes):
 
   def _embed(self, features_BPC: jax.Array, embedding_KD: jax.Array) -> jax.Array:
     nearest_BP = jnp.argmin(squared_distances(features_BPC, self.codebook[...]), axis=-1)
-    return jnp.take(embedding_KD, nearest_BP, axis=0)
+    return lookup.rows(embedding_KD, nearest_BP)
 
 
 class LinearEmbedding(VisionEmbedding):

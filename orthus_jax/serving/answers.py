@@ -8,9 +8,10 @@ import contextlib
 import dataclasses
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.inference.live import LATE, Engine, Full, Ticket
+from orthus_jax.inference.live import LATE, Engine, Full
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Event, Failed
+from orthus_jax.inference.ticket import Ticket
 from orthus_jax.serving.errors import ApiError
 
 
@@ -33,7 +34,7 @@ class Answer:
     """"length" where it went on to its last position, else "stop"."""
     if self.stopped or self.ticket.request.respond == "image":
       return "stop"
-    return "length" if self.ticket.made >= self.ticket.most else "stop"
+    return "length" if self.ticket.cut else "stop"
 
 
 @contextlib.asynccontextmanager

@@ -131,7 +131,14 @@ def mean_losses(
 
 def mixed(prediction_X: jax.Array, mix_BX: jax.Array) -> jax.Array:
   """The predictions that rows follow, [B, ...] in fp32, of all lanes' [X, ...]."""
-  return jnp.tensordot(mix_BX, prediction_X.astype(jnp.float32), axes=1, precision=jax.lax.Precision.HIGHEST)
+  prediction_X = prediction_X.astype(jnp.float32)
+  # One lane's NaN, times 0, would be everybody's.
+  finite_X = jnp.isfinite(prediction_X).all(axis=tuple(range(1, prediction_X.ndim)))
+  spoilt_B = ((mix_BX != 0) & ~finite_X).any(axis=1)
+  beside = (1,) * (prediction_X.ndim - 1)
+  sound_X = jnp.where(finite_X.reshape(-1, *beside), prediction_X, 0.0)
+  sum_B = jnp.tensordot(mix_BX, sound_X, axes=1, precision=jax.lax.Precision.HIGHEST)
+  return jnp.where(spoilt_B.reshape(-1, *beside), jnp.nan, sum_B)
 
 
 def untrained(head: type[ImageHead], params: Any) -> bool:

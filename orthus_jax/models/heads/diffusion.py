@@ -68,6 +68,7 @@ class DiffusionHead(FeatureHead):
   def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
     c, W = config.diffusion, config.diffusion.width
     latent_dim, width = config.vision_tokenizer.latent_dim, config.transformer.width
+    process.alphas_cumprod(c)  # what it refuses is refused before anything is made
     self.config = c
     self.latent_dim = latent_dim
     self.dtype = config.transformer.dtype
