@@ -5,6 +5,8 @@ import json
 import numpy as np
 import PIL.Image
 
+from orthus_jax.evaluation.runs.asking import MME_SUBTASKS
+
 
 def save(path):
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -19,3 +21,13 @@ def write_pope(folder):
   for split in ("random", "popular"):
     rows = [{"question_id": n, **r} for n, r in enumerate((row, lost if split == "popular" else row), 1)]
     (folder / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, rows)) + "\n")
+
+
+def write_mme(folder):
+  """A picture a subtask, in the release's layout; those of `scene` lie in folders of their own."""
+  for subtask in MME_SUBTASKS:
+    home = folder / "MME_Benchmark" / subtask
+    pictures, texts = (home / "images", home / "questions_answers_YN") if subtask == "scene" else (home, home)
+    save(pictures / f"0{len(subtask)}.png")
+    texts.mkdir(exist_ok=True)
+    (texts / f"0{len(subtask)}.txt").write_text("Is it?  Please answer yes or no.\tYes\nIs it not?\tNo\n")

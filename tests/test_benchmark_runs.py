@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 import re
 
-from benchmark_data import save, write_pope
+from benchmark_data import save, write_mme, write_pope
 import PIL.Image
 import pyarrow.parquet
 import pytest
@@ -48,12 +48,7 @@ def pope(tmp_path):
 
 @pytest.fixture
 def mme(tmp_path):
-  for subtask in MME_SUBTASKS:
-    folder = tmp_path / "MME_Benchmark" / subtask
-    pictures, texts = (folder / "images", folder / "questions_answers_YN") if subtask == "scene" else (folder, folder)
-    save(pictures / f"0{len(subtask)}.png")
-    texts.mkdir(exist_ok=True)
-    (texts / f"0{len(subtask)}.txt").write_text("Is it?  Please answer yes or no.\tYes\nIs it not?\tNo\n")
+  write_mme(tmp_path)
   return tmp_path
 
 
@@ -175,13 +170,14 @@ def test_lines_are_those_of_a_text_file(tmp_path):
 
 
 def test_pope_asks_any_of_its_files(tmp_path):
-  """One of a folder, and one of another data set, whose pictures lie elsewhere."""
-  for place, names in (("coco", ("coco_pope_random", "coco_pope_popular")), ("aokvqa", ("aokvqa_pope_random",))):
+  """One of a folder, and two of another data set, whose pictures lie elsewhere."""
+  for place, names in (("coco", ("coco_pope_random", "coco_pope_popular")), ("aokvqa", ("aokvqa_pope_random", "other_labels"))):
     (tmp_path / place).mkdir()
     for name in names:
       (tmp_path / place / f"{name}.json").write_text(json.dumps(POPE) + "\n")
-  for data, count in (("coco/coco_pope_random.json", 1), ("aokvqa/aokvqa_pope_random.json", 1), (".", 2)):
-    task, out = registry.task("pope", tmp_path / data, BARE), tmp_path / f"out{count}{data[:2]}"
+  names = ("coco/coco_pope_random.json", "aokvqa/aokvqa_pope_random.json", "aokvqa/other_labels.json")
+  for number, (data, count) in enumerate([*((n, 1) for n in names), (".", 2)]):
+    task, out = registry.task("pope", tmp_path / data, BARE), tmp_path / f"out{number}"
     out.mkdir()
     (out / JOURNAL).write_text("".join(json.dumps({"id": i.id, "answer": "yes"}) + "\n" for i in task.items))
     score, found = scoring.score("pope", task, out, task.finish(out))

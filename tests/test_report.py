@@ -195,7 +195,14 @@ def test_a_curve_stays_within_its_frame_whatever_the_values():
   usual = [v for _, v in points[5:61]]
   assert max(usual) - min(usual) > 30  # one wild value doesn't flatten the rest
   assert "too few" in curves.line_chart([1], [1.0], label="x")
-  assert "<svg" in curves.line_chart([1, 2, 3], [0.0, 0.0, 0.0], label="x")
+
+
+@pytest.mark.parametrize("value, labels", [(1e-4, ["1e-4", "1.05e-4", "1.1e-4"]), (0.0, ["0", "0.05", "0.1"]), (2e-14, None),
+                                           (5e-324, None)])
+def test_a_constants_axis_is_of_its_own_size(value, labels):
+  svg = curves.line_chart([1, 2, 3], [value] * 3, label="x")
+  found = re.findall(r'end">([^<]+)<', svg)[:-1]  # but the last of the other axis
+  assert found == labels if labels else len(found) > 1
 
 
 # --- orthus evaluate ------------------------------------------------------------------------------------------------

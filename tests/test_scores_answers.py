@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -317,6 +318,16 @@ def test_mmmu_answers_alone(case):
   assert "validation_Accounting_1" in noted(score, "2 answers to multiple choice that aren't a capital letter")
 
 
+def test_mmmu_numbers_without_a_form_in_json_are_words_in_rows(tmp_path):
+  item = {"id": "validation_Art_1", "question_type": "open", "answer": "inf", "response": "1e999"}
+  (tmp_path / "Art").mkdir()
+  (tmp_path / "Art" / "output.json").write_text(json.dumps([item]))
+  assert mmmu.score(tmp_path).scores["Art"] == 1  # both are numbers without end
+  assert cli.main(["score", "mmmu", str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
+  row = json.loads((tmp_path / "out" / "rows.jsonl").read_text(), parse_constant=pytest.fail)
+  assert row["parsed"][0] == "inf" and row["right"]
+
+
 def test_mmmu_an_answer_given_twice_is_told(tmp_path):
   (tmp_path / "out.json").write_text('{"validation_Art_1": "A", "validation_Art_1": "B"}')
   score = mmmu.score(tmp_path / "out.json", answers=GOLDEN / "mmmu" / "answer_dict_val.json")
@@ -362,6 +373,17 @@ def test_errors_name_the_line(tmp_path):
   (tmp_path / "a.json").write_text('{"question": "q", "answer": "a"}\n\n')
   with pytest.raises(BadRequest, match="a.json:2: broken JSON: the line is empty"):
     pope.score(tmp_path / "a.json", labels=GOLDEN / "pope" / "labels" / "coco_pope_random.json")
+
+
+@pytest.mark.parametrize("file", ["syn_predictions.json", "syn_questions.json", "syn_choices.json"])
+def test_half_a_pair_in_a_name_is_one_line(file, tmp_path, capsys):
+  folder = shutil.copytree(GOLDEN / "gqa", tmp_path / "gqa")
+  rows = json.loads((folder / file).read_text())
+  (rows[0] if isinstance(rows, list) else next(iter(rows.values())))["\ud800"] = 1
+  (folder / file).write_text(json.dumps(rows))
+  assert cli.main(["score", "gqa", str(folder)]) == 2
+  error = capsys.readouterr().err
+  assert re.search(rf"{file}: entry \d+: has a name that is no text \('\\ud800'\)", error) and error.count("\n") == 1, error
 
 
 JUNK = st.sampled_from([None, True, 0, -1.5, "", "no", "\ud800", [], ["a"], [[1]], {}, {"a": 1}, 10**400, float("nan")])

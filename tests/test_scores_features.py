@@ -124,6 +124,11 @@ def test_fid_mean_and_covariance_as_the_tool_stores_them(tmp_path):
   assert "network inception_v3, weights not named, features spatial" in score.protocol
 
 
+def test_fid_names_draws_that_are_not_its_tools():
+  assert fid_of("a", "b").protocol.endswith("weights not named")
+  assert fid_of("a", "b", num_subsets=2, seed=3).protocol.endswith("weights not named, with num_subsets 2, seed 3")
+
+
 @pytest.mark.parametrize("changed, message", [
     ({"a": np.ones((9, 5)), "b": np.ones((9, 6))}, "5 dimensions and .* of 6: both"),
     ({"a": np.ones((1, 5))}, "of one picture"),

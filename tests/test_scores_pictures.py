@@ -13,7 +13,7 @@ import PIL.Image
 import pytest
 
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import dpg_bench, dpg_bench_files, geneval, geneval_rules, registry, wise, wise_judge
+from orthus_jax.evaluation.benchmarks import dpg_bench, dpg_bench_files, geneval, geneval_rules, gqa, registry, wise, wise_judge
 
 GOLDEN = Path(__file__).parent / "golden" / "benchmarks"
 EXAMPLES = int(os.environ.get("ORTHUS_EXAMPLES", "100"))
@@ -64,6 +64,27 @@ def test_geneval_rows_and_summary_of_its_tool(case):
   rows = {r["filename"]: r for r in [*values["default"]["rows"], *values[case].get("rows_that_differ_from_default", [])]}
   assert list(score.rows) == list(rows.values())
   assert printed(score) == values[case]["summary_printed"]
+
+
+def test_geneval_rules_that_are_not_its_tools_are_named():
+  how = {"detections": GENEVAL / "detections.json"}
+  assert geneval.score(GENEVAL / "images", **how, threshold=0.3).protocol == geneval.PROTOCOL
+  other = geneval.score(GENEVAL / "images", **how, threshold=0.5, max_objects=8)
+  assert other.protocol == f"{geneval.PROTOCOL}, with threshold 0.5, max_objects 8"
+
+
+@pytest.mark.parametrize("score, path, options, message", [
+    (geneval.score, GENEVAL, {"threshold": 0.5}, "threshold=0.5 goes with judge or detections: give that too, or leave it out"),
+    *((geneval.score, GENEVAL, {f"{k}_threshold": 0.5}, f"{k}_threshold=0.5 goes with") for k in ("counting", "position")),
+    *((geneval.score, GENEVAL, {f"max_{k}": 1.5}, f"max_{k}=1.5 goes with") for k in ("objects", "overlap")),
+    (dpg_bench.score, GOLDEN / "dpg_bench/result4.txt", {"resolution": 8}, "resolution=8 goes with judge"),
+    (gqa.score, GOLDEN / "gqa", {"map_size": 3}, "map_size=3 goes with grounding"),
+    (gqa.score, GOLDEN / "gqa", {"scenes": "a.json"}, "scenes=a.json goes with grounding"),
+    (gqa.score, GOLDEN / "gqa", {"attentions": "a.json"}, "attentions=a.json goes with grounding"),
+])  # fmt: skip
+def test_options_that_change_nothing_are_refused(score, path, options, message):
+  with pytest.raises(BadRequest, match=message):
+    score(path, **options)
 
 
 def test_geneval_summary_of_its_tools_rows():
@@ -375,6 +396,23 @@ def test_wise_parts_of_a_result(tmp_path):
   file = write_lines(tmp_path / "short_scores.jsonl", rows)
   with pytest.raises(BadRequest, match="short_scores.jsonl: 1 of the 400 prompts of culture are missing: 17;"):
     wise.score(file, category="culture")
+
+
+def test_wise_files_are_told_by_what_they_hold(tmp_path):
+  names = ("cultural_common_sense_scores_results", "spatio-temporal_reasoning_results", "natural_science_scores")
+  for name, category in zip(names, WISE_FILES):
+    shutil.copy(wise_file("legacy", category), tmp_path / f"{name}.jsonl")
+  write_lines(tmp_path / "science_full_results.jsonl", ["[1]", {"prompt_id": 701, "evaluation": "Consistency: 2"}])
+  wanted = wise.score(WISE / "legacy")
+  for _ in range(2):  # the second time the first one's rows lie there
+    score = wise.score(tmp_path)
+    assert score.scores == wanted.scores and score.counts == wanted.counts
+    assert "science_full_results.jsonl" in noted(score, "files that are no scores of WISE's judges, passed over")
+    write_lines(tmp_path / "rows.jsonl", score.rows)
+  for path in tmp_path.iterdir():
+    path.write_text("{}")
+  with pytest.raises(BadRequest, match=r"holds 5 \*.jsonl, none of them scores of WISE's judges: name"):
+    wise.score(tmp_path)
 
 
 def test_wise_another_versions_files(tmp_path):

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+import tempfile
 from typing import Any
 
 from orthus_jax import paths
@@ -26,7 +27,8 @@ _OWN = ("images", "judge", "template", "limit", "batch_size")
 
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options that published benchmarks alone have."""
-  add = parser.add_argument_group("published benchmarks").add_argument
+  lengths = "Answers are of 16 tokens at most, MMMU's of 64, if --max-new-tokens doesn't say otherwise."
+  add = parser.add_argument_group("published benchmarks", lengths).add_argument
   add("--images", type=paths.user_path, metavar="DIR", help="pictures that are asked about, if not beside the data")
   add("--judge", metavar="MODULE:FUNCTION", help="of geneval: finds what is in a picture; of --data=shapes, its own")
   add("--template", metavar="NAME", help="how prompts are worded: orthus (default), chameleon, showo, llava, bare")
@@ -75,7 +77,7 @@ def main(options: argparse.Namespace) -> int:
   from orthus_jax.training.state import digest
 
   data, own_world = Path(bring.local(options.data)), options.benchmark == "geneval" and options.data == "shapes"
-  model = None
+  model, captions = None, ""
   name = options.template or ("bare" if own_world else "orthus")
   template = prompts.template(name)
   judge = options.judge or (shapes_geneval.JUDGE if own_world else None)
@@ -83,20 +85,28 @@ def main(options: argparse.Namespace) -> int:
     geneval.load_judge(judge)
   if own_world:  # its captions are told as GenEval's, beside the pictures
     model = model_lib.load(options.run)
-    data = shapes_geneval.export(sources.open_world(model.config), out)
+    captions = shapes_geneval.captions(sources.open_world(model.config))
   images = Path(bring.local(options.images)) if options.images else None
-  task = registry.task(options.benchmark, data, template, samples=options.samples, images=images)
+  with tempfile.TemporaryDirectory() as spare:  # OUT gets them once it is known to be free
+    data = shapes_geneval.write(captions, Path(spare)) if own_world else data
+    task = registry.task(options.benchmark, data, template, samples=options.samples, images=images)
+    asked_of = execute.digest(task.sources)
+  if own_world:
+    task.sources = [out / data.name]
   model = model or model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
+  length = given.get("max_new_tokens", execute.longest(task, how))
   protocol: dict[str, Any] = {
-      "benchmark": options.benchmark, "model": digest(model.params), "data": execute.digest(task.sources),
+      "benchmark": options.benchmark, "model": digest(model.params), "data": asked_of,
       "template": {"name": name, **dataclasses.asdict(template)}, "samples": task.samples,
-      "sampling": dataclasses.asdict(how), "max_new_tokens": execute.longest(task, how),
+      "sampling": dataclasses.asdict(how), "max_new_tokens": length,
       "seeds": f"crc32 of {options.seed}/ITEM", "versions": checkpoint.versions(), "limit": options.limit,
+      **task.protocol,
   }  # fmt: skip
   outcome = execute.run(
       model, task, out, sampling=how, seed=options.seed, protocol=protocol, batch_size=options.batch_size or 64,
-      limit=options.limit, progress=bar("drawing" if task.respond == "image" else "answering"),
+      limit=options.limit, max_new_tokens=length, begin=(lambda: shapes_geneval.write(captions, out)) if own_world else None,
+      progress=bar("drawing" if task.respond == "image" else "answering"),
   )  # fmt: skip
   asked = len(task.items[: options.limit])
   try:
@@ -104,13 +114,14 @@ def main(options: argparse.Namespace) -> int:
   except BadRequest as e:
     raise BadRequest(f"all answers are kept in {outcome.files}, and can't be scored: {e}") from e
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
+  record |= {"beyond_limit": outcome.beyond, **task.protocol}
   if isinstance(scored, str):
     record["unscored"] = scored
   else:
     score, found = scored
     record["score"] = score.to_json()
     title = f"{options.benchmark}: {Path(options.run).name}"
-    page.write(out, title=title, score=score, found=found, protocol=protocol, published=not own_world)
+    page.write(out, title=title, score=score, found=found, protocol=outcome.protocol, published=not own_world)
   if options.json:
     print(json.dumps(record, indent=2))
     return 0
@@ -120,4 +131,7 @@ def main(options: argparse.Namespace) -> int:
   else:
     print(f"not scored: {scored}")
   print(f"{outcome.answered:,} of {asked:,} answered: {outcome.files}")
+  if outcome.beyond:
+    what = "in these files alone" if isinstance(scored, str) else "scored too"
+    print(f"an earlier command answered {outcome.beyond:,} more, beyond --limit={options.limit}, which are {what}")
   return 0

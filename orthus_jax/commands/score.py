@@ -15,7 +15,7 @@ from orthus_jax.commands import common
 from orthus_jax.config.ranges import Range
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import registry
-from orthus_jax.evaluation.benchmarks.base import Score
+from orthus_jax.evaluation.benchmarks.base import Score, finite
 from orthus_jax.storage import bring
 
 _EXAMPLES = """examples:
@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
   text = json.dumps(score.to_json(), indent=2) + "\n"
   if out:
     Path(out).mkdir(parents=True, exist_ok=True)
-    files.write_text(Path(out) / "rows.jsonl", "".join(f"{json.dumps(r)}\n" for r in score.rows))
+    files.write_text(Path(out) / "rows.jsonl", "".join(f"{json.dumps(finite(r))}\n" for r in score.rows))
     files.write_text(Path(out) / "score.json", text)
   print(text if as_json else table(score), end="")
   if out and not as_json:

@@ -23,7 +23,8 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
   power = 10.0 ** math.floor(math.log10(rough))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
   first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-  return [round(i * step, 12) for i in range(first, last + 1)]
+  digits = 12 - min(math.floor(math.log10(step)), 0)  # behind the point: a range of 1e-14 has ticks too
+  return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def number(value: float) -> str:
@@ -37,7 +38,7 @@ def number(value: float) -> str:
     return f"{value / 1e3:.4g}k"
   if size >= 1e-3:
     return f"{value:.4g}"
-  mantissa, exponent = f"{value:.1e}".split("e")
+  mantissa, exponent = f"{value:.2e}".split("e")
   return f"{float(mantissa):g}e{int(exponent)}"
 
 
@@ -160,7 +161,7 @@ def _range(y: np.ndarray) -> tuple[float, float]:
   """The axis' ends: all values but the steepest start, from zero where zero is near, rounded to a tick."""
   low, high = float(y.min()), float(np.quantile(y, 0.98) if len(y) > 20 else y.max())
   if high <= low:
-    high = low + max(abs(low), 1.0) * 0.1
+    high = low + (abs(low) if abs(low) > 1e-300 else 1.0) * 0.1  # a tenth of less than that may be nothing
   if 0 <= low < 0.4 * high:
     low = 0.0
   marks = ticks(low, high, 4)

@@ -49,17 +49,31 @@ def verdict(found: Sequence[detector.Detection], metadata: Any) -> tuple[bool, s
 
 
 def export(documents: Source, folder: Path) -> Path:
-  """Writes the captions of documents as GenEval's list of prompts, tag by tag; returns the file.
+  """Writes the captions of documents as GenEval's list of prompts; returns the file.
 
   Raises:
     BadRequest: if the folder has another list.
   """
+  return write(captions(documents), folder)
+
+
+def captions(documents: Source) -> str:
+  """The captions of documents as GenEval's list of prompts, tag by tag, a line each."""
   rows: dict[str, list[str]] = {tag: [] for tag in TAGS}
   for d in (documents[n] for n in range(len(documents))):
     if d is not None and d.kind == "caption_to_image" and d.meta["tag"] in rows:
       kept_fields = {k: d.meta[k] for k in ("tag", "include", "exclude") if k in d.meta}
       rows[d.meta["tag"]].append(json.dumps(kept_fields | {"prompt": d.texts[0].text}))
-  path, text = folder / METADATA, "\n".join(row for tag in TAGS for row in rows[tag]) + "\n"
+  return "\n".join(row for tag in TAGS for row in rows[tag]) + "\n"
+
+
+def write(text: str, folder: Path) -> Path:
+  """Writes what `captions` gives to a folder, as GenEval's list is called; returns the file.
+
+  Raises:
+    BadRequest: if the folder has another list.
+  """
+  path = folder / METADATA
   if path.exists() and path.read_bytes() != text.encode():
     raise BadRequest(f"{path} is another list of prompts, and is left as it is: choose another --out")
   folder.mkdir(parents=True, exist_ok=True)

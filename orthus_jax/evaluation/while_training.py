@@ -55,6 +55,19 @@ def check(config: Config) -> None:
       check_drawing(config.sampling, config.model)
 
 
+def samples(config: Config, show: Hook) -> list[tuple[int, Hook]]:
+  """What the run calls for samples, if it asks for any."""
+
+  def on_samples(step: int, graphdef: Any, params: Params, writer: MetricWriter) -> None:
+    if step < config.run.steps:  # the report has the last step's
+      try:
+        show(step, graphdef, params, writer)
+      except OSError as e:  # a full disk is no reason to lose the run
+        _log.warning("step %d: no samples: %s", step, files.first_line(e))
+
+  return [(config.run.sample_every, on_samples)] if config.run.sample_every else []
+
+
 def hook(name: str, config: Config, tokenizer: TextTokenizer, workdir: Path) -> Hook:
   """What scores the model of a step, and writes its figures as metrics `evaluate/BENCHMARK/FIGURE`.
 
@@ -93,6 +106,7 @@ def _run(model: Model, benchmark: str, data: str, out: Path, step: int) -> dict[
   samples = None if benchmark in registry.ASKED else 1
   task = registry.task(benchmark, Path(data), prompts.template(template), samples=samples)
   protocol = {"benchmark": benchmark, "step": step, "template": template, "sampling": dataclasses.asdict(config.sampling)}
+  protocol |= task.protocol
   outcome = execute.run(model, task, out, sampling=config.sampling, seed=0, protocol=protocol)
   scored = scoring.score(benchmark, task, out, outcome.files, judge=shapes_geneval.JUDGE if benchmark == "geneval" else None)
   if isinstance(scored, str):

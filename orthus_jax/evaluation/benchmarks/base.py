@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import inspect
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from orthus_jax.errors import one_line
+from orthus_jax.errors import BadRequest, one_line
 
 _RESAMPLES = 1000
 _NAMED = 3
@@ -51,17 +52,37 @@ class Score:
   def to_json(self) -> dict[str, Any]:
     """All but the rows, as JSON holds it; figures that aren't finite are the words "nan", "inf" and "-inf"."""
     values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "rows"}
-    return _finite(values)
+    return finite(values)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+  """A value as JSON holds it: numbers in it that aren't finite, for which JSON has no form, become "nan", "inf" and "-inf"."""
   if isinstance(value, Mapping):
-    return {k: _finite(v) for k, v in value.items()}
+    return {k: finite(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_finite(v) for v in value]
+    return [finite(v) for v in value]
   if isinstance(value, float | np.floating):
     return float(value) if np.isfinite(value) else str(float(value))
   return value
+
+
+def under(protocol: str, scorer: Callable[..., Score], **options: Any) -> str:
+  """A protocol's name with the options that aren't the scorer's defaults: figures under other rules are other figures."""
+  usual = inspect.signature(scorer).parameters
+  changed = [f"{name} {value}" for name, value in options.items() if value != usual[name].default]
+  return f"{protocol}, with {', '.join(changed)}" if changed else protocol
+
+
+def refuse(scorer: Callable[..., Score], wanted: str, **options: Any) -> None:
+  """Refuses options that aren't the scorer's defaults, where what they belong to isn't asked for.
+
+  Raises:
+    BadRequest: naming the first, and what it goes with.
+  """
+  usual = inspect.signature(scorer).parameters
+  for name, value in options.items():
+    if value != usual[name].default:
+      raise BadRequest(f"{name}={value} goes with {wanted}: give that too, or leave it out")
 
 
 class Notes:

@@ -10,7 +10,7 @@ import numpy as np
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import dpg_bench_files, reading
-from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap, refuse
 from orthus_jax.evaluation.benchmarks.dpg_bench_files import Items, Judge, Picture
 from orthus_jax.evaluation.benchmarks.geneval import load_judge
 
@@ -43,11 +43,13 @@ def score(
     resolution: of a picture of the square, for a judge; 0 for half the square's width.
 
   Raises:
-    BadRequest: if files are missing, or hold something else.
+    BadRequest: if files are missing, or hold something else, or there is a resolution without a judge.
   """
   path, notes = Path(path), Notes()
   if not 0 <= pic_num <= 4:
     raise BadRequest(f"pic_num is 1 to 4, not {pic_num}")
+  if judge is None:
+    refuse(score, "judge", resolution=resolution)
   near = [p / "dpg_bench.csv" for p in (path, path.parent)]
   file = reading.existing(csv if csv is not None else next((p for p in near if p.is_file()), near[1]), "DPG-Bench's questions")
   tool, plain = dpg_bench_files.read_csv(file, notes)

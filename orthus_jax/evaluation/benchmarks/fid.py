@@ -11,7 +11,7 @@ import numpy as np
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import arrays
-from orthus_jax.evaluation.benchmarks.base import Notes, Score
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, under
 from orthus_jax.files import first_line
 
 LAYOUT = """PATH and --reference are features of two sets of pictures, [samples, dimensions], in .npy or .npz files; either may
@@ -71,6 +71,8 @@ def score(
     notes.say("no KID, as mu and sigma tell nothing of single pictures")
   named = [f"{k} {v}" if v else f"{k} not named" for k, v in (("network", network), ("weights", weights))]
   protocol = f"{PROTOCOL}, {', '.join(named)}{f', features {features}' * bool(features)}"
+  if "KID" in scores:
+    protocol = under(protocol, score, num_subsets=num_subsets, max_subset_size=max_subset_size, seed=seed)
   why = "no intervals: resampling features moves FID and KID away from their value; draw more pictures to see how it changes"
   return Score("fid", protocol, scores, counts=counts, notes=(*notes.lines(), why))
 

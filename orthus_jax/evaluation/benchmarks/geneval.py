@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
 import functools
 import importlib
 import json
@@ -16,7 +17,7 @@ import numpy as np
 from orthus_jax.data import images as images_lib
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import geneval_rules, reading
-from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, resampled
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, refuse, resampled, under
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules
 from orthus_jax.files import first_line
 
@@ -57,25 +58,26 @@ def score(
     threshold, counting_threshold, max_objects, max_overlap, position_threshold: the original's options.
 
   Raises:
-    BadRequest: if files are missing, or hold something else.
+    BadRequest: if files are missing, or hold something else, or options are given for what was judged already.
   """
   path, notes = Path(path), Notes()
+  rules = Rules(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
   if judge is not None or detections is not None:
-    rules = Rules(threshold, counting_threshold, max_objects, max_overlap, position_threshold)
     rows = list(judged(path, _finder(path, judge, detections, notes), rules, notes))
     if not rows:
       raise BadRequest(f"{path} has no NNNNN/samples/NNNN.png: name the folder that holds GenEval's pictures")
   else:
+    refuse(score, "judge or detections", **dataclasses.asdict(rules))
     file = path / "results.jsonl" if path.is_dir() else path
     if path.is_dir() and not file.is_file():
       raise BadRequest(f"{path} has no results.jsonl: give --judge or --detections to have its pictures judged")
     rows = _read(reading.existing(file, "GenEval's results.jsonl"), notes)
   if metadata is not None:
     _missing(Path(metadata), rows, notes)
-  return _summary(rows, notes)
+  return _summary(rows, under(PROTOCOL, score, **dataclasses.asdict(rules)), notes)
 
 
-def _summary(rows: Sequence[Mapping[str, Any]], notes: Notes) -> Score:
+def _summary(rows: Sequence[Mapping[str, Any]], protocol: str, notes: Notes) -> Score:
   scores, prompts = _means(rows)
   tags = list(scores)[:-3]
   counts = {t: sum(r["tag"] == t for r in rows) for t in tags}
@@ -92,7 +94,7 @@ def _summary(rows: Sequence[Mapping[str, Any]], notes: Notes) -> Score:
     notes.say(f"pictures a prompt: {', '.join(map(str, samples))}, where GenEval has 4")
   once, _ = _means(list({r["filename"]: r for r in rows}.values()))
   return Score(
-      "geneval", PROTOCOL, scores, intervals=_intervals(prompts, tags), counts=counts, notes=notes.lines(),
+      "geneval", protocol, scores, intervals=_intervals(prompts, tags), counts=counts, notes=notes.lines(),
       straight={k: v for k, v in once.items() if v != scores[k]}, rows=tuple(dict(r) for r in rows),
   )  # fmt: skip
 

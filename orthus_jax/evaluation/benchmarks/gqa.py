@@ -15,7 +15,7 @@ import numpy as np
 
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import gqa_grounding, reading
-from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, bootstrap, refuse
 from orthus_jax.evaluation.benchmarks.gqa_entries import Choices, Prediction, Question
 
 LAYOUT = """PATH is a prediction file, a JSON list of {"questionId": …, "prediction": …}, or LLaVA's answers, JSON lines of
@@ -78,8 +78,11 @@ def score(
     map_size: rows and columns of an attention map.
 
   Raises:
-    BadRequest: if files are missing, hold something else, or lack a prediction that the tool needs.
+    BadRequest: if files are missing, hold something else, or lack a prediction that the tool needs, or what grounding alone
+      needs is given without it.
   """
+  if not grounding:
+    refuse(score, "grounding", scenes=scenes, attentions=attentions, map_size=map_size)
   files = _find(Path(path), questions, choices, scenes, attentions)
   notes = Notes()
   asked = reading.entries(files.questions, Question, _QUESTIONS)
@@ -115,22 +118,27 @@ def score(
   return _added_up(rows, _chi_square(gold, said) / 100, notes, files)
 
 
+def tier(questions: Path) -> str:
+  """What the names of GQA's files of a tier begin with: "testdev_balanced" of testdev_balanced_questions.json."""
+  return questions.name.removesuffix(".json").removesuffix("_questions").removesuffix("_all")
+
+
 def _find(path: Path, questions: Any, choices: Any, scenes: Any, attentions: Any) -> _Files:
   if not os.path.isfile(path):
     reading.existing(path, "GQA's predictions", folder=True)
   folder = path.absolute().parent if os.path.isfile(path) else path
   what = "GQA's questions"
   asked = reading.existing(questions, what) if questions is not None else reading.only(folder, "*_questions.json", what)
-  tier = asked.name.removesuffix(".json").removesuffix("_questions").removesuffix("_all")
+  start = tier(asked)
   if os.path.isdir(path):
-    path = reading.existing(path / f"{tier}_predictions.json", f"GQA's predictions to {asked.name}")
+    path = reading.existing(path / f"{start}_predictions.json", f"GQA's predictions to {asked.name}")
   if choices is None:
-    choices = folder / f"{tier}_choices.json"
+    choices = folder / f"{start}_choices.json"
     choices = choices if choices.is_file() else "none"
   options = None if str(choices) == "none" else reading.existing(choices, "GQA's choices")
   return _Files(
-      path, asked, options, Path(scenes or folder / f"{tier}_sceneGraphs.json"),
-      Path(attentions or folder / f"{tier}_attentions.json"),
+      path, asked, options, Path(scenes or folder / f"{start}_sceneGraphs.json"),
+      Path(attentions or folder / f"{start}_attentions.json"),
   )  # fmt: skip
 
 

@@ -90,12 +90,30 @@ def score(path: str | Path, *, labels: str | Path | None = None, questions: str 
   )  # fmt: skip
 
 
+def split_of(labels: Path) -> str:
+  """The split that a label file is of, by its name; its answers are SPLIT.json."""
+  return labels.stem.removeprefix("coco_pope_").removesuffix("_labels")
+
+
+def by_split(labels: Sequence[Path]) -> dict[str, Path]:
+  """Label files by their split.
+
+  Raises:
+    BadRequest: if two are of one, whose answers would have one name.
+  """
+  found: dict[str, Path] = {}
+  for path in labels:
+    if (other := found.setdefault(split_of(path), path)) != path:
+      raise BadRequest(f"{other} and {path} are both of POPE's split {split_of(path)}: name the folder or file of one")
+  return found
+
+
 def _label_files(path: Path) -> dict[str, Path]:
   """By split."""
   if os.path.isfile(path):
-    return {path.stem.removeprefix("coco_pope_").removesuffix("_labels"): path}
+    return {split_of(path): path}
   reading.existing(path, "POPE's label files, coco_pope_SPLIT.json,", folder=True)
-  found = {p.stem.removeprefix("coco_pope_"): p for p in sorted(path.glob("coco_pope_*.json"))}
+  found = by_split(sorted(path.glob("coco_pope_*.json")))
   if not found:
     raise BadRequest(f"{path} holds no coco_pope_SPLIT.json: give POPE's label files by labels")
   order = ("random", "popular", "adversarial")

@@ -148,12 +148,12 @@ def entries(path: Path, of: type[msgspec.Struct], what: str) -> dict[str, Any]:
   Raises:
     BadRequest: if it can't be read, isn't JSON, or no object.
   """
-  return _entries(path, dict[str, of], lambda: {k: _fitted(v, of) for k, v in whole_json(path, dict, what).items()})  # type: ignore[valid-type]
+  return _entries(path, dict[str, of], lambda: {k: _fitted(v, of, path, k) for k, v in whole_json(path, dict, what).items()})  # type: ignore[valid-type]
 
 
 def listed(path: Path, of: type[msgspec.Struct], what: str) -> list[Any]:
   """`entries` of a JSON list."""
-  return _entries(path, list[of], lambda: [_fitted(v, of) for v in whole_json(path, list, what)])  # type: ignore[valid-type]
+  return _entries(path, list[of], lambda: [_fitted(v, of, path, n) for n, v in enumerate(whole_json(path, list, what), 1)])  # type: ignore[valid-type]
 
 
 def _entries(path: Path, kind: Any, plainly: Callable[[], Any]) -> Any:
@@ -163,11 +163,13 @@ def _entries(path: Path, kind: Any, plainly: Callable[[], Any]) -> Any:
     return plainly()
 
 
-def _fitted(value: Any, of: type[msgspec.Struct]) -> Any:
+def _fitted(value: Any, of: type[msgspec.Struct], path: Path, place: int | str) -> Any:
   try:
     return msgspec.convert(value, of)
   except msgspec.ValidationError:
     return value
+  except UnicodeEncodeError as e:  # json lets half of a pair pass, which a name can't be compared with
+    raise BadRequest(f"{path}: entry {place}: has a name that is no text ({ascii(e.object)[:40]}): mend or remove it") from e
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:

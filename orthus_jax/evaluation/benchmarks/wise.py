@@ -14,7 +14,8 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, resampled
 
-LAYOUT = """PATH is a folder of *_scores.jsonl as WISE's judges write them, or one such file; a line a prompt:
+LAYOUT = """PATH is a folder of score files as WISE's judges write them, or one such file: *_scores.jsonl, *_results.jsonl or
+*_scores_results.jsonl, told by their fields and not their names; a line a prompt:
   verified  {"prompt_id": …, "score": 0 or 1}
   legacy    {"prompt_id": …, "consistency": 0 to 2, "realism": …, "aesthetic_quality": …}
 The two versions share nothing but the layout: other prompts under the same ids, other weights, another formula."""
@@ -61,12 +62,8 @@ def score(path: str | Path, *, version: str | None = None, category: str = "all"
   for value, known in ((version or "legacy", VERSIONS), (category, _PARTS)):
     if value not in known:
       raise BadRequest(f"WISE has no {value!r}: {', '.join(known)}")
-  path = Path(path)
-  files = sorted(p for p in path.glob("*.jsonl") if p.is_file()) if path.is_dir() else [reading.existing(path, "WISE's scores")]
-  files = [f for f in files if f.stem.endswith("_scores")] or files
-  if not files:
-    raise BadRequest(f"{path} holds no *_scores.jsonl, WISE's score files")
-  notes = Notes()
+  path, notes = Path(path), Notes()
+  files = _score_files(path, notes) if path.is_dir() else [reading.existing(path, "WISE's scores")]
   lines = [line for file in files for line in _objects(file, notes)]
   kind = _version(lines, files[0], version)
   rows, there = _judged(lines, kind, notes)
@@ -95,6 +92,33 @@ def score(path: str | Path, *, version: str | None = None, category: str = "all"
       "wise", kind.protocol, scores, counts=counts, intervals={k: v for k, d in drawn.items() if (v := interval(d))},
       straight={k: v for k, v in straight.items() if abs(v - scores[k]) > 1e-9}, notes=notes.lines(), rows=tuple(rows),
   )  # fmt: skip
+
+
+def _score_files(folder: Path, notes: Notes) -> list[Path]:
+  """The files of a folder that have a line with scores: WISE's two versions name theirs differently, and users do too."""
+  found = []
+  there = sorted(p for p in folder.glob("*.jsonl") if p.is_file())
+  for file in there:
+    if _has_scores(file):
+      found.append(file)
+    else:
+      notes.add("files that are no scores of WISE's judges, passed over", file)
+  if not found:
+    what = f"{len(there)} *.jsonl, none of them scores of WISE's judges" if there else "no *.jsonl"
+    raise BadRequest(f"{folder} holds {what}: name the folder of the judges' *_scores.jsonl or *_results.jsonl")
+  return found
+
+
+def _has_scores(file: Path) -> bool:
+  fields = {f for kind in VERSIONS.values() for f in kind.fields}
+  for text in reading.lines(file):
+    try:
+      row = json.loads(text)
+    except (ValueError, RecursionError):
+      continue  # told of where the file is read
+    if isinstance(row, dict) and fields & set(row):
+      return "wiscore" not in row  # rows.jsonl, which `orthus score wise --out` writes
+  return False
 
 
 def _objects(file: Path, notes: Notes) -> list[tuple[Path, int, dict[str, Any]]]:

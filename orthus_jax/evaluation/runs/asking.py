@@ -12,10 +12,10 @@ from orthus_jax import files
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Text, document
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.benchmarks import mme, reading
+from orthus_jax.evaluation.benchmarks import mme, pope, reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Asking, Item
+from orthus_jax.evaluation.runs.task import Asking, ByLine, Item
 
 MME_SUBTASKS = tuple(s for group in mme.SUBTASKS.values() for s in group)
 _PICTURES = (".jpg", ".png", ".jpeg")
@@ -32,8 +32,6 @@ def _pictures(data: Path, images: Path | None, *names: str) -> Path:
 class _Asked(Asking):
   """Questions, each about one picture that stands ahead of it."""
 
-  end = "short"
-
   def __init__(self, template: Template):
     self._template = template
 
@@ -41,20 +39,27 @@ class _Asked(Asking):
     return Item(name, functools.partial(self._prompt, path, question), {"question": question, **facts}, path)
 
   def _prompt(self, path: Path, question: str) -> Document:
-    return document(images_lib.load_image(path), Text(prompts.question(self._template, question, end=self.end)))
+    words = prompts.question(self._template, self._words(question), end="short")
+    return document(images_lib.load_image(path), Text(words))
+
+  def _words(self, question: str) -> str:
+    """A question as it is asked, ahead of what the template adds."""
+    return question
 
 
-class Mme(_Asked):
+class Mme(ByLine, _Asked):
   """SUBTASK.txt, four columns: picture, question, truth, answer.
 
   Read from the release: a folder a subtask, whose pictures have two questions each in a text file of their name; both may lie
   in folders of their own, images and questions_answers_YN.
   """
 
-  end = ""  # the questions' own words are "Please answer yes or no."
+  _OWN_END = " Please answer yes or no."
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
     super().__init__(template)
+    if template.ends:  # what earlier versions asked otherwise
+      self.protocol = {"question_end": f"{prompts.ENDS['short'].strip()} (in the place of:{self._OWN_END})"}
     home = next((p for p in (data, data / "MME_Benchmark", data / "MME_Benchmark_release_version") if _subtasks(p)), None)
     if home is None:
       raise BadRequest(f"{data} has no folder of MME's ({', '.join(MME_SUBTASKS[:3])}, …): name the release's")
@@ -73,38 +78,39 @@ class Mme(_Asked):
   def items(self) -> Sequence[Item]:
     return [item for subtask in MME_SUBTASKS for path in self._files(subtask) for item in self._questions(subtask, path)]
 
+  def _words(self, question: str) -> str:
+    """One end takes the place of the other, as lmms-eval has it."""
+    return question.replace(self._OWN_END, "") if self._template.ends else question
+
   def _questions(self, subtask: str, path: Path) -> Iterator[Item]:
     folder = path.parent.with_name("images") if path.parent.name == "questions_answers_YN" else path.parent
     shown = next((p for e in _PICTURES if (p := folder / f"{path.stem}{e}").is_file()), folder / f"{path.stem}.jpg")
-    for number, line in enumerate(filter(str.strip, reading.lines(path)), 1):
+    lines = [line for line in reading.lines(path) if line.strip()]
+    if len(lines) != 2:  # the tool takes two lines for a picture, whatever their names
+      raise BadRequest(f"{path} holds {len(lines)} questions, where MME has two a picture: name the release's folder")
+    for number, line in enumerate(lines, 1):
       question, tab, truth = line.strip().rpartition("\t")
       if not tab or truth.strip().lower() not in ("yes", "no"):
         raise BadRequest(f"{path}:{number} isn't a question, a tab and Yes or No")
-      name, facts = f"{subtask}/{path.stem}/{number}", dict(subtask=subtask, truth=truth.strip(), shown=shown.name)
+      name, facts = f"{subtask}/{path.stem}/{number}", dict(part=subtask, truth=truth.strip(), shown=shown.name)
       yield self._item(name, shown, question, **facts)
 
   def id_of(self, row: Mapping[str, Any]) -> str:
     return f"{row['subtask']}/{Path(row['image']).stem}/{2 - row['line'] % 2}"  # two lines a picture
 
-  def finish(self, out: Path) -> Path:
-    answers, rows = self.answers(out), dict[str, list[str]]()
-    for item in self.items:
-      if item.id in answers:
-        question = item.facts["question"].replace("\t", " ")
-        columns = item.facts["shown"], question, item.facts["truth"], " ".join(answers[item.id].split())
-        rows.setdefault(item.facts["subtask"], []).append("\t".join(columns))
-    folder = out / "results"
-    folder.mkdir(exist_ok=True)
-    for subtask, lines in rows.items():
-      files.write_text(folder / f"{subtask}.txt", "\n".join(lines) + "\n")
-    return folder
+  def file(self, out: Path, part: str) -> Path:
+    return out / "results" / f"{part}.txt"
+
+  def line(self, item: Item, answer: str) -> str:
+    question = item.facts["question"].replace("\t", " ")
+    return "\t".join((item.facts["shown"], question, item.facts["truth"], " ".join(answer.split())))
 
 
 def _subtasks(folder: Path) -> list[str]:
   return [s for s in MME_SUBTASKS if (folder / s).is_dir()]
 
 
-class Pope(_Asked):
+class Pope(ByLine, _Asked):
   """A file of JSON lines a split, with `question` and `answer`."""
 
   def __init__(self, data: Path, template: Template, images: Path | None = None):
@@ -112,6 +118,9 @@ class Pope(_Asked):
     self.sources = sorted(data.rglob("coco_pope_*.json")) if data.is_dir() else [data]
     if not self.sources:
       raise BadRequest(f"{data} has no coco_pope_SPLIT.json: name the folder of POPE's questions")
+    if len(folders := sorted({str(p.parent) for p in self.sources})) > 1:
+      raise BadRequest(f"{data} has POPE's questions in {len(folders)} folders, {folders[0]} and {folders[1]}: name one")
+    self._split = {path: split for split, path in pope.by_split(self.sources).items()}
     self._images = _pictures(data, images, "val2014", "images")
 
   @functools.cached_property
@@ -121,25 +130,20 @@ class Pope(_Asked):
       for number, row in enumerate(reading.json_lines(path), 1):
         what = "a question of POPE's (question_id, image, text, label)"
         question, shown = (reading.field(row, n, str, what, path, number) for n in ("text", "image"))
-        found.append(self._item(f"{path.stem}/{number}", self._images / Path(shown).name, question, split=path.stem, row=row))
+        facts = dict(part=self._split[path], row=row)
+        found.append(self._item(f"{path.stem}/{number}", self._images / Path(shown).name, question, **facts))
     return found
 
-  def finish(self, out: Path) -> Path:
-    answers, rows = self.answers(out), dict[str, list[str]]()
-    for item in self.items:
-      if item.id in answers:
-        row = item.facts["row"]
-        record = {"question_id": row.get("question_id"), "question": item.facts["question"], "answer": answers[item.id]}
-        rows.setdefault(item.facts["split"], []).append(json.dumps(record, ensure_ascii=False))
-    folder = out / "answers"
-    folder.mkdir(exist_ok=True)
-    for split, lines in rows.items():
-      files.write_text(folder / f"{split.removeprefix('coco_pope_')}.json", "\n".join(lines) + "\n")
-    return folder
+  def file(self, out: Path, part: str) -> Path:
+    return out / "answers" / f"{part}.json"
+
+  def line(self, item: Item, answer: str) -> str:
+    asked = item.facts["row"].get("question_id")
+    return json.dumps({"question_id": asked, "question": item.facts["question"], "answer": answer}, ensure_ascii=False)
 
   def id_of(self, row: Mapping[str, Any]) -> str:
-    prefix = "coco_pope_" if self.sources[0].stem.startswith("coco_pope_") else ""
-    return f"{prefix}{row['split']}/{row['line']}"
+    stem = next(path.stem for path, split in self._split.items() if split == row["split"])
+    return f"{stem}/{row['line']}"
 
 
 class Vqav2(_Asked):

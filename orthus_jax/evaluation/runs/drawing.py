@@ -17,10 +17,10 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
-from orthus_jax.evaluation.runs.task import Drawing, Item
+from orthus_jax.evaluation.runs.task import METADATA, Drawing, Item
 
-_METADATA = "evaluation_metadata.jsonl"
-_WISE = ("cultural_common_sense.json", "spatio-temporal_reasoning.json", "natural_science.json")
+_WISE = ("cultural_common_sense", "spatio-temporal_reasoning", "natural_science")
+_WISE_ENDS = {"legacy": ".json", "verified": "_verified.json"}
 
 
 class GenEval(Drawing):
@@ -28,7 +28,7 @@ class GenEval(Drawing):
 
   def __init__(self, data: Path, template: Template, *, samples: int = 4):
     self._template, self.samples = template, samples
-    self.sources = [reading.only(data, _METADATA, "GenEval's prompts", deep=True)]
+    self.sources = [reading.only(data, METADATA, "GenEval's prompts", deep=True)]
     path = self.sources[0]
     self._rows = reading.json_lines(path)
     self._prompts = [
@@ -103,16 +103,32 @@ class DpgBench(Drawing):
     return whole
 
 
+def _wise_files(data: Path) -> tuple[list[Path], str]:
+  """WISE's files of prompts, but for merge.json and *_rewrite.json, which have the same prompts again; and their version."""
+  if data.is_file():
+    if data.name == "merge.json":  # all three of verified
+      return [data], "verified"
+    named = [v for v, end in _WISE_ENDS.items() if data.name.removesuffix(end).removesuffix("_rewrite") in _WISE]
+    return [data], named[0] if named else "not told by its name"
+  found = {v: [p for n in _WISE for p in sorted(data.rglob(n + end))] for v, end in _WISE_ENDS.items()}
+  there = {version: paths for version, paths in found.items() if paths}
+  if len(there) > 1:
+    folders = " or ".join(f"--data={paths[0].parent} ({version})" for version, paths in there.items())
+    raise BadRequest(f"{data} has both versions of WISE's prompts, under the same ids: name one's folder, {folders}")
+  for version, paths in there.items():
+    return paths, version
+  raise BadRequest(f"{data} has no {_WISE[0]}.json or {_WISE[0]}_verified.json, nor others of WISE's: name its data folder")
+
+
 class Wise(Drawing):
-  """ID.png for each of its prompts."""
+  """ID.png for each of its prompts, of one of its two versions, which have other prompts under the same ids."""
 
   def __init__(self, data: Path, template: Template, *, samples: int = 1):
     if samples != 1:
       raise BadRequest(f"WISE wants one picture a prompt, but --samples={samples}")
     self._template = template
-    self.sources = [data] if data.is_file() else [p for n in _WISE for p in sorted(data.rglob(n))]
-    if not self.sources:
-      raise BadRequest(f"{data} has no {' or '.join(_WISE)}: name WISE's data folder")
+    self.sources, version = _wise_files(data)
+    self.protocol = {"wise_version": version}
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:

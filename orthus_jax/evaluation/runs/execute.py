@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import concurrent.futures
 import dataclasses
 import hashlib
@@ -16,13 +16,14 @@ from typing import Any
 from orthus_jax import files, lock
 from orthus_jax.config import SamplingConfig
 from orthus_jax.errors import BadRequest
-from orthus_jax.evaluation.runs.task import Item, Task, iterate
+from orthus_jax.evaluation.runs.task import METADATA, Item, Task, iterate
 from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request, fit
 from orthus_jax.inference.responses import Failed, Finished
 from orthus_jax.training.checkpoints import agreement
 
 PROTOCOL = "protocol.json"
+_TOLD = ("versions", "limit", "wise_version")  # fields that answers don't depend on
 _UNWRITTEN = 64  # answers that wait to be written, at most
 _log = logging.getLogger(__name__)
 
@@ -33,18 +34,23 @@ class Outcome:
 
   Attributes:
     files: what the benchmark's scorer is given.
-    answered: items that have an answer now.
+    answered: items that have an answer now, of those that were asked for.
     failed: (id, reason) of those that can't be asked.
+    beyond: items beyond the limit that an earlier command answered; what is scored holds them too.
+    protocol: as it is written.
   """
 
   files: Path
   answered: int
   failed: list[tuple[str, str]]
+  beyond: int = 0
+  protocol: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def run(
     model: Model, task: Task, out: Path, *, sampling: SamplingConfig, seed: int, protocol: dict[str, Any],
-    batch_size: int = 64, limit: int | None = None, progress: Callable[[int, int], None] | None = None,
+    batch_size: int = 64, limit: int | None = None, max_new_tokens: int | None = None,
+    begin: Callable[[], object] | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:  # fmt: skip
   """Asks a model all that a benchmark asks.
 
@@ -57,6 +63,8 @@ def run(
     protocol: what the answers depend on; written to `out`.
     batch_size: rows at once.
     limit: the first so many items alone.
+    max_new_tokens: longest answer; by default `longest` of the task and the sampling.
+    begin: called once `out` is known to be free, or of this protocol, before anything else is written there.
     progress: called with (done, in all).
 
   Raises:
@@ -64,20 +72,23 @@ def run(
       command works in it, or nothing can be asked.
   """
   _check_ids(task.items)
+  sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens or longest(task, sampling))
   with lock.hold(out):
-    _begin(out, protocol, task)
-    return _run(model, task, out, sampling, seed, batch_size, limit, progress)
+    protocol = _agreed(out, protocol, task)
+    if begin:
+      begin()
+    files.write_text(out / PROTOCOL, json.dumps(protocol, indent=2) + "\n")
+    return dataclasses.replace(_run(model, task, out, sampling, seed, batch_size, limit, progress), protocol=protocol)
 
 
 def _run(
     model: Model, task: Task, out: Path, sampling: SamplingConfig, seed: int, batch_size: int, limit: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> Outcome:  # fmt: skip
-  items = task.items
-  wanted = list(iterate(items, task.done(out), limit=limit))
+  items, done = task.items, task.done(out)
+  wanted = list(iterate(items, done, limit=limit))
   total = len(items[:limit])
   count, failed = total - len(wanted), []
-  sampling = dataclasses.replace(sampling, max_new_tokens=longest(task, sampling))
 
   def written(future: concurrent.futures.Future[None]) -> None:
     nonlocal count
@@ -102,11 +113,12 @@ def _run(
     raise BadRequest(f"none of {total:,} can be asked: {_some(failed[:1])}")
   if failed:
     _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
-  return Outcome(task.finish(out), count, failed)
+  beyond = 0 if limit is None else sum(item.id in done for item in items[limit:])
+  return Outcome(task.finish(out), count, failed, beyond)
 
 
 def longest(task: Task, sampling: SamplingConfig) -> int:
-  """How many tokens an answer may have."""
+  """How many tokens an answer may have where nobody says: what the benchmark's are of, or the sampling's, if that is less."""
   return min(sampling.max_new_tokens, task.max_new_tokens or sampling.max_new_tokens)
 
 
@@ -153,25 +165,35 @@ def _some(failed: Sequence[tuple[str, str]]) -> str:
   return shown + (" …" if len(failed) > 3 else "")
 
 
-def _begin(out: Path, protocol: dict[str, Any], task: Task) -> None:
+def _agreed(out: Path, protocol: dict[str, Any], task: Task) -> dict[str, Any]:
+  """The protocol as it is to be written, once what `out` holds is found to be of it."""
   path = out / PROTOCOL
   protocol = json.loads(json.dumps(protocol))
-  if path.is_file():
+  if path.is_file() and _has_answers(out):
     try:
       there = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as e:
       raise BadRequest(f"{path} can't be read ({files.first_line(e)}): choose another --out") from e
-    # What sampling had no field for was as its default is; the libraries' versions may change on the way.
+    # What sampling had no field for was as its default is; the libraries' versions may change on the way, and WISE's version
+    # was no field, but its data's digest was.
     if isinstance(there, dict) and isinstance(there.get("sampling"), dict):
       there["sampling"] = json.loads(json.dumps(dataclasses.asdict(SamplingConfig()))) | there["sampling"]
-    found = [d for d in agreement.between(there, protocol) if not agreement.within(d.field, ("versions", "limit"))]
+    found = [d for d in agreement.between(there, protocol) if not agreement.within(d.field, _TOLD)]
     if found:
       name, old, new = found[0]
       raise BadRequest(f"{out} has answers of another protocol ({name} was {old}, and is {new}): choose another --out")
+    if protocol.get("limit") is not None:  # the larger one: all that is there is scored, however little is asked now
+      before = there.get("limit")
+      protocol["limit"] = max(before, protocol["limit"]) if isinstance(before, int) else None
   elif task.done(out):
     raise BadRequest(f"{out} has answers and no {PROTOCOL}, which says whose they are: choose another --out")
-  out.mkdir(parents=True, exist_ok=True)
-  files.write_text(path, json.dumps(protocol, indent=2) + "\n")
+  return protocol
+
+
+def _has_answers(out: Path) -> bool:
+  """Whether there is more than what a command writes before its first answer; another benchmark's count too."""
+  ours = {out / name for name in (PROTOCOL, lock.NAME, METADATA)}
+  return any(p not in ours and p.is_file() and p.stat().st_size for p in out.rglob("*"))
 
 
 def digest(paths: Sequence[Path]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orthus_jax import files
-from orthus_jax.evaluation.benchmarks import registry
+from orthus_jax.evaluation.benchmarks import gqa, registry
 from orthus_jax.evaluation.benchmarks.base import Score
 from orthus_jax.evaluation.runs import judged
 from orthus_jax.evaluation.runs.judged import Judged
@@ -38,13 +38,13 @@ def score(name: str, task: Task, out: Path, given: Path, *, judge: str | None = 
   """
   if name in ELSEWHERE and not (name == "geneval" and judge):
     return ELSEWHERE[name]
-  if task.respond == "text" and (lacking := len({i.id for i in task.items} - set(task.done(out)))):
-    return f"{lacking:,} questions have no answer, and the benchmark's tool wants all"
+  if task.respond == "text" and (lacking := task.lacking(out)):
+    return f"{lacking}; the benchmark's tool wants all"
   how = _options(name, task)
   if isinstance(how, str):
     return how
   if name == "geneval":
-    how = {"judge": judge}
+    how = {"judge": judge, "metadata": task.sources[0]}  # names the prompts that couldn't be drawn
   found = registry.scorer(name)(given, **how)
   rows = judged.judged(name, task, out, found)
   if name == "geneval":  # as the original tool leaves them
@@ -59,9 +59,15 @@ def _options(name: str, task: Task) -> dict[str, Any] | str:
   source = task.sources[0]
   needs: dict[str, Callable[[], dict[str, Any] | str]] = {
       "geneval": lambda: {}, "mme": lambda: {}, "pope": lambda: {"labels": source if len(task.sources) == 1 else source.parent},
-      "vqav2": lambda: _annotations(source), "gqa": lambda: {"questions": source}, "mmmu": lambda: {},
+      "vqav2": lambda: _annotations(source), "gqa": lambda: _of_gqa(source), "mmmu": lambda: {},
   }  # fmt: skip
   return needs[name]()
+
+
+def _of_gqa(questions: Path) -> dict[str, Any]:
+  """With the choices of the tier, where they lie beside its questions: without them validity and plausibility are 0."""
+  choices = questions.with_name(f"{gqa.tier(questions)}_choices.json")
+  return {"questions": questions} | ({"choices": choices} if choices.is_file() else {})
 
 
 def _annotations(questions: Path) -> dict[str, Any] | str:

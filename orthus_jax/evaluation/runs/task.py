@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 import zlib
 
+from orthus_jax import files
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document
 from orthus_jax.errors import BadRequest
 
 JOURNAL = "answers.jsonl"
+METADATA = "evaluation_metadata.jsonl"  # GenEval's prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Task(abc.ABC):
     max_new_tokens: longest answer; 0 leaves it to the sampling.
     samples: answers to each prompt.
     sources: the files that the questions come from.
+    protocol: what else of the benchmark answers depend on, and its template doesn't tell; stands in the run's protocol.
   """
 
   respond: Literal["image", "text"]
   max_new_tokens = 0
   samples = 1
   sources: Sequence[Path] = ()
+  protocol: Mapping[str, str] = {}
 
   @property
   @abc.abstractmethod
@@ -70,6 +74,11 @@ class Task(abc.ABC):
   @abc.abstractmethod
   def finish(self, out: Path) -> Path:
     """Once all is answered: completes the benchmark's layout, and returns what its scorer is given."""
+
+  def lacking(self, out: Path) -> str:
+    """What `out` has no answers of, in words; "" where nothing is."""
+    lacking = len({i.id for i in self.items} - set(self.done(out)))
+    return f"{lacking:,} questions have no answer" if lacking else ""
 
   def id_of(self, row: Mapping[str, Any]) -> str:
     """The item that a scorer's row is about."""
@@ -129,6 +138,47 @@ class Asking(Task):
         found[str(record["id"])] = str(record["answer"])
       except (ValueError, KeyError, TypeError) as e:
         raise BadRequest(f"{path}:{number} is no answer of an earlier command: remove the line, or choose another --out") from e
+    return found
+
+
+class ByLine(Asking):
+  """Questions whose answers the benchmark's tool takes by their line in a file: one with a hole would pair them with others'.
+
+  Each item's `part` among its facts names its file.
+  """
+
+  @abc.abstractmethod
+  def file(self, out: Path, part: str) -> Path:
+    """Where a part's answers go."""
+
+  @abc.abstractmethod
+  def line(self, item: Item, answer: str) -> str:
+    """An answer as its file has it, without the line's end."""
+
+  def finish(self, out: Path) -> Path:
+    """Writes the parts whose answers are all there; the others' stay in the journal alone."""
+    answers = self.answers(out)
+    for part, items in self._parts().items():
+      path = self.file(out, part)
+      path.parent.mkdir(exist_ok=True)
+      if all(i.id in answers for i in items):
+        files.write_text(path, "".join(f"{self.line(i, answers[i.id])}\n" for i in items))
+      else:
+        path.unlink(missing_ok=True)  # an earlier version wrote those that are there
+    return path.parent
+
+  def lacking(self, out: Path) -> str:
+    told, done = super().lacking(out), set(self.done(out))
+    if not told:
+      return ""
+    counts = {part: n for part, items in self._parts().items() if (n := sum(i.id not in done for i in items))}
+    some = ", ".join(f"{n:,} of {part}" for part, n in list(counts.items())[:4])
+    return f"{told} ({some}{', …' if len(counts) > 4 else ''}, which have no file yet, as the tool goes by its lines)"
+
+  def _parts(self) -> dict[str, list[Item]]:
+    found: dict[str, list[Item]] = {}
+    for item in self.items:
+      found.setdefault(item.facts["part"], []).append(item)
     return found
 
 
