@@ -11,7 +11,9 @@ import os
 from pathlib import Path
 import resource
 import shutil
+import signal
 import tempfile
+import threading
 from typing import Any
 
 from orthus_jax.errors import BadRequest
@@ -88,6 +90,29 @@ def start_writing(handle: int, at: int, size: int) -> None:
   """Sets the disk to work on bytes that won't be read again, so that it isn't left with all of them at the end."""
   if hasattr(os, "posix_fadvise"):
     os.posix_fadvise(handle, at, size, os.POSIX_FADV_DONTNEED)
+
+
+@contextlib.contextmanager
+def ended_in_order() -> Iterator[None]:
+  """A block that SIGTERM and a lost terminal end as an exception does, so that what it has begun is removed.
+
+  The process then ends with the status that shells give such a signal. Where Python code handles a signal, or it is ignored,
+  and in another thread than the first, nothing changes. Not for several processes: jax handles their SIGTERM without telling.
+  """
+
+  def end(number: int, _: Any) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would leave half of it
+    raise SystemExit(128 + number)
+
+  first = threading.current_thread() is threading.main_thread()
+  watched = [n for n in (signal.SIGTERM, signal.SIGHUP) if first and signal.getsignal(n) is signal.SIG_DFL]
+  for number in watched:
+    signal.signal(number, end)
+  try:
+    yield
+  finally:
+    for number in watched:
+      signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -204,6 +204,10 @@ def test_a_config_of_an_earlier_version_has_defaults_where_it_says_nothing(tmp_p
   (run / "config.json").write_text(json.dumps(said | {"later": 1}))
   with pytest.raises(BadRequest, match="isn't of this version of orthus_jax .*'later'.*--workdir=NEW --resume_from="):
     checkpoint.check_workdir(run, tiny.config())
+  for other in ("[1, 2]", "3", "null"):  # JSON, and no fields
+    (run / "config.json").write_text(other)
+    with pytest.raises(BadRequest, match="config.json isn't of this version of orthus_jax .config: expected fields, got"):
+      checkpoint.check_workdir(run, tiny.config())
 
 
 def test_a_models_fields_are_refused_told_or_its_own():

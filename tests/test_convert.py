@@ -71,6 +71,7 @@ def test_dtypes(orthus, native, model, values, tmp_path):
   convert(f"--from={tmp_path / 'whole'}", f"--to={tmp_path / 'out'}", "--format=huggingface")
   assert weights.same(weights.read(tmp_path / "out"), wide)
   assert json.loads((tmp_path / "half/config.json").read_text())["torch_dtype"] == "bfloat16"
+  assert json.loads((tmp_path / "out/config.json").read_text())["torch_dtype"] == "float32"  # transformers casts to it
 
 
 def test_layers_of_different_dtypes_are_stacked_in_the_widest(model, values, tmp_path, capsys):

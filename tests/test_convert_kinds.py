@@ -62,6 +62,10 @@ def test_a_decoder_from_another_file(prefix, model, values, tmp_path, capsys):
   capsys.readouterr()  # the note
   error = refused(capsys, f"--from={folder}", f"--to={tmp_path / 'x'}", f"--decoder={tmp_path / 'none.safetensors'}")
   assert "none.safetensors holds no array called decoder.*" in error
+  average = {f"model_ema.{k}": v * 0 for k, v in vqgan.items()}
+  weights.write_safetensors(tmp_path / "two.safetensors", {prefix + k: v for k, v in vqgan.items()} | average)
+  error = refused(capsys, f"--from={folder}", f"--to={tmp_path / 'x'}", f"--decoder={tmp_path / 'two.safetensors'}")
+  assert "--decoder: model_ema.decoder.conv_in.bias is there twice, under two names" in error
 
 
 @pytest.mark.slow

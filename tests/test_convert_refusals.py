@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,9 +13,9 @@ import published_weights as weights
 import pytest
 
 import orthus_jax as oj
-from orthus_jax import files
+from orthus_jax import cli, files
 from orthus_jax.errors import BadRequest
-from orthus_jax.interop import safetensors
+from orthus_jax.interop import published_files, safetensors
 from orthus_jax.training.checkpoints import zarr_arrays
 
 
@@ -114,6 +116,26 @@ def test_a_disk_that_fills_up_leaves_nothing(form, orthus, native, tmp_path, cap
 def refused_for_want_of_space(capsys, monkeypatch, source, target) -> str:
   monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))
   return refused(capsys, f"--from={source}", f"--to={target}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("form", ["native", "huggingface"])
+def test_a_signal_leaves_nothing(form, number, orthus, native, tmp_path, monkeypatch):
+  before = signal.signal(number, signal.SIG_DFL)
+
+  def ended(*_, **__):
+    assert any(tmp_path.iterdir())  # something is there by now, under another name
+    assert signal.getsignal(number) is not signal.SIG_DFL
+    os.kill(os.getpid(), number)
+
+  monkeypatch.setattr(published_files, "keep" if form == "native" else "write", ended)
+  try:
+    with pytest.raises(SystemExit) as e:
+      cli.main(["convert", f"--from={orthus if form == 'native' else native}", f"--to={tmp_path / 'x'}"])
+    assert signal.getsignal(number) is signal.SIG_DFL
+  finally:
+    signal.signal(number, before)
+  assert e.value.code == 128 + number and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("form", ["native", "huggingface"])

@@ -73,6 +73,7 @@ def test_flops_agree_with_the_compiler():
     "kind, tflops",
     [
         ("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA H100 NVL", 835), ("NVIDIA H200 NVL", 835),
         ("TPU v5 lite", 197), ("TPU v5p", 459), ("TPU v6 lite", 918), ("cpu", None), ("NVIDIA H1", None),
     ],
 )  # fmt: skip

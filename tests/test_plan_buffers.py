@@ -6,6 +6,7 @@ from pathlib import Path
 import signal
 import threading
 import time
+import types
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,16 @@ def test_a_compilation_is_left_once_what_it_wrote_is_complete_and_stays(monkeypa
 def test_a_whole_one_is_waited_for():
   compiled, text, parts, error = buffer_assignment.compile_watched(_compiler(lambda: time.sleep(0.5) or "code"), whole=True)
   assert (compiled, text, error) == ("code", "HloModule m", None) and parts["temporaries"] == 700
+
+
+@pytest.mark.parametrize("text, parts", [("HloModule m", None), ("", None), ("", {"arguments": 1})])
+def test_what_cannot_be_read_is_no_plan(text, parts, monkeypatch):
+  monkeypatch.setattr(buffer_assignment, "compile_watched", lambda compile_, *, whole: (None, text, parts, None))
+  lowered = types.SimpleNamespace(lower=lambda lowering_platforms: None)
+  mesh = types.SimpleNamespace(devices=np.asarray([types.SimpleNamespace(platform="tpu")]))
+  with pytest.raises(Stopped, match="can't be read, so nothing is planned") as e:
+    program.compile_traced(lowered, mesh, whole=False)
+  assert e.value.status == 1
 
 
 def test_one_that_writes_nothing_ends_by_itself():

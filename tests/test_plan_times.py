@@ -52,6 +52,12 @@ def test_an_array_crosses_the_links_of_a_chip_of_two_devices_once():
   assert seconds("all-to-all", everyone, fsdp=128) == pytest.approx(127 / 128 * size / 300e9)
 
 
+@pytest.mark.parametrize("name, all_reduce, chips", [("v4", 1.1e15, 4096), ("v5e", 51.2e12, 256), ("v6e", 102.4e12, 256)])
+def test_links_are_those_that_a_pod_reduces_over(name, all_reduce, chips):
+  """By the bandwidth of all-reduces that Google's pages give for a pod: one way, over all links."""
+  assert hardware.CHIPS[name].link == pytest.approx(all_reduce / chips, rel=0.12)
+
+
 def test_a_chip_of_two_devices_is_theirs_together():
   """By the maker's figures of a chip."""
   chip, gib = hardware.CHIPS["tpu7x"], hardware.GIB

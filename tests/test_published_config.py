@@ -35,6 +35,15 @@ def test_what_changed_is_told_by_the_files(native, tmp_path, capsys):
   assert json.loads((tmp_path / "out/config.json").read_text())["a_field_of_later"] == [1, 2]
 
 
+def test_how_a_model_is_run_is_not_what_it_is(native, orthus, tmp_path):
+  run = shutil.copytree(native, tmp_path / "run")
+  tree = json.loads((run / "config.json").read_text())
+  tree["model"]["transformer"] |= {"quantization": "int8", "attention_backward": "split", "remat": "none"}
+  (run / "config.json").write_text(json.dumps(tree))
+  convert(f"--from={run}", f"--to={tmp_path / 'out'}")
+  assert (tmp_path / "out/config.json").read_bytes() == (orthus / "config.json").read_bytes()
+
+
 def test_a_theta_that_changed_is_told_in_both_places(copied, tmp_path):
   said = json.loads((copied / "config.json").read_text()) | {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}}
   (copied / "config.json").write_text(json.dumps(said))

@@ -13,6 +13,7 @@ import time
 
 import tqdm
 
+from orthus_jax import files
 from orthus_jax.commands import common
 from orthus_jax.config.ranges import SEED, Range
 from orthus_jax.errors import BadRequest
@@ -92,7 +93,7 @@ def main(argv: Sequence[str]) -> int:
     raise BadRequest("--image-head is for a conversion from a Hugging Face directory: a native checkpoint says what it is")
   if not is_url(options.target):
     check_writable(Path(options.target).parent, option="--to")
-  with send.sent(options.target) as target, _bar() as progress:
+  with files.ended_in_order(), send.sent(options.target) as target, _bar() as progress:
     if form == "native":
       result = import_huggingface.to_native(
           source, target, dtype=options.dtype, decoder=options.decoder, seed=options.seed,

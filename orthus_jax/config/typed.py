@@ -41,8 +41,10 @@ def from_dict(cls: type[T], values: Mapping[str, Any], *, where: str = "config")
   """Builds a config class from nested mappings (a ConfigDict among them).
 
   Raises:
-    BadRequest: on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
+    BadRequest: if it is no mapping, on an unknown field (naming the nearest), a wrong type, or values that exclude each other.
   """
+  if not isinstance(values, Mapping) and not hasattr(values, "items"):
+    raise BadRequest(f"{where}: expected fields, got {shown(values)}")
   hints = ranges.hints(cls)
   unknown = [k for k in values if k not in hints]
   if unknown:
@@ -61,8 +63,6 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
   if isinstance(hint, type) and dataclasses.is_dataclass(hint):
     if isinstance(value, hint):
       return value
-    if not isinstance(value, Mapping) and not hasattr(value, "items"):
-      raise BadRequest(f"{where}: expected fields, got {shown(value)}")
     return from_dict(hint, value, where=where)
   if origin is Literal:
     options = typing.get_args(hint)

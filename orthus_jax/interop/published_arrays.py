@@ -165,14 +165,20 @@ def decoder_entries(file: Path, problems: list[str]) -> dict[str, safetensors.En
 
   Args:
     file: a safetensors file; whatever else it holds is left.
-    problems: gets a line if it can't be read, or holds no decoder.
+    problems: gets a line if it can't be read, or holds no decoder; and for each array that it holds twice.
   """
   try:
     header = safetensors.read_header(file)
   except safetensors.Damaged as e:
     problems.append(f"--decoder: {e}")
     return {}
-  taken = {names.decoder_key(k): e for k, e in header.items() if names.decoder_key(k)}
+  taken: dict[str, safetensors.Entry] = {}
+  for key, entry in header.items():
+    name = names.decoder_key(key)
+    if name in taken:  # a running average beside the decoder itself, as trainers keep one
+      problems.append(f"--decoder: {key} is there twice, under two names")
+    if name:
+      taken[name] = entry
   if not any(k.startswith(DECODER) for k in taken):
     problems.append(f"--decoder: {file.name} holds no array called decoder.*")
   return taken

@@ -44,7 +44,7 @@ def write(folder: Path, config: Config, *, run: Path, originals: Path, dtype: st
     run: its directory, with the tokenizer.
     originals: what `keep` kept; may be absent.
     dtype: of the language model's arrays as they are written.
-    changed: whether that was asked for.
+    changed: whether that was asked for; config.json is told of it also where it says otherwise.
 
   Returns:
     What a user of the released code should know, a line each.
@@ -72,6 +72,8 @@ def _write_config(file: Path, config: Config, tokenizer: TextTokenizer, *, dtype
   ours = write_config(config.model, config.sampling, dtype=dtype)
   keys = {k: p.shape for k, p in names.table(needed_arrays.published(config.model, describe(config.model)[1])).items()}
   if said:
+    # transformers casts to what it says: of arrays that were imported in another dtype that would be wrong without a word.
+    changed |= any(said[k] not in (None, dtype) for k in {"dtype", "torch_dtype"} & set(said))
     problems: list[str] = []
     model, sampling = read_config(said, keys, problems)
     # Without a vocabulary_map no version of the published code starts.
@@ -102,8 +104,8 @@ def _essence(model: ModelConfig) -> ModelConfig:
   """A model's config without what says how it is run or was begun, and what other files say."""
   t, default = model.transformer, TransformerConfig()
   how = (
-      "embedding_std", "dtype", "param_dtype", "matmul_precision", "remat", "scan_unroll", "merge_positions",
-      "attention", "attention_block", "text_loss_weight", "loss_chunk",
+      "embedding_std", "dtype", "param_dtype", "matmul_precision", "quantization", "remat", "scan_unroll", "merge_positions",
+      "attention", "attention_block", "attention_backward", "text_loss_weight", "loss_chunk",
   )  # fmt: skip
   v = dataclasses.replace(model.vision_tokenizer, pixels=ModelConfig().vision_tokenizer.pixels, dtype="float32")
   return dataclasses.replace(

@@ -33,7 +33,7 @@ def compile_watched(
   Args:
     compile_: compiles with the options given.
     whole: whether to wait for machine code. If not, and the program was scheduled, the compilation goes on in a thread of its
-      own that nothing can stop: have the process end soon (`apart.run`).
+      own that nothing can stop: have the process end soon (`child_process.run`).
 
   Returns:
     (compiled or None, text of the scheduled program or "", bytes by part or None, the compiler's exception or None). Bytes:

@@ -49,7 +49,7 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   inside = passes["backbone"] != "frozen"
   matrix = 2.0 * c.heads * c.head_dim * T  # one product over the whole attention matrix, per token
 
-  again, attention_again = _recomputed(config.model, kernel) if inside else (0, 0)
+  again, attention_again = recomputed(config.model, kernel) if inside else (0, 0)
   beside = sum(a + b for a, b in flops.adapters(config.model).values()) * flops.PASSES["trained"]
   block = min(c.attention_block, T)
   share = causal_share(T, block, block) if kernel else 1.0
@@ -66,7 +66,7 @@ def closed(config: Config, trained: Collection[str], *, kernel: bool = True, ima
   return Closed(causal, full, program)
 
 
-def _recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
+def recomputed(config: ModelConfig, kernel: bool) -> tuple[int, int]:
   """(entries of a layer's matrices whose products the backward pass repeats, products of attention that it repeats).
 
   Nobody asks for a layer's last product again. Attention's results are kept by all policies but "full"; a kernel's with what

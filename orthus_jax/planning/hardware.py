@@ -3,8 +3,10 @@
 Sources. TPUs: Google Cloud's documentation, pages "TPU v4", "TPU v5e", "TPU v5p", "TPU v6e" and "TPU7x (Ironwood)"
 (https://cloud.google.com/tpu/docs/v4, .../v5e, .../v5p, .../v6e, .../tpu7x); data-centre network per chip from the same pages:
 per pod, divided by its chips (v5e 6.4 Tbit/s, v6e 25.6 Tbit/s, of 256), per chip (v5p 50, TPU7x 100 Gbit/s), per host of four
-chips (v4). Memory is what the compiler lets a program use, where that is less than the published size. GPUs: NVIDIA's data
-sheets of the A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together), and a network adapter of 400 Gbit/s
+chips (v4). v4's page tells its links by a pod's 1.1 PB/s of all-reduces, 268 GB/s a chip, and 24 TB/s of bisection, 47 GB/s for
+each of 512 links: taken as six of 50 GB/s each way (v5e's and v6e's all-reduces, 51.2 and 102.4 TB/s, are all their links').
+Memory is what the compiler lets a program use, where that is less than the published size. GPUs: NVIDIA's data sheets of the
+A100 80GB, H100 and H200 SXM (dense bf16, NVLink both directions together), and a network adapter of 400 Gbit/s
 (A100: 200) for each GPU, as in DGX systems. B200: an eighth of the DGX B200 (1,440 GB, 64 TB/s, NVLink 14.4 TB/s), GB200: a
 72nd of the GB200 NVL72 (13.4 TB, 576 TB/s, NVLink 130 TB/s, sparse bf16 360 PFLOP/s), each of half its sparse rate where the
 dense one isn't told; a GB200's link to its host is half of a superchip's NVLink-C2C, 900 GB/s both ways. Of these two NVIDIA's
@@ -78,7 +80,7 @@ class Chip:
 CHIPS = {
     c.name: c
     for c in (
-        Chip("v4", "tpu", int(30.75 * GIB), 275e12, 1228e9, 150e9, 3, 4, 6.25e9, 16e9, 4096),
+        Chip("v4", "tpu", int(30.75 * GIB), 275e12, 1228e9, 300e9, 3, 4, 6.25e9, 16e9, 4096),
         Chip("v5e", "tpu", int(15.75 * GIB), 197e12, 819e9, 200e9, 2, 16, 3.125e9, 16e9, 256),
         Chip("v5p", "tpu", 95 * GIB, 459e12, 2765e9, 600e9, 3, 4, 6.25e9, 16e9, 6144),
         Chip("v6e", "tpu", int(31.25 * GIB), 918e12, 1638e9, 400e9, 2, 16, 12.5e9, 32e9, 256),
@@ -164,6 +166,16 @@ def _example(chip: Chip) -> str:
   return f"{chip.name}:{ {3: '4x4x4', 2: '16x16'}.get(chip.torus, '8') }"
 
 
+def named(text: str) -> Topology:
+  """The topology that `str` gives as this text.
+
+  Raises:
+    BadRequest: if none does.
+  """
+  slices, several, name = text.rpartition(" x ")
+  return parse(name, int(slices)) if several and slices.isdecimal() else parse(text)
+
+
 def devices(topology: Topology) -> list[Any]:
   """What a program for a topology is compiled for: described TPUs, or this machine's CPU devices as stand-ins.
 
@@ -179,7 +191,9 @@ def devices(topology: Topology) -> list[Any]:
     return found[: topology.devices]
   from jax.experimental import topologies
 
-  more = {"num_slices": topology.slices} if topology.slices > 1 else {}
+  more: dict[str, Any] = {"num_slices": topology.slices} if topology.slices > 1 else {}
+  if math.prod(topology.shape) == 1:
+    more["chips_per_host_bounds"] = (1, 1, 1)  # libtpu takes a host to have four, which is no part of such a shape
   name = f"{topology.chip.name}:{'x'.join(map(str, topology.shape))}"
   for variable, value in _LIBTPU.items():
     os.environ.setdefault(variable, value)

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from orthus_jax.config import Config
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.planning import buffer_assignment
 from orthus_jax.training.optimizer import make_optimizer
@@ -80,6 +80,21 @@ def orthus(config: Config) -> tuple[Any, Any]:
   return OrthusTask(config, None), batch_shapes(config)
 
 
+def lay(config: Config, devices: Sequence[Any]) -> Mesh:
+  """A config's mesh on given devices, described or present.
+
+  Raises:
+    BadRequest: if its sizes don't multiply to their number, or their torus has no place for it.
+  """
+  try:
+    return mesh_lib.make_mesh(config.mesh, devices=list(devices))
+  except NotImplementedError as e:  # jax lays a mesh axis along whole dimensions of a torus
+    sizes = " x ".join(f"{a}={n}" for a, n in dataclasses.asdict(config.mesh).items())
+    raise BadRequest(
+      f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it"
+    ) from e
+
+
 def compile_step(
   config: Config,
   devices: Sequence[Any],
@@ -98,15 +113,10 @@ def compile_step(
 
   Raises:
     BadRequest: if mesh, batch or shapes don't fit each other.
+    Stopped: as `compile_traced` does.
   """
   begin = time.monotonic()
-  try:
-    mesh = mesh_lib.make_mesh(config.mesh, devices=list(devices))
-  except NotImplementedError as e:  # jax lays a mesh axis along whole dimensions of a torus
-    sizes = " x ".join(f"{a}={n}" for a, n in dataclasses.asdict(config.mesh).items())
-    raise BadRequest(
-      f"the mesh {sizes} can't be laid on this topology: let each axis cover whole dimensions of it"
-    ) from e
+  mesh = lay(config, devices)
   mesh_lib.check(mesh, config)
   task, batch = build(config)
   optimizer = make_optimizer(config.optimizer, config.run)
@@ -131,6 +141,9 @@ def compile_traced(traced: Any, mesh: Mesh, *, whole: bool = True) -> tuple[str,
     traced: the program.
     mesh: that it is for.
     whole: whether to go on to machine code where less would do; see `buffer_assignment.compile_watched`.
+
+  Raises:
+    Stopped: if a TPU's compiler was left with nothing written down that can be read.
   """
   platform = mesh.devices.flat[0].platform
   lowered = traced.lower(lowering_platforms=(platform,))
@@ -138,6 +151,13 @@ def compile_traced(traced: Any, mesh: Mesh, *, whole: bool = True) -> tuple[str,
     compiled = lowered.compile()
     return compiled.as_text(), _analysis(compiled)
   compiled, text, parts, error = buffer_assignment.compile_watched(lambda o: lowered.compile(compiler_options=o), whole=whole)
+  if compiled is None and error is None and not (text and parts is not None):
+    # Nothing at all would look like a program that needs no memory.
+    what = "memory report" if text else "program's text"
+    raise Stopped(
+      f"the compiler's {what} can't be read, so nothing is planned: this compiler writes what the planner doesn't know; plan"
+      " with the versions that docs/planning.md names, or with --whole, which asks the finished program"
+    )
   memory = Memory(0, 0, 0, 0)
   if error is not None:
     memory = _from_error(error)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import typing
 from typing import Any
 
+from jax.sharding import AbstractMesh
+
 from orthus_jax.config import Config
-from orthus_jax.errors import BadRequest, Stopped
-from orthus_jax.planning import closed_form, estimate, hardware, hlo, program, traced, work
+from orthus_jax.errors import BadRequest
+from orthus_jax.parallel import mesh as mesh_lib
+from orthus_jax.planning import closed_form, counting, estimate, hardware, program, traced, work
 from orthus_jax.planning.hardware import GIB, Topology
 
 FREE_SHARE = 0.05  # what a plan that fits leaves free, for what the compiler doesn't see
@@ -82,26 +87,15 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
   """The plan of a compiled step."""
   chip, notes = topology.chip, []
   mesh = {a: int(n) for a, n in compiled.mesh.shape.items()}
-  counted, traffic = None, []
+  traffic: list[estimate.Traffic] = []
   if compiled.text:
-    try:
-      counted = work.count(hlo.parse(compiled.text))
-      traffic = estimate.traffic(counted, mesh, topology, hardware.places(topology, list(compiled.mesh.devices.flat)))
-    except (ValueError, KeyError, AttributeError, IndexError) as e:
-      # A time without memory and collectives would look better than any true one.
-      raise Stopped(
-        f"the compiled program's text can't be read ({type(e).__name__}: {e}), so nothing is planned: this compiler writes what"
-        " the planner doesn't know; plan with the versions that docs/planning.md names"
-      ) from e
-  if counted is None:
+    counted, traffic = counting.count(compiled.text, compiled.mesh, topology)
+  else:
     products = traced.flops(compiled.jaxpr) / topology.devices
     counted = work.Work((work.Op("the traced program", "", 1, products=products),))
-    if compiled.memory.limit and not compiled.text:
+    if compiled.memory.limit:
       notes.append("the compiler gave up for lack of memory: FLOPs are the traced program's, without collectives")
-  for loop in counted.unknown_loops:
-    notes.append(f"a loop whose rounds can't be told is counted once: {loop}")
-  for kernel in counted.unknown_kernels:
-    notes.append(f"a kernel whose FLOPs aren't known is left out: {kernel}")
+  notes += counting.notes(counted, topology)
 
   closed = closed_form.closed(config, compiled.layout.names, kernel=counted.attention > 0, images=images)
   tokens = config.run.batch_size * config.data.sequence_length / topology.devices
@@ -110,7 +104,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
       "closed_form": sum(closed.program.values()) / topology.devices,
       "model": closed.model / topology.devices, "model_full": closed.model_full / topology.devices,
   }  # fmt: skip
-  memory, fits = _memory(compiled, topology, notes)
+  memory, fits = _memory(compiled, topology)
   times: dict[str, float] = {}
   speed: dict[str, float] = {}
   mfu: dict[str, float] = {}
@@ -123,13 +117,7 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
         kind: flops["model"] / times[kind] / chip.flops,
         f"{kind}_full": flops["model_full"] / times[kind] / chip.flops,
       }
-  if (quantization := config.model.transformer.quantization) != "none":
-    notes.append(f"products in {quantization} are counted at the rate of bf16: where the chip does them faster, so is the step")
-  if config.optimizer.name == "muon":
-    notes.append("the closed form leaves out the matrix products of Muon's updates")
-  if chip.platform == "gpu":
-    notes.append("compiled for CPU devices in the place of GPUs: FLOPs and collectives are the partitioned program's")
-    notes.append("bytes are the CPU's program's, which writes out whole attention matrices: a GPU is faster than both times")
+  notes += assumptions(config, images=images)
   return Plan(
       title=title, topology=str(topology), chips=topology.chips, mesh=mesh, rows=config.run.batch_size,
       length=config.data.sequence_length, remat=config.model.transformer.remat, memory=memory, fits=fits, flops=flops,
@@ -139,32 +127,48 @@ def from_program(config: Config, topology: Topology, compiled: program.Program, 
   )  # fmt: skip
 
 
-def _memory(compiled: program.Program, topology: Topology, notes: list[str]) -> tuple[dict[str, int], bool | None]:
+def assumptions(config: Config, *, images: bool) -> list[str]:
+  """What a plan takes for granted of a config; `images` says whether there are any."""
+  found = []
+  if (quantization := config.model.transformer.quantization) != "none":
+    found.append(f"products in {quantization} are counted at the rate of bf16: where the chip does them faster, so is the step")
+  if images and config.data.source == "prepared":
+    found.append(
+      "prepared data is taken to hold features: where it holds pixels or jpeg, encoding them takes time and memory besides"
+    )
+  if config.optimizer.name == "muon":
+    found.append("the closed form leaves out the matrix products of Muon's updates")
+  return found
+
+
+def _memory(compiled: program.Program, topology: Topology) -> tuple[dict[str, int], bool | None]:
   m, capacity = compiled.memory, topology.chip.memory
   parts = {f"state_{n}": size for n, size in compiled.state_bytes.items()}
   parts |= {
       "arguments": m.arguments or sum(compiled.state_bytes.values()), "outputs": m.outputs, "temporaries": m.temporaries,
       "code": m.code, "host": m.host, "peak": m.peak, "capacity": capacity,
   }  # fmt: skip
-  if topology.chip.platform != "tpu":
-    notes.append("temporaries are the CPU compiler's, which keeps more than an accelerator's would")
-    return parts, None
-  return parts, m.peak <= (1 - FREE_SHARE) * capacity
+  return parts, m.peak <= (1 - FREE_SHARE) * capacity if topology.chip.platform == "tpu" else None
 
 
 def advice(config: Config, plan: Plan) -> str:
-  """What to change where a plan doesn't fit, in one line."""
+  """What to change where a plan doesn't fit, in one line; nothing that would be refused."""
   over = plan.memory["peak"] - (1 - FREE_SHARE) * plan.memory["capacity"]
   state = sum(v for n, v in plan.memory.items() if n.startswith("state_"))
   tips = []
-  if plan.rows > plan.mesh["data"] * plan.mesh["fsdp"]:
-    tips.append(f"--config.run.batch_size={plan.mesh['data'] * plan.mesh['fsdp']}")
-  if plan.remat != "full":
+  ways = plan.mesh["data"] * plan.mesh["fsdp"]
+  if plan.rows > (fewest := ways * config.optimizer.accumulation):
+    tips.append(f"--config.run.batch_size={fewest}")
+  if plan.remat not in ("full", "offload"):  # "offload" keeps hardly more than "full" does
     tips.append("--config.model.transformer.remat=full")
-  if state > 0.5 * plan.memory["capacity"] and plan.mesh["data"] > 1:
-    tips.append(f"--config.mesh.data=1 --config.mesh.fsdp={plan.mesh['data'] * plan.mesh['fsdp']}")
+  slices = hardware.named(plan.topology).slices
+  if state > 0.5 * plan.memory["capacity"] and plan.mesh["data"] > slices:
+    split = plan.mesh | {"data": slices, "fsdp": ways // slices}
+    with contextlib.suppress(BadRequest):
+      mesh_lib.check(AbstractMesh(tuple(split.values()), tuple(split)), config)
+      tips.append(f"--config.mesh.data={slices} --config.mesh.fsdp={ways // slices}")
   if not tips:
-    tips.append(f"a larger slice, or --config.mesh.tensor={2 * plan.mesh['tensor']}")
+    tips.append("a larger slice")
   return f"too large by {over / GIB:.1f} GiB a device; try {', or '.join(tips)}, or let --search look"
 
 
@@ -172,10 +176,39 @@ def read(values: dict[str, Any]) -> Plan:
   """A plan from its JSON.
 
   Raises:
-    BadRequest: if it is no plan.
+    BadRequest: if it is no plan, or of other types.
   """
-  names = {f.name for f in dataclasses.fields(Plan)}
-  if not isinstance(values, dict) or not names <= set(values):
+  hints = typing.get_type_hints(Plan)
+  if not isinstance(values, dict) or not hints.keys() <= values.keys():
     raise BadRequest("this is no report of `orthus plan --json`")
-  fields: dict[str, Any] = {n: tuple(v) if isinstance(v := values[n], list) else v for n in names}
+  if strange := [n for n, hint in hints.items() if not _is(hint, values[n]) or not _has_compared(n, values)]:
+    raise BadRequest(f"this is no report of `orthus plan --json`: {strange[0]} isn't as it writes it")
+  fields: dict[str, Any] = {n: tuple(v) if isinstance(v := values[n], list) else v for n in hints}
   return Plan(**fields)
+
+
+# Of fields that hold several figures, those that a comparison shows; times and what follows from them may all be empty.
+_COMPARED = {
+  "memory": ("peak",), "flops": ("total",), "bytes": ("memory",), "traffic": ("bytes",), "times": ("bound", "calibrated"),
+  "tokens_per_chip": ("calibrated",), "mfu": ("calibrated",),
+}  # fmt: skip
+
+
+def _has_compared(name: str, values: dict[str, Any]) -> bool:
+  if name in ("times", "tokens_per_chip", "mfu") and not values["times"]:
+    return True
+  rows = values[name] if isinstance(values[name], list) else [values[name]]
+  return all(_is(float, row.get(key)) for row in rows for key in _COMPARED.get(name, ()))
+
+
+def _is(hint: Any, value: Any) -> bool:
+  """Whether a value of JSON is of a field's type: a list stands for a tuple, a whole number for a float."""
+  args = typing.get_args(hint)
+  if hint is Any or not args:
+    kinds = (int, float) if hint is float else hint
+    return hint is Any or (isinstance(value, kinds) and (hint is bool or not isinstance(value, bool)))
+  if typing.get_origin(hint) is dict:
+    return isinstance(value, dict) and all(_is(args[1], v) for v in value.values())
+  if typing.get_origin(hint) is tuple:
+    return isinstance(value, list) and all(_is(args[0], v) for v in value)
+  return any(value is None if a is type(None) else _is(a, value) for a in args)

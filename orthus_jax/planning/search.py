@@ -9,7 +9,8 @@ import typing
 from typing import Any
 
 from orthus_jax.config import Config, TransformerConfig
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
+from orthus_jax.planning import closed_form
 from orthus_jax.planning.hardware import GIB, Topology
 from orthus_jax.planning.report import Plan
 
@@ -47,7 +48,7 @@ class Candidate:
 
 
 def policies() -> tuple[str, ...]:
-  """Every rematerialisation policy, as the config lists them: those that compute least again come first."""
+  """Every rematerialisation policy, as the config lists them: those that keep most on the device come first."""
   return typing.get_args(typing.get_type_hints(TransformerConfig)["remat"])
 
 
@@ -81,45 +82,69 @@ def search(
   """Has `make` plan up to `limit` candidates.
 
   Some are passed over: one that is sure not to fit, with as much work on each device as one that didn't fit, and as much
-  kept; one that computes more again than one that fits, of the same mesh and rows; one whose mesh was refused.
+  kept; one that computes more again than one that fits, of the same mesh and rows; one whose mesh was refused. One that can't
+  be planned for another reason counts among the `limit`, and the search goes on.
 
   Returns:
-    (candidate, plan), the best that fits first; those that were refused are left out.
+    (candidate, plan), the best that fits first; those that were refused or couldn't be planned are left out.
 
   Raises:
-    BadRequest: if a topology is no TPU's, as nothing says what fits elsewhere.
+    BadRequest: if a topology is no TPU's, as nothing says what fits elsewhere; or the last refusal, if there is no plan at all.
+    Stopped: likewise.
   """
   if topology.chip.platform != "tpu":
     raise BadRequest("--search needs a TPU topology: nothing tells what fits on others without them")
-  order = policies()
+  again = {remat: _again(config, remat) for remat in policies()}
   tried: list[tuple[Candidate, Plan]] = []
   too_large: list[Candidate] = []
   fit: list[Candidate] = []
   refused: set[tuple[int, int, int, int]] = set()
+  stopped, last = 0, None
   for c in candidates(config, topology):
-    if len(tried) >= limit:
+    if len(tried) + stopped >= limit:
       break
-    if c.mesh in refused or any(_at_least(c, t, order) for t in too_large):
+    if c.mesh in refused or any(_at_least(c, t) for t in too_large):
       continue
-    if any((c.mesh, c.rows) == (f.mesh, f.rows) and order.index(c.remat) > order.index(f.remat) for f in fit):
+    if any((c.mesh, c.rows) == (f.mesh, f.rows) and again[c.remat] > again[f.remat] for f in fit):
       continue
     try:
       plan = make(c.apply(config))
-    except BadRequest as e:
+    except (BadRequest, Stopped) as e:
       progress(f"{c.overrides()}: {e}")
-      refused.add(c.mesh)
+      last = e
+      if isinstance(e, Stopped):
+        stopped += 1
+      else:
+        refused.add(c.mesh)
       continue
     tried.append((c, plan))
     (fit if plan.fits else too_large).append(c)
     progress(f"{len(tried)}/{limit} {c.overrides()}: {plan.memory['peak'] / GIB:.1f} GiB, "
              f"{'fits' if plan.fits else 'does not fit'}, MFU {plan.mfu['calibrated']:.1%}")  # fmt: skip
+  if last and not tried:
+    raise last
   return sorted(tried, key=lambda t: (not t[1].fits, -t[1].mfu["calibrated"]))
 
 
-def _at_least(c: Candidate, large: Candidate, order: tuple[str, ...]) -> bool:
+def _again(config: Config, remat: Any) -> tuple[int, int, int]:
+  """How much the backward pass computes again, to compare policies by; of two that do as much, the later one moves more."""
+  transformer = dataclasses.replace(config.model.transformer, remat=remat)
+  model = dataclasses.replace(config.model, transformer=transformer)
+  return *closed_form.recomputed(model, kernel=True), policies().index(remat)
+
+
+def _at_least(c: Candidate, large: Candidate) -> bool:
   """Whether `c` surely needs as much memory as one that didn't fit."""
   same_rows = c.rows // (c.mesh[0] * c.mesh[1]) >= large.rows // (large.mesh[0] * large.mesh[1])
-  return c.mesh[1:] == large.mesh[1:] and same_rows and order.index(c.remat) <= order.index(large.remat)
+  return c.mesh[1:] == large.mesh[1:] and same_rows and _keeps_as_much(c.remat, large.remat)
+
+
+def _keeps_as_much(remat: str, other: str) -> bool:
+  """Whether a policy surely keeps as much on the device as another: "offload" has what "qkv" keeps in the host's memory."""
+  order = policies()
+  if "offload" in (remat, other):
+    return remat == other or (other == "offload" and order.index(remat) <= order.index("qkv"))
+  return order.index(remat) <= order.index(other)
 
 
 def show(tried: list[tuple[Candidate, Plan]], *, as_json: bool) -> int:

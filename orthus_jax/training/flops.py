@@ -29,8 +29,10 @@ PEAKS: dict[str, float] = {
     "TPU7x": 1153.5e12,  # half of a chip: each of its cores is a device
     "NVIDIA A100": 312e12,
     "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
     "NVIDIA GH200": 989e12,
     "NVIDIA B200": 2250e12,
     "NVIDIA GB200": 2500e12,
