@@ -100,12 +100,16 @@ def test_generate_refuses(capsys, tmp_path):
   assert "leave --prompt" in refused(["generate", str(tmp_path), "--requests=-", "--prompt=a", "--out=x"], capsys)
 
 
-def test_prepare_refuses_options_that_would_do_nothing(capsys, tmp_path):
-  assert "--look writes nothing" in refused(["prepare", "--look", str(tmp_path), f"--out={tmp_path}/out"], capsys, tmp_path)
-  for option in ("--images=jpeg", f"--contamination={tmp_path}/prompts"):
+@pytest.mark.parametrize(
+  "option", ["--images=pixels", "--contamination={}/prompts", "--processes=3", "--images-per-document=2", "--out={}/o"]
+)
+def test_prepare_refuses_options_that_would_do_nothing(option, capsys, tmp_path):
+  name, option = option.partition("=")[0], option.format(tmp_path)
+  told = refused(["prepare", "--look", str(tmp_path), option], capsys, tmp_path)
+  assert f"--look writes nothing: leave {name} out, or --look" in told
+  if name not in ("--out", "--images-per-document"):
     argv = ["prepare", "--source=imagefolder", str(tmp_path), f"--config={ROOT}/configs/folder.py", option]
-    told = refused(argv, capsys, tmp_path)
-    assert f"{option.partition('=')[0]} needs --out=DIR" in told
+    assert f"{name} needs --out=DIR" in refused(argv, capsys, tmp_path)
 
 
 def test_unknown_verb(capsys):

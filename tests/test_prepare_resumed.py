@@ -96,15 +96,16 @@ def test_a_stopped_command_goes_on_to_the_same_bytes(images, pictures, whole, tm
   assert contents(out) == contents(whole)
 
 
-def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch):
+def test_processes_change_nothing(pictures, whole, tmp_path, monkeypatch, caplog):
   monkeypatch.setattr(laying, "_WORTH", 1)
   made = prepare(pictures, tmp_path / "out", processes=2)
   assert contents(tmp_path / "out") == contents(whole)
-  assert made["rejected"]["documents"] == 2 * 6 and made["pictures"] == 60 - 6 - 7
+  assert made["rejected"]["records"] == 6 and made["pictures"] == 60 - 6 - 7
+  assert [r.getMessage() for r in caplog.records if "skipped" in r.getMessage()][6:] == []  # of each once, and no more
   (reason,) = made["rejected"]["reasons"]
   assert "doesn't exist" in reason and "png" not in reason
   rejected = [json.loads(line) for line in (whole / "rejected.jsonl").read_text().splitlines()]
-  assert len(rejected) == 12 and rejected[0]["record"] == "line 1" and "0.png" in rejected[0]["reason"]
+  assert [r["record"] for r in rejected] == [f"line {n}" for n in (1, 11, 31, 41, 42, 51)] and "0.png" in rejected[0]["reason"]
 
 
 def test_stretches_that_cannot_be_read_are_named_beside_bad_rows(tmp_path):
@@ -114,7 +115,7 @@ def test_stretches_that_cannot_be_read_are_named_beside_bad_rows(tmp_path):
   made = writer.prepare(tar_source(tmp_path / "cut.tar", resolution=8, max_bad_share=0.5), TK, CONFIG, out, images="pixels")
   assert made["documents"] and made["unreadable"] == {"stretches": 1, "reasons": {"the file is cut short there": 1}}
   noted, *rows = map(json.loads, (out / "rejected.jsonl").read_text().splitlines())
-  assert len(rows) == made["rejected"]["documents"]
+  assert len(rows) == made["rejected"]["records"]
   assert noted["file"].endswith("cut.tar") and noted["record"].startswith("byte ") and "cut short" in noted["reason"]
   assert "the file is cut short there" in (out / "samples.html").read_text()
 
@@ -191,6 +192,58 @@ def test_only_the_same_request_goes_on(pictures, tmp_path, monkeypatch):
   assert contents(tmp_path / "out") == before
   with pytest.raises(BadRequest, match="is there already"):
     prepare(pictures, pictures)
+
+
+@pytest.mark.parametrize("file, damage, good", [
+    ("documents-00001.array_record", None, 1), ("pictures-00001.array_record", lambda b: b[:100], 1),
+    ("documents-00000.array_record", lambda b: b"", 0), ("parts/00001.npz", lambda b: bytes(len(b)), 1),
+    ("parts/00001.npz", None, 1), ("parts/00001.json", lambda b: b"", 1), ("parts/00000.json", lambda b: b"1" * len(b), 0),
+    ("unfinished.json", lambda b: b.replace(b'"sizes"', b'"before"'), 3),  # of an earlier version, which noted none
+    ("unfinished.json", lambda b: b.replace(b'"rows"', b'"row"'), None),
+])  # fmt: skip
+def test_of_what_was_lost_all_is_done_again(file, damage, good, pictures, whole, tmp_path, monkeypatch, caplog):
+  out, add, starts = tmp_path / "out", parts.Parts.add, []
+
+  def stopping(self, chunk):
+    starts.append(len(self.totals.documents))
+    if len(starts) == 4:
+      raise Stops
+    add(self, chunk)
+
+  monkeypatch.setattr(parts.Parts, "add", stopping)
+  with pytest.raises(Stops):
+    prepare(pictures, out)
+  assert starts[-1] == 3
+  if damage:
+    (out / file).write_bytes(damage((out / file).read_bytes()))
+  else:
+    (out / file).unlink()
+  if good is None:
+    with pytest.raises(BadRequest, match="out/unfinished.json can't be read: remove .*out and prepare it anew"):
+      prepare(pictures, out)
+    return
+  prepare(pictures, out)
+  assert starts[4] == good and contents(out) == contents(whole)
+  assert (f"part {good + 1} of 3 is damaged" in caplog.text) == (good < 3)
+
+
+def test_a_part_is_named_once_the_disk_has_it(pictures, tmp_path, monkeypatch):
+  kept: list[str] = []
+  fsync, write_text = os.fsync, parts.write_text
+
+  def noted(path, text):
+    if path.name == parts.UNFINISHED and (named := json.loads(text)["parts"]):
+      assert {*named[-1]["files"], f"{len(named) - 1:05d}.npz", f"{len(named) - 1:05d}.json"} <= set(kept)
+    write_text(path, text)
+
+  def keep(handle):
+    kept.append(Path(os.readlink(f"/proc/self/fd/{handle}")).name)
+    fsync(handle)
+
+  monkeypatch.setattr(os, "fsync", keep)
+  monkeypatch.setattr(parts, "write_text", noted)
+  prepare(pictures, tmp_path / "out")
+  assert {"index.npz", "rejected.jsonl", "documents-00003.array_record"} <= set(kept)
 
 
 @pytest.mark.parametrize("parts_done", [0, 1])

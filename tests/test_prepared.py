@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -188,6 +189,20 @@ def test_each_picture_is_kept_once_and_plans_are_kept(folders):
   assert short.too_long and len(list((folders["a"] / "plans").iterdir())) == len(plans) + 1
   shown = sources.open_source(config(folders["a"]), "train")
   assert shown[1].segments == tiny.TinySource()[1].segments
+
+
+def test_a_folder_prepared_over_another_one_has_a_plan_of_its_own(folders, tmp_path):
+  def order():
+    p = PreparedPipeline(TK, config(tmp_path / "out", data__caption_dropout=0.0, run__batch_size=2))
+    return [i for step in range(len(p._folders[0]) // 2) for i in p.document_ids(step)]
+
+  prepared.prepare(Some(range(3)), TK, tiny.config(), tmp_path / "few", images="pixels")
+  for name in ("a", "few", "a"):
+    shutil.copytree(folders[name] if name in folders else tmp_path / name, tmp_path / "out", dirs_exist_ok=True)
+    drawn = order()
+    assert {*drawn} <= {f"tiny-{i}" for i in range(40 if name == "a" else 3)} and drawn == order()
+  # An order is a promise to runs that go on: this is what every version has drawn.
+  assert drawn[:6] == [f"tiny-{i}" for i in (15, 35, 5, 7, 38, 36)]
 
 
 def test_a_jpeg_file_that_is_kept_is_kept_of_the_documents_shown_too(tmp_path):

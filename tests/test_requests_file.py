@@ -7,6 +7,7 @@ import pytest
 import tiny
 
 from orthus_jax.data import images
+from orthus_jax.data.documents import Text
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import requests_file, stream
 
@@ -123,6 +124,16 @@ def test_it_goes_on_where_it_was_cut_off(model, tmp_path):
   assert results(out).keys() == whole.keys() and len((out / "results.jsonl").read_text().splitlines()) == 4
   for w in ("green", "blue"):
     np.testing.assert_array_equal(images.load_image(out / results(out)[w]["response"][0]["image"]), pixels[w])
+
+
+def test_an_answer_is_kept_whatever_stands_in_it(tmp_path):
+  for n, text in enumerate(("one\u2028two", "one\u2029two", "one\x85two", "one\x0c\x1c\rtwo")):
+    results = requests_file.Results(tmp_path)
+    results.finished(str(n), (Text(text),))
+    results.close()
+  results = requests_file.Results(tmp_path)
+  results.close()
+  assert results.done == {"0", "1", "2", "3"} and (tmp_path / "results.jsonl").read_text().count("\n") == 4
 
 
 def test_pictures_are_shown_on_their_way(model, tmp_path, monkeypatch):

@@ -137,7 +137,7 @@ STEPS = {
     "it has no picture": HOW | {"step_info": [[text("x")]]},
     "it has no text": HOW | {"step_info": [[image("0.png")]]},
     "doesn't exist": HOW | {"step_info": [[text("x"), image("7.png")]]},
-    '"text" must be a string': HOW | {"title": 3},
+    '"title" must be a string': HOW | {"title": 3},
     "must be a list of lists, one a step, got None": {"title": "x"},
 }
 

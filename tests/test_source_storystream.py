@@ -50,7 +50,7 @@ FAULTS = {
     "must have 3 different numbers, one for each image, got [0, 1, 1]": {**FRAMES, "orders": [0, 1, 1]},
     "must be a list of whole numbers": {**FRAMES, "orders": [0, True, 2]},
     "its text is empty": {**FRAMES, "captions": ["a", "", "c"]},
-    '"text" must be a string': {**FRAMES, "captions": ["a", None, "c"]},
+    '"captions" must be a string': {**FRAMES, "captions": ["a", None, "c"]},
     "doesn't exist": {**FRAMES, "images": ["1/0.png", "1/1.png", "1/3.png"]},
     "lies outside": {**FRAMES, "images": ["1/0.png", "1/1.png", "/1/2.png"]},
     "it isn't JSON": str(FRAMES),  # as the project's own generator writes it

@@ -103,6 +103,9 @@ def test_tables_that_do_not_fit_are_refused(tmp_path):
     ParquetTable(table(tmp_path / "b" / "a.parquet", [{"image": b"x", "a": "1", "b": "x"}]))
   with pytest.raises(BadRequest, match="no Parquet file"):
     ParquetTable(tmp_path / "none")
+  s = LayoutSource(ParquetTable(table(tmp_path / "id" / "a.parquet", [{"image": png(1), "id": 5}])), resolution=8)
+  with pytest.raises(BadRequest, match='"id" must be a string, got 5$'):  # the only column that could be the text
+    s.layout.drafts(0)
   (tmp_path / "b" / "b.parquet").write_bytes(b"PAR1 cut")
   table(tmp_path / "b" / "c.parquet", [{"other": 1}])
   s = LayoutSource(ParquetTable(tmp_path / "b", Options(text=("a",))), resolution=8, max_bad_share=1.0)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from pathlib import Path
 import tarfile
 
@@ -15,6 +16,7 @@ from orthus_jax import cli
 from orthus_jax.config import data as data_config, to_dict
 from orthus_jax.data import look
 from orthus_jax.data.prepared.pipeline import PreparedPipeline
+from orthus_jax.data.sources.layout import Options
 from orthus_jax.data.sources.registry import LAYOUTS
 
 TK = tiny.tokenizer()
@@ -136,8 +138,36 @@ def test_every_layout_is_tested_and_can_be_named_in_a_config():
 def test_help_shows_how_the_files_lie(name, capsys):
   assert cli.main(["prepare", f"--source={name}", "--help"]) == 0
   out = capsys.readouterr().out
+  assert cli.main(["prepare", "--source", name, "--help"]) == 0 and capsys.readouterr().out == out
   assert LAYOUTS[name].usage.splitlines()[0] in out
   assert len(LAYOUTS[name].usage.splitlines()[0]) < 130 and max(map(len, out.splitlines())) < 130
+
+
+def test_looking_goes_by_what_options_and_the_config_say(tmp_path, capsys):
+  place = tmp_path / "data"
+  tiny.write_folder(place, n=9)
+  with (place / "metadata.jsonl").open("a") as f:
+    f.write('{"image": "gone.png", "text": "a box"}\n' * 6)
+  config = tmp_path / "config.py"
+  tree = to_dict(tiny.config(data__source="jsonl", data__path=str(place), data__pairs="to_image"))
+  config.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
+
+  def look(*argv):
+    assert cli.main(["prepare", "--look", *argv]) == 0
+    return capsys.readouterr().out
+
+  shown = look(str(place), "--max-bad-share=0.5", "--learn=everything")
+  assert "put up with" not in shown and "given" not in shown and "image_to_caption" in shown
+  assert shown.endswith(f" {place} --learn=everything --max-bad-share=0.5 --out=DIR --tokenizer=FILE\n")
+  assert "more than the share of 0.1 put up with" in look(str(place), "--config.data.max_bad_share=0.1")
+  shown = look(f"--config={config}", "--config.data.learn=text", "--config.data.images_per_document=3")  # which names the place
+  assert "image_to_caption" not in shown and "learnt text" in shown and "learnt image" not in shown
+  more = f"--pairs=to_image --learn=text --out=DIR --config={config} --config.data.images_per_document=3"
+  assert shown.endswith(f"--source=jsonl {place} {more}\n")
+  assert "--out=DIR --tokenizer=T\n" in look(str(place), "--tokenizer=T")
+  for argv, said in ((), "--look takes one path"), ((str(place), "--config.data.pears=1"), "unknown field"):
+    assert cli.main(["prepare", "--look", *argv]) == 2
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -160,13 +190,26 @@ def test_a_sample_is_recognised_looked_at_prepared_and_read(name, tmp_path, caps
     assert not (place / "out").exists()
     assert "choose a place beside it" in capsys.readouterr().err
   made = json.loads((out / "prepared.json").read_text())
-  assert made["documents"] and made["rejected"]["documents"] == 0 and made["pictures"] in (1, 2, 3)
+  assert made["documents"] and made["rejected"]["records"] == 0 and made["pictures"] in (1, 2, 3)
   p = PreparedPipeline(TK, tiny.config(
       data__source="prepared", data__path=str(out), data__sequence_length=128, data__images_per_row=4,
       data__learnt_images_per_row=4,
   ))  # fmt: skip
   batch = p.batch(0)
   assert batch.images.any() and not p.too_long and (batch.text_weight_BT.any() or (batch.learnt_image_BG >= 0).any())
+
+
+@pytest.mark.parametrize("name", ["jsonl", "llava", "instructpix2pix", "storystream", "mmc4", "journeydb", "coco"])
+def test_what_lies_beside_the_rows_is_no_other_data(name, tmp_path):
+  WRITERS[name](tmp_path / "data")
+  options = Options(pictures=tmp_path / "data" / "pictures") if name == "mmc4" else Options()
+  layout = LAYOUTS[name](tmp_path / "data", options)
+  before = layout.fingerprint()
+  (tmp_path / "data" / "log.txt").write_text("of something else")
+  assert LAYOUTS[name](tmp_path / "data", options).fingerprint() == before
+  (rows,) = layout.row_files()
+  os.utime(rows, (0, 0))
+  assert LAYOUTS[name](tmp_path / "data", options).fingerprint() != before
 
 
 def test_a_place_without_its_layout_is_not_taken_for_the_built_in_worlds(tmp_path, capsys):

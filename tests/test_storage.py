@@ -340,6 +340,69 @@ def test_shards_of_prepared_data_come_when_they_are_read(s3, tmp_path, monkeypat
   assert bring.file(here / "documents-00001.array_record").exists() is False
 
 
+def test_data_made_anew_at_a_url_leaves_nothing_of_the_data_before(s3, tmp_path, monkeypatch):
+  bucket, here, names = Bucket(URL), bring.place(URL), [f"documents-{i:05d}.array_record" for i in range(3)]
+  for made in (b"old", b"new"):
+    bucket.remove(names)
+    for name in ("prepared.json", *(names if made == b"old" else names[1:])):
+      bucket.write(name, b"{}" if name == "prepared.json" else made)
+    buckets.elsewhere(monkeypatch, tmp_path / "cache")  # another command on this machine
+    bring.local(URL)
+    shards = [here / name for name in names if bring.file(here / name).exists()]
+    assert [p.read_bytes() for p in shards] == ([made] * 3 if made == b"old" else [made] * 2)
+    s3.requests.clear()
+    assert [bring.file(p).read_bytes() for p in shards] == [made] * len(shards) and not s3.requests  # not once more
+  bucket.write(names[2], b"newer still")
+  (here / names[2]).unlink()
+  with pytest.raises(OSError, match="has changed since this command began: start it again"):
+    bring.file(here / names[2])
+
+
+def test_what_is_removed_from_a_buckets_folder_is_read_no_more(s3, tmp_path, monkeypatch):
+  bucket = Bucket(URL)
+  for name in ("a.tar", "deep/b.tar", "tokenizer.json", "token_names.json"):
+    bucket.write(name, b"x")
+
+  def found(bringing):
+    buckets.elsewhere(monkeypatch, tmp_path / "cache")
+    return sorted(content(pathlib.Path(bringing())))
+
+  assert found(lambda: bring.local(URL)) == ["a.tar", "deep/b.tar", "token_names.json", "tokenizer.json"]
+  bucket.remove(["deep/b.tar"])
+  assert found(lambda: bring.local(URL)) == ["a.tar", "token_names.json", "tokenizer.json"]
+  bucket.remove(["tokenizer.json", "token_names.json"])
+  assert found(lambda: bring.only(URL, ("tokenizer.json", "a.tar"))) == ["a.tar", "token_names.json"]
+  assert found(lambda: bring.local(URL)) == ["a.tar"]
+
+
+def test_what_was_brought_is_told_apart_by_its_bucket_alone(s3, tmp_path, monkeypatch):
+  bucket, stamps = Bucket(URL), []
+  for name in ("sub/a.tar", "sub/b.tar"):
+    bucket.write(name, b"x")
+  for machine, bringing in (("one", [URL]), ("two", [f"{URL}/sub", URL]), ("two", [f"{URL}/sub/a.tar"]), ("other", [])):
+    elsewhere(monkeypatch, tmp_path, machine)
+    if not bringing:
+      bucket.write("sub/a.tar", b"y")
+    for url in bringing or [URL]:
+      bring.local(url)
+    there = bring.place(URL) / "sub"
+    os.utime(there / "a.tar", (len(stamps), 0))
+    stamps.append([bring.stamp(p) for p in (there / "a.tar", there / "b.tar", there)])
+  assert bring.origin(there / "a.tar") == f"{URL}/sub/a.tar" and not bring.origin(tmp_path)
+  assert stamps[0] == stamps[1] == stamps[2]
+  assert [new == old for new, old in zip(stamps[3], stamps[0])] == [False, True, False]
+  bucket.remove(["sub/b.tar"])
+  alone = []
+  for machine in ("one", "new"):
+    elsewhere(monkeypatch, tmp_path, machine)
+    bring.local(URL)
+    alone.append(bring.stamp(bring.place(URL) / "sub"))
+  assert alone[0] == alone[1] != stamps[3][2]
+  (tmp_path / "own").write_bytes(b"x")
+  os.utime(tmp_path / "own", ns=(5, 5))
+  assert bring.stamp(tmp_path / "own") == (1, "5")
+
+
 def test_a_file_and_a_folders_named_files_come_alone(s3):
   with send.sent(URL) as folder:
     run_in(folder, 1)

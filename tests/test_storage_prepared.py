@@ -16,6 +16,7 @@ import tiny
 from orthus_jax import cli
 from orthus_jax.data.prepared import format as record_format, in_bucket, parts, samples_page, writer
 from orthus_jax.data.prepared.shards import Shards
+from orthus_jax.data.sources import registry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.errors import BadRequest
 from orthus_jax.storage import bring, remote_run
@@ -42,7 +43,7 @@ def prepare(pictures: Path, url: str = URL, **options) -> None:
   """As the command does it, in small parts."""
   source = folder_source(pictures, resolution=8, max_bad_share=0.5)
   with in_bucket.laid_out(url) as place:
-    options = {"images": "pixels", "part_bytes": 2000, "called": url, "completed": place.part} | options
+    options = {"images": "pixels", "part_bytes": 2000, "called": url, "completed": place.part, "sizes": place.size} | options
     writer.prepare(source, resumed.TK, resumed.CONFIG, place.folder, **options)
 
 
@@ -133,6 +134,65 @@ def test_a_bucket_that_fails_leaves_complete_parts_or_nothing(s3, pictures, whol
   Bucket(URL).write(parts.UNFINISHED, b"{}")  # killed before this was removed
   with pytest.raises(BadRequest, match="s3://mine/runs/out is there already"):
     prepare(pictures)
+
+
+def stop_behind(monkeypatch, many: int) -> None:
+  """Has data be prepared up to so many parts."""
+  part = in_bucket.InBucket.part
+
+  def stopping(self):
+    part(self)
+    if len(self._complete) == many:
+      raise resumed.Stops
+
+  monkeypatch.setattr(in_bucket.InBucket, "part", stopping)
+
+
+@pytest.mark.parametrize("lost, cut", [("pictures-00001.array_record", True), ("parts/00001.npz", False)])
+def test_of_what_a_bucket_lost_all_is_done_again(lost, cut, s3, pictures, whole, tmp_path, monkeypatch, caplog):
+  with monkeypatch.context() as m, pytest.raises(resumed.Stops):
+    stop_behind(m, 3)
+    prepare(pictures)
+  Bucket(URL).write(lost, b"x") if cut else Bucket(URL).remove([lost])
+  buckets.elsewhere(monkeypatch, tmp_path / "other")
+  prepare(pictures)
+  assert f"{URL}: part 2 of 3 is damaged (its files are missing or cut short)" in caplog.text and content() == whole
+
+
+def test_data_of_a_bucket_is_prepared_on_elsewhere(s3, pictures, tmp_path, monkeypatch, caplog):
+  source, there = "s3://mine/runs/source", Bucket("s3://mine/runs/source")
+  for file in pictures.iterdir():
+    there.put(file, file.name)
+  config = tiny.config(data__source="jsonl", data__path=source, data__max_bad_share=0.5)
+
+  def prepare_it(url):
+    with in_bucket.laid_out(url) as place:
+      options = {"images": "pixels", "part_bytes": 2000, "called": url, "completed": place.part, "sizes": place.size}
+      return writer.prepare(registry.open_source(config, "train"), resumed.TK, config, place.folder, **options)
+
+  for url in (URL, f"{URL}-other"):
+    with monkeypatch.context() as m, pytest.raises(resumed.Stops):
+      stop_behind(m, 2)
+      prepare_it(url)
+  buckets.elsewhere(monkeypatch, tmp_path / "other")
+  caplog.set_level("INFO")
+  assert prepare_it(URL)["source"].startswith(f"Jsonl('{source}', ") and "going on behind row 32" in caplog.text
+  rejected = [json.loads(line) for line in content()["rejected.jsonl"].splitlines()]
+  assert {r["file"] for r in rejected} == {f"{source}/metadata.jsonl"} and f"'{source}/0.png'" in rejected[0]["reason"]
+  there.write("metadata.jsonl", (pictures / "metadata.jsonl").read_bytes().replace(b"blue", b"grey"))
+  buckets.elsewhere(monkeypatch, tmp_path / "other")
+  with pytest.raises(BadRequest, match=r"holds unfinished data of another source \(its files have changed since\)"):
+    prepare_it(f"{URL}-other")
+
+
+def test_what_lies_in_a_bucket_is_looked_at(s3, pictures, capsys):
+  for name in ("metadata.jsonl", "1.png"):
+    Bucket("s3://mine/runs/source").put(pictures / name, name)
+  assert cli.main(["prepare", "--look", "s3://mine/runs/source"]) == 0
+  shown = capsys.readouterr().out
+  assert "jsonl (metadata.jsonl has rows" in shown and "--source=jsonl s3://mine/runs/source --out=DIR" in shown
+  assert cli.main(["prepare", "--look", "s3://nobucket/data"]) == 2
+  assert "there is no bucket 'nobucket'" in capsys.readouterr().err
 
 
 def test_the_command_prepares_into_a_bucket_and_training_reads_it(s3, pictures, tmp_path, capsys, monkeypatch):

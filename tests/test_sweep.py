@@ -1,20 +1,27 @@
 """`orthus sweep`: how a sweep is written, planned, run, resumed and told of."""
 
 import argparse
+import csv
+import io
+import json
+import math
 import os
 from pathlib import Path
 import re
 
 from hypothesis import given, settings, strategies as st
+import numpy as np
 import pytest
 
 from orthus_jax import errors, sweep
 from orthus_jax.commands import sweep as command
 from orthus_jax.config import Config, to_dict
-from orthus_jax.config.command_line import read_config
+from orthus_jax.config.command_line import load_config, read_config
+from orthus_jax.data.documents import document
 from orthus_jax.errors import BadRequest
 from orthus_jax.sweep import Run
-from orthus_jax.sweeping import page, pictures, plan as plan_lib
+from orthus_jax.sweeping import page, pictures, plan as plan_lib, table
+from orthus_jax.sweeping.state import State
 
 SHAPES = str(Path(__file__).parent.parent / "configs" / "shapes.py")
 
@@ -178,7 +185,7 @@ def test_whatever_is_asked_for_makes_runs_or_one_line(field, values, how):
   text = f"{field}={values if isinstance(values, str) else ','.join(values)}"
   if how == "draw":
     text = f"{field}=choice({text.partition('=')[2]})"
-  options = argparse.Namespace(grid=[], draw=[], draws=None, draws_seed=0)
+  options = argparse.Namespace(grid=[], draw=[], draws=None, draws_seed=None)
   options.__dict__ |= {"grid": [text]} if how == "grid" else {"draw": [text], "draws": 2}
   try:
     runs = plan_lib.plan(SHAPES, more=command._more(options))
@@ -196,6 +203,55 @@ def test_why_a_group_cant_draw_is_told_in_the_requests_own_words(tmp_path):
   assert pictures.failure(drawing) == '{"requests": 1, "failed": 1}'
   (tmp_path / "results.jsonl").write_text('cut off\n{"id": "0", "error": "the image head is untrained"}\n')
   assert pictures.failure(drawing) == "the image head is untrained"
+
+
+def test_whatever_stands_in_a_prompt_it_is_one_request(tmp_path, monkeypatch):
+  """JSON's lines end at line feeds; Python has other ends of a line, which JSON leaves in a text as they are."""
+  text = "a red\u2028\u2029\x85barn"
+  file = tmp_path / "prompts.jsonl"
+  rows = [{"prompt": text, "images": ["~/a.png", "b.png", "/c.png"]}, {"prompt": "blue"}]
+  file.write_text("\ufeff" + "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+  monkeypatch.setenv("HOME", "/home/me")
+  first, second = map(json.loads, pictures.read_requests(file).split("\n")[:2])
+  assert first == {"id": "line-1", "prompt": text, "images": ["/home/me/a.png", f"{tmp_path}/b.png", "/c.png"]}
+  assert second["id"] == "line-2"
+  documents = [document(text, np.zeros((8, 8, 3), np.uint8), learn=[1])]
+  monkeypatch.setattr(pictures.sources, "open_source", lambda config, split: documents)
+  requests = pictures.write_requests(tmp_path, load_config(SHAPES), count=1)
+  assert requests is not None and pictures.asked(requests) == [("000", text)]
+  drawing = pictures.Drawing(run=None, out=tmp_path)
+  (tmp_path / "000.png").touch()
+  answer = {"id": "000", "response": [{"text": text}, {"image": "000.png"}]}
+  (tmp_path / "results.jsonl").write_text(json.dumps(answer, ensure_ascii=False) + "\n", encoding="utf-8")
+  assert pictures.drawn(drawing) == {"000": tmp_path / "000.png"}
+  pictures.keep_failure(drawing, "it failed")
+  (tmp_path / "results.jsonl").write_text(json.dumps({"id": "000", "error": text}, ensure_ascii=False), encoding="utf-8")
+  assert pictures.failure(drawing) == text
+  file.write_text('{"prompt": "red", "images": ["~nobody-here/a.png"]}')
+  with pytest.raises(BadRequest, match="there is no home directory ~nobody-here"):
+    pictures.read_requests(file)
+
+
+def test_what_is_no_finite_number_is_null(tmp_path):
+  runs = plan_lib.plan(SHAPES, more=sweep.grid({"run.seed": [0, 1, 2]}))
+  for run in runs:
+    seed, workdir = run.config.run.seed, tmp_path / "runs" / run.id
+    workdir.mkdir(parents=True)
+    loss = [1.0, math.nan, 3.0][seed]
+    (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": s, "loss": loss}) + "\n" for s in (1, 2)))
+    scores = {"psnr": [math.inf, 20.5, 20.5][seed], "fid": math.nan}
+    report = {"params_digest": "0", "scores": scores, "intervals": {"psnr": [1.0, math.nan]}}
+    (workdir / "report.json").write_text(json.dumps(report))
+  rows = table.rows(tmp_path, runs, {r.id: State("finished", 2) for r in runs})
+  told = {"runs": rows, "groups": table.groups(rows)}
+  json.dumps(told, allow_nan=False)
+  assert [r["losses"] for r in rows] == [{"loss": 1.0}, {"loss": None}, {"loss": 3.0}]
+  assert rows[0]["scores"] == {"psnr": None, "fid": None} and rows[0]["intervals"] == {"psnr": [1.0, None]}
+  (group,) = told["groups"]
+  assert (group["losses"]["loss"]["mean"], group["losses"]["loss"]["n"]) == (2.0, 2) and set(group["scores"]) == {"psnr"}
+  assert [row["loss"] for row in csv.DictReader(io.StringIO(table.as_csv(rows)))] == ["1.0", "", "3.0"]
+  page.write(tmp_path, title="t", runs=rows, groups=told["groups"], drawings={}, requests=None)
+  assert "nan" not in re.sub(r"<style.*?</style>", "", (tmp_path / "index.html").read_text(), flags=re.DOTALL).lower()
 
 
 def test_tables_of_pictures_are_no_grid():

@@ -131,6 +131,11 @@ def test_what_died_is_told_and_started_again_and_nothing_runs_twice(sweep, capsy
   page = Page((sweep.folder / "index.html").read_text())
   assert "the picture a.png is broken" in page.words
 
+  assert sweep("--collect", grid="run.seed=0,1 optimizer.learning_rate=0.01,0.03") == 1 and not sweep.calls
+  said = capsys.readouterr()
+  assert "2 of 4 runs finished" in said.out and "the same command without --collect starts them again" in said.err
+  assert "orthus: optimizer.learning_rate=0.03,seed=1 failed: the picture a.png is broken" in said.err
+
   assert sweep("--dry-run", grid="run.seed=0,1 optimizer.learning_rate=0.01,0.03") == 0
   listed = capsys.readouterr().out
   assert "failed                 about 12.0 s       optimizer.learning_rate=0.01,seed=1" in listed
@@ -257,6 +262,9 @@ pathlib.Path({str(file)!r}).write_text(pathlib.Path({str(file)!r}).read_text().r
     (("--grid=run.seed=1", "--grid=run.seed=2"), "--grid says twice what run.seed is"),
     (("--grid=run.steps=1,0",), "run.steps=0 must be at least 1"),
     (("--draw=run.seed=integer(1,9)",), "--draw and --draws go together"),
+    (("--draws=2", *["--draw=run.seed=integer(1,9)"] * 2, "--dry-run"), "--draw says twice how run.seed is drawn"),
+    (("--grid=run.seed=1", "--draws-seed=1", "--dry-run"), "--draws-seed is of --draw: leave it out"),
+    (("--grid=run.seed=1", "--print=slurm", "--json"), "--print prints a script: leave --json out"),
     (("--draws=2", "--draw=run.seed=normal(1,9)"), "write uniform(LOW,HIGH)"),
     (("--draws=2", "--draw=run.seed=integer(1)"), "integer takes two numbers"),
     ((), "has no get_sweep"),

@@ -50,7 +50,7 @@ def test_training_and_preparing_cut_alike(tmp_path):
   assert len(Pipeline(long, TK, config)) == 4 and not Pipeline(long, TK, config).too_long
   assert Pipeline(long, TK, tiny.config()).too_long == ["s"]  # otherwise it is left out
   made = writer.prepare(long, TK, config, tmp_path / "out", images="pixels")
-  assert made["documents"] == 4 and made["pictures"] == 5 and made["rejected"]["documents"] == 0
+  assert made["documents"] == 4 and made["pictures"] == 5 and made["rejected"]["records"] == 0
 
 
 def test_pictures_that_have_yet_to_be_fitted_stay_apart(tmp_path):

@@ -17,7 +17,7 @@ from orthus_jax.errors import BadRequest
 from orthus_jax.paths import user_path
 
 _HELP = """usage: orthus plan --config=FILE[:ARGUMENT] --topology=CHIP:SHAPE [--slices=N] [--config.some.field=value ...]
-                   [--search | --generate=ROWS] [--whole] [--against=FILE] [--json] [--debug]
+                   [--search [--limit=N] | --generate=ROWS | --against=FILE] [--whole] [--json] [--debug]
        orthus plan --calibration [--whole] [--json]
 
 Compiles the config's real training step for a topology and says what it takes: memory, FLOPs, bytes, collectives, and
@@ -37,13 +37,19 @@ program is optimised, scheduled and laid out in memory, which is all that a plan
   --whole                                       has a TPU's compiler go on to machine code, minutes longer: shows the program's
                                                 own size, and what goes wrong only there, as a kernel that needs too much
                                                 on-chip memory
-  --against=FILE                                a report of --json to compare with
+  --against=FILE                                a report of --json to compare with; not with --json itself
   --json                                        prints the report as JSON
   --calibration                                 instead plans the published runs that the calibrated time is fitted to
 
 Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request.
 """
 _OWN = ("topology", "slices", "search", "limit", "generate", "against", "calibration", "whole")
+# What each way of planning would leave unused.
+_USELESS = {
+  "calibration": ("topology", "slices", "search", "limit", "generate", "against"),
+  "search": ("generate", "against"),
+  "generate": ("against",),
+}
 _DOES_NOT_FIT = 3
 
 
@@ -64,6 +70,15 @@ def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
       raise BadRequest(f"--{name} lacks a value: write --{name}=VALUE")
     own[name] = value
   return own, rest
+
+
+def _check(own: dict[str, str]) -> None:
+  """Refuses options that would do nothing beside others."""
+  for way, useless in _USELESS.items():
+    if way in own and (other := next((name for name in useless if name in own), "")):
+      raise BadRequest(f"--{way} has no use for --{other}: leave one of them out")
+  if "limit" in own and "search" not in own:
+    raise BadRequest("--limit is of --search: leave it out, or add --search")
 
 
 def _number(own: dict[str, str], name: str, default: int, *, most: int = 2**20) -> int:
@@ -103,6 +118,7 @@ def main(argv: Sequence[str]) -> int:
     print(_HELP)
     return 0
   own, rest = _split(argv)
+  _check(own)
   stop_at = "code" if "whole" in own else "schedule"
   from orthus_jax.planning import child_process, hardware
 
@@ -117,13 +133,15 @@ def main(argv: Sequence[str]) -> int:
   config, options = read_config(rest)
   if options["workdir"]:
     raise BadRequest("a plan writes nothing: leave out --workdir")
+  if options["json"] and "against" in own:
+    raise BadRequest("--against compares on the page, whose place --json takes: leave one of them out")
   if "topology" not in own:
     raise BadRequest("no --topology: say for which devices, such as --topology=v5e:16x16")
   topology = hardware.parse(own["topology"], _number(own, "slices", 1, most=4096))
   other = _read(own["against"]) if "against" in own else None
   from orthus_jax.planning import generator, report, report_text, search
 
-  title = next(a for a in rest if a.startswith(("--config=", "-config="))).partition("=")[2]
+  title = next(a for a in reversed(rest) if a.startswith(("--config=", "-config="))).partition("=")[2]
   against = report.read(other) if other is not None else None
   # A TPU's compiler is left behind at its schedule, in a process that ends; other platforms' compilers are done by then.
   run = child_process.run if topology.chip.platform == "tpu" else lambda f, *args, **kwargs: f(*args, **kwargs)

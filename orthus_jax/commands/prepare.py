@@ -6,13 +6,13 @@ import argparse
 import collections
 from collections.abc import Sequence
 import functools
+import itertools
 from pathlib import Path
 from typing import get_args
 
 from orthus_jax import lock
 from orthus_jax.commands import common
 from orthus_jax.config import Config
-from orthus_jax.config.data import DataConfig
 from orthus_jax.config.ranges import Range
 from orthus_jax.data.prepared.format import Images
 from orthus_jax.data.processes import cores
@@ -20,6 +20,7 @@ from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
 from orthus_jax.paths import check_writable, user_path
 from orthus_jax.progress import bar
+from orthus_jax.storage import bring
 from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
@@ -38,6 +39,9 @@ sources:
 # Options that are fields of `data` by another way of writing.
 _FIELDS = ("source", "text", "pictures", "annotations", "split", "pairs", "learn", "max_bad_share", "tokenizer",
            "images_per_document")  # fmt: skip
+# Of all options, those that only laying out has a use for, and those that looking has none for.
+_LAYS_OUT = ("images", "contamination", "processes")
+_NOT_LOOKED_BY = ("out", *_LAYS_OUT, "images_per_document")
 
 
 def _parser() -> common.Parser:
@@ -56,9 +60,9 @@ def _parser() -> common.Parser:
   parser.add_argument("--config", metavar="FILE[:ARGUMENT]",
                       help="the experiment it is for; default the 7B model's, with --tokenizer")  # fmt: skip
   parser.add_argument("--tokenizer", type=user_path, metavar="FILE", help="a tokenizer.json, or the directory of one")
-  parser.add_argument("--images", choices=get_args(Images), default="pixels",
-                      help="pixels: as they are (786 kB a picture at 512 x 512); jpeg: about a tenth of it; features:"
-                      " computed by the vision tokenizer of run.init_from, in bfloat16 (512 KiB)")  # fmt: skip
+  parser.add_argument("--images", choices=get_args(Images),
+                      help="pixels, the default: as they are (786 kB a picture at 512 x 512); jpeg: about a tenth of it;"
+                      " features: computed by the vision tokenizer of run.init_from, in bfloat16 (512 KiB)")  # fmt: skip
   parser.add_argument("--text", metavar="NAME,…", help="columns or fields that hold the text, in order of preference")
   parser.add_argument("--pictures", type=user_path, metavar="DIR", help="the folder that paths of pictures start from")
   parser.add_argument("--annotations", metavar="FILE", help="the file that holds the rows, within PATH")
@@ -78,7 +82,10 @@ def _parser() -> common.Parser:
 
 def main(argv: Sequence[str]) -> int:
   """Looks at data, makes it, or lays it out."""
-  named = next((a.partition("=")[2] for a in argv if a.startswith("--source=")), "").partition(":")[0]
+  given = [a.partition("=")[2] for a in argv if a.startswith("--source=")] + [
+      value for option, value in itertools.pairwise(argv) if option == "--source"
+  ]
+  named = next(iter(given), "").partition(":")[0]
   if named in sources.LAYOUTS and ("--help" in argv or "-h" in argv):
     layout = sources.LAYOUTS[named]
     takes = sorted(layout.takes - {"argument"})
@@ -92,14 +99,11 @@ def main(argv: Sequence[str]) -> int:
   if strange := next((a for a in rest if not a.startswith("--config.")), None):
     parser.error(f"unknown option {strange}; `orthus prepare --help` lists them")
   if options.look:
-    if options.out:
-      raise BadRequest("--look writes nothing: leave --out out, or --look")
-    return _look(options)
+    return _look(options, rest)
   config = _config(options, rest)
-  if options.images != "pixels" and not options.out:
-    raise BadRequest("--images needs --out=DIR: say where the documents are to be laid out")
-  if options.contamination and not options.out:
-    raise BadRequest("--contamination needs --out=DIR: what is found in the documents is told of those that are laid out")
+  if not options.out and (unused := _first_given(options, _LAYS_OUT)):
+    raise BadRequest(f"{unused} needs --out=DIR: say where the documents are to be laid out")
+  options.images = options.images or "pixels"
   if options.out:
     if is_url(options.out):
       from orthus_jax.data.prepared import in_bucket
@@ -114,6 +118,11 @@ def main(argv: Sequence[str]) -> int:
   return _lay_out(config, options) if options.out else _count(config, options.paths)
 
 
+def _first_given(options: argparse.Namespace, names: Sequence[str]) -> str:
+  """The first of some options that is on the command line; empty where none is."""
+  return next((f"--{name.replace('_', '-')}" for name in names if getattr(options, name) is not None), "")
+
+
 def _check_apart(out: str, paths: Sequence[str]) -> None:
   """Refuses a place within the data, which would be read as data the next time: it holds pictures and JSON lines too."""
   for path in paths:
@@ -126,13 +135,10 @@ def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:
   """The config that the options ask for."""
   from orthus_jax.config.command_line import read_config
 
-  given = {name: value for name in _FIELDS if (value := getattr(options, name)) is not None}
-  if "text" in given:
-    given["text"] = repr(_names(options))
+  given = _given(options)
   if options.paths:
     if not options.source and not options.config:
       raise BadRequest(f"say which layout {options.paths[0]} has: --source=NAME, or have it looked at by --look")
-    given["path"] = options.paths[0]
   if not options.config and not options.tokenizer:
     raise BadRequest("say which model the data is for: --config=FILE, or --tokenizer=FILE for the 7B model")
   own = [f"--config={options.config}"] if options.config else []
@@ -142,20 +148,42 @@ def _config(options: argparse.Namespace, rest: Sequence[str]) -> Config:
   return config
 
 
+def _given(options: argparse.Namespace) -> dict[str, str]:
+  """What options and the first path say of fields of `data`."""
+  given = {name: value for name in _FIELDS if (value := getattr(options, name)) is not None}
+  if "text" in given:
+    given["text"] = repr(_names(options))
+  return given | ({"path": options.paths[0]} if options.paths else {})
+
+
 def _names(options: argparse.Namespace) -> tuple[str, ...]:
   """The columns or fields of --text."""
   return tuple(t.strip() for t in (options.text or "").split(",") if t.strip())
 
 
-def _look(options: argparse.Namespace) -> int:
+def _look(options: argparse.Namespace, rest: Sequence[str]) -> int:
+  from orthus_jax.config.command_line import read_config
   from orthus_jax.data import look
 
-  if len(options.paths) != 1:
+  if unused := _first_given(options, _NOT_LOOKED_BY):
+    raise BadRequest(f"--look writes nothing: leave {unused} out, or --look")
+  own = [f"--config={options.config}"] if options.config else []
+  config, _ = read_config([*own, *(f"--config.data.{k}={v}" for k, v in _given(options).items()), *rest], default=Config())
+  data = config.data
+  if len(options.paths) > 1 or not data.path:
     raise BadRequest("--look takes one path: orthus prepare --look PATH")
   common.initialize(devices=False)
-  names = {f: getattr(options, f) for f in ("source", "pictures", "annotations", "split", "pairs") if getattr(options, f)}
-  chosen = sources.options(DataConfig(**names, text=_names(options)))
-  print(look.describe(look.look(Path(options.paths[0]), (options.source or "").partition(":")[0], chosen)))
+  source = options.source or data.source
+  name = source.partition(":")[0] if options.source or source.partition(":")[0] in sources.LAYOUTS else ""
+  # What is said of the layout, the command that is shown says by options.
+  told = {f"--config.data.{name}" for name in (*_FIELDS, "path") if name not in ("tokenizer", "images_per_document")}
+  model = [*own, *(a for a in rest if a.partition("=")[0] not in told)]
+  if options.tokenizer or not any(a.startswith(("--config=", "--config.data.tokenizer=")) for a in model):
+    model.append(f"--tokenizer={options.tokenizer or 'FILE'}")
+  found = look.look(
+      Path(bring.local(data.path)), name, sources.options(data), learn=data.learn, max_bad_share=data.max_bad_share, model=model
+  )
+  print(look.describe(found))
   return 0
 
 
@@ -189,11 +217,11 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
   )  # fmt: skip
   if is_url(out):
     with in_bucket.laid_out(out) as place:
-      made = prepare(place.folder, called=out, completed=place.part)
+      made = prepare(place.folder, called=out, completed=place.part, sizes=place.size)
   else:
     with lock.hold(Path(out)):
       made = prepare(Path(out))
-  rejected, unreadable = made["rejected"]["documents"], made["unreadable"]["stretches"]
+  rejected, unreadable = made["rejected"]["records"], made["unreadable"]["stretches"]
   print(
       f"{out}: {made['documents']} documents, {made['pictures']} pictures as {options.images}"
       + (f"; {rejected} rejected (rejected.jsonl)" if rejected else "")

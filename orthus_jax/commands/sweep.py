@@ -40,7 +40,7 @@ def _parser() -> common.Parser:
   add("--draw", action="append", default=[], metavar="FIELD=HOW",
       help="random values: uniform(LOW,HIGH), loguniform(LOW,HIGH), integer(LOW,HIGH) or choice(A,B,…); repeatable")
   add("--draws", type=whole(int, Range(1, 10_000)), metavar="N", help="how many random runs")
-  add("--draws-seed", type=whole(int, SEED), default=0, metavar="SEED", help="of the random values; default 0")
+  add("--draws-seed", type=whole(int, SEED), metavar="SEED", help="of the random values; default 0")
   add("--jobs", type=whole(int, Range(1, 1024)), default=1, metavar="N", help="runs at once, which share CPU cores or GPUs out")
   add("--evaluate", nargs="?", const="", metavar="OPTIONS",
       help='score each run by `orthus evaluate` too, with options such as --evaluate="--samples=2"')  # fmt: skip
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
   options, spec, runs = read(argv)
   if options.out and not options.print:
     raise BadRequest("--out is of --print: leave it out; the tables and the page are in --workdir")
+  if options.print and options.json:
+    raise BadRequest("--print prints a script: leave --json out, or take --dry-run")
   folder = Path(options.workdir)
 
   from orthus_jax.sweeping import conduct, machine, pictures, scripts, state, todo
@@ -83,7 +85,9 @@ def main(argv: Sequence[str]) -> int:
   if options.collect:
     if not (folder / state.MARK).is_file():
       raise BadRequest(f"--workdir={folder} holds no sweep yet: there is nothing to collect")
-    return _tell(conduct.collect(folder, spec, runs, now), folder, {}, options.json)
+    failed = {name: s.error for name, s in now.items() if s.what == "failed"}
+    told = conduct.collect(folder, spec, runs, now)
+    return _tell(told, folder, failed, options.json, again="the same command without --collect")
   for config in {r.config.data: r.config for r in runs}.values():
     common.check_data_place(config)
   with lock.hold(folder):
@@ -139,12 +143,19 @@ def _more(options: argparse.Namespace) -> list[sweep.Run]:
     if not values.strip():
       raise BadRequest(f"an empty grid: {field} has no values")
     grid[field] = _split(values)
-  drawn = dict(_drawn(*_field("--draw", text)) for text in options.draw)
+  drawn: dict[str, sweep.Draw] = {}
+  for text in options.draw:
+    field, how = _drawn(*_field("--draw", text))
+    if field in drawn:
+      raise BadRequest(f"--draw says twice how {field} is drawn: leave one out")
+    drawn[field] = how
   if bool(drawn) != (options.draws is not None):
     raise BadRequest("--draw and --draws go together: which fields are drawn, and how many runs")
+  if options.draws_seed is not None and not drawn:
+    raise BadRequest("--draws-seed is of --draw: leave it out, or say which fields are drawn")
   parts = [sweep.grid(grid)] if grid else []
   if drawn:
-    parts.append(sweep.draws(options.draws_seed, options.draws, drawn))
+    parts.append(sweep.draws(options.draws_seed or 0, options.draws, drawn))
   return sweep.product(*parts) if parts else []
 
 
@@ -247,7 +258,9 @@ def _print(script, folder: Path, spec: str, left: Sequence, options: argparse.Na
   return 0
 
 
-def _tell(told: Mapping[str, Any], folder: Path, failed: Mapping[str, str], as_json: bool) -> int:
+def _tell(
+    told: Mapping[str, Any], folder: Path, failed: Mapping[str, str], as_json: bool, again: str = "the same command"
+) -> int:
   """The summary, and the exit status."""
   states = [r["state"] for r in told["runs"]]
   if as_json:
@@ -258,7 +271,7 @@ def _tell(told: Mapping[str, Any], folder: Path, failed: Mapping[str, str], as_j
     print_error(f"{name} failed: {error}")
   if failed:
     logs = f"their logs are in {folder / 'logs'}"
-    print_error(f"{len(failed)} of {len(states)} runs failed; {logs}; the same command starts them again")
+    print_error(f"{len(failed)} of {len(states)} runs failed; {logs}; {again} starts them again")
     return 1
   if running := states.count("running"):
     print_error(f"{running} runs are under way elsewhere; start the same command again when they are done")

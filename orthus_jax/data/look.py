@@ -25,8 +25,10 @@ from orthus_jax.data.sources.bad_records import AT_LEAST
 from orthus_jax.data.sources.layout import Draft, Layout, Options
 from orthus_jax.data.sources.registry import LAYOUTS
 from orthus_jax.data.sources.remarks import Remarks
+from orthus_jax.data.sources.source import Learn, is_learnt
 from orthus_jax.data.sources.tar_samples import PICTURES
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
 
 _log = logging.getLogger(__name__)
 _ROWS = 2000  # that are looked at
@@ -36,7 +38,6 @@ _CUT = 200  # characters of a sample's text
 _SEGMENTS = 4  # of a sample that are shown
 _WIDTH = 112  # columns of a page
 _LINE = 2 * _WIDTH - 40  # characters of a line of it, before it is wrapped
-_MAX_BAD_SHARE = DataConfig().max_bad_share
 _LISTED = 20_000  # files of a place in which nothing is recognised
 
 
@@ -75,6 +76,7 @@ class Look:
     broken: what of its files can't be read, by reason.
     remarks: what is passed over by the layout's rules, a line a kind.
     command: what prepares it.
+    max_bad_share: the share of bad rows that is put up with.
   """
 
   path: Path
@@ -92,6 +94,7 @@ class Look:
   broken: tuple[str, ...]
   remarks: tuple[str, ...]
   command: str
+  max_bad_share: float = DataConfig().max_bad_share
 
 
 def recognised(path: Path) -> dict[str, str]:
@@ -105,13 +108,19 @@ def recognised(path: Path) -> dict[str, str]:
   return {name: reason for name, reason in found.items() if reason}
 
 
-def look(path: Path, name: str = "", options: Options = Options(), *, rows: int = _ROWS, pictures: int = _PICTURES) -> Look:
+def look(
+    path: Path, name: str = "", options: Options = Options(), *, learn: Learn = "layout",
+    max_bad_share: float = DataConfig().max_bad_share, model: Sequence[str] = ("--tokenizer=FILE",), rows: int = _ROWS,
+    pictures: int = _PICTURES,
+) -> Look:  # fmt: skip
   """Looks at what lies at a place.
 
   Args:
     path: the place.
     name: of its layout; empty: the first that recognises it.
     options: what the user says of the layout.
+    learn, max_bad_share: as of `LayoutSource`.
+    model: the options of `orthus prepare` that say which model it is for.
     rows: at most how many are looked at, spread evenly.
     pictures: at most how many are decoded, likewise.
 
@@ -135,7 +144,7 @@ def look(path: Path, name: str = "", options: Options = Options(), *, rows: int 
     if others and not name:
       raise BadRequest(f"as {chosen}: {e}; it could be {', '.join(others)} too: name it by --source=") from e
     raise
-  found = _Found(layout, pictures)
+  found = _Found(layout, pictures, learn)
   total = len(layout)
   at = np.unique(np.linspace(0, total - 1, min(total, rows)).astype(np.int64)) if total else []
   for nth, row in enumerate(at):
@@ -146,18 +155,19 @@ def look(path: Path, name: str = "", options: Options = Options(), *, rows: int 
   return Look(
       path, chosen, candidates.get(chosen, ""), others, total, len(at), found.decoded, dict(found.documents.most_common()),
       dict(layout.fields()), found.samples(), tuple(found.skipped.lines()), found.bad, tuple(broken.lines()),
-      tuple(layout.remarks.lines()), _command(path, chosen, options),
+      tuple(layout.remarks.lines()),
+      _command(path, chosen, options, learn, max_bad_share, model), max_bad_share,
   )  # fmt: skip
 
 
 class _Found:
   """What rows make, counted."""
 
-  def __init__(self, layout: Layout, pictures: int):
+  def __init__(self, layout: Layout, pictures: int, learn: Learn):
     self.documents: collections.Counter[str] = collections.Counter()
     self.skipped = Remarks()
     self.decoded = self.bad = 0
-    self._layout, self._pictures = layout, pictures
+    self._layout, self._pictures, self._learn = layout, pictures, learn
     self._firsts: dict[str, Sample] = {}  # by kind
     self._more: list[Sample] = []
 
@@ -184,9 +194,9 @@ class _Found:
     self.documents.update(d.kind for d in drafts)
     for draft in drafts:
       if draft.kind not in self._firsts:
-        self._firsts[draft.kind] = _sample(place, draft, sizes)
+        self._firsts[draft.kind] = _sample(place, draft, sizes, self._learn)
       elif sizes:
-        self._more.append(_sample(place, draft, sizes))
+        self._more.append(_sample(place, draft, sizes, self._learn))
 
   def samples(self) -> tuple[Sample, ...]:
     """Some, of each kind one first."""
@@ -194,14 +204,15 @@ class _Found:
     return tuple([*self._firsts.values(), *more][:_SAMPLES])
 
 
-def _sample(place: tuple[str, str], draft: Draft, sizes: Mapping[Path | bytes, str]) -> Sample:
+def _sample(place: tuple[str, str], draft: Draft, sizes: Mapping[Path | bytes, str], learn: Learn) -> Sample:
   segments = []
   for s in draft.segments:
+    learnt = is_learnt(s, learn)
     if isinstance(s, Text):
       text = " ".join(s.text.split())
-      segments.append(("text", text if len(text) <= _CUT else f"{text[: _CUT - 1]}…", s.learn))
+      segments.append(("text", text if len(text) <= _CUT else f"{text[: _CUT - 1]}…", learnt))
     else:
-      segments.append(("image", sizes.get(s.file, ""), s.learn))
+      segments.append(("image", sizes.get(s.file, ""), learnt))
   return Sample(place, draft.kind, tuple(segments))
 
 
@@ -212,11 +223,15 @@ def _alike(reason: str, record: str = "") -> str:
   return re.sub(r"\b\d+([.,x]\d+)*", "…", re.sub(r"'[^']*'", "'…'", reason))
 
 
-def _command(path: Path, name: str, options: Options) -> str:
+def _command(
+    path: Path, name: str, options: Options, learn: Learn, max_bad_share: float, model: Sequence[str]
+) -> str:  # fmt: skip
   said = {"text": ",".join(options.text), "pictures": options.pictures, "annotations": options.annotations}
   said |= {k: getattr(options, k) for k in ("split", "pairs") if getattr(options, k) != getattr(Options(), k)}
-  source = f"{name}:{options.argument}" if options.argument else name
-  parts = [f"--source={source}", str(path), *(f"--{k}={v}" for k, v in said.items() if v), "--out=DIR", "--tokenizer=FILE"]
+  said |= {"learn": learn if learn != "layout" else ""}
+  said |= {"max-bad-share": f"{max_bad_share:g}" if max_bad_share != DataConfig().max_bad_share else ""}
+  source, place = f"{name}:{options.argument}" if options.argument else name, bring.origin(path) or str(path)
+  parts = [f"--source={source}", place, *(f"--{k}={v}" for k, v in said.items() if v), "--out=DIR", *model]
   return " ".join(["orthus", "prepare", *map(shlex.quote, parts)])
 
 
@@ -290,8 +305,8 @@ def describe(found: Look) -> str:
       segments[_SEGMENTS - 1 :] = [f"… and {len(segments) - _SEGMENTS + 1} more segments"]
     add("sample", [f"{os.path.basename(sample.place[0])}, {sample.place[1]}: {sample.kind}", *segments], 1 + _SEGMENTS)
   if found.bad:
-    too_many = found.bad >= min(AT_LEAST, found.rows) and found.bad > _MAX_BAD_SHARE * found.looked_at
-    stops = f", more than the share of {_MAX_BAD_SHARE:g} put up with" if too_many else ""
+    too_many = found.bad >= min(AT_LEAST, found.rows) and found.bad > found.max_bad_share * found.looked_at
+    stops = f", more than the share of {found.max_bad_share:g} put up with" if too_many else ""
     add("skipped", [f"{found.bad:,} of the {found.looked_at:,} rows looked at{stops}", *found.skipped], 5)
   add("unreadable", found.broken, 2)
   add("passed over", found.remarks, 3)

@@ -151,7 +151,7 @@ class Results:
   def _reopen(self) -> None:
     """Finds what is answered; a last line that was cut off, and earlier failures, are dropped."""
     kept = []
-    for line in self._file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in self._file.read_text(encoding="utf-8", errors="replace").split("\n"):  # others than \n may stand in a text
       try:
         record = json.loads(line)
         identity = record["id"] if "error" not in record else None

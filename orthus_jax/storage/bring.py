@@ -1,24 +1,29 @@
 """What lies in a bucket, brought to this machine: readers know paths alone.
 
 A run is brought with its small files and one checkpoint, the one named or else the newest that is whole; prepared data shard by
-shard, as they are read; anything else as a whole. What was brought lies below $ORTHUS_CACHE/storage, and comes again only if it
-has changed.
+shard, as they are read; anything else as a whole. What was brought lies below $ORTHUS_CACHE/storage, comes again only if it
+has changed, and goes once it is gone from the bucket.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 import functools
+import hashlib
 import json
 from pathlib import Path, PurePosixPath
+import re
 import shutil
 import threading
+import types
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest
 from orthus_jax.storage import remote_run
 from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url, transfer
 
-_INDEX = ".brought"  # in a brought folder: where it comes from, and the objects that lie in it as they were then
+# In a brought folder: where it comes from, the objects that lie in it as they were then, those that come when they are read.
+_INDEX = ".brought"
 _PREPARED, _UNPREPARED = "prepared.json", "unfinished.json"
 _lock = threading.Lock()
 
@@ -56,11 +61,13 @@ def _bring(url: str) -> str:
       remote_run_to(bucket, target, found)
       _leave_out_earlier(target, found)
     elif _PREPARED in found:
+      _leave_out_gone(bucket, target, found.keys())
       shards = {n: e for n, e in found.items() if n.endswith(".array_record")}
-      bring(bucket, target, {n: e for n, e in found.items() if n not in shards})
+      bring(bucket, target, {n: e for n, e in found.items() if n not in shards}, later=shards)
     elif _UNPREPARED in found:
       raise BadRequest(f"{url} isn't prepared to its end yet: the `orthus prepare` command that began it goes on there")
     else:
+      _leave_out_gone(bucket, target, found.keys())
       bring(bucket, target, found)
   except OSError as e:
     raise BadRequest(f"{url} can't be brought here: {files.first_line(e)}") from e
@@ -86,6 +93,7 @@ def only(path: str, names: tuple[str, ...]) -> str:
         wanted[n] = entry
     if not wanted:
       bucket.check()
+    _leave_out_gone(bucket, place(folder), {*wanted, *(_index(place(folder)).keys() - set(names))})
     bring(bucket, place(folder), wanted)
   except OSError as e:
     raise BadRequest(f"{path} can't be brought here: {files.first_line(e)}") from e
@@ -132,13 +140,14 @@ def overview(url: str) -> list[tuple[str, Path, list[int], list[int]]]:
   return told
 
 
-def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
+def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry], later: dict[str, Entry] | None = None) -> None:
   """Downloads what isn't there as it is in the bucket.
 
   Args:
     bucket: which has it.
     target: the folder.
     wanted: objects by their names.
+    later: objects that `file` brings when they are read, as they are now; by default those of which it was told before.
 
   Raises:
     BadRequest: if a name leads elsewhere, or the disk is too small.
@@ -150,6 +159,8 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
   there = _index(target)
   new = {n: e for n, e in wanted.items() if there.get(n) != [e.size, e.tag] or not _has(target / n, e.size)}
   if not new:
+    if later is not None:
+      _note(bucket, target, later=later)
     return
   size = sum(e.size for e in new.values())
   target.mkdir(parents=True, exist_ok=True)
@@ -162,9 +173,28 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry]) -> None:
     moved(new[name].size)
 
   for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
+  _note(bucket, target, new, later=later)
+
+
+def _note(
+    bucket: Bucket, target: Path, new: Mapping[str, Entry] = types.MappingProxyType({}), *,
+    later: Mapping[str, Entry] | None = None, gone: Collection[str] = (),
+) -> None:  # fmt: skip
   with _lock:
-    there = _index(target) | {n: [e.size, e.tag] for n, e in new.items()}
-    files.write_text(target / _INDEX, json.dumps({"url": bucket.url, "objects": there}))
+    old = files.read_json(target / _INDEX)
+    objects = {n: e for n, e in old.get("objects", {}).items() if n not in gone} | {n: [e.size, e.tag] for n, e in new.items()}
+    told = old.get("later", {}) if later is None else {n: [e.size, e.tag] for n, e in later.items()}
+    noted = {"url": bucket.url, "objects": objects, "later": told}
+    if noted != old:
+      files.write_text(target / _INDEX, json.dumps(noted))
+
+
+def _leave_out_gone(bucket: Bucket, target: Path, found: Collection[str]) -> None:
+  """Removes what was brought of a folder and isn't in the bucket any more."""
+  if gone := _index(target).keys() - found:
+    for name in gone:
+      (target / name).unlink(missing_ok=True)
+    _note(bucket, target, gone=gone)
 
 
 def _leave_out_earlier(target: Path, found: dict[str, Entry]) -> None:
@@ -179,15 +209,21 @@ def _leave_out_earlier(target: Path, found: dict[str, Entry]) -> None:
 
 
 def file(path: Path) -> Path:
-  """A file of a brought folder, brought itself if it wasn't yet; any other path as it is.
+  """A file of a brought folder, brought itself if it wasn't yet, or was another then; any other path as it is.
 
   Raises:
-    OSError: if the bucket fails.
+    OSError: if the bucket fails, or has another one by now than when the folder was brought.
   """
-  if not path.exists() and (path.parent / _INDEX).is_file():
-    bucket = Bucket(json.loads((path.parent / _INDEX).read_text(encoding="utf-8"))["url"])
-    if entry := bucket.entry(path.name):
-      bring(bucket, path.parent, {path.name: entry})
+  if noted := files.read_json(path.parent / _INDEX):
+    wanted = noted.get("later", {}).get(path.name)
+    if not path.exists() or (wanted is not None and noted["objects"].get(path.name) != wanted):
+      bucket = Bucket(noted["url"])
+      entry = bucket.entry(path.name)
+      if wanted is not None and (entry is None or [entry.size, entry.tag] != wanted):
+        path.unlink(missing_ok=True)  # which goes with what was there before
+        raise OSError(f"{bucket.url}/{path.name} has changed since this command began: start it again")
+      if entry:
+        bring(bucket, path.parent, {path.name: entry})
   return path
 
 
@@ -197,11 +233,52 @@ def place(url: str) -> Path:
   return files.cache_dir() / "storage" / scheme / rest
 
 
-def _index(folder: Path) -> dict[str, list]:
+def origin(path: Path) -> str:
+  """The URL of what was brought to a path; empty for a path of anything else."""
   try:
-    return json.loads((folder / _INDEX).read_text(encoding="utf-8"))["objects"]
-  except (OSError, ValueError, KeyError):
-    return {}
+    scheme, *rest = path.relative_to(files.cache_dir() / "storage").parts
+  except ValueError:
+    return ""
+  return f"{scheme}://{'/'.join(rest)}" if rest else ""
+
+
+def by_url(text: str) -> str:
+  """A text in which URLs stand for the paths that they were brought to, the same on each machine."""
+  return re.sub(re.escape(f"{files.cache_dir() / 'storage'}/") + r"(gs|s3)/", r"\1://", text)
+
+
+def stamp(path: Path) -> tuple[int, str]:
+  """What tells whether a file is still what it was: its size in bytes, and its time.
+
+  Of what was brought it is the object's tag in place of the time, which is another on each machine; of a folder that was
+  brought, how many objects it holds and a digest of theirs.
+
+  Raises:
+    OSError: if it isn't there.
+  """
+  found = path.stat()
+  indices = [i for folder in (path, *path.parents) if origin(folder) and (i := folder / _INDEX).is_file()]
+  within: dict[str, list] = {}
+  for index in sorted(indices, key=lambda i: i.stat().st_mtime_ns, reverse=True):  # a folder may be brought within another
+    there = _index_at(index.parent, index.stat().st_mtime_ns)
+    name = path.relative_to(index.parent).as_posix()
+    if name in there:
+      return there[name][0], there[name][1]
+    prefix = "" if name == "." else f"{name}/"
+    within = {n.removeprefix(prefix): e for n, e in there.items() if n.startswith(prefix)} | within
+  if within:
+    return len(within), hashlib.blake2b(json.dumps(sorted(within.items())).encode(), digest_size=8).hexdigest()
+  return found.st_size, str(found.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _index_at(folder: Path, time: int) -> dict[str, list]:
+  """As `_index`, read once as it was at a time: it may name many objects."""
+  return _index(folder)
+
+
+def _index(folder: Path) -> dict[str, list]:
+  return files.read_json(folder / _INDEX).get("objects", {})
 
 
 def _has(path: Path, size: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Collection, Mapping, Sequence
+import math
 from pathlib import Path
 from typing import Any
 import urllib.parse
@@ -37,7 +38,7 @@ def write(
   """
   # Scores that are counted, of so many judgements; a published benchmark's may be points.
   shares = {n for r in runs for n in r["counts"]}
-  shares -= {n for r in runs for n, v in r["scores"].items() if not 0 <= v <= 1}
+  shares -= {n for r in runs for n, v in r["scores"].items() if v is not None and not 0 <= v <= 1}
   colour = {g["group"]: f"c{i % COLOURS}" for i, g in enumerate(groups)}
   asked = pictures.asked(requests) if requests is not None and drawings else []
   return write_page(
@@ -46,9 +47,15 @@ def write(
       headline=_headline(groups, shares), shares=shares, curves=_draw_curves(folder, runs, colour),
       prompts=[p for _, p in asked], drawings=[_drawn(name, d, asked) for name, d in drawings.items()],
       scores=list(dict.fromkeys(n for g in groups for n in g["scores"])),
-      rows=[{**r, "report": _link(folder, r["id"]), "duration": duration(r["costs"].get("seconds", 0.0))} for r in runs],
+      rows=[_listed(folder, r) for r in runs],
       shown=_shown, duration=duration,
   )  # fmt: skip
+
+
+def _listed(folder: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+  """A run as the page lists it."""
+  losses = {n: v for n, v in run["losses"].items() if v is not None}
+  return {**run, "losses": losses, "report": _link(folder, run["id"]), "duration": duration(run["costs"].get("seconds", 0.0))}
 
 
 def _subtitle(runs: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> str:
@@ -85,7 +92,8 @@ def _draw_curves(folder: Path, runs: Sequence[Mapping[str, Any]], colour: Mappin
   for name in _DRAWN:
     series: dict[str, list] = {}
     for r in runs:
-      points = [(m["step"], m[name]) for m in metrics[r["id"]] if isinstance(m.get(name), (int, float))]
+      numbers = (m for m in metrics[r["id"]] if isinstance(m.get(name), (int, float)) and math.isfinite(m[name]))
+      points = [(m["step"], m[name]) for m in numbers]
       if len(points) > 1:
         series.setdefault(r["group"], []).append(tuple(zip(*points)))
     if series:

@@ -15,6 +15,7 @@ from orthus_jax.data.documents import Image, Text
 from orthus_jax.data.sequence import is_planned
 from orthus_jax.data.sources import registry as sources
 from orthus_jax.errors import BadRequest
+from orthus_jax.paths import user_path
 from orthus_jax.sweeping import state
 from orthus_jax.sweeping.plan import Planned
 from orthus_jax.sweeping.running import Task
@@ -80,14 +81,14 @@ def read_requests(file: Path) -> str:
   """
   lines = []
   try:
-    for at, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for at, line in enumerate(_lines(file), 1):
       if not line.strip():
         continue
       record = json.loads(line)
       if not isinstance(record, dict):
         raise ValueError(f"line {at} isn't a JSON object")
       if isinstance(images := record.get("images"), list):
-        record["images"] = [str(file.absolute().parent / i) if isinstance(i, str) else i for i in images]
+        record["images"] = [str(file.absolute().parent / user_path(i)) if isinstance(i, str) else i for i in images]
       lines.append(json.dumps({"id": f"line-{at}"} | record) + "\n")
   except (OSError, ValueError) as e:
     raise BadRequest(f"--prompts={file} can't be read: {files.first_line(e)}") from e
@@ -140,7 +141,7 @@ def keep_failure(drawing: Drawing, error: str) -> None:
 
 def asked(requests: Path) -> list[tuple[str, str]]:
   """(id, prompt) of each request."""
-  records = map(json.loads, requests.read_text(encoding="utf-8").splitlines())
+  records = map(json.loads, filter(str.strip, _lines(requests)))
   return [(str(r["id"]), str(r.get("prompt", ""))) for r in records]
 
 
@@ -155,7 +156,7 @@ def failure(drawing: Drawing) -> str:
   if not file.is_file():
     return ""
   answers = drawing.out / "results.jsonl"  # the reason where requests were refused; the command itself only counts them
-  for line in answers.read_text(encoding="utf-8").splitlines() if answers.is_file() else ():
+  for line in _lines(answers) if answers.is_file() else ():
     with contextlib.suppress(ValueError, LookupError, TypeError):
       return str(json.loads(line)["error"])
   return file.read_text(encoding="utf-8").strip()
@@ -165,10 +166,15 @@ def _results(out: Path) -> dict[str, str]:
   """Request's id → the file of its first picture, empty where it has none."""
   found: dict[str, str] = {}
   file = out / "results.jsonl"
-  for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+  for line in _lines(file) if file.is_file() else ():
     try:
       record = json.loads(line)
       found[record["id"]] = next((s["image"] for s in record.get("response", ()) if "image" in s), "")
     except (ValueError, LookupError, TypeError):
       continue
   return found
+
+
+def _lines(file: Path) -> list[str]:
+  """Parted at line feeds alone: Python's other ends of a line, such as U+2028, may stand within JSON's texts."""
+  return file.read_text(encoding="utf-8-sig").split("\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import csv
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def rows(folder: Path, runs: Sequence[Planned], states: Mapping[str, State]) -> 
 
   Returns:
     A row a run: id, group, seed, state, step, steps, error, config (FILE:ARGUMENT), fields (what the run itself says), losses
-    (means of the last twentieth of what was logged), scores with their intervals and counts, costs, params_digest.
+    (means of the last twentieth of what was logged), scores with their intervals and counts, costs, params_digest. What is
+    no finite number, as of a run that diverged, is None: JSON has no other way to say it.
   """
   return [_row(folder, run, states[run.id]) for run in runs]
 
@@ -42,9 +44,9 @@ def _row(folder: Path, run: Planned, now: State) -> dict[str, Any]:
   return {
       "id": run.id, "group": run.group, "seed": run.config.run.seed, "state": now.what, "step": now.step,
       "steps": run.config.run.steps, "error": now.error, "config": run.spec, "fields": run.fields,
-      "losses": {n: v for n in LOSSES if (v := _last(metrics, n)) is not None},
-      "scores": {n: v for n, v in {**scored.get("scores", {}), **scored.get("measures", {})}.items() if _number(v)},
-      "intervals": scored.get("intervals", {}), "counts": scored.get("counts", {}),
+      "losses": {n: _finite(v) for n in LOSSES if (v := _last(metrics, n)) is not None},
+      "scores": {n: _finite(v) for n, v in {**scored.get("scores", {}), **scored.get("measures", {})}.items() if _number(v)},
+      "intervals": _finite(scored.get("intervals", {})), "counts": scored.get("counts", {}),
       "costs": {n: v for n, v in costs.items() if v is not None}, "params_digest": report.get("params_digest", ""),
   }  # fmt: skip
 
@@ -64,6 +66,15 @@ def _number(value: Any) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _finite(value: Any) -> Any:
+  """The value; None for a number that isn't finite, within lists and objects too."""
+  if isinstance(value, dict):
+    return {k: _finite(v) for k, v in value.items()}
+  if isinstance(value, list):
+    return [_finite(v) for v in value]
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
   """Runs that differ in their seed alone, together.
 
@@ -72,8 +83,8 @@ def groups(runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
   Returns:
     A group each, in the runs' order: group, fields, runs (how many), finished, seeds (of finished ones), and for each loss,
-    score and cost of finished runs its mean with a 95% t-interval over seeds: {"mean", "low", "high", "n"}, the ends None
-    for a single seed.
+    score and cost of finished runs its mean with a 95% t-interval over the seeds that have it: {"mean", "low", "high", "n"},
+    the ends None for a single one.
   """
   found: dict[str, list[Mapping[str, Any]]] = {}
   for row in runs:
@@ -88,8 +99,8 @@ def _group(name: str, members: list[Mapping[str, Any]]) -> dict[str, Any]:
       "finished": len(finished), "seeds": [m["seed"] for m in finished],
   }  # fmt: skip
   for kind in ("losses", "scores", "costs"):
-    names = dict.fromkeys(n for m in finished for n in m[kind])
-    group[kind] = {n: interval([m[kind][n] for m in finished if n in m[kind]]) for n in names}
+    names = dict.fromkeys(n for m in finished for n, v in m[kind].items() if v is not None)
+    group[kind] = {n: interval([m[kind][n] for m in finished if m[kind].get(n) is not None]) for n in names}
   return group
 
 

@@ -11,9 +11,11 @@ import contextlib
 import json
 from pathlib import Path
 import shutil
+from typing import Any
 
 from orthus_jax import files
-from orthus_jax.data.prepared import parts as parts_lib
+from orthus_jax.data.prepared import unfinished
+from orthus_jax.data.prepared.unfinished import PARTS, UNFINISHED
 from orthus_jax.errors import BadRequest
 from orthus_jax.storage import bring
 from orthus_jax.storage.bucket import Bucket, Entry, for_all
@@ -48,18 +50,23 @@ class InBucket:
 
   def __init__(self, bucket: Bucket, folder: Path):
     self._bucket, self.folder = bucket, folder
-    there, self._complete = _parts(bucket)
+    there, parts = _parts(bucket)
     if not there:
-      bucket.write(parts_lib.UNFINISHED, json.dumps(_NOTHING).encode())
+      bucket.write(UNFINISHED, json.dumps(_NOTHING).encode())
       there = bucket.list()
-    notes = {n for n in there if n.startswith(f"{parts_lib.PARTS}/")}
-    counted = {f"{parts_lib.PARTS}/{i:05d}.{s}" for i in range(len(self._complete)) for s in ("npz", "json")}
+    self._there = there
+    self._complete = [list(part["files"]) for part in parts[: unfinished.whole(parts, self.size)]]
+    notes = {n for n in there if n.startswith(f"{PARTS}/")}
+    counted = {unfinished.note(i, s) for i in range(len(self._complete)) for s in ("npz", "json")}
     shards = {n for n in there if n.endswith(".array_record")}
     bucket.remove(notes - counted | shards.difference(*self._complete))  # of the part that a killed command was at
     shutil.rmtree(folder, ignore_errors=True)
-    bring.bring(bucket, folder, {n: there[n] for n in counted | {parts_lib.UNFINISHED}})
-    self._sent = counted
+    bring.bring(bucket, folder, {n: there[n] for n in counted | {UNFINISHED}})
     self._here: list[Path] = []
+
+  def size(self, name: str) -> int | None:
+    """The bytes that a file had in the bucket when this began; None if it wasn't there."""
+    return self._there[name].size if name in self._there else None
 
   def part(self) -> None:
     """Uploads the part that was completed; the one before it goes from the disk.
@@ -67,12 +74,13 @@ class InBucket:
     Raises:
       BadRequest: if the bucket fails.
     """
-    shards = [p for p in self.folder.glob("*.array_record") if p not in self._here]
-    notes = [p for p in (self.folder / parts_lib.PARTS).iterdir() if self._name(p) not in self._sent]
+    _, parts = unfinished.parse((self.folder / UNFINISHED).read_bytes(), str(self.folder))
+    shards = [self.folder / name for name in parts[-1]["files"]]
+    notes = [self.folder / unfinished.note(len(parts) - 1, suffix) for suffix in ("npz", "json")]
     with self._uploading():
       for_all(self._put, [*shards, *notes])
-      self._put(self.folder / parts_lib.UNFINISHED)
-    self._complete.append([p.name for p in shards])
+      self._put(self.folder / UNFINISHED)
+    self._complete = [list(part["files"]) for part in parts]
     for old in self._here:
       old.unlink(missing_ok=True)
     self._here = shards
@@ -87,16 +95,16 @@ class InBucket:
     with self._uploading():
       for_all(self._put, [p for p in all_ if p.name != _LAST])
       self._put(self.folder / _LAST)
-      self._bucket.remove([parts_lib.UNFINISHED])
-      self._bucket.remove(self._bucket.list(parts_lib.PARTS))
+      self._bucket.remove([UNFINISHED])
+      self._bucket.remove(self._bucket.list(PARTS))
 
   def leave(self) -> None:
     """After a failure: complete parts stay; where there is none, nothing is left."""
     if not self._complete:
       with contextlib.suppress(OSError, BadRequest):
         ours = [n for n in self._bucket.list() if n != LOCK]
-        self._bucket.remove(n for n in ours if n != parts_lib.UNFINISHED)
-        self._bucket.remove([parts_lib.UNFINISHED])
+        self._bucket.remove(n for n in ours if n != UNFINISHED)
+        self._bucket.remove([UNFINISHED])
 
   @contextlib.contextmanager
   def _uploading(self) -> Iterator[None]:
@@ -106,11 +114,7 @@ class InBucket:
       raise BadRequest(f"{files.first_line(e)}: see to the bucket, and the same command goes on") from e
 
   def _put(self, file: Path) -> None:
-    self._bucket.put(file, self._name(file))
-    self._sent.add(self._name(file))
-
-  def _name(self, file: Path) -> str:
-    return file.relative_to(self.folder).as_posix()
+    self._bucket.put(file, file.relative_to(self.folder).as_posix())
 
 
 @contextlib.contextmanager
@@ -137,8 +141,8 @@ def laid_out(url: str) -> Iterator[InBucket]:
       raise
 
 
-def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[list[str]]]:
-  """What lies at a URL where data is to be laid out, and the shards of each complete part.
+def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[dict[str, Any]]]:
+  """What lies at a URL where data is to be laid out, and what is said of each part.
 
   Raises:
     BadRequest: if it isn't what a stopped command left.
@@ -147,9 +151,6 @@ def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[list[str]]]:
   there = {n: e for n, e in bucket.list().items() if n != LOCK}
   if not there:
     return {}, []
-  if parts_lib.UNFINISHED not in there or _LAST in there:
+  if UNFINISHED not in there or _LAST in there:
     raise BadRequest(f"{bucket.url} is there already: choose another --out or remove it")
-  try:
-    return there, [list(part["files"]) for part in json.loads(bucket.read(parts_lib.UNFINISHED))["parts"]]
-  except (ValueError, KeyError, TypeError) as e:
-    raise BadRequest(f"{bucket.url}/{parts_lib.UNFINISHED} can't be read: remove {bucket.url} and prepare it anew") from e
+  return there, unfinished.parse(bucket.read(UNFINISHED), bucket.url)[1]

@@ -23,6 +23,7 @@ from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.data.variants import variants
 from orthus_jax.data.windows import windows
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
 
 _JPEG_QUALITY = 95
 _AT_ONCE = 16  # rows
@@ -56,7 +57,7 @@ class Chunk:
     documents: the good ones, in order.
     pictures: what is kept of each, by key.
     read: how many documents there were, good or bad.
-    rejected: (file, record, reason) of the bad ones.
+    rejected: (file, record, reason) of the bad records, each of which may have made several documents.
     passed: what the source left out of them by its rules.
   """
 
@@ -159,16 +160,19 @@ def chunks(work: Work, first: int, processes: int) -> Iterator[Chunk]:
 
 
 class _Noted:
-  """Takes the place of a source's count of bad records, and hands them on."""
+  """Takes the place of a source's count of bad records, and hands each on once, however many documents it would have made."""
 
   def __init__(self, chunk: Chunk):
     self._chunk = chunk
+    self._told: set[tuple[str, str]] = set()
 
   def saw(self, n: int = 1) -> None:
     pass
 
   def report(self, source: str, record: Any, reason: str) -> None:
-    self._chunk.rejected.append((source, str(record), reason))
+    if (source, str(record)) not in self._told:
+      self._told.add((source, str(record)))
+      self._chunk.rejected.append((bring.by_url(source), str(record), bring.by_url(reason)))
 
   def check(self) -> None:
     pass

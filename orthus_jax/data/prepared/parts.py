@@ -3,7 +3,8 @@
 What a part holds depends on its rows and on the parts before it, never on when a command stopped: a resumed folder has the
 same bytes. While it is unfinished a folder has
 
-    DIR/unfinished.json       what is prepared, and the parts that are complete; written first, so that it marks the rest
+    DIR/unfinished.json       what is prepared, and the parts that are complete, with their files' bytes; written first, so
+                              that it marks the rest
     DIR/parts/00000.npz       sizes, kinds and pictures' keys of a part
     DIR/parts/00000.json      what it rejected, and which benchmarks' prompts it holds
 """
@@ -11,13 +12,12 @@ same bytes. While it is unfinished a folder has
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
 import json
 from pathlib import Path
-import re
 import shutil
 from typing import Any
 
@@ -27,12 +27,11 @@ import numpy as np
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, to_record
 from orthus_jax.data.prepared.laying import Chunk, Laid
 from orthus_jax.data.prepared.picture_numbers import PictureNumbers
+from orthus_jax.data.prepared.unfinished import PARTS, UNFINISHED, Sizes, is_half, note, on_disk, resume, sync
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import first_line, write_text
 
-UNFINISHED = "unfinished.json"
-PARTS = "parts"
 PART_BYTES = 1 << 28
 _ENCODED_AT_ONCE = 32
 # A group of one and no compression: any record is read alone, as fast as the disk.
@@ -83,6 +82,7 @@ class Parts:
       part_bytes: int = PART_BYTES,
       called: str = "",
       completed: Callable[[], None] = lambda: None,
+      sizes: Sizes | None = None,
   ):
     """Opens the folder.
 
@@ -94,6 +94,7 @@ class Parts:
       part_bytes: a part ends behind the chunk with which its files reach so much.
       called: what messages call the folder; its path by default.
       completed: called once a part's files lie there.
+      sizes: of the files that complete parts have; by default those on disk.
 
     Raises:
       BadRequest: another request's parts lie there.
@@ -102,55 +103,40 @@ class Parts:
     self._called, self._completed = called or str(folder), completed
     self._numbers = PictureNumbers()
     self.totals = Totals()
-    self._resume()
+    self._resume(sizes or on_disk(folder))
     if not self.totals.rows:  # nothing is complete that could be of another request
       write_text(folder / UNFINISHED, json.dumps({"request": request, "parts": []}, indent=1))
     (folder / PARTS).mkdir(exist_ok=True)
     self._begin()
 
-  def _resume(self) -> None:
-    file = self.folder / UNFINISHED
-    parts = []
-    if file.exists():
-      try:
-        state = json.loads(file.read_text(encoding="utf-8"))
-        there, parts = state["request"], state["parts"]
-      except (ValueError, KeyError, TypeError) as e:
-        raise BadRequest(f"{file} can't be read: remove {self._called} and prepare it anew") from e
-      wanted = json.loads(json.dumps(self._request))
-      if parts and there != wanted:
-        other = next(k for k in {**there, **wanted} if there.get(k) != wanted.get(k))
-        ours, theirs = (str(r.get(other)) for r in (wanted, there))
-        files_alone = other == "source" and _without_digests(ours) == _without_digests(theirs)
-        raise BadRequest(
-            f"{self._called} holds unfinished data of another {other}"
-            f" ({'its files have changed since' if files_alone else f'{theirs}, not {ours}'}):"
-            " go on with the command that began it, or choose another --out or remove it"
-        )
-    for part in parts:
-      self._count(part)
-      with np.load(self._part("npz")) as index:
-        for key in index["keys"]:
+  def _resume(self, sizes: Sizes) -> None:
+    with writing(self.folder):
+      for part in resume(self.folder, self._request, called=self._called, sizes=sizes):
+        self._count(part.told, part.rejected, part.held, part.passed)
+        for key in part.keys:
           self._numbers.add(key.tobytes())
-      noted = json.loads(self._part("json").read_text(encoding="utf-8"))
-      self.totals.rejected += map(tuple, noted["rejected"])
-      self.totals.held.update(noted["held"])
-      self.totals.passed = Remarks.sum([self.totals.passed, Remarks.from_json(noted["passed"])])
-      self.totals.documents.append(part["documents"])
-      self.totals.pictures.append(part["pictures"])
-    kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
-    for stray in self.folder.iterdir():
-      if stray.name not in kept or is_half(stray):
-        stray.unlink()  # of the part that a killed command was at
+      kept = {p.name for p in self.folder.iterdir() if p.suffix != ".array_record"} | set(self.totals.files)
+      for stray in self.folder.iterdir():
+        if stray.name not in kept or is_half(stray):
+          stray.unlink()  # of the part that a killed command was at
 
-  def _count(self, part: dict[str, Any]) -> None:
-    self.totals.rows, self.totals.read = part["rows"], self.totals.read + part["read"]
-    self.totals.files |= part["files"]
-    self.totals.digests.append(part["digest"])
+  def _count(
+      self, part: Mapping[str, Any], rejected: Sequence[tuple[str, str, str]], held: Mapping[str, int], passed: Remarks
+  ) -> None:
+    """Adds a part to the totals."""
+    totals = self.totals
+    totals.rows, totals.read = part["rows"], totals.read + part["read"]
+    totals.files |= part["files"]
+    totals.digests.append(part["digest"])
+    totals.rejected += rejected
+    totals.held.update(held)
+    totals.passed = Remarks.sum([totals.passed, passed])
+    totals.documents.append(part["documents"])
+    totals.pictures.append(part["pictures"])
 
   def _part(self, suffix: str, number: int | None = None) -> Path:
     """A file of a part; of the one at hand, unless another is named."""
-    return self.folder / PARTS / f"{len(self.totals.documents) if number is None else number:05d}.{suffix}"
+    return self.folder / note(len(self.totals.documents) if number is None else number, suffix)
 
   def _begin(self) -> None:
     self._chunk_rows = self.totals.rows
@@ -233,7 +219,7 @@ class Parts:
       self._complete()
 
   def _complete(self) -> None:
-    files = {}
+    files: dict[str, str] = {}
     for what, writer in self._writers.items():
       writer.close()
       name = f"{what}-{len(self.totals.documents):05d}.array_record"
@@ -246,18 +232,16 @@ class Parts:
     )  # fmt: skip
     noted = {"rejected": self._rejected, "held": self._held, "passed": self._passed.to_json()}
     write_text(self._part("json"), json.dumps(noted))
-    part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, **self._counts}
+    made = [self.folder / name for name in files] + [self._part("npz"), self._part("json")]
+    sync(*made, self.folder / PARTS, self.folder)  # or a machine that loses its power may have the part's name and not the part
+    sizes = {p.relative_to(self.folder).as_posix(): p.stat().st_size for p in made}
+    part: dict[str, Any] = {"rows": self._chunk_rows, "read": self._read, "files": files, "sizes": sizes, **self._counts}
     part["digest"] = self._digest.hexdigest()
     file = self.folder / UNFINISHED
     parts = json.loads(file.read_text(encoding="utf-8"))["parts"]
     write_text(file, json.dumps({"request": self._request, "parts": [*parts, part]}, indent=1))
     self._completed()
-    self._count(part)
-    self.totals.rejected += self._rejected
-    self.totals.held.update(self._held)
-    self.totals.passed = Remarks.sum([self.totals.passed, self._passed])
-    self.totals.documents.append(part["documents"])
-    self.totals.pictures.append(part["pictures"])
+    self._count(part, self._rejected, self._held, self._passed)
     self._begin()
 
   def abandon(self) -> None:
@@ -294,6 +278,7 @@ class Parts:
     with (self.folder / "rejected.jsonl").open("w", encoding="utf-8") as f:
       for source, record, reason in (*broken, *self.totals.rejected):
         f.write(json.dumps({"file": source, "record": record, "reason": reason}) + "\n")
+    sync(self.folder / "index.npz", self.folder / "rejected.jsonl")
     return list(kinds)
 
   def tidy(self) -> None:
@@ -314,16 +299,6 @@ def writing(folder: Path) -> Iterator[None]:
   except (OSError, RuntimeError) as e:  # RuntimeError: ArrayRecord's
     why = (e.strerror if isinstance(e, OSError) else "") or first_line(e)
     raise BadRequest(f"{folder} can't be written ({why}): see to the disk, and the same command goes on") from e
-
-
-def _without_digests(identity: str) -> str:
-  """What a source is, whatever is in its files (`Layout.fingerprint`)."""
-  return re.sub(r"\b[0-9a-f]{16}\b", "", identity)
-
-
-def is_half(file: Path) -> bool:
-  """Whether it is what `write_text` left of one of these files when its process was killed."""
-  return file.name.startswith((f".{UNFINISHED}.", ".prepared.json.", ".samples.html."))
 
 
 def digest(totals: Totals) -> str:

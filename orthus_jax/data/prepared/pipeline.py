@@ -131,6 +131,13 @@ class _Folder:
     weight_K = np.asarray([kinds.get(k, 0.0 if kinds else 1.0) for k in self.facts["kinds"]])
     return weight_K / max(weight_K.max(), 1e-9)
 
+  def _packed_from(self) -> str:
+    """A digest of all of the data that a plan depends on: a folder may be prepared anew over the old one and its plans."""
+    digest = hashlib.sha256(json.dumps(self.facts["kinds"]).encode())
+    digest.update(np.ascontiguousarray(self._sizes_DV3))
+    digest.update(np.ascontiguousarray(self._kind_D))
+    return digest.hexdigest()
+
   def _plan(self, keep: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """(where each row ends, documents of all rows, documents that fit none, where each round starts and the last ends).
 
@@ -143,7 +150,7 @@ class _Folder:
     capacity = packing.Capacity(data.sequence_length, data.images_per_row, data.learnt_images_per_row)
     weight_K = self._weights_K()
     many = rounds_lib.count(weight_K[weight_K > 0], documents=len(self._kind_D))
-    key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed]
+    key = [capacity.vector().tolist(), data.kinds, data.caption_dropout > 0, self._config.run.seed, self._packed_from()]
     if self._P != self.facts["patches"]:
       key.append(self._P)
     if many > 1:

@@ -35,11 +35,13 @@ from orthus_jax.data.documents import Document, Image, Source
 from orthus_jax.data.learnt import learns
 from orthus_jax.data.prepared import laying, parts as parts_lib, samples_page
 from orthus_jax.data.prepared.format import Images, facts
+from orthus_jax.data.prepared.unfinished import UNFINISHED, Sizes, is_half, sync
 from orthus_jax.data.sequence import Tokenizer
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import write_text
+from orthus_jax.storage import bring
 
 _log = logging.getLogger(__name__)
 _SHOWN = 32
@@ -59,6 +61,7 @@ def prepare(
     part_bytes: int = parts_lib.PART_BYTES,
     called: str = "",
     completed: Callable[[], None] = lambda: None,
+    sizes: Sizes | None = None,
     progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, Any]:
   """Lays out a source's documents and writes them, in little memory; goes on where the same call was stopped.
@@ -76,6 +79,7 @@ def prepare(
     part_bytes: bytes after which a part is complete: what a stopped command does again, at most.
     called: what messages call the folder; its path by default.
     completed: called once a part's files are complete; may take the shards of those before it away, if `bring.file` has them.
+    sizes: of the files that complete parts have, where those before the last are taken away.
     progress: called with (rows done, rows in all, pictures done).
 
   Returns:
@@ -88,8 +92,8 @@ def prepare(
   if folder.exists() and not folder.is_dir():
     raise BadRequest(f"{folder} is there already: choose another --out or remove it")
   new = not folder.exists()
-  there = {p.name for p in folder.iterdir() if not parts_lib.is_half(p)} - {lock.NAME} if not new else set()
-  if there and (parts_lib.UNFINISHED not in there or "prepared.json" in there):
+  there = {p.name for p in folder.iterdir() if not is_half(p)} - {lock.NAME} if not new else set()
+  if there and (UNFINISHED not in there or "prepared.json" in there):
     raise BadRequest(f"{folder} is there already: choose another --out or remove it")
   folder.mkdir(parents=True, exist_ok=True)
   request = facts(config, tokenizer) | {
@@ -103,7 +107,7 @@ def prepare(
     parts = parts_lib.Parts(
         folder, request, encode=encode if images == "features" else None,
         resolution=config.model.vision_tokenizer.resolution, part_bytes=part_bytes,
-        called=called, completed=completed,
+        called=called, completed=completed, sizes=sizes,
     )  # fmt: skip
     try:
       _write(work, parts, processes, progress)
@@ -141,13 +145,13 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
 
 def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], opened: Remarks) -> dict[str, Any]:
   folder, totals = parts.folder, parts.totals
-  broken = getattr(work.source, "broken", [])
+  broken = [(bring.by_url(file), where, bring.by_url(reason)) for file, where, reason in getattr(work.source, "broken", [])]
   kinds = parts.finish(broken)
   with np.load(folder / "index.npz") as index:
     sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
   documents = len(learnt_D)
   if totals.rejected:
-    _log.warning("%d of %d documents are bad, and are left out", len(totals.rejected), totals.read)
+    _log.warning("bad records left out: %d", len(totals.rejected))
   for line in totals.passed.lines():
     _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
@@ -157,7 +161,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
       "digest": parts_lib.digest(totals), "files": totals.files,
-      "rejected": {"documents": len(totals.rejected), "reasons": _reasons(totals.rejected)},
+      "rejected": {"records": len(totals.rejected), "reasons": _reasons(totals.rejected)},
       "unreadable": {"stretches": len(broken), "reasons": _reasons(broken)},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
@@ -166,6 +170,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
     work.tokenizer.save(folder)
     samples_page.write(folder, made, work.tokenizer, work.config)
     write_text(folder / "prepared.json", json.dumps(made, indent=2) + "\n")
+    sync(folder)  # ahead of what goes
     parts.tidy()
   return made
 

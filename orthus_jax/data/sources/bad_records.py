@@ -35,7 +35,7 @@ class BadRecords:
       max_share: the share of bad records that is put up with; 0 stops at the first.
       total: how many records there are, where that is known.
       at_least: fewer different bad records than this never stop a run, unless max_share is 0 or there are no others.
-      log_first: how many different ones are logged by name; later, only the count is, each time it has doubled.
+      log_first: how many different ones are logged by name; later, only the count is, each time it has doubled. 0: nothing is.
 
     Raises:
       BadRequest: max_share is outside [0, 1].
@@ -94,7 +94,7 @@ class BadRecords:
       distinct = len(self._named)
       if distinct <= self._log_first:
         logger.warning("skipped a bad record: %s", self._last)
-      elif distinct >= self._next_note:
+      elif self._log_first and distinct >= self._next_note:
         self._next_note = 2 * distinct
         logger.warning("skipped %d bad records of %d read, the latest: %s", self.count, self.seen, self._last)
 

@@ -100,7 +100,7 @@ class Coco(Layout):
     number, image, caption = json.loads(self._captions[row])
     if (at := self._numbers[row]) < 0:
       raise BadRequest(f"it names the picture {image!r}, which {'is there twice' if at == _TWICE else 'is not'} among images")
-    check_text(caption)
+    check_text(caption, "caption")
     picture = local_picture(self._pictures, json.loads(self._names[at]), what="its file_name")
     name = f"{self._file.name}:{number if number is not None else row}"
     return pair(caption.strip(), picture, self.options.pairs, name=name, meta={"image_id": image})

@@ -61,7 +61,7 @@ one writes its rows out, `json.dump(torch.load("train_data.pth"), open("train_da
     title = record.get("title")
     given: tuple[Text, ...] = ()
     if title is not None and title != "":
-      check_text(title)
+      check_text(title, "title")
       given = (Text(title),)
     return (Draft((*given, *interleave(parts, "\n")), self._rows.name(row), "interleaved"),)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import os
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,9 @@ class InstructPix2Pix(Layout):
 
   def __len__(self) -> int:
     return len(self._seeds)
+
+  def row_files(self) -> Sequence[Path]:
+    return [self._file] if self._file.is_file() else []
 
   def place(self, row: int) -> tuple[str, str]:
     return str(self.path / self._folder(row)), f"seed {self._seeds[row]}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from orthus_jax.data.sources import json_files
@@ -31,6 +31,9 @@ class JsonLayout(Layout):
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def row_files(self) -> Sequence[Path]:
+    return self._rows.files if isinstance(self._rows, JsonShards) else [self._rows.file]
 
   def place(self, row: int) -> tuple[str, str]:
     return self._rows.place(row)

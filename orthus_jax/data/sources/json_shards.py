@@ -22,6 +22,7 @@ class JsonShards:
     key: as of `JsonArray`.
 
   Attributes:
+    files: all of them.
     broken: (file, where in it, why) for what can't be read of them.
 
   Raises:
@@ -29,7 +30,7 @@ class JsonShards:
   """
 
   def __init__(self, files: Sequence[Path], key: str):
-    self.broken: list[tuple[str, str, str]] = []
+    self.files, self.broken = list(files), list[tuple[str, str, str]]()
     self._files: list[JsonArray | JsonLines] = []
     for file in files:
       try:

@@ -6,6 +6,7 @@ a segment may carry `"learn": true` or `false`. Picture paths are relative to th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 import re
 from typing import Any
@@ -61,6 +62,9 @@ class Jsonl(Layout):
 
   def __len__(self) -> int:
     return len(self._rows)
+
+  def row_files(self) -> Sequence[Path]:
+    return [self._rows.file]
 
   @property
   def drafts_per_row(self) -> np.ndarray:

@@ -20,6 +20,7 @@ import numpy as np
 from orthus_jax.data.documents import Text
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
 
 Pairs = Literal["both", "to_image", "to_text"]
 
@@ -134,15 +135,21 @@ class Layout(abc.ABC):
     return [self.path] if self.path.is_file() else [Path(e) for e in os.scandir(self.path) if e.is_file()]
 
   def fingerprint(self) -> str:
-    """Tells whether the data is still what it was, by names, sizes and times of the files that hold the rows."""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, size, time in sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in self.row_files()):
-      digest.update(f"{name}\0{size}\0{time}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    """Tells whether the data is still what it was, by names, sizes and times of the files that hold the rows; where these were
+    brought from a bucket, by their objects' tags, so that it is the same on each machine."""
+    return digest(sorted((f.name, *bring.stamp(f)) for f in self.row_files()))
 
   def fields(self) -> Mapping[str, str]:
     """Names of what a row holds, each with a word on it or an example; for `orthus prepare --look`."""
     return {}
+
+
+def digest(stamps: Iterable[tuple[str, int, str]]) -> str:
+  """Of files' names and what `bring.stamp` says of them."""
+  found = hashlib.blake2b(digest_size=8)
+  for name, size, time in stamps:
+    found.update(f"{name}\0{size}\0{time}\0".encode(errors="surrogateescape"))
+  return found.hexdigest()
 
 
 def pair(

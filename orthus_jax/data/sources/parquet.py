@@ -215,7 +215,7 @@ def _edits(record: Mapping[str, Any], folder: Path) -> tuple[Text | Picture, ...
   segments: list[Text | Picture] = [Picture(picture(pictures[0], folder, "image_list"))]
   for shown, texts in zip(pictures[1:], instructions):
     text = _first(texts)
-    check_text(text)
+    check_text(text, "instruction_list")
     segments += [Text(text.strip()), Picture(picture(shown, folder, "image_list"), learn=True)]
   return tuple(segments)
 
@@ -232,7 +232,7 @@ def _interleaved(record: Mapping[str, Any], folder: Path) -> tuple[Text | Pictur
     if text is None:
       segments.append(Picture(picture(shown, folder, "images"), learn))
     elif not isinstance(text, str) or text.strip():
-      check_text(text)
+      check_text(text, "texts")
       segments.append(Text(text, learn))
   if len(segments) < 2 or not any(isinstance(s, Picture) for s in segments):
     raise BadRequest("it holds no text and picture beside each other")

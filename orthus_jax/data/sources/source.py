@@ -18,6 +18,7 @@ from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
 from orthus_jax.data.sources.layout import Draft, Layout, Picture
 from orthus_jax.errors import BadRequest
+from orthus_jax.storage import bring
 
 Learn = Literal["layout", "text", "images", "everything"]
 _MAX_PICTURE = 1 << 28  # bytes
@@ -79,8 +80,8 @@ class LayoutSource:
 
   @property
   def identity(self) -> str:
-    """What is read and how, and whether it is still what it was."""
-    return f"{self!r} {self.layout.fingerprint()}"
+    """What is read and how, and whether it is still what it was; of what lies in a bucket the same on each machine."""
+    return f"{self._said_of(bring.origin(self.layout.path) or str(self.layout.path))} {self.layout.fingerprint()}"
 
   def __len__(self) -> int:
     return len(self.layout) * self._per_row if self._per_row is not None else int(self._ends[-1:].sum())
@@ -128,11 +129,8 @@ class LayoutSource:
   def _read(self, draft: Draft, picture: Callable[[Path | bytes], Image]) -> Document:
     segments: list[Text | Image] = []
     for s in draft.segments:
-      learn = s.learn
-      if self.learn != "layout":
-        learn = self.learn in ("everything", "images" if isinstance(s, Picture) else "text")
       segment = picture(s.file) if isinstance(s, Picture) else s
-      segments.append(dataclasses.replace(segment, learn=learn))
+      segments.append(dataclasses.replace(segment, learn=is_learnt(s, self.learn)))
     return Document(tuple(segments), draft.id, draft.kind, draft.meta)
 
   def _picture(self, file: Path | bytes) -> Image:
@@ -150,6 +148,13 @@ class LayoutSource:
 
   def __repr__(self) -> str:
     # Data pipelines compare it to tell whether they resume on the same source.
-    layout = self.layout
+    return self._said_of(str(self.layout.path))
+
+  def _said_of(self, path: str) -> str:
     fitted = f"resolution={self.resolution}, resample={self.pixels.resample!r}, learn={self.learn!r}"
-    return f"{type(layout).__name__}({str(layout.path)!r}, {layout.options}, {fitted}, documents={len(self)})"
+    return f"{type(self.layout).__name__}({path!r}, {self.layout.options}, {fitted}, documents={len(self)})"
+
+
+def is_learnt(segment: Text | Picture, learn: Learn) -> bool:
+  """Whether a draft's segment is to be learnt, where `learn` says what of a document is."""
+  return segment.learn if learn == "layout" else learn in ("everything", "images" if isinstance(segment, Picture) else "text")

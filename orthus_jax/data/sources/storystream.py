@@ -62,7 +62,7 @@ class StoryStream(JsonLayout):
     segments: list[Text | Picture] = []
     for place in range(len(frames)) if orders is None else _order(orders, len(frames)):
       caption, image = frames[place]
-      check_text(caption)
+      check_text(caption, "captions")
       segments += [Text(caption, learn=bool(segments)), Picture(local_picture(self._root, image), learn=True)]
     return (Draft(tuple(segments), self._rows.name(row), "story"),)
 

@@ -43,9 +43,9 @@ def words(record: Mapping[str, Any], columns: Sequence[str]) -> str:
   Raises:
     BadRequest: none has; what is wrong with the first.
   """
-  values = [record[c] for c in columns if c in record]
-  text = next((v for v in values if isinstance(v, str) and v.strip()), values[0] if values else None)
-  if text is None:
+  there = [c for c in columns if c in record]
+  column = next((c for c in there if isinstance(record[c], str) and record[c].strip()), there[0] if there else "")
+  if not column or (text := record[column]) is None:
     raise BadRequest(f"it has no text in {', '.join(columns)}")
-  check_text(text)
+  check_text(text, column)
   return text.strip()

@@ -7,7 +7,6 @@ import collections
 from collections.abc import Iterator
 import contextlib
 import functools
-import hashlib
 import itertools
 from pathlib import Path, PurePosixPath
 import tarfile
@@ -17,11 +16,12 @@ import numpy as np
 from orthus_jax.data.documents import Text
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources import tar_files, tar_members, tar_samples, tar_texts, unpacked
-from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
+from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, digest, pair, pair_count
 from orthus_jax.data.sources.remarks import printable
 from orthus_jax.data.sources.tar_texts import text_parts
 from orthus_jax.errors import BadRequest
 from orthus_jax.progress import bar
+from orthus_jax.storage import bring
 
 _MAX_PICTURE = 1 << 28  # bytes
 _LOOKED_AT = 64  # samples that tell whether a field is there, or members whether these are samples
@@ -112,12 +112,11 @@ class WebDataset(Layout):
     return str(self.files[sample.file]), sample.name
 
   def fingerprint(self) -> str:
-    digest = hashlib.blake2b(digest_size=8)
+    stamps = []
     for file in self.files:
       with contextlib.suppress(OSError):
-        stat = file.stat()
-        digest.update(f"{self._name(file)}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+        stamps.append((self._name(file), *bring.stamp(file)))
+    return digest(stamps)
 
   def drafts(self, row: int) -> tuple[Draft, ...]:
     sample = self._samples[row]
