@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from orthus_jax.data import images
-from orthus_jax.data.documents import Text
+from orthus_jax.data.documents import Image, Text
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import requests_file, stream
 
@@ -124,6 +124,14 @@ def test_it_goes_on_where_it_was_cut_off(model, tmp_path):
   assert results(out).keys() == whole.keys() and len((out / "results.jsonl").read_text().splitlines()) == 4
   for w in ("green", "blue"):
     np.testing.assert_array_equal(images.load_image(out / results(out)[w]["response"][0]["image"]), pixels[w])
+  # An answer to something else isn't the answer, and stays.
+  file.write_text("\n".join(json.dumps(a | {"prompt": "draw two"} if a["id"] == "red" else a) for a in asked))
+  counts = serve(model, file, out)
+  assert (counts["before"], counts["finished"], counts["failed"]) == (2, 0, 1)
+  last = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()][-1]
+  assert last["id"] == "red" and "another request of this id" in last["error"]
+  file.write_text("\n".join(map(json.dumps, asked)))
+  assert serve(model, file, out)["before"] == 3
 
 
 def test_an_answer_is_kept_whatever_stands_in_it(tmp_path):
@@ -133,7 +141,15 @@ def test_an_answer_is_kept_whatever_stands_in_it(tmp_path):
     results.close()
   results = requests_file.Results(tmp_path)
   results.close()
-  assert results.done == {"0", "1", "2", "3"} and (tmp_path / "results.jsonl").read_text().count("\n") == 4
+  assert results.done.keys() == {"0", "1", "2", "3"} and (tmp_path / "results.jsonl").read_text().count("\n") == 4
+
+
+@pytest.mark.parametrize("identity", ["案" * 90, "a" * 300, "é/" * 80, "." * 200], ids="wide long slashes dots".split())
+def test_any_id_names_files(tmp_path, identity):
+  results = requests_file.Results(tmp_path)
+  results.finished(identity, (Image(np.zeros((8, 8, 3), np.uint8)),))
+  results.close()
+  assert len(list(tmp_path.glob("*-0.png"))) == 1
 
 
 def test_pictures_are_shown_on_their_way(model, tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator, Mapping
 import dataclasses
+import hashlib
 import io
 import itertools
 import json
@@ -40,11 +41,12 @@ _OWN = ("id", "prompt", "images", "respond", "seed", "max_images")
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-  """A line of the file: its request, or why it holds none."""
+  """A line of the file: its request and a digest of what was asked, or why it holds none."""
 
   id: str
   request: Request | None
   error: str = ""
+  digest: str = ""
 
 
 def read(
@@ -78,7 +80,7 @@ def read(
         identity, twice = f"line-{at}", identity
         raise BadRequest(f"line {at}: another request has the id {twice!r} already")
       request = _request(record, at, folder, vision, base, respond, seed + number)
-      yield Asked(identity, request)
+      yield Asked(identity, request, digest=_digest(record, request))
     except BadRequest as e:
       yield Asked(identity, None, str(e))
     seen.add(identity)
@@ -96,6 +98,12 @@ def _record(line: bytes, at: int) -> dict[str, Any]:
   if not isinstance(record, dict):
     raise BadRequest(f"line {at} isn't a JSON object")
   return record
+
+
+def _digest(record: Mapping[str, Any], request: Request) -> str:
+  """Of what is asked, and how; not of a seed that nobody gave, which moves with the line."""
+  asked = json.dumps([record, request.respond, dataclasses.asdict(request.sampling)], sort_keys=True)  # type: ignore[arg-type]
+  return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 def _check_texts(record: Mapping[str, Any], at: int) -> None:
@@ -142,7 +150,7 @@ class Results:
   def __init__(self, folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
     self._folder, self._file = folder, folder / "results.jsonl"
-    self.done: set[str] = set()
+    self.done: dict[str, str] = {}  # digests of what was asked, by id; "" where an earlier version answered
     if self._file.exists():
       self._reopen()
     # Half a character, which an error's text may hold, becomes JSON's own escape for it.
@@ -158,7 +166,7 @@ class Results:
       except (ValueError, KeyError, TypeError):
         continue
       if identity is not None:
-        self.done.add(identity)
+        self.done[identity] = record.get("asked", "")
         kept.append(line)
     half = self._file.with_suffix(".half")
     half.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
@@ -200,7 +208,8 @@ class Results:
 
 def _stem(identity: str) -> str:
   """A file name of an id; ids that would share one get different ones."""
-  plain = re.sub(r"[^\w.-]", "_", identity)[:100]
+  plain = re.sub(r"[^\w.-]", "_", identity)
+  plain = plain.encode()[:100].decode(errors="ignore")  # file systems count bytes
   changed = plain != identity or plain.startswith(".")
   return f"{plain.lstrip('.')}-{zlib.crc32(identity.encode()):08x}" if changed else plain
 
@@ -247,7 +256,7 @@ def _answer(
 ) -> dict[str, Any]:
   counts = {"requests": total, "before": 0, "finished": 0, "failed": 0, "pictures": 0, "tokens": 0}
   begin = time.monotonic()
-  todo: dict[int, tuple[str, Request]] = {}  # what is on the way, by its place among those that are asked
+  todo: dict[int, Asked] = {}  # what is on the way, by its place among those that are asked
   with tqdm.tqdm(total=total, unit="request", disable=quiet or None, file=sys.stderr) as bar:
 
     def told(n: int = 1) -> None:
@@ -262,11 +271,15 @@ def _answer(
           results.failed(a.id, a.error)
           counts["failed"] += 1
           told()
+        elif results.done.get(a.id, a.digest) not in (a.digest, ""):
+          results.failed(a.id, "--out has an answer to another request of this id: choose another --out, or another id")
+          counts["failed"] += 1
+          told()
         elif a.id in results.done:
           counts["before"] += 1
           told()
         else:
-          todo[next(places)] = a.id, a.request
+          todo[next(places)] = a
           yield a.request
 
     for event in model.stream(requests(), batch_size=batch_size, preview_rows=preview_rows):
@@ -278,8 +291,10 @@ def _answer(
   return counts | {"seconds": time.monotonic() - begin}
 
 
-def _take(event: Event, todo: dict[int, tuple[str, Request]], results: Results, counts: dict[str, Any], model: Model) -> None:
-  identity, request = todo[event.index]
+def _take(event: Event, todo: dict[int, Asked], results: Results, counts: dict[str, Any], model: Model) -> None:
+  asked = todo[event.index]
+  identity, request = asked.id, asked.request
+  assert request is not None
   if isinstance(event, TextPiece):
     counts["tokens"] += len(model.tokenizer.encode(event.text))
   elif isinstance(event, Preview):
@@ -289,7 +304,7 @@ def _take(event: Event, todo: dict[int, tuple[str, Request]], results: Results, 
     counts["failed"] += 1
   elif isinstance(event, Finished):
     response = response_of(event.document, request.document)
-    results.finished(identity, response, seed=request.seed)
+    results.finished(identity, response, seed=request.seed, asked=asked.digest)
     counts["finished"] += 1
     counts["pictures"] += sum(isinstance(s, Image) for s in response)
 
