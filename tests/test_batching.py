@@ -12,6 +12,7 @@ import tiny
 from orthus_jax.data.documents import Text, document
 from orthus_jax.errors import BadRequest
 from orthus_jax.inference import capacity, drawing, engine, engine_state, prompt_reader, scheduler, side_by_side
+from orthus_jax.inference.model import Model
 from orthus_jax.inference.requests import Request
 from orthus_jax.inference.responses import Failed, Finished, Preview, TextPiece
 from orthus_jax.models import samplers
@@ -355,3 +356,22 @@ def test_memory_is_the_cache_and_little_else(model):
   assert memory.argument_size_in_bytes <= 1.1 * (cache + params)
   # One layer's keys and values are laid out anew for the product; this model has two layers. A GPU cuts them out first.
   assert memory.temp_size_in_bytes <= (1.1 if jax.default_backend() == "gpu" else 0.6) * cache
+
+
+@pytest.mark.slow
+def test_weights_are_held_as_they_are_used():
+  # What training has in float32 is read in bfloat16 at every position, or in 8 bits.
+  wide = tiny.lively_model(model__transformer__dtype="bfloat16")
+  wide = dataclasses.replace(wide, params={n: v.astype(np.float32) for n, v in wide.params.items()})
+  model = Model.create(wide.config, wide.params, wide.tokenizer)
+  assert {str(v.dtype) for n, v in model.params.items() if n.startswith(("transformer/", "lm_head"))} == {"bfloat16"}
+  assert {str(v.dtype) for n, v in model.params.items() if n.startswith("vision_")} == {"float32"}
+  requests = [Request(document("draw a red box"), respond="image", seed=1), Request(document("two"), respond="text", seed=2)]
+  assert all(alike(a, b) for a, b in zip(answers(model, requests), answers(wide, requests)))
+  eight = [dataclasses.replace(r, sampling=how(model, weights="int8")) for r in requests]
+  expected, before = answers(model, eight), sum(v.nbytes for v in model.params.values())
+  small = Model.create(wide.config, wide.params, wide.tokenizer).in_int8()
+  assert all(alike(a, b) for a, b in zip(answers(small, eight), expected))
+  assert sum(v.nbytes for v in small.params.values()) < before
+  with pytest.raises(BadRequest, match="in int8 alone"):
+    small.prepare(requests[0])

@@ -92,6 +92,7 @@ def main(argv: Sequence[str]) -> int:
 
   model = model_lib.load(args.model)
   how = with_fields(model.config.sampling, chosen)
+  model = model.in_int8() if how.weights == "int8" else model
   requests = [
       Request(Document(tuple(segments)), respond=args.respond, seed=seed, sampling=how, max_images=args.max_images)
       for seed in range(args.seed, args.seed + args.count)
@@ -146,6 +147,7 @@ def _serve(args: argparse.Namespace, chosen: dict[str, Any]) -> int:
 
   model = model_lib.load(args.model)
   base = with_fields(model.config.sampling, chosen)
+  model = model.in_int8() if base.weights == "int8" else model
   counts = requests_file.serve(
       model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
       preview_rows=args.preview, quiet=args.json,

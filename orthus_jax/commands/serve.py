@@ -78,6 +78,7 @@ def main(argv: Sequence[str]) -> int:
   begin = time.monotonic()
   model = model_lib.load(options.run)
   how = with_fields(model.config.sampling, given)
+  model = model.in_int8() if how.weights == "int8" else model
   model = dataclasses.replace(model, config=dataclasses.replace(model.config, sampling=how))
   limits = Limits(
       rows=options.rows, guides=options.rows if options.guides is None else options.guides, slots=options.slots,

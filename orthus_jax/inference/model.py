@@ -9,6 +9,7 @@ import os
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from orthus_jax.config import Config, SamplingConfig
@@ -24,7 +25,7 @@ from orthus_jax.inference.responses import Event, Finished
 from orthus_jax.interop import huggingface
 from orthus_jax.models import params as params_lib, quantized, systems
 from orthus_jax.models.heads.base import untrained
-from orthus_jax.models.orthus import describe
+from orthus_jax.models.orthus import compute_dtype, describe
 from orthus_jax.models.params import Params
 from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.paths import user_path
@@ -73,11 +74,29 @@ class Model:
       more = f"; … and {len(problems) - 5} more" if len(problems) > 5 else ""
       raise BadRequest(f"the checkpoint doesn't fit its config: {'; '.join(problems[:5])}{more}")
     no_pictures = "" if config.model.vision_tokenizer.decoder else _NO_DECODER
-    return cls(config, graphdef, jax.device_put(dict(params)), tokenizer, no_pictures)
+    return cls(config, graphdef, jax.device_put(_as_used(config, params)), tokenizer, no_pictures)
 
   @functools.cached_property
   def _int8_params(self) -> Params:
-    return {n: jax.jit(functools.partial(quantized.quantize, n))(v) for n, v in self.params.items()}
+    return {n: _quantized(n, v) for n, v in self.params.items()}
+
+  @property
+  def is_int8(self) -> bool:
+    """Whether its weights are there in 8 bits alone."""
+    return any(isinstance(v, quantized.Int8) for v in self.params.values())
+
+  def in_int8(self) -> Model:
+    """The model with weights in 8 bits alone, for `sampling.weights=int8`; this one gives them up, and can't be used any more.
+
+    One after the other is replaced, so that memory holds little more than the model as it was, and half of it in the end.
+    """
+    params = dict(self.params)
+    for name, stored in self.params.items():
+      if isinstance(made := _quantized(name, stored), quantized.Int8):
+        jax.block_until_ready(made)
+        stored.delete()
+      params[name] = made
+    return dataclasses.replace(self, params=params)
 
   def generate(
       self,
@@ -178,6 +197,8 @@ class Model:
       if request.respond == "image":
         raise BadRequest(self.no_pictures)
       request = dataclasses.replace(request, respond="text")  # "auto" leaves it to the model, and this one has words alone
+    if self.is_int8 and (request.sampling or self.config.sampling).weights != "int8":
+      raise BadRequest("this model's weights are there in int8 alone: leave `weights` out, or set it to int8")
     return prepare(request, config=self.config.model, tokenizer=self.tokenizer, sampling=self.config.sampling)
 
   def network(self, weights: str) -> Network:
@@ -186,8 +207,9 @@ class Model:
     text_V = np.zeros(self.config.model.transformer.vocab_size, bool)
     mask = tk.text_ids_mask()
     text_V[: len(mask)] = mask
+    params = self.params if weights == "stored" or self.is_int8 else self._int8_params
     return Network(
-        graphdef=self.graphdef, params=self.params if weights == "stored" else self._int8_params, config=self.config.model,
+        graphdef=self.graphdef, params=params, config=self.config.model,
         text_V=text_V, tokenizer=tk, encode=self.encode, decode=self.decode,
         codebook_KC=np.asarray(self.params["vision_tokenizer/codebook"], np.float32),
         ids=engine_state.Ids(sep=tk.sep, boi=tk.boi, eoi=tk.eoi, image=tk.image, eos=tk.eos),
@@ -220,6 +242,20 @@ def _encode(graphdef, params, pixels):
 def _decode(graphdef, params, features):
   tokenizer = params_lib.merge(graphdef, params).vision_tokenizer
   return images_lib.from_model(tokenizer.decode(features), tokenizer.config.pixels)
+
+
+def _as_used(config: Config, params: Params) -> Params:
+  """Parameters in no wider dtype than what they are cast to wherever they are used: float32 ones of training, say."""
+
+  def one(name: str, value: Any) -> Any:
+    dtype = compute_dtype(config.model, name)
+    return value.astype(jnp.dtype(dtype)) if dtype and jnp.dtype(dtype).itemsize < value.dtype.itemsize else value
+
+  return {n: one(n, v) for n, v in params.items()}
+
+
+def _quantized(name: str, value: jax.Array) -> jax.Array | quantized.Int8:
+  return jax.jit(functools.partial(quantized.quantize, name))(value)
 
 
 def _check_batch(batch_size: int) -> None:
