@@ -16,7 +16,7 @@ import tempfile
 import threading
 from typing import Any
 
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.paths import user_path
 
 ASSETS = Path(__file__).resolve().parent / "assets"
@@ -150,6 +150,22 @@ def _sync(path: Path) -> None:
     os.fsync(handle)
   finally:
     os.close(handle)
+
+
+@contextlib.contextmanager
+def after_training(path: Path) -> Iterator[None]:
+  """A block that writes what comes after a run's last checkpoint.
+
+  Raises:
+    Stopped: if it can't be written.
+  """
+  try:
+    yield
+  except OSError as e:
+    raise Stopped(
+        f"the run is trained and saved, but {path} can't be written ({first_line(e)}): make room, and start the same command"
+        " again"
+    ) from e
 
 
 def first_line(error: Exception) -> str:

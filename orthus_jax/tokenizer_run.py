@@ -55,13 +55,15 @@ def run(
   params = tokenizer_losses.without_judges(result.params)
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
-  np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
+  with files.after_training(workdir / "weights.npz"):
+    np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   figures["trained_steps"] = result.steps
   if config.run.report:
     ledger.enter("evaluate")
     figures["scores"], rows = reconstruction.evaluate(graphdef, params, _scored(config, task))
-    images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
+    with files.after_training(workdir / "reconstructions.png"):
+      images_lib.save_png(workdir / "reconstructions.png", picture_sheet.grid(rows, 6))
     before = workdir / _START_SCORES
     if before.is_file():
       figures["scores_before"] = json.loads(before.read_text(encoding="utf-8"))

@@ -130,7 +130,8 @@ def _run(
   figures["peak_memory_bytes"] = peak_memory_bytes()
   spent = ledger.totals()
   figures["goodput"] = dataclasses.asdict(spent)
-  files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
+  with files.after_training(workdir / "report.json"):
+    files.write_text(workdir / "report.json", json.dumps(figures, indent=2) + "\n")
   _log.info("the time went to: %s", spent.told())
   _log.info("done in %.0f s; figures in %s", figures["seconds"]["total"], workdir / "report.json")
   return figures
@@ -234,7 +235,8 @@ def _report(
         samples += model.generate(prompts, respond=respond, batch_size=_SAMPLES, holds=holds)
   figures["seconds"]["evaluation"] = time.monotonic() - began
   figures["peak_memory_bytes"] = peak_memory_bytes()
-  report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)
+  with files.after_training(workdir / "report.html"):
+    report.write_report(workdir, config=config, result=result, figures=figures, samples=samples)
   _log.info("report in %s", workdir / "report.html")
 
 

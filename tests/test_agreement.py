@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -23,7 +24,7 @@ from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.data.text_tokenizer import TextTokenizer, TokenNames
 from orthus_jax.data.tokenizer_difference import change, difference, saved_digest
 from orthus_jax.data.tokenizer_training import train_tokenizer
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.training import initial_state, loop
 from orthus_jax.training.checkpoints import agreement, manifest, workdir as checkpoint
 from orthus_jax.training.checkpoints.export_huggingface import to_huggingface
@@ -319,6 +320,25 @@ def train(place, workdir, **changes):
 
 def files_of(folder):
   return {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_a_full_disk_at_the_very_end_costs_the_report_alone(place, tmp_path, monkeypatch):
+  run = shutil.copytree(place / "run", tmp_path / "run")
+  (run / "report.json").unlink()
+  write = training_run.files.write_text
+
+  def full(path, text):
+    if path.name == "report.json":
+      raise OSError(errno.ENOSPC, "No space left on device")
+    write(path, text)
+
+  with monkeypatch.context() as m:
+    m.setattr(training_run.files, "write_text", full)
+    with pytest.raises(Stopped, match=r"trained and saved, but .*report.json can't be written .*No space left.*again") as e:
+      train(place, run)
+  assert e.value.status == 1
+  train(place, run)
+  assert (run / "report.json").is_file()
 
 
 def test_a_run_goes_on_only_with_its_own_tokenizer_and_data(place, tmp_path, caplog):
