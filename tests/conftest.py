@@ -1,5 +1,7 @@
 """All tests run on the CPU, on eight virtual devices."""
 
+import atexit
+import gc
 import importlib.util
 import logging
 import os
@@ -30,6 +32,13 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.split("=")[0] not in given)]).strip()
 
+# What is imported stays, and what jax keeps of its programs are some million objects: looking through all of them for cycles
+# takes a second each time, freeing them one by one at the very end four.
+gc.disable()
+gc.set_threshold(50_000, 20, 20)
+if "PYTEST_XDIST_WORKER" in os.environ:
+  atexit.register(lambda process=os.getpid(): os.getpid() == process and os._exit(0))  # after all that register later
+
 
 @pytest.fixture(autouse=True)
 def _audible_log():
@@ -56,9 +65,34 @@ def _compiled_programs_are_kept():
 _FIRST = ("plan", "recipe", "faults", "notebook", "meshes", "training", "checkpoints", "systems", "sweep_runs")
 
 
+def pytest_collection_finish():
+  gc.freeze()
+  gc.enable()
+
+
+def pytest_sessionfinish():
+  gc.disable()
+  gc.freeze()
+
+
 def pytest_configure(config):
   if hasattr(config.option, "loadscopereorder"):  # by pytest-xdist, which would have those with most tests first
     config.option.loadscopereorder = False
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+  """Files that compare with other libraries go to one process: another one had to import PyTorch, too, for some ten seconds."""
+  if config.getoption("dist") != "loadfile":
+    return None
+  from xdist.scheduler import LoadFileScheduling
+
+  class Files(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+      file = super()._split_scope(nodeid)
+      return "parity" if "test_parity" in file else file
+
+  return Files(config, log)
 
 
 def pytest_collection_modifyitems(items):

@@ -25,6 +25,7 @@ from orthus_jax.training.state import TrainState, plan_state
 
 CODES = "--image-head=codes"
 CHAMELEON = ["ChameleonForConditionalGeneration"]
+SMALL = {"width": 8, "blocks": 1}  # a head made afresh
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_what_cannot_be_a_chameleon(anole, orthus, native, chameleon, values, mo
 
 def test_what_a_directory_says_of_sampling_holds_for_codes_where_they_have_it(values, model, tmp_path):
   plain = weights.plain(values, decoder=True)
-  ours = {"sampling": {"steps": 20, "guidance": 4.0}, "vision_embedding": {"temperature": 0.5}}
+  ours = {"sampling": {"steps": 20, "guidance": 4.0}, "vision_embedding": {"temperature": 0.5}, "diffusion": SMALL}
   folder = weights.write(tmp_path / "a", plain, model, orthus_jax=ours)
   assert huggingface.open_checkpoint(folder).config.sampling.steps == 20
   config = huggingface.open_checkpoint(folder, image_head="codes").config
@@ -95,7 +96,7 @@ def test_what_a_directory_says_of_sampling_holds_for_codes_where_they_have_it(va
 
 
 def test_a_temperature_of_noise_is_none_of_codes(values, model, tmp_path):
-  ours = {"sampling": {"image_temperature": 0.0, "guidance": 4.0}}
+  ours = {"sampling": {"image_temperature": 0.0, "guidance": 4.0}, "diffusion": SMALL}
   folder = weights.write(tmp_path / "a", weights.plain(values, decoder=True), model, orthus_jax=ours)
   assert huggingface.open_checkpoint(folder).config.sampling.image_temperature == 0.0
   assert huggingface.open_checkpoint(folder, image_head="codes").config.sampling == oj.SamplingConfig(guidance=4.0)

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import pytest
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 import tiny
 
 from orthus_jax import files
@@ -149,6 +148,8 @@ def written(folder, *steps: int, start: int = 0) -> None:
 
 def board(folder) -> dict[int, float]:
   """A curve as TensorBoard draws it: a start purges its step and later ones from files before it."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog  # brings torch where that is installed
+
   points: dict[int, float] = {}
   for file in sorted((folder / "tensorboard").iterdir()):
     data = file.read_bytes()

@@ -18,7 +18,6 @@ import types
 
 import httpx
 import numpy as np
-import openai
 import PIL.Image
 import pytest
 import quick
@@ -52,6 +51,8 @@ def server(lively):
 
 @pytest.fixture
 def client(server):
+  import openai
+
   return openai.OpenAI(base_url=f"{server.url}/v1", api_key=KEY, max_retries=0)
 
 
@@ -138,6 +139,8 @@ def test_without_a_seed_answers_differ_and_tell_it(client):
 
 
 def test_the_largest_seed_is_one(client):
+  import openai
+
   ask = asked("two", max_tokens=1, seed=2**31 - 1, extra_body={"respond": "text"})
   assert client.chat.completions.create(**ask).choices[0].message.seed == 2**31 - 1
   with pytest.raises(openai.BadRequestError, match="must be from -2147483648 to 2147483646"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from orthus_jax.sweeping import state, todo
 from orthus_jax.sweeping.plan import SEED, Planned
@@ -109,7 +109,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
   mean, n = float(np.mean(values)), len(values)
   if n < 2:
     return {"mean": mean, "low": None, "high": None, "n": n}
-  half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
+  half = float(stdtrit(n - 1, 0.975) * np.std(values, ddof=1) / n**0.5)
   return {"mean": mean, "low": mean - half, "high": mean + half, "n": n}
 
 
