@@ -37,7 +37,8 @@ os.environ["XLA_FLAGS"] = " ".join([given, *(flag for flag in wanted if flag.spl
 gc.disable()
 gc.set_threshold(50_000, 20, 20)
 if "PYTEST_XDIST_WORKER" in os.environ:
-  atexit.register(lambda process=os.getpid(): os.getpid() == process and os._exit(0))  # after all that register later
+  this = os.getpid()  # not what it forks
+  atexit.register(lambda: os.getpid() == this and os._exit(0))  # after all that register later
 
 
 @pytest.fixture(autouse=True)
