@@ -14,7 +14,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from typing import Any
+from typing import IO, Any
 
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.paths import user_path
@@ -28,19 +28,26 @@ def cache_dir() -> Path:
   return Path(user_path(base or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "orthus_jax")))
 
 
-def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False, encoding="utf-8") as f:
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+  """A block that writes a file, which takes its name once all is on the disk, or leaves what was there."""
+  with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
     half = Path(f.name)
     try:
-      f.write(text)
+      yield f
       f.flush()
       os.fsync(f.fileno())
       half.chmod(0o644)
       half.replace(path)
-    except OSError:
-      half.unlink()
+    except BaseException:
+      half.unlink(missing_ok=True)
       raise
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  with whole(path) as f:
+    f.write(text.encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -166,6 +173,19 @@ def after_training(path: Path) -> Iterator[None]:
         f"the run is trained and saved, but {path} can't be written ({first_line(e)}): make room, and start the same command"
         " again"
     ) from e
+
+
+@contextlib.contextmanager
+def writing(place: Path, then: str = "the same command goes on") -> Iterator[None]:
+  """A block that writes to a place that was found fit ahead, and nothing else that may fail by the system.
+
+  Raises:
+    BadRequest: if it can't be written.
+  """
+  try:
+    yield
+  except OSError as e:
+    raise BadRequest(f"{place} can't be written ({e.strerror or first_line(e)}): see to the disk, and {then}") from e
 
 
 def first_line(error: Exception) -> str:

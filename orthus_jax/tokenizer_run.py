@@ -55,8 +55,9 @@ def run(
   params = tokenizer_losses.without_judges(result.params)
   if config.tokenizer_loss.whiten:
     params = whitening.whiten(params, task.features(graphdef, params), power=config.tokenizer_loss.whiten)
-  with files.after_training(workdir / "weights.npz"):
-    np.savez(workdir / "weights.npz", **{n: v.astype(np.float16) for n, v in params.items()})
+  weights = workdir / "weights.npz"
+  with files.after_training(weights), files.whole(weights) as f:
+    np.savez(f, **{n: v.astype(np.float16) for n, v in params.items()})
   figures: dict[str, Any] = {"params_digest": result.params_digest, "seconds": dict(result.seconds)}
   figures["trained_steps"] = result.steps
   if config.run.report:

@@ -80,6 +80,8 @@ def run(
       if hosts.primary():
         held.enter_context(lock.hold(workdir))
     end = "failed"
+    if signals:
+      signals.leaving = lambda: ledger.close("stopped")
     try:
       figures = _run(config, workdir, tokenizer, ledger, said, begin=begin, signals=signals, parts=parts, ahead=ahead)
       end = "finished"
@@ -115,7 +117,7 @@ def _run(
       tokenizer.save(workdir)  # on its own disk: what a checkpoint says of its tokenizer is the same on all
   names = hosts.names()
   if hosts.primary():
-    ledger.keep(workdir, hosts=names)
+    ledger.keep(workdir, newest=max(checkpoint.steps(workdir), default=-1), hosts=names)
     said.keep(workdir)
   count, step = hosts.gather(np.array(ledger.in_vain))[0]
   ledger.in_vain = int(count), int(step)

@@ -1,6 +1,7 @@
 """Published benchmarks run: asked in one batch, kept in their own layouts, gone on with, the protocol recorded."""
 
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -82,6 +83,25 @@ def test_pictures_lie_as_geneval_reads_them_and_a_stopped_run_goes_on_to_the_sam
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "part" / name).read_bytes(), name
   assert len({(tmp_path / "whole" / n).read_bytes() for n in names if n.endswith(".png")}) == 8  # a seed of its own each
   assert json.loads((tmp_path / "whole" / "00001/metadata.jsonl").read_text())["prompt"] == "a photo of a blue bus"
+
+
+def test_a_disk_that_fills_up_ends_it_in_one_line_and_it_goes_on(lively, geneval, tmp_path, monkeypatch):
+  task = registry.task("geneval", geneval, BARE)
+  keep = type(task).keep
+
+  def full(self, out, item, answer):
+    if item.id != task.items[0].id:
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    keep(self, out, item, answer)
+
+  def answered():
+    return execute.run(lively, task, tmp_path / "out", sampling=lively.config.sampling, seed=0, protocol={}, limit=2).answered
+
+  with monkeypatch.context() as m:
+    m.setattr(type(task), "keep", full)
+    with pytest.raises(BadRequest, match=r"out can't be written \(No space left on device\): .*the same command goes on"):
+      answered()
+  assert answered() == 2
 
 
 def test_another_protocols_answers_are_left_alone(lively, geneval, tmp_path):

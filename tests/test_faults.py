@@ -18,7 +18,7 @@ from orthus_jax import errors
 from orthus_jax.config import RunConfig, to_dict
 from orthus_jax.data.pipeline import Pipeline
 from orthus_jax.errors import Stopped
-from orthus_jax.training import loop, preemption
+from orthus_jax.training import goodput, loop, preemption
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.guard import Guard
 from orthus_jax.training.tasks import OrthusTask
@@ -172,6 +172,7 @@ def test_signals_before_the_first_step_and_second_ones_stop_at_once(tmp_path):
   early.send_signal(signal.SIGTERM)
   _, said = early.communicate(timeout=30)
   assert early.returncode == errors.PREEMPTED and said.endswith("orthus: stopped; there was nothing to save\n")
+  assert goodput.read(tmp_path / "a")[-1]["end"] == "stopped"  # or it would be one of those in vain
   # The save hangs.
   late = start(config, f"--workdir={tmp_path / 'b'}", program=waits.format("loop", "_save_last"))
   wait_for_step(tmp_path / "b", late)

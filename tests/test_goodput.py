@@ -218,6 +218,18 @@ def test_the_third_start_in_a_row_that_gets_nowhere_asks_for_no_other(tmp_path):
   assert start(12, "finished") == lost
 
 
+def test_a_start_that_saved_was_not_in_vain_whatever_came_of_those_after_it(tmp_path):
+  clock = Clock()
+  for newest, end in ((-1, "failed"), (100, "failed"), (100, "failed")):
+    ledger = clock.start(tmp_path, newest=newest)
+    if newest < 0:
+      ledger.goes_on_from(0)
+      steps(clock, ledger, 1, 3)  # and saved more by the hundredth
+    assert ledger.when_lost()[0] == errors.LOST
+    ledger.close(end)
+  assert clock.start(tmp_path, newest=100).when_lost()[0] == 1  # the third that found nothing newer
+
+
 def times(data, own, *, records: int = 3) -> np.ndarray:
   """[log records, processes, 2]."""
   return np.repeat(np.stack([data, own], axis=-1)[None], records, axis=0).astype(np.float32)

@@ -1,6 +1,7 @@
 """Scorers of benchmarks of answers against what the benchmarks' own tools made of the same files (tests/golden/benchmarks)."""
 
 import copy
+import errno
 import json
 import os
 from pathlib import Path
@@ -326,6 +327,21 @@ def test_mmmu_numbers_without_a_form_in_json_are_words_in_rows(tmp_path):
   assert cli.main(["score", "mmmu", str(tmp_path), f"--out={tmp_path / 'out'}"]) == 0
   row = json.loads((tmp_path / "out" / "rows.jsonl").read_text(), parse_constant=pytest.fail)
   assert row["parsed"][0] == "inf" and row["right"]
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_score_that_was_there(tmp_path, monkeypatch, capsys):
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "rows.jsonl").write_text("whole\n")
+
+  def full(handle):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr("orthus_jax.files.os.fsync", full)
+  (tmp_path / "answers.json").write_text('{"validation_Art_1": "A"}')
+  given = [f"--answers={GOLDEN / 'mmmu' / 'answer_dict_val.json'}", f"--out={tmp_path / 'out'}"]
+  assert cli.main(["score", "mmmu", str(tmp_path / "answers.json"), *given]) == 2
+  assert capsys.readouterr().err.endswith("out can't be written (No space left on device): see to the disk, and run it again\n")
+  assert [(f.name, f.read_text()) for f in (tmp_path / "out").iterdir()] == [("rows.jsonl", "whole\n")]
 
 
 def test_mmmu_an_answer_given_twice_is_told(tmp_path):

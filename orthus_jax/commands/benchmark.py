@@ -9,7 +9,7 @@ from pathlib import Path
 import tempfile
 from typing import Any
 
-from orthus_jax import paths
+from orthus_jax import files, paths
 from orthus_jax.commands import common, sampling
 from orthus_jax.commands.score import table
 from orthus_jax.config.ranges import Range
@@ -110,7 +110,8 @@ def main(options: argparse.Namespace) -> int:
   )  # fmt: skip
   asked = len(task.items[: options.limit])
   try:
-    scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
+    with files.writing(out):
+      scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
   except BadRequest as e:
     raise BadRequest(f"all answers are kept in {outcome.files}, and can't be scored: {e}") from e
   record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
@@ -121,7 +122,8 @@ def main(options: argparse.Namespace) -> int:
     score, found = scored
     record["score"] = score.to_json()
     title = f"{options.benchmark}: {Path(options.run).name}"
-    page.write(out, title=title, score=score, found=found, protocol=outcome.protocol, published=not own_world)
+    with files.writing(out):
+      page.write(out, title=title, score=score, found=found, protocol=outcome.protocol, published=not own_world)
   if options.json:
     print(json.dumps(record, indent=2))
     return 0

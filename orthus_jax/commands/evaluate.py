@@ -103,12 +103,13 @@ def main(argv: Sequence[str]) -> int:
       "versions": checkpoint.versions(),
   }  # fmt: skip
   text = json.dumps(record, indent=2) + "\n"
-  out.mkdir(parents=True, exist_ok=True)
-  files.write_text(out / "evaluation.json", text)
-  report.write_worst(
-      out / "worst.html", result=result, title=f"{run.name}: worst cases",
-      subtitle=f"{options.benchmark}, {options.split} split{of_seed}, step {step}",
-  )  # fmt: skip
+  with files.writing(out, "run it again"):
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_text(out / "evaluation.json", text)
+    report.write_worst(
+        out / "worst.html", result=result, title=f"{run.name}: worst cases",
+        subtitle=f"{options.benchmark}, {options.split} split{of_seed}, step {step}",
+    )  # fmt: skip
   if options.json:
     print(text, end="")
   else:

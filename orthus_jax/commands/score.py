@@ -76,9 +76,10 @@ def main(argv: Sequence[str]) -> int:
   score = module.score(bring.local(path), **options)
   text = json.dumps(score.to_json(), indent=2) + "\n"
   if out:
-    Path(out).mkdir(parents=True, exist_ok=True)
-    files.write_text(Path(out) / "rows.jsonl", "".join(f"{json.dumps(finite(r))}\n" for r in score.rows))
-    files.write_text(Path(out) / "score.json", text)
+    with files.writing(Path(out), "run it again"):
+      Path(out).mkdir(parents=True, exist_ok=True)
+      files.write_text(Path(out) / "rows.jsonl", "".join(f"{json.dumps(finite(r))}\n" for r in score.rows))
+      files.write_text(Path(out) / "score.json", text)
   print(text if as_json else table(score), end="")
   if out and not as_json:
     print(f"written: {Path(out) / 'score.json'} and rows.jsonl")

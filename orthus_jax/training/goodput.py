@@ -107,16 +107,17 @@ class Ledger:
       self.enter(self._part)
       return dict(self._seconds)
 
-  def keep(self, workdir: Path, **more: Any) -> None:
+  def keep(self, workdir: Path, *, newest: int = -1, **more: Any) -> None:
     """Writes to the workdir's file from here on.
 
     Args:
       workdir: the run's, which this process has to itself.
+      newest: the last checkpoint's step; -1 where there is none.
       more: what else the first line is to say.
     """
     self._earlier = read(workdir)
     self._start = max((r["start"] for r in self._earlier), default=0) + 1
-    self.in_vain = in_vain(self._earlier)
+    self.in_vain = in_vain(self._earlier, newest)
     try:
       self._file = (workdir / FILE).open("a+b", buffering=0)
       size = self._file.seek(0, os.SEEK_END)
@@ -124,7 +125,7 @@ class Ledger:
         self._file.write(b"\n")  # after a line that a kill cut short
     except OSError as e:
       self._give_up(e)
-    self.write(**more)
+    self.write(newest=newest, **more)
     threading.Thread(target=self._live, name="goodput", daemon=True).start()
 
   def goes_on_from(self, step: int) -> None:
@@ -240,12 +241,19 @@ def totals(records: Iterable[dict[str, Any]]) -> Totals:
   return Totals(sum(seconds.values()), seconds, len(starts))
 
 
-def in_vain(records: Iterable[dict[str, Any]]) -> tuple[int, int]:
-  """How many starts in a row, to the last, ended unasked and began from one step; the step, -1 where none got that far."""
+def in_vain(records: Iterable[dict[str, Any]], newest: int = -1) -> tuple[int, int]:
+  """How many starts in a row, to the last, ended unasked and began from one step; the step, -1 where none got that far.
+
+  Args:
+    records: from `read`.
+    newest: the last checkpoint's step. A start that found an older one was not in vain, whatever came of those after it.
+  """
   count, step = 0, -1
   for _, lines in reversed([(n, list(lines)) for n, lines in itertools.groupby(records, key=lambda r: r["start"])]):
     first = next((r["step"] for r in lines if r["step"] is not None), -1)
     if lines[-1].get("end") in ("finished", "stopped") or (-1 not in (first, step) and first != step):
+      break
+    if next((r["newest"] for r in lines if "newest" in r), newest) != newest:
       break
     count, step = count + 1, max(first, step)
   return count, step

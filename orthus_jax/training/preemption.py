@@ -10,6 +10,8 @@ same step, whichever was told, be it by SIGTERM, by SLURM or by a TPU's maintena
 
 from __future__ import annotations
 
+from collections.abc import Callable
+import contextlib
 import logging
 import os
 import signal
@@ -45,6 +47,7 @@ class Signals:
     self._received: int | None = None
     self._asked = 0  # times that SIGTERM or SIGINT came
     self._saving = False
+    self.leaving: Callable[[], None] = lambda: None  # what else is to be done where the process ends at once
     self._active = threading.current_thread() is threading.main_thread()
 
   def __enter__(self) -> Signals:
@@ -79,9 +82,9 @@ class Signals:
       first, self._received = self._received is None, self._received or number[0]
       self._asked += number[0] not in _NOTICES
       if self._asked > 1:
-        _leave("a second signal: stopping at once", errors.AT_ONCE)
+        self._leave("a second signal: stopping at once", errors.AT_ONCE)
       if not self._saving:
-        _leave("stopped; there was nothing to save", status(self._received))
+        self._leave("stopped; there was nothing to save", status(self._received))
       if not first:
         continue
       if hosts.several():
@@ -89,6 +92,13 @@ class Signals:
       more = "SIGTERM twice" if number[0] in _NOTICES else "once more"
       _log.warning("%s: the step under way ends, then a checkpoint is saved; %s stops at once", name(number[0]), more)
     self._near.close()
+
+  def _leave(self, why: str, status: int) -> None:
+    errors.print_error(why)
+    with contextlib.suppress(Exception):
+      self.leaving()
+    lock.release_all()
+    os._exit(status)
 
   def saving(self, worth: bool) -> None:
     """Whether a signal is to wait for `reached`: while there is something to save."""
@@ -120,9 +130,3 @@ def status(number: int) -> int:
 
 def _nothing(number: int, frame: object) -> None:
   """Python calls this late; the thread has long heard of it."""
-
-
-def _leave(why: str, status: int) -> None:
-  errors.print_error(why)
-  lock.release_all()
-  os._exit(status)

@@ -75,9 +75,10 @@ def run(
   sampling = dataclasses.replace(sampling, max_new_tokens=max_new_tokens or longest(task, sampling))
   with lock.hold(out):
     protocol = _agreed(out, protocol, task)
-    if begin:
-      begin()
-    files.write_text(out / PROTOCOL, json.dumps(protocol, indent=2) + "\n")
+    with files.writing(out):
+      if begin:
+        begin()
+      files.write_text(out / PROTOCOL, json.dumps(protocol, indent=2) + "\n")
     return dataclasses.replace(_run(model, task, out, sampling, seed, batch_size, limit, progress), protocol=protocol)
 
 
@@ -92,7 +93,8 @@ def _run(
 
   def written(future: concurrent.futures.Future[None]) -> None:
     nonlocal count
-    future.result()
+    with files.writing(out):
+      future.result()
     count += 1
     if progress:
       progress(count, total)
@@ -114,7 +116,8 @@ def _run(
   if failed:
     _log.warning("%d of %d can't be asked, and have no answer: %s", len(failed), total, _some(failed))
   beyond = 0 if limit is None else sum(item.id in done for item in items[limit:])
-  return Outcome(task.finish(out), count, failed, beyond)
+  with files.writing(out):
+    return Outcome(task.finish(out), count, failed, beyond)
 
 
 def longest(task: Task, sampling: SamplingConfig) -> int:
