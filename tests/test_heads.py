@@ -125,7 +125,7 @@ def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
   mix_BX = np.where(np.arange(3)[:, None] == np.asarray(owner_X), weight_X, 0.0).astype(np.float32)
 
   @jax.jit
-  def drawn(wanted_B):
+  def drawn(wanted_B, z_XD=z_XD):
     return h.sample(
         z_XD, h.initial_noise(key_B), owner_X=jnp.asarray(owner_X), mix_BX=jnp.asarray(mix_BX), key_B=key_B, solvers=chosen,
         solver_B=jnp.asarray(solver_B), interval_B2=jnp.asarray(interval_B2), wanted_B=wanted_B,
@@ -147,6 +147,10 @@ def test_a_batch_is_drawn_as_one_by_one(guided, kernel):
     np.testing.assert_allclose(features_BC[b], x_C / SMALL.latent_scale, atol=2e-4)
   # Where rows of fewer steps alone are wanted, no more are taken, and they come out the same.
   np.testing.assert_allclose(drawn(jnp.asarray([False, True, False]))[1], features_BC[1], atol=1e-5)
+  # One row's NaN is its own.
+  spoilt_BC = drawn(jnp.asarray([True] * 3), z_XD.at[1].set(jnp.nan))
+  assert np.isnan(spoilt_BC[1]).all()
+  np.testing.assert_allclose(spoilt_BC[jnp.asarray([0, 2])], features_BC[jnp.asarray([0, 2])], atol=1e-5)
 
 
 def test_settings_that_exclude_each_other():

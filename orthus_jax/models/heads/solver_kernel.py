@@ -65,6 +65,12 @@ def solve(
   extra = [] if more_SBC is None else [more_SBC.astype(jnp.float32)]
   exact = functools.partial(jnp.dot, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
+  def apart(share_ON: jax.Array, value_NC: jax.Array) -> jax.Array:
+    """Sums [O, C] of shares; one lane's NaN, times 0, would be everybody's."""
+    spoilt_N1 = 1 - jnp.min(jnp.where(jnp.abs(value_NC) < jnp.inf, 1.0, 0.0), axis=1, keepdims=True)
+    sum_OC = exact(share_ON, jnp.where(spoilt_N1 > 0, 0.0, value_NC))
+    return jnp.where(exact(jnp.where(share_ON != 0, 1.0, 0.0), spoilt_N1) > 0, jnp.nan, sum_OC)
+
   def kernel(*refs):
     refs = list(refs)
     noise_ref, own_ref, table_ref, mix_ref = refs[:4]
@@ -80,10 +86,10 @@ def solve(
 
     own = nnx.merge(graphdef, jax.tree.unflatten(tree, [w[...] for w in weights]), others)
     x_BC = x_ref[...]
-    x_XC = x_BC if X == B else exact(own_ref[...], x_BC)
+    x_XC = x_BC if X == B else apart(own_ref[...], x_BC)
     with accumulated_in_fp32():
       v_XC = denoise(own, x_XC, jax.tree.unflatten(mod_tree, [m[0] for m in mods]))
-    v_BC = exact(mix_ref[0], v_XC)
+    v_BC = apart(mix_ref[0], v_XC)
     table_B6 = table_ref[0]
     row = solvers.Table(None, *(table_B6[:, i] for i in range(6)))  # type: ignore[arg-type]
     more_BC = more_ref[0][0] if extra else jnp.float32(0.0)
