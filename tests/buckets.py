@@ -132,6 +132,7 @@ def elsewhere(monkeypatch, cache: Path) -> None:
   monkeypatch.setenv("ORTHUS_CACHE", str(cache))
   bring._bring.cache_clear()
   bring.only.cache_clear()
+  bring._told.clear()
 
 
 def some(n: int, fault: str) -> Fault:

@@ -200,6 +200,7 @@ def test_only_the_same_request_goes_on(pictures, tmp_path, monkeypatch):
     ("parts/00001.npz", None, 1), ("parts/00001.json", lambda b: b"", 1), ("parts/00000.json", lambda b: b"1" * len(b), 0),
     ("unfinished.json", lambda b: b.replace(b'"sizes"', b'"before"'), 3),  # of an earlier version, which noted none
     ("unfinished.json", lambda b: b.replace(b'"rows"', b'"row"'), None),
+    ("unfinished.json", lambda b: b.replace(b'"sizes": {', b'"sizes": 1, "other": {'), None),
 ])  # fmt: skip
 def test_of_what_was_lost_all_is_done_again(file, damage, good, pictures, whole, tmp_path, monkeypatch, caplog):
   out, add, starts = tmp_path / "out", parts.Parts.add, []

@@ -354,7 +354,7 @@ def test_data_made_anew_at_a_url_leaves_nothing_of_the_data_before(s3, tmp_path,
     assert [bring.file(p).read_bytes() for p in shards] == [made] * len(shards) and not s3.requests  # not once more
   bucket.write(names[2], b"newer still")
   (here / names[2]).unlink()
-  with pytest.raises(OSError, match="has changed since this command began: start it again"):
+  with pytest.raises(BadRequest, match="has changed since this command began: start it again"):
     bring.file(here / names[2])
 
 

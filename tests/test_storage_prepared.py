@@ -159,6 +159,40 @@ def test_of_what_a_bucket_lost_all_is_done_again(lost, cut, s3, pictures, whole,
   assert f"{URL}: part 2 of 3 is damaged (its files are missing or cut short)" in caplog.text and content() == whole
 
 
+def test_a_data_set_in_a_folder_below_is_left_alone(s3, pictures, whole, monkeypatch):
+  with monkeypatch.context() as m, pytest.raises(resumed.Stops):
+    stop_behind(m, 1)
+    prepare(pictures)
+  other = Bucket(f"{URL}/other")
+  for name in ("prepared.json", "documents-00000.array_record"):
+    other.write(name, b"x")
+  with monkeypatch.context() as m, pytest.raises(resumed.Stops):
+    m.setattr(writer, "prepare", lambda *args, **options: (_ for _ in ()).throw(resumed.Stops))
+    prepare(pictures)
+  prepare(pictures)
+  assert content() == whole | {"other/prepared.json": b"x", "other/documents-00000.array_record": b"x"}
+  Bucket(URL).remove(whole)
+  with pytest.raises(BadRequest, match="is there already: choose another --out"):
+    prepare(pictures)
+
+
+def test_what_only_an_unfinished_one_needs_may_stay(s3, pictures, whole, tmp_path, monkeypatch, caplog):
+  with monkeypatch.context() as m:
+    remove = Bucket.remove
+
+    def failing(self, names):
+      if (names := list(names)) == ["unfinished.json"]:
+        raise Unreachable("couldn't remove it: away")
+      remove(self, names)
+
+    m.setattr(Bucket, "remove", failing)
+    prepare(pictures)
+  assert "unfinished.json and parts/ in it can be removed, which failed: couldn't remove it: away" in caplog.text
+  buckets.elsewhere(monkeypatch, tmp_path / "reader")
+  here = Path(bring.local(URL))
+  assert not (here / "unfinished.json").exists() and not (here / "parts").exists() and (here / "prepared.json").is_file()
+
+
 def test_data_of_a_bucket_is_prepared_on_elsewhere(s3, pictures, tmp_path, monkeypatch, caplog):
   source, there = "s3://mine/runs/source", Bucket("s3://mine/runs/source")
   for file in pictures.iterdir():

@@ -14,18 +14,17 @@ import json
 from pathlib import Path, PurePosixPath
 import re
 import shutil
-import threading
-import types
+import time
+from typing import Any
 
 from orthus_jax import files
 from orthus_jax.errors import BadRequest
-from orthus_jax.storage import remote_run
+from orthus_jax.storage import brought, remote_run
 from orthus_jax.storage.bucket import Bucket, Entry, for_all, is_url, transfer
 
-# In a brought folder: where it comes from, the objects that lie in it as they were then, those that come when they are read.
-_INDEX = ".brought"
-_PREPARED, _UNPREPARED = "prepared.json", "unfinished.json"
-_lock = threading.Lock()
+_PREPARED, _UNPREPARED, _PARTS = "prepared.json", "unfinished.json", "parts/"
+_EVERY = 10.0  # seconds between notes of what has come
+_told: dict[Path, dict[str, list[Any]]] = {}  # of folders that this process brought: what comes when it is read
 
 
 def local(path: str) -> str:
@@ -61,13 +60,14 @@ def _bring(url: str) -> str:
       remote_run_to(bucket, target, found)
       _leave_out_earlier(target, found)
     elif _PREPARED in found:
-      _leave_out_gone(bucket, target, found.keys())
+      found = {n: e for n, e in found.items() if n != _UNPREPARED and not n.startswith(_PARTS)}
+      brought.leave_out_gone(bucket.url, target, found.keys(), whole=True)
       shards = {n: e for n, e in found.items() if n.endswith(".array_record")}
       bring(bucket, target, {n: e for n, e in found.items() if n not in shards}, later=shards)
     elif _UNPREPARED in found:
       raise BadRequest(f"{url} isn't prepared to its end yet: the `orthus prepare` command that began it goes on there")
     else:
-      _leave_out_gone(bucket, target, found.keys())
+      brought.leave_out_gone(bucket.url, target, found.keys(), whole=True)
       bring(bucket, target, found)
   except OSError as e:
     raise BadRequest(f"{url} can't be brought here: {files.first_line(e)}") from e
@@ -93,7 +93,7 @@ def only(path: str, names: tuple[str, ...]) -> str:
         wanted[n] = entry
     if not wanted:
       bucket.check()
-    _leave_out_gone(bucket, place(folder), {*wanted, *(_index(place(folder)).keys() - set(names))})
+    brought.leave_out_gone(bucket.url, place(folder), {*wanted, *(brought.index(place(folder)).keys() - set(names))})
     bring(bucket, place(folder), wanted)
   except OSError as e:
     raise BadRequest(f"{path} can't be brought here: {files.first_line(e)}") from e
@@ -128,16 +128,27 @@ def overview(url: str) -> list[tuple[str, Path, list[int], list[int]]]:
     found = bucket.list()
     if not found:
       bucket.check()
-    for folder in remote_run.folders(found):
+    all_ = _by_folder(found, remote_run.folders(found))
+    for folder, own in all_.items():
       run = bucket if not folder else Bucket(f"{bucket.url}/{folder}")
-      first = f"{folder}/" if folder else ""
-      own = {n.removeprefix(first): e for n, e in found.items() if n.startswith(first)}
       bring(run, place(run.url), {n: e for n, e in own.items() if "/" not in n and n.endswith((".json", ".jsonl"))})
       _leave_out_earlier(place(run.url), own)
       told.append((run.url, place(run.url), remote_run.whole_steps(own), remote_run.unfinished(own)))
   except OSError as e:
     raise BadRequest(f"{url} can't be read: {files.first_line(e)}") from e
   return told
+
+
+def _by_folder(found: Mapping[str, Entry], folders: Collection[str]) -> dict[str, dict[str, Entry]]:
+  """What lies below each of some folders, by names relative to it."""
+  own: dict[str, dict[str, Entry]] = {folder: {} for folder in folders}
+  depths = {folder.count("/") + 1 if folder else 0 for folder in folders}
+  for name, entry in found.items():
+    parts = name.split("/")
+    for depth in depths:
+      if (folder := "/".join(parts[:depth])) in own and len(parts) > depth:
+        own[folder]["/".join(parts[depth:])] = entry
+  return own
 
 
 def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry], later: dict[str, Entry] | None = None) -> None:
@@ -156,11 +167,13 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry], later: dict[st
   for name in wanted:
     if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
       raise BadRequest(f"{bucket.url} has an object {name!r}, which leads out of its folder: rename it")
-  there = _index(target)
-  new = {n: e for n, e in wanted.items() if there.get(n) != [e.size, e.tag] or not _has(target / n, e.size)}
+  there = brought.index(target)
+  new = {n: e for n, e in wanted.items() if there.get(n) != [e.size, e.tag] or not brought.has(target / n, e.size)}
+  if later is not None:
+    _told[target] = {n: [e.size, e.tag] for n, e in later.items()}
   if not new:
     if later is not None:
-      _note(bucket, target, later=later)
+      brought.note(bucket.url, target, later=later)
     return
   size = sum(e.size for e in new.values())
   target.mkdir(parents=True, exist_ok=True)
@@ -168,38 +181,31 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry], later: dict[st
     raise BadRequest(f"{bucket.url} takes {size:,} bytes, and {target} has {free:,} left: make room, or set ORTHUS_CACHE")
   moved = transfer(f"bringing {bucket.url}", size)
 
+  done: dict[str, Entry] = {}
+  next_note = time.monotonic() + _EVERY
+
   def get(name: str) -> None:
+    nonlocal next_note
     bucket.get(name, target / name)
+    done[name] = new[name]
     moved(new[name].size)
+    if (begin := time.monotonic()) > next_note:
+      next_note = begin + 3600  # by one of the threads
+      brought.note(bucket.url, target, done.copy())
+      now = time.monotonic()
+      next_note = now + max(_EVERY, 20 * (now - begin))
 
-  for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
-  _note(bucket, target, new, later=later)
-
-
-def _note(
-    bucket: Bucket, target: Path, new: Mapping[str, Entry] = types.MappingProxyType({}), *,
-    later: Mapping[str, Entry] | None = None, gone: Collection[str] = (),
-) -> None:  # fmt: skip
-  with _lock:
-    old = files.read_json(target / _INDEX)
-    objects = {n: e for n, e in old.get("objects", {}).items() if n not in gone} | {n: [e.size, e.tag] for n, e in new.items()}
-    told = old.get("later", {}) if later is None else {n: [e.size, e.tag] for n, e in later.items()}
-    noted = {"url": bucket.url, "objects": objects, "later": told}
-    if noted != old:
-      files.write_text(target / _INDEX, json.dumps(noted))
-
-
-def _leave_out_gone(bucket: Bucket, target: Path, found: Collection[str]) -> None:
-  """Removes what was brought of a folder and isn't in the bucket any more."""
-  if gone := _index(target).keys() - found:
-    for name in gone:
-      (target / name).unlink(missing_ok=True)
-    _note(bucket, target, gone=gone)
+  try:
+    for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
+  except BaseException:
+    brought.note(bucket.url, target, done.copy())  # what came needn't come again
+    raise
+  brought.note(bucket.url, target, new, later=later)
 
 
 def _leave_out_earlier(target: Path, found: dict[str, Entry]) -> None:
   """Removes what an earlier run at a run's URL left here: small files that are gone, checkpoints newer than its newest."""
-  for name in _index(target):
+  for name in brought.index(target):
     if name not in found and "/" not in name:
       (target / name).unlink(missing_ok=True)
   newest = max(remote_run.whole_steps(found), default=-1)
@@ -212,16 +218,18 @@ def file(path: Path) -> Path:
   """A file of a brought folder, brought itself if it wasn't yet, or was another then; any other path as it is.
 
   Raises:
-    OSError: if the bucket fails, or has another one by now than when the folder was brought.
+    OSError: if the bucket fails.
+    BadRequest: if it has another one by now than when the folder was brought.
   """
-  if noted := files.read_json(path.parent / _INDEX):
-    wanted = noted.get("later", {}).get(path.name)
+  if noted := files.read_json(path.parent / brought.INDEX):
+    # As this command was told: another one may have been told of newer ones since.
+    wanted = _told.get(path.parent, noted.get("later", {})).get(path.name)
     if not path.exists() or (wanted is not None and noted["objects"].get(path.name) != wanted):
       bucket = Bucket(noted["url"])
       entry = bucket.entry(path.name)
       if wanted is not None and (entry is None or [entry.size, entry.tag] != wanted):
         path.unlink(missing_ok=True)  # which goes with what was there before
-        raise OSError(f"{bucket.url}/{path.name} has changed since this command began: start it again")
+        raise BadRequest(f"{bucket.url}/{path.name} has changed since this command began: start it again")
       if entry:
         bring(bucket, path.parent, {path.name: entry})
   return path
@@ -257,10 +265,10 @@ def stamp(path: Path) -> tuple[int, str]:
     OSError: if it isn't there.
   """
   found = path.stat()
-  indices = [i for folder in (path, *path.parents) if origin(folder) and (i := folder / _INDEX).is_file()]
+  indices = [i for folder in (path, *path.parents) if origin(folder) and (i := folder / brought.INDEX).is_file()]
   within: dict[str, list] = {}
   for index in sorted(indices, key=lambda i: i.stat().st_mtime_ns, reverse=True):  # a folder may be brought within another
-    there = _index_at(index.parent, index.stat().st_mtime_ns)
+    there = brought.index_at(index.parent, index.stat().st_mtime_ns)
     name = path.relative_to(index.parent).as_posix()
     if name in there:
       return there[name][0], there[name][1]
@@ -269,20 +277,3 @@ def stamp(path: Path) -> tuple[int, str]:
   if within:
     return len(within), hashlib.blake2b(json.dumps(sorted(within.items())).encode(), digest_size=8).hexdigest()
   return found.st_size, str(found.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=8)
-def _index_at(folder: Path, time: int) -> dict[str, list]:
-  """As `_index`, read once as it was at a time: it may name many objects."""
-  return _index(folder)
-
-
-def _index(folder: Path) -> dict[str, list]:
-  return files.read_json(folder / _INDEX).get("objects", {})
-
-
-def _has(path: Path, size: int) -> bool:
-  try:
-    return path.stat().st_size == size
-  except OSError:
-    return False

@@ -111,8 +111,14 @@ class Bucket:
     """
     bucket = self._root.partition("/")[0]
 
-    def look() -> None:
-      self._files.ls(bucket, detail=False)
+    def look() -> None:  # below the URL first: credentials may be for what is there alone
+      try:
+        self._files.ls(self._root, detail=False)
+      except FileNotFoundError:
+        if self._root == bucket:
+          raise
+        with contextlib.suppress(PermissionError):
+          self._files.ls(bucket, detail=False)
 
     try:
       self._try("look at", "", look)
@@ -172,7 +178,7 @@ class Bucket:
       FileNotFoundError: if there is none.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    half = file.with_name(f".{file.name}.{uuid.uuid4().hex}")
+    half = file.with_name(f".{uuid.uuid4().hex}")  # without the name, which may be as long as one may be
     try:
       self._try("read", name, lambda: self._files.get_file(self.path(name), str(half)))
       half.replace(file)

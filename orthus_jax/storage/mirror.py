@@ -172,7 +172,8 @@ class Mirror:
     """As `sync`, for the last time; leaves nothing of a run that never began."""
     if (self._folder / "config.json").is_file():
       return self.sync()
-    self._bucket.remove([claim.ID])
+    with contextlib.suppress(OSError, BadRequest):  # why it never began is what is to be told
+      self._bucket.remove([claim.ID])
     shutil.rmtree(self._folder, ignore_errors=True)
     return ""
 

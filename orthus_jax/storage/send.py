@@ -29,7 +29,11 @@ def sent(target: str) -> Iterator[Path]:
     return
   bucket = Bucket(target)
   bucket.check()
-  if bucket.list():
+  try:
+    there = bucket.list()
+  except OSError as e:
+    raise BadRequest(f"{target} can't be read: {files.first_line(e)}") from e
+  if there:
     raise BadRequest(f"{target} isn't empty: choose another place")
   files.cache_dir().mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(dir=files.cache_dir(), prefix="sending-") as made:
@@ -46,7 +50,9 @@ def sent(target: str) -> Iterator[Path]:
     try:
       for_all(put, [n for n in names if n != _LAST])
       for_all(put, [n for n in names if n == _LAST])
-    except OSError as e:
-      with contextlib.suppress(OSError):
+    except BaseException as e:  # credentials may expire, or somebody stops it: what is there would be in the next one's way
+      with contextlib.suppress(OSError, BadRequest):
         bucket.remove(names)
+      if not isinstance(e, OSError):
+        raise
       raise BadRequest(f"{target} couldn't be written, and nothing is left of it: {files.first_line(e)}") from e

@@ -6,9 +6,10 @@ first and marks the rest, a part counts once unfinished.json names it, and prepa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 import contextlib
 import json
+import logging
 from pathlib import Path
 import shutil
 from typing import Any
@@ -22,7 +23,9 @@ from orthus_jax.storage.bucket import Bucket, Entry, for_all
 from orthus_jax.storage.remote_lock import RemoteLock
 from orthus_jax.storage.remote_run import LOCK
 
+_log = logging.getLogger(__name__)
 _LAST = "prepared.json"
+_FOLDERS = (f"{PARTS}/", "shown/")
 _NOTHING = {"request": {}, "parts": []}  # of unfinished.json: what goes on there may be any request
 
 
@@ -34,7 +37,8 @@ def check(url: str) -> Bucket:
   """
   bucket = Bucket(url)
   bucket.check()
-  _parts(bucket)
+  with _failing(url):
+    _parts(bucket)
   return bucket
 
 
@@ -53,7 +57,7 @@ class InBucket:
     there, parts = _parts(bucket)
     if not there:
       bucket.write(UNFINISHED, json.dumps(_NOTHING).encode())
-      there = bucket.list()
+      there = _own(bucket.list())
     self._there = there
     self._complete = [list(part["files"]) for part in parts[: unfinished.whole(parts, self.size)]]
     notes = {n for n in there if n.startswith(f"{PARTS}/")}
@@ -95,15 +99,19 @@ class InBucket:
     with self._uploading():
       for_all(self._put, [p for p in all_ if p.name != _LAST])
       self._put(self.folder / _LAST)
+    try:
       self._bucket.remove([UNFINISHED])
       self._bucket.remove(self._bucket.list(PARTS))
+    except (OSError, BadRequest) as e:  # readers don't look at these any more
+      url = self._bucket.url
+      what = f"{UNFINISHED} and {PARTS}/"
+      _log.warning("%s is whole; %s in it can be removed, which failed: %s", url, what, files.first_line(e))
 
   def leave(self) -> None:
     """After a failure: complete parts stay; where there is none, nothing is left."""
     if not self._complete:
       with contextlib.suppress(OSError, BadRequest):
-        ours = [n for n in self._bucket.list() if n != LOCK]
-        self._bucket.remove(n for n in ours if n != UNFINISHED)
+        self._bucket.remove(n for n in _own(self._bucket.list()) if n != UNFINISHED)
         self._bucket.remove([UNFINISHED])
 
   @contextlib.contextmanager
@@ -127,18 +135,29 @@ def laid_out(url: str) -> Iterator[InBucket]:
   bucket = check(url)
   folder = files.cache_dir() / "preparing" / url.rstrip("/").replace("://", "/")
   with contextlib.ExitStack() as after:
-    try:
+    with _failing(url):
       after.callback(RemoteLock(bucket).release)
       after.callback(shutil.rmtree, folder, ignore_errors=True)
       place = InBucket(bucket, folder)
-    except OSError as e:
-      raise BadRequest(f"{url} can't be written to: {files.first_line(e)}") from e
     try:
       yield place
       place.finish()
     except BaseException:
       place.leave()
       raise
+
+
+@contextlib.contextmanager
+def _failing(url: str) -> Iterator[None]:
+  try:
+    yield
+  except OSError as e:
+    raise BadRequest(f"{url} can't be written to: {files.first_line(e)}") from e
+
+
+def _own(there: Mapping[str, Entry]) -> dict[str, Entry]:
+  """What is of the data set laid out here: another one may lie in a folder below."""
+  return {n: e for n, e in there.items() if n != LOCK and ("/" not in n or n.startswith(_FOLDERS))}
 
 
 def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[dict[str, Any]]]:
@@ -148,8 +167,9 @@ def _parts(bucket: Bucket) -> tuple[dict[str, Entry], list[dict[str, Any]]]:
     BadRequest: if it isn't what a stopped command left.
     OSError: if the bucket fails.
   """
-  there = {n: e for n, e in bucket.list().items() if n != LOCK}
-  if not there:
+  all_ = bucket.list()
+  there = _own(all_)
+  if UNFINISHED not in there and not all_.keys() - {LOCK}:
     return {}, []
   if UNFINISHED not in there or _LAST in there:
     raise BadRequest(f"{bucket.url} is there already: choose another --out or remove it")

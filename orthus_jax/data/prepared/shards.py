@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Sequence
-import contextlib
 import functools
 import logging
 from pathlib import Path
 import threading
+import time
 from typing import Any
 
 from array_record.python import array_record_module
@@ -19,13 +19,14 @@ import numpy as np
 
 from orthus_jax.data.retrying import retry
 from orthus_jax.data.sources.bad_records import BadRecords
-from orthus_jax.errors import BadRequest
+from orthus_jax.errors import LOST, BadRequest, Stopped
 from orthus_jax.files import allow_many_open, first_line
 from orthus_jax.storage import bring
 
 _log = logging.getLogger(__name__)
 _OPTIONS = "readahead_buffer_size:0"
 _BUFFER = 1 << 15
+_AWAY = (10.0, 30.0, 90.0)  # seconds that a bucket may stay away, each time after the bucket's own tries
 
 
 class Shards:
@@ -65,7 +66,8 @@ class Shards:
     """One record; None where it can't be read, which is counted.
 
     Raises:
-      BadRequest: if too many can't.
+      BadRequest: if too many can't, or a shard has changed in its bucket.
+      Stopped: if a bucket stays away.
     """
     shard = int(np.searchsorted(self._ends, number, side="right"))
     place = number - (int(self._ends[shard - 1]) if shard else 0)
@@ -83,11 +85,26 @@ class Shards:
     return None
 
   def _bring(self, shard: int) -> None:
-    """Has a shard that lies in a bucket come here, once, while others are read."""
+    """Has a shard that lies in a bucket come here, once, while others are read.
+
+    Without it, what follows would be other batches than those of a run whose bucket didn't fail.
+    """
     with self._lock:
       coming = self._coming[shard]
-    with coming, contextlib.suppress(OSError):  # which `_open` tells of
-      bring.file(self._paths[shard])
+    path = self._paths[shard]
+    with coming:
+      for wait in (*_AWAY, None):
+        if shard in self._readers:
+          return
+        try:
+          bring.file(path)
+          return
+        except OSError as e:
+          why = first_line(e)
+          if wait is None:
+            raise Stopped(f"{why}: start the same command again once the bucket answers", status=LOST) from e
+          _log.warning("%s; trying again in %g s", why, wait)
+          time.sleep(wait)
 
   def _open(self, shard: int) -> tuple[Any, str]:
     """A file's reader; None, and what keeps it from being opened."""

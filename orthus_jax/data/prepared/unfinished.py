@@ -67,6 +67,8 @@ def parse(text: str | bytes, called: str) -> tuple[dict[str, Any], list[dict[str
     request, parts = dict(state["request"]), [dict(part) for part in state["parts"]]
     if not all(isinstance(part[name], kind) for part in parts for name, kind in _PART.items()):
       raise ValueError("a part isn't one")
+    if not all(isinstance(part.get("sizes", {}), dict) for part in parts):
+      raise ValueError("sizes are none")
   except (ValueError, KeyError, TypeError) as e:
     raise BadRequest(f"{called}/{UNFINISHED} can't be read: remove {called} and prepare it anew") from e
   return request, parts
