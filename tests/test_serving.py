@@ -82,7 +82,7 @@ def asked(text="what is it?", shown=None, **more):
 
 
 def test_the_official_client_chats(client, lively):
-  assert [m.id for m in client.models.list().data] == ["tiny"]
+  assert [m.id for m in client.models.list().data] == ["tiny"] == [client.models.retrieve("tiny").id]
   ask = asked(shown=picture(), seed=3, max_tokens=12, extra_body={"respond": "text"})
   said = client.chat.completions.create(**ask)
   prompt = document(picture(), "what is it?")

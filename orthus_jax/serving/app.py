@@ -65,7 +65,7 @@ class Server:
     self.app = Starlette(
         routes=[
             Route("/", self._page), Route("/health", self._health), Route("/metrics", self._metrics),
-            Route("/v1/models", self._models),
+            Route("/v1/models", self._models), Route("/v1/models/{id:path}", self._model),
             Route("/v1/chat/completions", self._told(self._chat), methods=["POST"]),
             Route("/v1/images/generations", self._told(self._generate), methods=["POST"]),
             Route("/v1/images/edits", self._told(self._edit), methods=["POST"]),
@@ -88,10 +88,19 @@ class Server:
 
   async def _models(self, request: Request) -> Response:
     self._check(request)
+    return JSONResponse({"object": "list", "data": [self._entry()]})
+
+  async def _model(self, request: Request) -> Response:
+    self._check(request)
+    asked, own = request.path_params["id"], self.settings.name
+    if asked != own:
+      raise ApiError(404, f"there is no model {asked!r}: {own!r} is served", param="model")
+    return JSONResponse(self._entry())
+
+  def _entry(self) -> dict[str, Any]:
     model = self.engine.model
     own = page.facts(model.config, draws=not model.no_pictures)
-    entry = {"id": self.settings.name, "object": "model", "created": self._created, "owned_by": "orthus_jax", "orthus": own}
-    return JSONResponse({"object": "list", "data": [entry]})
+    return {"id": self.settings.name, "object": "model", "created": self._created, "owned_by": "orthus_jax", "orthus": own}
 
   async def _chat(self, request: Request) -> Response:
     body = await self._json(request)
