@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 from pathlib import Path
 import shutil
@@ -27,10 +28,11 @@ import numpy as np
 from orthus_jax.data.prepared.format import BF16, MAX_VARIANTS, to_record
 from orthus_jax.data.prepared.laying import Chunk, Laid
 from orthus_jax.data.prepared.picture_numbers import PictureNumbers
-from orthus_jax.data.prepared.unfinished import PARTS, UNFINISHED, Sizes, is_half, note, on_disk, resume, sync
+from orthus_jax.data.prepared.unfinished import PARTS, UNFINISHED, Sizes, is_half, note, on_disk, resume, sync, writing
+from orthus_jax.data.sources.bad_records import reasons
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
-from orthus_jax.files import first_line, write_text
+from orthus_jax.files import write_text
 
 PART_BYTES = 1 << 28
 _ENCODED_AT_ONCE = 32
@@ -45,7 +47,7 @@ class Totals:
   Attributes:
     rows: how many rows are done.
     documents, pictures: records of each part's file.
-    rejected: (file, record, reason) of all bad records.
+    rejected: how many bad records there are for each reason.
     held: how many documents hold each of the benchmarks' prompts.
     passed: what the source left out of its rows by its rules.
     files: SHA-256 of each file.
@@ -56,7 +58,7 @@ class Totals:
   rows: int = 0
   documents: list[int] = dataclasses.field(default_factory=list)
   pictures: list[int] = dataclasses.field(default_factory=list)
-  rejected: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+  rejected: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   held: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
   passed: Remarks = dataclasses.field(default_factory=Remarks)
   files: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -128,11 +130,17 @@ class Parts:
     totals.rows, totals.read = part["rows"], totals.read + part["read"]
     totals.files |= part["files"]
     totals.digests.append(part["digest"])
-    totals.rejected += rejected
+    totals.rejected.update(reasons(rejected))
     totals.held.update(held)
     totals.passed = Remarks.sum([totals.passed, passed])
     totals.documents.append(part["documents"])
     totals.pictures.append(part["pictures"])
+
+  def rejected(self) -> Iterator[tuple[str, str, str]]:
+    """(file, record, reason) of all bad records of the complete parts: read from them, as there may be millions."""
+    for number in range(len(self.totals.documents)):
+      for source, record, reason in json.loads(self._part("json", number).read_text(encoding="utf-8"))["rejected"]:
+        yield str(source), str(record), str(reason)
 
   def _part(self, suffix: str, number: int | None = None) -> Path:
     """A file of a part; of the one at hand, unless another is named."""
@@ -276,7 +284,7 @@ class Parts:
     index = dict(sizes_DV3=np.concatenate(sizes), kind_D=np.concatenate(kind), learnt_text_D=np.concatenate(learnt))
     np.savez(self.folder / "index.npz", **index)
     with (self.folder / "rejected.jsonl").open("w", encoding="utf-8") as f:
-      for source, record, reason in (*broken, *self.totals.rejected):
+      for source, record, reason in itertools.chain(broken, self.rejected()):
         f.write(json.dumps({"file": source, "record": record, "reason": reason}) + "\n")
     sync(self.folder / "index.npz", self.folder / "rejected.jsonl")
     return list(kinds)
@@ -285,20 +293,6 @@ class Parts:
     """Removes what only an unfinished folder needs."""
     (self.folder / UNFINISHED).unlink(missing_ok=True)
     shutil.rmtree(self.folder / PARTS, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def writing(folder: Path) -> Iterator[None]:
-  """A block that writes into a folder of prepared data, and nothing else that may fail.
-
-  Raises:
-    BadRequest: something couldn't be written.
-  """
-  try:
-    yield
-  except (OSError, RuntimeError) as e:  # RuntimeError: ArrayRecord's
-    why = (e.strerror if isinstance(e, OSError) else "") or first_line(e)
-    raise BadRequest(f"{folder} can't be written ({why}): see to the disk, and the same command goes on") from e
 
 
 def digest(totals: Totals) -> str:

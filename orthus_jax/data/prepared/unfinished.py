@@ -174,3 +174,17 @@ def sync(*paths: Path) -> None:
         os.fsync(handle)
     finally:
       os.close(handle)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+  """A block that writes into a folder of prepared data, and nothing else that may fail.
+
+  Raises:
+    BadRequest: something couldn't be written.
+  """
+  try:
+    yield
+  except (OSError, RuntimeError) as e:  # RuntimeError: ArrayRecord's
+    why = (e.strerror if isinstance(e, OSError) else "") or first_line(e)
+    raise BadRequest(f"{folder} can't be written ({why}): see to the disk, and the same command goes on") from e

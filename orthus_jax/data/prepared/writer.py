@@ -15,13 +15,11 @@ A document has up to three sequences: with its caption, and with it dropped in t
 
 from __future__ import annotations
 
-import collections
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 import itertools
 import json
 import logging
 from pathlib import Path
-import re
 import shutil
 from typing import Any
 
@@ -35,9 +33,9 @@ from orthus_jax.data.documents import Document, Image, Source
 from orthus_jax.data.learnt import learns
 from orthus_jax.data.prepared import laying, parts as parts_lib, samples_page
 from orthus_jax.data.prepared.format import Images, facts
-from orthus_jax.data.prepared.unfinished import UNFINISHED, Sizes, is_half, sync
+from orthus_jax.data.prepared.unfinished import UNFINISHED, Sizes, is_half, sync, writing
 from orthus_jax.data.sequence import Tokenizer
-from orthus_jax.data.sources.bad_records import BadRecords
+from orthus_jax.data.sources.bad_records import BadRecords, reasons
 from orthus_jax.data.sources.remarks import Remarks
 from orthus_jax.errors import BadRequest
 from orthus_jax.files import write_text
@@ -129,7 +127,7 @@ def _write(work: laying.Work, parts: parts_lib.Parts, processes: int, progress: 
     _log.info("going on behind row %d of %d, which were prepared before", totals.rows, work.rows)
   bad.told_before(getattr(work.source, "broken", []))  # as where the source is trained on as it is
   bad.saw(totals.read)
-  for where in totals.rejected:
+  for where in parts.rejected():
     bad.report(*where)
   pictures = sum(totals.pictures)
   for chunk in laying.chunks(work, totals.rows, processes):
@@ -151,7 +149,7 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
     sizes_DV3, learnt_D = index["sizes_DV3"], index["learnt_text_D"]
   documents = len(learnt_D)
   if totals.rejected:
-    _log.warning("bad records left out: %d", len(totals.rejected))
+    _log.warning("bad records left out: %d", totals.rejected.total())
   for line in totals.passed.lines():
     _log.warning("%s", line)
   if idle := np.count_nonzero(~learns(work.config, learnt_D, sizes_DV3[:, 0, 2])):
@@ -161,11 +159,11 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
       "documents": documents, "pictures": sum(totals.pictures), "kinds": kinds,
       "shards": {"documents": totals.documents, "pictures": totals.pictures},
       "digest": parts_lib.digest(totals), "files": totals.files,
-      "rejected": {"records": len(totals.rejected), "reasons": _reasons(totals.rejected)},
-      "unreadable": {"stretches": len(broken), "reasons": _reasons(broken)},
+      "rejected": {"records": totals.rejected.total(), "reasons": dict(totals.rejected.most_common())},
+      "unreadable": {"stretches": len(broken), "reasons": dict(reasons(broken).most_common())},
       "passed_over": dict(Remarks.sum([opened, totals.passed]).counts), "contamination": dict(totals.held.most_common()),
   }  # fmt: skip
-  with parts_lib.writing(folder):
+  with writing(folder):
     _save_shown(first, folder / "shown")
     work.tokenizer.save(folder)
     samples_page.write(folder, made, work.tokenizer, work.config)
@@ -178,12 +176,6 @@ def _finish(work: laying.Work, parts: parts_lib.Parts, request: dict[str, Any], 
 def _name(source: Source) -> str:
   """What a source is, the same in each process."""
   return source.identity if hasattr(source, "identity") else f"{type(source).__name__} of {len(source)} documents"
-
-
-def _reasons(bad: Sequence[tuple[str, str, str]]) -> dict[str, int]:
-  """How many there are for each reason: names and numbers in it are left out."""
-  general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in bad)
-  return dict(collections.Counter(re.sub(r"(?<![\w-])\d[\d,.]*", "N", reason) for reason in general).most_common())
 
 
 def _first(source: Any) -> list[Document]:

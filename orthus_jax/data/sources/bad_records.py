@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterable
+import hashlib
 import logging
 import math
+import re
 import threading
 from typing import Any
 
@@ -49,7 +52,7 @@ class BadRecords:
     self._at_least = min(at_least, total or at_least) if max_share else 1
     self._log_first = log_first
     self._next_note = 2 * log_first
-    self._named: set[tuple[str, str]] = set()
+    self._named: set[bytes] = set()  # by digests: of a hundred million records, some percent may be bad
     self._last = ""
     self._lock = threading.Lock()
 
@@ -73,7 +76,7 @@ class BadRecords:
       for source, record, reason in broken:
         self.seen += 1
         self.count += 1
-        self._named.add((source, str(record)))
+        self._named.add(_key(source, record))
         self._last = printable(f"{source}, {record}: {reason}")
 
   def report(self, source: str, record: Any, reason: str) -> None:
@@ -86,7 +89,7 @@ class BadRecords:
     """
     with self._lock:
       self.count += 1
-      key = (source, str(record))
+      key = _key(source, record)
       if key in self._named:
         return
       self._named.add(key)
@@ -124,3 +127,13 @@ class BadRecords:
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state, _lock=threading.Lock())
+
+
+def reasons(bad: Iterable[tuple[str, str, str]]) -> collections.Counter[str]:
+  """How many (file, record, reason) there are for each reason: names and numbers in it are left out."""
+  general = (re.sub(r"'[^']*'|\"[^\"]*\"", "…", reason) for _, _, reason in bad)
+  return collections.Counter(re.sub(r"(?<![\w-])\d[\d,.]*", "N", reason) for reason in general)
+
+
+def _key(source: str, record: Any) -> bytes:
+  return hashlib.blake2b(f"{source}\0{record}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
