@@ -11,7 +11,6 @@ same step, whichever was told, be it by SIGTERM, by SLURM or by a TPU's maintena
 from __future__ import annotations
 
 from collections.abc import Callable
-import contextlib
 import logging
 import os
 import signal
@@ -82,9 +81,9 @@ class Signals:
       first, self._received = self._received is None, self._received or number[0]
       self._asked += number[0] not in _NOTICES
       if self._asked > 1:
-        self._leave("a second signal: stopping at once", errors.AT_ONCE)
+        self._end("a second signal: stopping at once", errors.AT_ONCE)
       if not self._saving:
-        self._leave("stopped; there was nothing to save", status(self._received))
+        self._end("stopped; there was nothing to save", status(self._received))
       if not first:
         continue
       if hosts.several():
@@ -93,12 +92,11 @@ class Signals:
       _log.warning("%s: the step under way ends, then a checkpoint is saved; %s stops at once", name(number[0]), more)
     self._near.close()
 
-  def _leave(self, why: str, status: int) -> None:
-    errors.print_error(why)
-    with contextlib.suppress(Exception):
-      self.leaving()
-    lock.release_all()
-    os._exit(status)
+  def _end(self, why: str, status: int) -> None:
+    last = threading.Thread(target=self.leaving, daemon=True)
+    last.start()
+    last.join(2)  # a file system that hangs may be why somebody stops it
+    _leave(why, status)
 
   def saving(self, worth: bool) -> None:
     """Whether a signal is to wait for `reached`: while there is something to save."""
@@ -126,6 +124,12 @@ def name(number: int) -> str:
 def status(number: int) -> int:
   """The exit status of a process that a signal asked to stop."""
   return errors.INTERRUPTED if number == signal.SIGINT else errors.PREEMPTED
+
+
+def _leave(why: str, status: int) -> None:
+  errors.print_error(why)
+  lock.release_all()
+  os._exit(status)
 
 
 def _nothing(number: int, frame: object) -> None:
