@@ -8,6 +8,7 @@ has changed, and goes once it is gone from the bucket.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+import contextlib
 import functools
 import hashlib
 import json
@@ -198,7 +199,8 @@ def bring(bucket: Bucket, target: Path, wanted: dict[str, Entry], later: dict[st
   try:
     for_all(get, sorted(new, key=lambda n: new[n].size, reverse=True))
   except BaseException:
-    brought.note(bucket.url, target, done.copy())  # what came needn't come again
+    with contextlib.suppress(OSError):
+      brought.note(bucket.url, target, done.copy())  # what came needn't come again
     raise
   brought.note(bucket.url, target, new, later=later)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 import functools
 import json
+import os
 from pathlib import Path
 import re
 import threading
@@ -64,9 +65,10 @@ def leave_out_gone(url: str, target: Path, found: Collection[str], *, whole: boo
     whole: they are all that there are, so that what came with a folder above, or before a command was killed, goes too.
   """
   gone = index(target).keys() - found
-  if whole and target.is_dir():
-    here = {p.relative_to(target).as_posix(): p for p in target.rglob("*") if p.is_file()}
-    gone |= {n for n, p in here.items() if n not in found and p.parent.name != _PLANS and (p.name[0] != "." or _left(p))}
+  if whole:
+    here = (Path(folder, name) for folder, _, names in os.walk(target) for name in names)
+    mine = {p.relative_to(target).as_posix() for p in here if p.parent.name != _PLANS and (p.name[0] != "." or _left(p))}
+    gone |= mine.difference(found)
   if gone:
     for name in gone:
       (target / name).unlink(missing_ok=True)
