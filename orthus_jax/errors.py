@@ -7,7 +7,7 @@ import sys
 
 BAD_REQUEST = 2
 PREEMPTED = 75  # sysexits.h's EX_TEMPFAIL: all is saved; start the same command again
-LOST = 76  # a step hung or another process died: start the same command again, on machines that work
+LOST = 76  # a step hung, another process died or a bucket stayed away: start the same command again, where all works
 INTERRUPTED = 130  # Ctrl-C
 PIPE_CLOSED = 141  # 128 + SIGPIPE, as shells tell of it: nobody read all that was printed
 AT_ONCE = 143  # a second SIGTERM: nothing was waited for
