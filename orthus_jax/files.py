@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent import futures
 import contextlib
 import errno
+import glob
 import json
 import os
 from pathlib import Path
@@ -14,11 +15,13 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from typing import IO, Any
 
 from orthus_jax.errors import BadRequest, Stopped
 from orthus_jax.paths import user_path
 
+_ABANDONED = 3600.0  # seconds
 ASSETS = Path(__file__).resolve().parent / "assets"
 
 
@@ -129,7 +132,11 @@ def staged(target: Path) -> Iterator[Path]:
   folder: Path | None = None
   try:
     target.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.unfinished-"))
+    begun = f".{target.name}.unfinished-"
+    for left in target.parent.glob(f"{glob.escape(begun)}*"):
+      if _abandoned(left):
+        shutil.rmtree(left, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=begun))
     os.chmod(folder, 0o755)
     yield folder
     with futures.ThreadPoolExecutor(16) as threads:  # a disk that is asked for many at once answers them together
@@ -149,6 +156,14 @@ def staged(target: Path) -> Iterator[Path]:
   finally:
     if folder is not None:
       shutil.rmtree(folder, ignore_errors=True)
+
+
+def _abandoned(folder: Path) -> bool:
+  """Whether a process that was killed was at it: nothing in it has changed for an hour."""
+  try:
+    return time.time() - max(p.stat().st_mtime for p in (folder, *folder.rglob("*"))) > _ABANDONED
+  except OSError:  # whoever is at it has just ended
+    return False
 
 
 def _sync(path: Path) -> None:

@@ -172,3 +172,16 @@ def test_two_that_write_one_target_do_not_mix(tmp_path):
     (tmp_path / "out" / "theirs").touch()
   assert [p.name for p in (tmp_path / "out").iterdir()] == ["theirs"]
   assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_command_left_of_a_target_goes_with_the_next_one(tmp_path):
+  old, fresh = (tmp_path / f".out [1].unfinished-{name}" for name in ("old", "fresh"))
+  for folder, before in ((old, 7200), (fresh, 0)):
+    (folder / "deep").mkdir(parents=True)
+    (folder / "deep" / "half").touch()
+    for path in (folder / "deep" / "half", folder / "deep", folder):
+      os.utime(path, (time.time() - before,) * 2)
+  with files.staged(tmp_path / "out [1]") as folder:
+    assert not old.exists() and fresh.exists()  # another command may be at this one
+    (folder / "mine").touch()
+  assert sorted(p.name for p in tmp_path.iterdir()) == [fresh.name, "out [1]"]
