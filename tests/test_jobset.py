@@ -84,6 +84,13 @@ def test_a_jobset_has_the_fields_that_its_schema_has(capsys, devices, more):
   assert {v["name"] for v in spec["volumes"]} == {m["name"] for m in spec["containers"][0]["volumeMounts"]}
 
 
+@pytest.mark.parametrize("devices", [TPU, GPU])
+def test_a_pod_in_the_hosts_network_mounts_a_bucket_as_its_service_account(capsys, devices):
+  spec = pod(manifest(capsys, "--on=jobset", *devices, *PODS, "--volume=gs://bucket:/data"))
+  (attributes,) = (v["csi"]["volumeAttributes"] for v in spec["volumes"] if "csi" in v)
+  assert attributes["bucketName"] == "bucket" and ("hostNetworkPodKSA" in attributes) == spec.get("hostNetwork", False)
+
+
 def job_of(made: dict) -> dict:
   (only,) = made["spec"]["replicatedJobs"]
   return only

@@ -202,8 +202,12 @@ def test_what_cannot_be_served_is_refused_at_once(model, engine):
     with pytest.raises(BadRequest, match=message):
       engine.submit(Request(document("red"), sampling=dataclasses.replace(how, **changes)))
   small = Engine(model, Limits(rows=1, guides=0, slots=64))
+  alone = dataclasses.replace(how, max_new_tokens=100, guidance=1.0)
+  assert small._prepared(Request(document("red"), respond="text", sampling=alone)).slots == 64  # as long as it can be
   with pytest.raises(BadRequest, match="and there are 64: ask for less"):
-    small.submit(Request(document("red"), sampling=dataclasses.replace(how, max_new_tokens=100)))
+    small.submit(Request(document("red"), max_images=4, sampling=alone))
+  with pytest.raises(BadRequest, match="and there are 64: ask for less"):
+    small.submit(Request(document("red " * 40), sampling=alone))
   with pytest.raises(BadRequest, match="guidance needs 1 lanes of 0: set it to 1"):
     small.submit(Request(document("red"), respond="image", sampling=dataclasses.replace(how, guidance=3.0)))
 

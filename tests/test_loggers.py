@@ -255,7 +255,7 @@ class FakeMlflow(types.ModuleType):
   def get_experiment_by_name(self, name):
     return None
 
-  def create_experiment(self, name):
+  def create_experiment(self, name, artifact_location=None):
     return "7"
 
   def create_run(self, experiment_id, run_name):
@@ -316,6 +316,8 @@ def test_the_real_mlflow_takes_what_it_is_told(tmp_path, monkeypatch):
     writer.scalars(start + 1, {"loss": 2.0 + start, "bad": float("nan")})
     writer.text(start + 1, "answers", "a box")
     writer.close()
+  assert [p.read_text() for p in (tmp_path / "mlartifacts").rglob("*") if p.is_file()][:1] == ["a box"]
+  assert not (tmp_path / "mlruns").exists()  # of the current directory
   client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
   (run,) = client.search_runs([client.get_experiment_by_name("orthus").experiment_id])
   assert run.data.params["run.steps"] == "4" and run.info.status == "FINISHED"

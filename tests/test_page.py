@@ -164,6 +164,11 @@ def test_a_message_waits_for_the_server_and_an_option_sends_none(page):
   page.press("#fields [name=seed]", "Enter")
   page.press("[name=respond][value=text]", "Enter")
   assert page.input_value("#text") == "what?" and not page.asked and not page.locator(".turn").count()
+  option(page, "seed", "1.5")
+  page.eval_on_selector("#options", "options => options.open = false")
+  page.click("#send")
+  assert page.get_attribute("#options", "open") is not None and not page.asked  # what is wrong can be seen
+  option(page, "seed", "5")
   page.click("#send")
   page.wait_for_selector(".answer footer")
   assert page.asked[0]["messages"][0]["content"][0]["text"] == "what?"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
+from orthus_jax import cli, lock
 from orthus_jax.data import images
 from orthus_jax.data.documents import Image, Text
 from orthus_jax.errors import BadRequest
@@ -132,6 +133,14 @@ def test_it_goes_on_where_it_was_cut_off(model, tmp_path):
   assert last["id"] == "red" and "another request of this id" in last["error"]
   file.write_text("\n".join(map(json.dumps, asked)))
   assert serve(model, file, out)["before"] == 3
+
+
+def test_two_commands_dont_answer_into_one_folder(tmp_path, capsys, monkeypatch):
+  (tmp_path / "asked.jsonl").write_text('{"id": "a", "prompt": "red"}\n')
+  monkeypatch.setattr("orthus_jax.inference.model.load", lambda path: tiny.lively_model())
+  with lock.hold(tmp_path / "out"):
+    assert cli.main(["generate", "RUN", f"--requests={tmp_path / 'asked.jsonl'}", f"--out={tmp_path / 'out'}"]) == 2
+  assert "out is in use: another command works there" in capsys.readouterr().err
 
 
 def test_an_answer_is_kept_whatever_stands_in_it(tmp_path):

@@ -453,6 +453,21 @@ def test_what_may_begin_a_stop_is_held_back():
   assert until.add("x EN") == "x " and until.add("", last=True) == "EN"
 
 
+def test_texts_that_follow_each_other_stay_apart(lively):
+  messages = [
+      {"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]},
+      {"role": "assistant", "content": "c"}, {"role": "user", "content": "d"},
+  ]  # fmt: skip
+  (request,) = chat.read({"messages": messages}, lively.config).requests
+  assert [(s.text, s.learn) for s in request.document.segments] == [("be brief\na\nb", False), ("c", True), ("d", False)]
+
+
+@pytest.mark.parametrize("field", [{"output_format": "jpeg"}, {"background": "transparent"}])
+def test_pictures_of_another_kind_are_refused(http, field):
+  answer = http.post("/v1/images/generations", json={"prompt": "red", **field})
+  assert answer.status_code == 400 and "isn't served: leave it out" in answer.json()["error"]["message"]
+
+
 def test_an_answer_that_takes_too_long_is_ended(lively):
   engine = Engine(lively, LIMITS)
   engine.start()
@@ -463,10 +478,10 @@ def test_an_answer_that_takes_too_long_is_ended(lively):
     transport = httpx.ASGITransport(app=server.app)
     async with httpx.AsyncClient(transport=transport, base_url="http://a") as client:
       answer = await client.post("/v1/chat/completions", json=asked("two", max_tokens=200, respond="text"))
-      return answer.status_code, json.loads(answer.text)
+      return answer.status_code, json.loads(answer.text), answer.headers.get("x-should-retry")
 
-  status, body = asyncio.run(ask())
-  assert status == 504 and body["error"]["message"] == "it took too long"
+  status, body, again = asyncio.run(ask())
+  assert status == 504 and body["error"]["message"] == "it took too long" and again == "false"
   engine.close()
 
 

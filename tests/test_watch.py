@@ -90,6 +90,15 @@ def test_several_runs_have_a_row_each(tmp_path, capsys):
   assert "1,234" in said[-1] and "steps 80%" in said[-1]
 
 
+def test_what_others_wrote_into_a_run_is_passed_over(tmp_path, capsys):
+  with a_run(tmp_path / "a"):
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as f:
+      f.write('{"step": 101, "loss": NaN, "accuracy": Infinity}\n')
+    (tmp_path / "a" / "config.json").write_text('{"run": 5}')
+    said = printed(capsys, tmp_path / "a", "--once")
+  assert "loss" in said and "accuracy" not in said and "nan" not in said
+
+
 def test_what_is_no_run_is_refused(tmp_path, capsys):
   for argv in ([tmp_path], [tmp_path / "no"], ["--every=0"], ["--onse"]):
     assert cli.main(["runs", "watch", *map(str, argv)]) == 2

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+from orthus_jax import lock
 from orthus_jax.commands import common, sampling
 from orthus_jax.config.ranges import Range
 from orthus_jax.config.sampling import with_fields
@@ -148,10 +149,11 @@ def _serve(args: argparse.Namespace, chosen: dict[str, Any]) -> int:
   model = model_lib.load(args.model)
   base = with_fields(model.config.sampling, chosen)
   model = model.in_int8() if base.weights == "int8" else model
-  counts = requests_file.serve(
-      model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
-      preview_rows=args.preview, quiet=args.json,
-  )  # fmt: skip
+  with lock.hold(Path(args.out)):  # of two that write results.jsonl, the first one's would be lost
+    counts = requests_file.serve(
+        model, args.requests, Path(args.out), base=base, respond=args.respond, seed=args.seed, batch_size=args.batch_size,
+        preview_rows=args.preview, quiet=args.json,
+    )  # fmt: skip
   if args.json:
     print(json.dumps(counts))
   else:

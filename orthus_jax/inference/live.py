@@ -156,6 +156,10 @@ class Engine:
 
   def _prepared(self, request: Request) -> Prepared:
     prepared = self.model.prepare(request)
+    # Words end where the slots do, as they do where the model's positions end; pictures that were asked for must fit.
+    room = self._capacity.size.slots - len(prepared.main)
+    if max(prepared.max_new - prepared.most_text, 1) <= room < prepared.max_new:
+      prepared = dataclasses.replace(prepared, max_new=room)
     if refusal := self._capacity.refusal(prepared):
       raise BadRequest(refusal)
     return prepared

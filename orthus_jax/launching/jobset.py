@@ -101,12 +101,16 @@ def pod(
       "nodeSelector": {**(selectors or {}), **job.selectors},
       "tolerations": [{"key": resource, "operator": "Exists", "effect": "NoSchedule"}],
       "containers": [main],
-      "volumes": [_volume(i, what) for i, (what, _) in enumerate(job.volumes)] + list(volumes),
+      "volumes": [
+          _volume(i, what, host_network="hostNetwork" in more) for i, (what, _) in enumerate(job.volumes)
+      ] + list(volumes),
   }
 
 
-def _volume(number: int, what: str) -> dict[str, Any]:
+def _volume(number: int, what: str, *, host_network: bool) -> dict[str, Any]:
   if not what.startswith("gs://"):
     return {"name": f"volume-{number}", "persistentVolumeClaim": {"claimName": what}}
   attributes = {"bucketName": what.removeprefix("gs://"), "mountOptions": "implicit-dirs"}
+  if host_network:  # GKE's driver (1.17.2 and later) lets a pod there act as its service account where this is said
+    attributes["hostNetworkPodKSA"] = "true"
   return {"name": f"volume-{number}", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}

@@ -28,6 +28,7 @@ _REASONS = {
     400: "bad request", 401: "key", 403: "another page", 408: "slow request", 413: "too large", 429: "queue full",
     503: "not ready", 504: "too long",
 }  # fmt: skip
+_STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy (nginx's word) passes on what comes at once
 _HERE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _log = logging.getLogger("orthus_jax.serve")
 
@@ -246,7 +247,7 @@ class Server:
         await events.aclose()  # type: ignore[attr-defined]
         self.metrics.seconds.labels(path).observe(time.monotonic() - began)
 
-    return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(lines(), media_type="text/event-stream", headers=_STREAMED)
 
 
 def _tells(event: Mapping[str, Any]) -> bool:

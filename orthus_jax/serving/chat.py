@@ -93,8 +93,16 @@ def _document(messages: Sequence[Any], config: Config) -> Document:
     for j, part in enumerate(message.get("parts") or [*parts, *(message.get("images") or [])]):
       found.append((part, _ROLES[role], f"{where}.content[{j}]"))
   pictures.check_count(sum(_kind(part) == "image_url" for part, *_ in found), config.model, "messages")
-  segments = [_segment(*part, config) for part in found]
-  return Document(tuple(s for s in segments if not isinstance(s, Text) or s.text))
+  segments: list[Segment] = []
+  for segment in (_segment(*part, config) for part in found):
+    last = segments[-1] if segments else None
+    if isinstance(segment, Text) and not segment.text:
+      continue
+    if isinstance(segment, Text) and isinstance(last, Text) and not (segment.learn or last.learn):
+      segments[-1] = Text(f"{last.text}\n{segment.text}")  # a system's and a user's, say, which would be one word
+    else:
+      segments.append(segment)
+  return Document(tuple(segments))
 
 
 def _kind(part: Any) -> Any:

@@ -19,7 +19,7 @@ from orthus_jax.serving import fields, pictures
 from orthus_jax.serving.answers import ask
 from orthus_jax.serving.errors import ApiError
 
-_FIELDS = frozenset({"model", "prompt", "n", "size", "response_format", "stream", "partial_images", "seed", "background"})
+_FIELDS = frozenset({"model", "prompt", "n", "size", "response_format", "stream", "partial_images", "seed"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,4 +29,6 @@ class ApiError(Exception):
 
   def response(self) -> JSONResponse:
     headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+    if self.status == 504:
+      headers["x-should-retry"] = "false"  # the official clients ask again by themselves, and it would take as long
     return JSONResponse(self.to_json(), self.status, headers=headers)

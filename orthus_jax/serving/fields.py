@@ -18,14 +18,14 @@ SAMPLING = frozenset(f.name for f in dataclasses.fields(SamplingConfig)) - {"wei
 # Nothing of the answer hangs on these.
 IGNORED = frozenset({
     "user", "metadata", "store", "stream_options", "service_tier", "safety_identifier", "prompt_cache_key",
-    "parallel_tool_calls", "background", "moderation", "output_format", "output_compression", "quality", "style",
-    "input_fidelity",
+    "parallel_tool_calls", "moderation", "output_compression", "quality", "style", "input_fidelity",
 })  # fmt: skip
 # Served at these values alone, which ask for nothing.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, None), "presence_penalty": (0, None), "logprobs": (False, None), "top_logprobs": (0, None),
     "tools": ([], None), "tool_choice": ("none", "auto", None), "logit_bias": ({}, None),
     "response_format": ({"type": "text"}, None),
+    "background": ("auto", "opaque", None), "output_format": ("png", None),
     "modalities": (["text"], ["text", "image"], ["image", "text"], None),
 }  # fmt: skip
 _WORDS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import math
 from pathlib import Path
 import time
 from typing import Any
@@ -72,11 +73,12 @@ class Reader:
     run, now = self._run, self._now()
     rows = {r["step"]: r for r in map(metric_writer.record, self._metrics.lines()) if r is not None}
     lines = [r for r in map(goodput.record, self._time.lines()) if r is not None]
-    config, last = files.read_json(run / "config.json").get("run", {}), lines[-1] if lines else {}
+    config, last = files.read_json(run / "config.json").get("run"), lines[-1] if lines else {}
+    config = config if isinstance(config, dict) else {}  # as a person or another tool may have left it
     series: dict[str, list[float]] = {}
     for step in sorted(rows):
       for name, value in rows[step].items():
-        if name != "step" and isinstance(value, (int, float)):
+        if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
           series.setdefault(name, []).append(float(value))
     done = [last.get("step") or 0, *checkpoint.steps(run)[-1:], max(rows, default=0)]
     running = lock.held(run)

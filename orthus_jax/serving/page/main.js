@@ -234,6 +234,8 @@ const bringsFiles = (e) => e.dataTransfer.types.includes("Files");
 const elsewhere = (e) => !e.target.closest("textarea, input"); // where a link that is dropped would take the page's place
 const pictures = (list) => [...list].filter((file) => file.type.startsWith("image/"));
 $("composer").onsubmit = (e) => { e.preventDefault(); submit(); };
+// What is wrong in an option can't be shown behind the fold.
+$("composer").addEventListener("invalid", () => ($("options").open = true), true);
 $("text").oninput = grow;
 $("text").onkeydown = (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) { e.preventDefault(); if (!running.has(current)) submit(); }

@@ -49,14 +49,17 @@ def open_logger(workdir: Path, *, start: int, config: dict[str, Any]) -> MLflow:
   from mlflow import MlflowClient
   from mlflow.entities import Param
 
-  client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.absolute()}/mlflow.db")
+  place, elsewhere = workdir.absolute(), os.environ.get("MLFLOW_TRACKING_URI")
+  client = MlflowClient(elsewhere or f"sqlite:///{place}/mlflow.db")
   run_id = base.kept_id(workdir, "mlflow")
   if run_id:
     client.update_run(run_id, status="RUNNING")
     return MLflow(client, run_id)
   name = os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT)
   experiment = client.get_experiment_by_name(name)
-  experiment_id = experiment.experiment_id if experiment else client.create_experiment(name)
+  experiment_id = experiment.experiment_id if experiment else client.create_experiment(
+      name, artifact_location=None if elsewhere else (place / "mlartifacts").as_uri()  # by default, the current directory
+  )
   run_id = client.create_run(experiment_id, run_name=workdir.name).info.run_id
   base.keep_id(workdir, "mlflow", run_id)
   params = [Param(k, str(v)[:_LONGEST]) for k, v in _flat(config)]
