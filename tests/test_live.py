@@ -193,6 +193,12 @@ def test_no_more_wait_than_may(model, engine):
     ticket.cancel()
 
 
+def test_those_whose_rows_are_free_are_none_that_wait(model, engine):
+  wait_for(lambda: engine.load.rows == 0)
+  for ticket in [engine.submit(long(model)) for _ in range(LIMITS.rows + LIMITS.queue)]:  # none is refused
+    ticket.cancel()
+
+
 def test_what_cannot_be_served_is_refused_at_once(model, engine):
   how = model.config.sampling
   for changes, message in (

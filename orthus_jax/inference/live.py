@@ -145,7 +145,8 @@ class Engine:
     with self._changed:
       if not self._open:
         raise RuntimeError(self.failed or "the engine takes no requests")
-      if len(self._waiting) >= self.limits.queue:
+      # Those whose rows are free wait for no more than the next call.
+      if len(self._waiting) >= self.limits.queue + max(0, self.limits.rows - self._in_use[0]):
         raise Full
       deadline = None if seconds is None else time.monotonic() + seconds
       ticket = Ticket(self, self._number, request, prepared, deadline=deadline, previews=previews, tell=tell)
