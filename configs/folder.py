@@ -1,7 +1,5 @@
 """Your own pictures: a folder with a JSON-lines file of {"image": …, "text": …} or {"segments": […]} rows.
 
-    orthus train --config=configs/folder.py --workdir=runs/mine --config.data.path=DIR
-
 Starts from nothing but the shapes tokenizer's architecture at 64 pixels: train the vision tokenizer on your pictures
 first, then the model on top of it.
 

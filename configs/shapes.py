@@ -1,4 +1,4 @@
-"""The quickstart: a small Orthus on the built-in world, in about ten minutes on two CPU cores.
+"""The quickstart: a small Orthus on the built-in world, in ten minutes to half an hour on two CPU cores.
 
     orthus train --config=configs/shapes.py --workdir=runs/shapes
     orthus train --config=configs/shapes.py --workdir=runs/shapes --config.run.batch_size=8     # on 8 GPUs: a row each

@@ -26,7 +26,8 @@ from orthus_jax.storage.bucket import is_url
 _EXAMPLES = """examples:
   orthus prepare --look pictures                        what layout it is, what is in it, what would be skipped
   orthus prepare --source=imagefolder pictures --out=prepared --tokenizer=TOKENIZER --images=jpeg
-  orthus prepare --source=llava llava.json --pictures=images --out=prepared --config=configs/orthus_7b.py:post-h100-8
+  orthus prepare --source=llava llava.json --pictures=images --out=prepared --tokenizer=TOKENIZER \\
+                 --config=configs/orthus_7b.py:post-h100-8
   orthus prepare --source=llava --help                  how its files lie
   orthus prepare --config=configs/shapes.py             makes the built-in world
 

@@ -112,7 +112,7 @@ class RunConfig:
     loggers: where these go beside the workdir's metrics.jsonl: "tensorboard", "wandb", "mlflow".
     sample_every: steps between picture grids and text samples, or a vision tokenizer's reconstructions; 0 never.
     evaluate: (benchmark, steps) pairs, scored every so many steps as metrics: "shapes" and "geneval" are the built-in world's,
-      "mme:DIR", "pope:DIR", "gqa:DIR" and "vqav2:DIR" those whose data lies there.
+      "mme:DIR", "pope:DIR", "gqa:DIR", "vqav2:DIR" and "mmmu:DIR" those whose data lies there.
     checkpoint_every: steps between checkpoints; 0 only at the end.
     local_checkpoint_every: steps between quick ones on each machine's own disk, which a killed run goes on from when it is
       started again on the same machines and mesh; 0: none.
