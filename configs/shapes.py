@@ -72,7 +72,7 @@ def get_config(arg: str = "") -> ConfigDict:
       weight_decay=0.02, ema_decay=0.995, newton_schulz_steps=3,
   )  # fmt: skip
   config.run = dict(
-      steps=2700, batch_size=6, log_every=10, sample_every=1000, report=True,
+      steps=2700, batch_size=6, log_every=10, sample_every=1000, checkpoint_every=500, report=True,
       init_from=(("vision_tokenizer/", "asset:shapes_vqgan"),),
   )  # fmt: skip
   for word in words:

@@ -301,6 +301,19 @@ def test_closing_lets_what_runs_finish_and_takes_nothing_new(model):
   assert end(ticket).reason == "the server is stopping"
 
 
+def test_closing_waits_no_longer_for_a_call_that_hangs(model, monkeypatch):
+  engine, on = Engine(model, LIMITS), threading.Event()
+  monkeypatch.setattr(engine._batch, "turn", lambda **_: on.wait(60) and ({}, []))
+  engine.start()
+  ticket = engine.submit(long(model))
+  wait_for(lambda: engine._running)
+  waits = engine.submit(long(model))
+  assert not engine.close(seconds=0.1, hanging=0.1)
+  assert [end(t).reason for t in (ticket, waits)] == ["the server is stopping, and a call hangs"] * 2
+  on.set()
+  assert engine.close()
+
+
 def test_previews_come_on_the_way(model):
   engine = Engine(model, dataclasses.replace(LIMITS, preview_rows=1))
   engine.start()

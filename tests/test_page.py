@@ -9,13 +9,16 @@ import served
 from served import KEY, wait_for
 import tiny
 
+from orthus_jax.serving import stream
+
 pytestmark = pytest.mark.slow
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
 def server():
-  with served.over_http(tiny.lively_model(), seconds=120.0) as server:
+  with pytest.MonkeyPatch.context() as patch, served.over_http(tiny.lively_model(), seconds=120.0) as server:
+    patch.setattr(stream, "_QUIET", 0.002)  # comments between an answer's pieces, which the page reads over
     yield server
 
 

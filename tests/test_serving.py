@@ -4,6 +4,7 @@ import asyncio
 import base64
 from concurrent.futures import ThreadPoolExecutor
 import contextlib
+import dataclasses
 import io
 import json
 import os
@@ -30,7 +31,7 @@ from orthus_jax.data.documents import document
 from orthus_jax.inference.live import Engine
 from orthus_jax.inference.responses import Drawn, Preview
 from orthus_jax.inference.scheduler import Scheduler
-from orthus_jax.serving import answers, chat, drawing, run
+from orthus_jax.serving import answers, chat, drawing, run, stream
 from orthus_jax.serving.app import Server, Settings
 from orthus_jax.serving.chat import Until
 from orthus_jax.serving.pictures import to_base64
@@ -319,8 +320,9 @@ def test_a_closed_connection_gives_all_up_and_a_full_queue_says_when_to_come_aga
   before = server.engine._number
   body = asked("two", stream=True, max_tokens=200, respond="text", n=3)
   with http.stream("POST", "/v1/chat/completions", json=body) as answer:
-    next(answer.iter_lines())
-    wait_for(lambda: server.engine._number == before + 3)
+    lines = answer.iter_lines()  # which closes the connection once it is nobody's
+    next(lines)
+    wait_for(lambda: server.engine._number == before + 3 and server.engine._running)
     full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=8))
     assert full.status_code == 429 and int(full.headers["Retry-After"]) > 0
     full = http.post("/v1/chat/completions", json=asked("two", max_tokens=50, n=8, stream=True))
@@ -340,6 +342,20 @@ def test_pictures_of_one_stream_are_drawn_at_once_and_told_in_order(http, server
     told = [json.loads(line[6:]) for line in answer.result().text.splitlines() if line.startswith("data: {")]
   assert [e["seed"] for e in told if e["type"].endswith("completed")] == [5, 6, 7]
   assert [e["seed"] for e in told] == sorted(e["seed"] for e in told) and len(told) == 6
+
+
+def test_a_stream_says_that_it_lives_while_nothing_comes(client, http, server, held, monkeypatch):
+  monkeypatch.setattr(stream, "_QUIET", 0.05)
+  with http.stream("POST", "/v1/images/generations", json={"prompt": "draw a red box", "stream": True}) as answer:
+    lines = answer.iter_lines()  # which have begun before there is anything to tell
+    assert [next(lines) for _ in range(4)] == [": still at it", ""] * 2
+    wait_for(lambda: server.engine._running)
+  with ThreadPoolExecutor(1) as pool:  # the official client reads over it
+    events = client.images.generate(prompt="draw a red box", stream=True)
+    told = pool.submit(list, events)
+    held.set()
+    assert [e.type for e in told.result()] == ["image_generation.completed"]
+  wait_for(lambda: server.engine.load.rows == server.engine.load.waiting == 0)
 
 
 def test_a_chats_first_piece_is_one_of_its_answer(http, held):
@@ -381,8 +397,24 @@ def test_who_goes_while_the_engine_is_asked_gives_it_up(lively):
   assert given_up.is_set()
 
 
+def test_an_answer_that_a_call_holds_up_takes_too_long(http, server, held, monkeypatch):
+  monkeypatch.setattr(answers, "_BEHIND", 0.0)
+  monkeypatch.setattr(server, "settings", dataclasses.replace(server.settings, seconds=0.5))
+  answer = http.post("/v1/images/generations", json={"prompt": "draw a red box"})
+  assert (answer.status_code, answer.json()["error"]["message"]) == (504, "it took too long")
+
+
+def test_a_server_ends_though_a_call_hangs(lively, monkeypatch, caplog):
+  engine = types.SimpleNamespace(model=lively, failed="no room", start=lambda: None, close=lambda **_: False)
+  left = []
+  monkeypatch.setattr(run.os, "_exit", left.append)
+  with caplog.at_level("INFO", "orthus_jax.serve"):
+    run.serve(Server(engine), run.listen("127.0.0.1", 0), compile=None, grace=1.0)
+  assert left == [1] and "stopped, though a call hangs" in caplog.text
+
+
 def test_a_server_whose_engine_failed_is_not_healthy_and_ends_with_1(lively):
-  engine = types.SimpleNamespace(model=lively, failed="", close=lambda **_: None)
+  engine = types.SimpleNamespace(model=lively, failed="", close=lambda **_: True)
   engine.start = lambda: setattr(engine, "failed", "no room")
   server = Server(engine)
 

@@ -176,18 +176,28 @@ class Engine:
     with self._changed:
       return Load(len(self._waiting), *self._in_use, self._positions, self._calls, self._pictures)
 
-  def close(self, *, seconds: float = 0.0) -> None:
+  def close(self, *, seconds: float = 0.0, hanging: float | None = None) -> bool:
     """Takes no more requests, lets those that have come finish for some seconds, and ends.
 
     Args:
       seconds: after which what is left is failed.
+      hanging: that the call under way may take beyond those, as it can't be interrupted; None for all that it takes.
+
+    Returns:
+      Whether it has ended; its thread is left behind where a call took longer, and all requests have failed.
     """
     with self._changed:
       self._open, self._closing = False, True
       self._end_by = time.monotonic() + seconds
       self._changed.notify()
-    if self._thread is not None:
-      self._thread.join()
+    if self._thread is None:
+      return True
+    self._thread.join(None if hanging is None else seconds + hanging)
+    if not self._thread.is_alive():
+      return True
+    with self._changed:
+      self._fail([*[t for t, _ in self._waiting], *self._running.values()], "the server is stopping, and a call hangs")
+    return False
 
   # --- the engine's own thread --------------------------------------------------------------------------------------
 

@@ -14,6 +14,8 @@ from orthus_jax.inference.responses import Event, Failed
 from orthus_jax.inference.ticket import Ticket
 from orthus_jax.serving.errors import ApiError
 
+_BEHIND = 5.0  # seconds for the engine to say itself that it takes too long; it can't during a call that hangs or compiles
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -52,6 +54,7 @@ async def ask(engine: Engine, request: Request, *, seconds: float, previews: boo
       takes too long, 500 if the engine fails.
   """
   loop, queue = asyncio.get_running_loop(), asyncio.Queue[Event | None]()
+  end = loop.time() + seconds + _BEHIND
 
   def tell(event: Event | None) -> None:
     with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody listens any more
@@ -72,7 +75,7 @@ async def ask(engine: Engine, request: Request, *, seconds: float, previews: boo
     raise ApiError(503, engine.failed or "the server is stopping, or hasn't started", retry_after=5) from e
 
   async def events() -> AsyncIterator[Event]:
-    while (event := await queue.get()) is not None:
+    while (event := await _next(queue, end)) is not None:
       if isinstance(event, Failed):
         raise ApiError(504 if event.reason == LATE else 500, event.reason)
       yield event
@@ -81,6 +84,14 @@ async def ask(engine: Engine, request: Request, *, seconds: float, previews: boo
     yield Answer(ticket, events())
   finally:
     ticket.cancel()
+
+
+async def _next(queue: asyncio.Queue[Event | None], end: float) -> Event | None:
+  try:
+    async with asyncio.timeout_at(end):
+      return await queue.get()
+  except TimeoutError:
+    raise ApiError(504, LATE) from None
 
 
 def _give_up(submitted: asyncio.Task[Ticket]) -> None:

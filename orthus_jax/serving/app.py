@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-import contextlib
+from collections.abc import Awaitable, Callable
 import dataclasses
 import hmac
 import json
@@ -20,15 +19,10 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from orthus_jax.inference.live import Engine
-from orthus_jax.serving import chat, drawing, page, pictures
+from orthus_jax.serving import chat, drawing, page, pictures, stream
 from orthus_jax.serving.errors import ApiError
 from orthus_jax.serving.metrics import Metrics
 
-_REASONS = {
-    400: "bad request", 401: "key", 403: "another page", 408: "slow request", 413: "too large", 429: "queue full",
-    503: "not ready", 504: "too long",
-}  # fmt: skip
-_STREAMED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # a proxy (nginx's word) passes on what comes at once
 _HERE = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.IGNORECASE)
 _log = logging.getLogger("orthus_jax.serve")
 
@@ -109,8 +103,9 @@ class Server:
     asked = await asyncio.to_thread(chat.read, body, self.engine.model.config)
     limit = dict(seconds=self.settings.seconds)
     if asked.stream:
-      return await self._stream(request, chat.stream(self.engine, asked, self.settings.name, **limit), named=False)
-    return JSONResponse(await _while_connected(request, chat.whole(self.engine, asked, self.settings.name, **limit)))
+      events = chat.stream(self.engine, asked, self.settings.name, **limit)
+      return await stream.respond(request, events, self.metrics, named=False)
+    return JSONResponse(await stream.while_connected(request, chat.whole(self.engine, asked, self.settings.name, **limit)))
 
   async def _generate(self, request: Request) -> Response:
     return await self._draw(request, await self._json(request), [])
@@ -140,8 +135,10 @@ class Server:
     resolution = config.model.vision_tokenizer.resolution
     wanted = drawing.read(body, config.sampling, resolution=resolution, given=given)
     if wanted.stream:
-      return await self._stream(request, drawing.stream(self.engine, wanted, seconds=self.settings.seconds), named=True)
-    return JSONResponse(await _while_connected(request, drawing.whole(self.engine, wanted, seconds=self.settings.seconds)))
+      events = drawing.stream(self.engine, wanted, seconds=self.settings.seconds)
+      return await stream.respond(request, events, self.metrics, named=True)
+    work = drawing.whole(self.engine, wanted, seconds=self.settings.seconds)
+    return JSONResponse(await stream.while_connected(request, work))
 
   # --- what holds for all -------------------------------------------------------------------------------------------
 
@@ -158,7 +155,7 @@ class Server:
         response = await route(request)
       except ApiError as e:
         response = e.response()
-        self._failed(e)
+        self.metrics.failed(e)
       except ClientDisconnect:
         response = Response(status_code=499)
         self.metrics.failures.labels("client gone").inc()
@@ -172,9 +169,6 @@ class Server:
       return response
 
     return call
-
-  def _failed(self, error: ApiError) -> None:
-    self.metrics.failures.labels(_REASONS.get(error.status, "engine")).inc()
 
   def _check(self, request: Request) -> None:
     """Refuses other pages in a browser that reaches the server, and who doesn't have the key."""
@@ -217,68 +211,6 @@ class Server:
     if not isinstance(body, dict):
       raise ApiError(400, "the body must be a JSON object")
     return body
-
-  async def _stream(self, request: Request, events: AsyncIterator[dict[str, Any]], *, named: bool) -> Response:
-    """Server-sent events; what fails before the first one is an error as any."""
-    path, began = request.url.path, request.state.began
-    first = await _while_connected(request, _next(events))
-
-    async def lines() -> AsyncIterator[str]:
-      event: dict[str, Any] | None = first
-      begun = False
-      try:
-        while event is not None:
-          if not begun and _tells(event):
-            begun = True
-            self.metrics.first.labels(path).observe(time.monotonic() - began)
-          head = f"event: {event['type']}\n" if named else ""
-          yield f"{head}data: {json.dumps(event, ensure_ascii=False)}\n\n"
-          event = await anext(events, None)
-        if not named:
-          yield "data: [DONE]\n\n"
-      except ApiError as e:
-        self._failed(e)
-        head = "event: error\n" if named else ""
-        yield f"{head}data: {json.dumps(e.to_json())}\n\n"
-      except Exception:
-        self.metrics.failures.labels("fault").inc()
-        raise
-      finally:
-        await events.aclose()  # type: ignore[attr-defined]
-        self.metrics.seconds.labels(path).observe(time.monotonic() - began)
-
-    return StreamingResponse(lines(), media_type="text/event-stream", headers=_STREAMED)
-
-
-def _tells(event: Mapping[str, Any]) -> bool:
-  """Whether something of an answer is in it, as there is not in a chat's chunk that only opens or ends one."""
-  deltas = [c["delta"] for c in event.get("choices", ())]
-  return "b64_json" in event or any(d.get(kind) for d in deltas for kind in ("content", "images", "preview"))
-
-
-async def _next(events: AsyncIterator[dict[str, Any]]) -> dict[str, Any]:
-  return await anext(events)
-
-
-async def _while_connected(request: Request, work: Any) -> Any:
-  """The work's result; it is cancelled when the client goes."""
-  task = asyncio.ensure_future(work)
-
-  async def watch() -> None:
-    while not await request.is_disconnected():
-      await asyncio.sleep(0.2)
-
-  watcher = asyncio.create_task(watch())
-  try:
-    await asyncio.wait({task, watcher}, return_when=asyncio.FIRST_COMPLETED)
-    if not task.done():
-      raise ClientDisconnect
-    return task.result()
-  finally:
-    for other in (task, watcher):
-      other.cancel()
-      with contextlib.suppress(asyncio.CancelledError, ApiError):
-        await other
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

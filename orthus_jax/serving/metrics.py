@@ -10,7 +10,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from orthus_jax.inference.live import Engine
+from orthus_jax.serving.errors import ApiError
 
+_REASONS = {
+    400: "bad request", 401: "key", 403: "another page", 408: "slow request", 413: "too large", 429: "queue full",
+    503: "not ready", 504: "too long",
+}  # fmt: skip
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
@@ -30,6 +35,10 @@ class Metrics:
     )  # fmt: skip
     self.failures = Counter("orthus_failures", "Requests that weren't served, by reason.", ("reason",), registry=self.registry)
     self.registry.register(self)  # type: ignore[arg-type]
+
+  def failed(self, error: ApiError) -> None:
+    """Counts it by its reason."""
+    self.failures.labels(_REASONS.get(error.status, "engine")).inc()
 
   def collect(self) -> Iterator[Any]:
     """The engine's own figures, as they are now."""

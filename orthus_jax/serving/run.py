@@ -21,6 +21,7 @@ from orthus_jax.serving.app import Server
 
 _log = logging.getLogger("orthus_jax.serve")
 _STOPS = (signal.SIGTERM, signal.SIGINT)
+_HANGING = 10.0  # seconds that a call may take beyond those that answers have to finish; some compile
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -92,10 +93,13 @@ async def _serve(server: Server, listening: socket.socket, compile: Callable[[in
   server.ready = False
   if not starting.done():
     os._exit(0)  # a compilation can't be interrupted, and nothing is under way
-  await asyncio.to_thread(server.engine.close, seconds=grace)
+  ended = await asyncio.to_thread(server.engine.close, seconds=grace, hanging=_HANGING)
   http.should_exit = True
   await serving
-  _log.info("stopped")
+  _log.info("stopped" if ended else "stopped, though a call hangs")
+  if not ended:
+    logging.shutdown()
+    os._exit(1 if server.engine.failed else 0)  # the interpreter would wait for the call, or break it off and crash
   return 1 if server.engine.failed else 0
 
 

@@ -39,6 +39,7 @@ const api = {
       const events = text.split("\n\n");
       text = events.pop();
       for (const event of events) {
+        if (event.startsWith(":")) continue; // the server lives
         const data = event.replace(/^data: /, "");
         if (data === "[DONE]") return;
         const message = JSON.parse(data);
