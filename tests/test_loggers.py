@@ -290,6 +290,9 @@ def test_mlflow_goes_on_with_the_same_run(tmp_path, monkeypatch, caplog):
   told(tmp_path, monkeypatch, "mlflow", fake, start=1)
   assert list(fake.runs) == ["run0"] and fake.runs["run0"][8:10] == ["RUNNING", ("metric", "loss", 2.0, 2)]
   assert not caplog.text
+  asked = tmp_path / "what?"  # an address ends there
+  asked.mkdir()
+  assert not told(asked, monkeypatch, "mlflow", FakeMlflow()).runs and "set MLFLOW_TRACKING_URI" in caplog.text
 
 
 def test_the_real_wandb_takes_what_it_is_told(tmp_path, monkeypatch):

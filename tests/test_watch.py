@@ -90,6 +90,16 @@ def test_several_runs_have_a_row_each(tmp_path, capsys):
   assert "1,234" in said[-1] and "steps 80%" in said[-1]
 
 
+def test_a_loss_that_is_not_finite_is_told_and_no_older_one(tmp_path, capsys):
+  with a_run(tmp_path / "a"):
+    with (tmp_path / "a" / "metrics.jsonl").open("a") as f:
+      f.write('{"step": 110, "loss": null, "skipped": 3}\n')
+    one = printed(capsys, tmp_path / "a", "--once")
+    several = printed(capsys, tmp_path, "--once").splitlines()
+  assert "loss not finite ▁" in " ".join(one.split()).replace("█", "▁") and "3 updates skipped" in one
+  assert "not finite" in several[-1]
+
+
 def test_what_others_wrote_into_a_run_is_passed_over(tmp_path, capsys):
   with a_run(tmp_path / "a"):
     with (tmp_path / "a" / "metrics.jsonl").open("a") as f:

@@ -48,8 +48,9 @@ def page(s: Snapshot) -> RenderableType:
     grid.add_row(name, Text.assemble(*parts))
 
   for name in _CURVES:
-    if name in s.series:
-      row(name, f"{s.metrics[name]:<9.4g} ", (sparkline(s.series[name]), "cyan"))
+    if name in s.metrics:
+      value = (f"{_number(s, name, '.4g'):<9} ", "" if math.isfinite(s.metrics[name]) else "bold red")
+      row(name, value, (sparkline(s.series.get(name, [])), "cyan"))
   if speed := _speed(s):
     row("speed", speed)
   if s.spent.starts:
@@ -99,16 +100,18 @@ def _speed(s: Snapshot) -> str:
       "skipped": "{:.0f} updates skipped",
   }  # fmt: skip
   # What is nothing needn't be told.
-  return ", ".join(text.format(s.metrics[n]) for n, text in said.items() if s.metrics.get(n))
+  return ", ".join(text.format(s.metrics[n]) for n, text in said.items() if math.isfinite(s.metrics.get(n) or math.nan))
 
 
 def _hosts(s: Snapshot) -> str:
   names = list(dict.fromkeys(s.hosts))
   shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
-  slow = int(s.metrics.get("straggler", -1))
+  number = s.metrics.get("straggler", -1)
+  slow = int(number) if math.isfinite(number) else -1
   held = f"; process {slow} on {s.hosts[slow]} holds the others up" if 0 <= slow < len(s.hosts) else ""
   return (f"{len(s.hosts)} processes on {shown}" if s.hosts[1:] else shown) + held
 
 
 def _number(s: Snapshot, name: str, form: str) -> str:
-  return format(s.metrics[name], form) if name in s.metrics else ""
+  value = s.metrics.get(name)
+  return "" if value is None else format(value, form) if math.isfinite(value) else "not finite"

@@ -31,7 +31,7 @@ class Snapshot:
     step, steps: done, as far as told, and wanted.
     left: seconds until the last step, as this start has gone so far; None where that can't be told.
     age: seconds since its last sign of life; None where it gave none.
-    metrics: the newest value of each, and under `series` all of them.
+    metrics: the newest value of each, which may be NaN or infinite; under `series` all that are finite.
     spent: where its time went.
     saved: (step, seconds ago) of the newest checkpoint.
     samples: the newest file of samples.
@@ -76,10 +76,14 @@ class Reader:
     config, last = files.read_json(run / "config.json").get("run"), lines[-1] if lines else {}
     config = config if isinstance(config, dict) else {}  # as a person or another tool may have left it
     series: dict[str, list[float]] = {}
+    newest: dict[str, float] = {}
     for step in sorted(rows):
       for name, value in rows[step].items():
-        if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
-          series.setdefault(name, []).append(float(value))
+        if name == "step" or not isinstance(value, (int, float, type(None))):
+          continue
+        newest[name] = math.nan if value is None else float(value)  # as what isn't finite is written
+        if math.isfinite(newest[name]):
+          series.setdefault(name, []).append(newest[name])
     done = [last.get("step") or 0, *checkpoint.steps(run)[-1:], max(rows, default=0)]
     running = lock.held(run)
     finished = not running and (last.get("end") == "finished" if last else (run / "report.json").is_file())
@@ -88,7 +92,7 @@ class Reader:
     return Snapshot(
         run=run, state=_state(last, running=running, finished=finished, done=max(done)), running=running, finished=finished,
         step=max(done), steps=steps, left=_left(lines, steps, now) if running else None,
-        age=max(0.0, now - max(signs)) if signs else None, metrics={n: v[-1] for n, v in series.items()}, series=series,
+        age=max(0.0, now - max(signs)) if signs else None, metrics=newest, series=series,
         spent=goodput.totals(lines), saved=self._saved(now), samples=_newest(run / "samples"),
         hosts=next((r["hosts"] for r in reversed(lines) if "hosts" in r), []),
         remarks=remarks.last(run, _REMARKS, warnings=True) or remarks.last(run, 2),

@@ -50,6 +50,8 @@ def open_logger(workdir: Path, *, start: int, config: dict[str, Any]) -> MLflow:
   from mlflow.entities import Param
 
   place, elsewhere = workdir.absolute(), os.environ.get("MLFLOW_TRACKING_URI")
+  if not elsewhere and "?" in str(place):
+    raise ValueError(f"MLflow's database can't lie in {place}, whose name has a question mark: set MLFLOW_TRACKING_URI")
   client = MlflowClient(elsewhere or f"sqlite:///{place}/mlflow.db")
   run_id = base.kept_id(workdir, "mlflow")
   if run_id:
