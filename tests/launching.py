@@ -14,8 +14,12 @@ SHAPES = f"--config={ROOT / 'configs/shapes.py'}"
 ORTHUS_7B = f"--config={ROOT / 'configs/orthus_7b.py'}"
 PODS = ("--image=images.example.com/orthus:1", "--volume=gs://bucket:/shared")
 CLOUD = ("--project=p", "--zone=us-east5-a")
-TPU = ("--topology=v5p:4x4x4", "--slices=2", f"{ORTHUS_7B}:post-2xv5p-128")
-GPU = ("--topology=h100:8", "--nodes=4", f"{ORTHUS_7B}:post-h100-8", "--config.mesh.fsdp=32", "--config.run.batch_size=32")
+INPUTS = ("--config.data.path=gs://bucket/data", "--config.data.tokenizer=gs://bucket/tokenizer.json")
+TPU = ("--topology=v5p:4x4x4", "--slices=2", f"{ORTHUS_7B}:post-2xv5p-128", *INPUTS)
+GPU = (
+    "--topology=h100:8", "--nodes=4", f"{ORTHUS_7B}:post-h100-8", "--config.mesh.fsdp=32", "--config.run.batch_size=32",
+    *INPUTS,
+)  # fmt: skip
 
 
 def launch(capsys, *argv: str, workdir: str = "/shared/run") -> str:

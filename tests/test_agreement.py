@@ -409,6 +409,17 @@ def test_a_source_is_compared_by_what_its_arrays_mean(place, tmp_path, caplog):
   assert "1 parameters start fresh, as run.init_from brings none of them: vision_embedding/position_embedding" in caplog.text
 
 
+def test_what_is_frozen_and_comes_from_nowhere_is_told(caplog):
+  config = tiny.config(optimizer__trainable=("layers/.*",))
+  names = dict.fromkeys(("layers/attention", "token_embedding", "vision_tokenizer/encoder"))
+  initial_state._tell_of_fresh(config, names, {"vision_tokenizer/encoder"})
+  told = "1 parameters stay as drawn at random: optimizer.trainable freezes them, and run.init_from brings none of them"
+  assert f"{told}: token_embedding" in caplog.text
+  caplog.clear()
+  initial_state._tell_of_fresh(config, names, {"vision_tokenizer/encoder", "token_embedding"})
+  assert not caplog.text
+
+
 def test_a_model_is_loaded_with_its_own_tokenizer(place, tmp_path):
   run = shutil.copytree(place / "run", tmp_path / "run")
   assert oj.load(run).tokenizer.digest() == TK.digest()

@@ -49,7 +49,7 @@ def refused(argv, capsys, tmp_path=None) -> str:
         (["--config.run.batch_size=3"], "make it a multiple of 8"),
         (["--config.data.tokenizer=nowhere"], "there is no tokenizer at nowhere"),
         (["--config.data.source=folder"], "data.path is empty"),
-        (["--config.model.transformer.vocab_size=600"], "the tokenizer has 1024 tokens"),
+        (["--config.model.transformer.vocab_size=600"], "built-in tokenizer, as data.tokenizer names none, has 1024 tokens"),
         (["--config.run.init_from=(('', 'no.npz'),)"], "no.npz can't be read as named arrays"),
         (["--config.run.init_from=(('', 'nowhere'),)"], "nowhere"),
         (["--config.run.steps"], "lacks a value"),

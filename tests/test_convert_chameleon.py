@@ -147,6 +147,6 @@ def test_training_begins_with_a_published_chameleon(kind, width, anole, chameleo
   assert weights.same(found, checkpoint.load_params(chameleon))
   caplog.clear()
   with caplog.at_level("INFO"):
-    initial_state._tell_of_fresh(config, set(layout.shapes.params), set(found))
+    initial_state._tell_of_fresh(config, layout.shapes.params, set(found))
   said = f"{anole} has no image head: this model's (model.image_head.kind=diffusion, 36 parameters) starts fresh"
   assert [r.message for r in caplog.records] == [said] * (kind == "diffusion")

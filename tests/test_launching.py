@@ -6,7 +6,7 @@ import shlex
 import subprocess
 import sys
 
-from launching import CLOUD, GPU, ORTHUS_7B, PODS, ROOT, SHAPES, TPU, checker, dry, launch, stand_in
+from launching import CLOUD, GPU, INPUTS, ORTHUS_7B, PODS, ROOT, SHAPES, TPU, checker, dry, launch, stand_in
 import pytest
 import yaml
 
@@ -130,7 +130,7 @@ def test_a_sweep_is_an_array(capsys, tools, tmp_path, monkeypatch):
 
 # --- what is refused ------------------------------------------------------------------------------------------------
 
-JOBSET_TPU = ("--on=jobset", "--topology=v5e:16x16", f"{ORTHUS_7B}:post-v5e-256", *PODS)
+JOBSET_TPU = ("--on=jobset", "--topology=v5e:16x16", f"{ORTHUS_7B}:post-v5e-256", *INPUTS, *PODS)
 SLURM = ("--on=slurm", "--topology=h100:1", SHAPES)
 XPK = ("--on=xpk", *GPU, PODS[0])
 
@@ -173,10 +173,13 @@ XPK = ("--on=xpk", *GPU, PODS[0])
     (XPK, "--on=xpk lacks the GKE cluster, --cluster=NAME"),
     ((*XPK, "--cluster=c"), "--on=xpk lacks the Google Cloud project, --project=ID"),
     ((*XPK, "--cluster=c", "--project=p"), "--on=xpk lacks where the machines are, --zone=us-east5-a"),
-    ((*XPK, "--cluster=c", *CLOUD, "--init_from=it's"), "xpk garbles quotes"),
+    ((*XPK, "--cluster=c", *CLOUD, "--init_from=gs://b/it's"), "xpk garbles quotes"),
     ((*XPK, "--cluster=c", *CLOUD, "--topology=a100:8"), "xpk has no a100:8, but h100:8, h200:8: choose --on=jobset-gpu"),
     (("--on=queued-resources", *TPU, PODS[0], *CLOUD), "lacks a script that mounts the disk of --workdir on each host"),
     (("--on=queued-resources", *TPU, PODS[0], *CLOUD, "--setup=/no/file"), "--setup=/no/file can't be read"),
+    ((*JOBSET_TPU, "--config.data.tokenizer="), "the built-in tokenizer, as data.tokenizer names none, has 512 image codes"),
+    ((*JOBSET_TPU, "--config.data.path=data/x"), "data.path=data/x is relative, and a container has no current directory"),
+    ((*JOBSET_TPU, "--init_from=runs/anole"), "run.init_from=runs/anole is relative"),
     (("--on=local", SHAPES, "--nodes=2", "--topology=h100:1"), "--on=local is this machine alone: leave out --nodes"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said_in_a_line(capsys, argv, message):

@@ -18,8 +18,9 @@ from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
   orthus launch --on=slurm --topology=h100:8 --nodes=4 --config=configs/NAME.py --workdir=/shared/runs/NAME -- --partition=gpu
-  orthus launch --on=jobset --topology=v5e:16x16 --config=configs/orthus_7b.py:post-v5e-256 --workdir=/shared/runs/post \\
-      --image=images.example.com/orthus:1 --volume=gs://my-bucket:/shared --dry-run
+  orthus launch --on=jobset --topology=v5e:16x16 --config=configs/orthus_7b.py:post-v5e-256 --workdir=gs://my-bucket/runs/post \\
+      --config.data.path=gs://my-bucket/data/mix --config.data.tokenizer=gs://my-bucket/anole/tokenizer.json \\
+      --init_from=gs://my-bucket/anole --image=images.example.com/orthus:1 --dry-run
 What follows -- goes to the tool as it is. Runs that were preempted (exit status 75) or lost a host (76) go on by themselves;
 others don't. docs/launching.md tells what each kind takes and prints. Exit status: the tool's, or 2 for a bad request.
 """
@@ -86,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
   if not options.workdir:
     raise BadRequest("no --workdir: say where the run is to live, such as --workdir=/shared/runs/shapes")
 
-  from orthus_jax.launching import job as job_lib, kinds, slurm
+  from orthus_jax.launching import inputs, job as job_lib, kinds, slurm
   from orthus_jax.planning import hardware
 
   topology = hardware.parse(options.topology, options.slices) if options.topology else None
@@ -113,6 +114,7 @@ def main(argv: Sequence[str]) -> int:
     config, _ = read_config(train)
     if topology is not None:
       kinds.check_mesh(config, topology)
+    inputs.check(config, container="image" in kind.needs)
     submission = kind.submission(job)
   if options.dry_run:
     print(submission.shown(), end="")
@@ -161,11 +163,12 @@ def _array(argv: list[str], topology: Any, *, write: bool) -> str:
   """The script of a sweep's array, as `orthus sweep --print=slurm` has it."""
   options, spec, runs = sweep_command.read(argv)
 
-  from orthus_jax.launching import kinds
+  from orthus_jax.launching import inputs, kinds
   from orthus_jax.sweeping import scripts, state, todo
 
   for run in runs:
     kinds.check_mesh(run.config, topology)
+    inputs.check(run.config, container=False)
   folder = Path(options.workdir)
   left = todo.unfinished(runs, {run.id: state.read(folder, run) for run in runs})
   if not left:

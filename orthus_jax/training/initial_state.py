@@ -23,6 +23,7 @@ from orthus_jax.training.checkpoints import agreement, manifest, origins, workdi
 from orthus_jax.training.checkpoints.agreement import Difference
 from orthus_jax.training.checkpoints.local_tier import LocalTier
 from orthus_jax.training.checkpoints.saver import Checkpointer, read_state
+from orthus_jax.training.optimizer import trainable_names
 from orthus_jax.training.state import Layout, TrainState, replace_params
 from orthus_jax.training.tokenizer_losses import JUDGES
 
@@ -64,7 +65,7 @@ def first_state(
     state = replace_params(state, projected_rows(config, state, values), layout.shardings)
     named = ", ".join(f"{prefix or 'all weights'} from {path}" for prefix, path in run.init_from)
     _log.info("starting at step 0: %s", f"{named} (run.init_from)" if named else "from scratch")
-    _tell_of_fresh(config, set(layout.shapes.params), set(values))
+    _tell_of_fresh(config, layout.shapes.params, set(values))
     for prefix, path in run.init_from:
       _tell_of_model(config, prefix, path)
   if int(state.step) > run.steps:
@@ -192,8 +193,9 @@ def _other_model(config: Config, prefix: str, origin: origins.Origin) -> tuple[l
   return agreement.other_model(origin.config, config, part=part, headless=origin.headless)
 
 
-def _tell_of_fresh(config: Config, names: set[str], brought: set[str]) -> None:
+def _tell_of_fresh(config: Config, shapes: Params, brought: set[str]) -> None:
   """What of the model begins anew beside what `run.init_from` brings."""
+  names = set(shapes)
   adapters = lora.names(names) - brought
   if adapters:
     _log.info("%d adapters (model.lora) begin anew, and change nothing yet", len(adapters) // 2)
@@ -209,6 +211,12 @@ def _tell_of_fresh(config: Config, names: set[str], brought: set[str]) -> None:
   if fresh and whole:
     some = ", ".join(sorted(fresh)[:5])
     _log.warning("%d parameters start fresh, as run.init_from brings none of them: %s", len(fresh), some)
+  if still := names - brought - adapters - trainable_names(config.optimizer, shapes):
+    some = ", ".join(sorted(still)[:3])
+    _log.warning(
+        "%d parameters stay as drawn at random: optimizer.trainable freezes them, and run.init_from brings none of them: %s",
+        len(still), some,
+    )  # fmt: skip
 
 
 def _tell_of_model(config: Config, prefix: str, path: str) -> None:

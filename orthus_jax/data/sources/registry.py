@@ -129,16 +129,17 @@ def open_tokenizer(config: Config) -> TextTokenizer:
   """
   model = config.model
   tokenizer = TextTokenizer.load(config.data.tokenizer or ASSETS / "shapes_tokenizer.json")
+  name = "the tokenizer" if config.data.tokenizer else "the built-in tokenizer, as data.tokenizer names none,"
   if tokenizer.vocab_size > model.transformer.vocab_size:
     raise BadRequest(
-        f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary {model.transformer.vocab_size}:"
-        f" set model.transformer.vocab_size={tokenizer.vocab_size}"
+        f"{name} has {tokenizer.vocab_size} tokens, the model's vocabulary {model.transformer.vocab_size}:"
+        f" set model.transformer.vocab_size={tokenizer.vocab_size}, or another data.tokenizer"
     )
   codes = tokenizer.image_codes
   if len(codes) != model.vision_tokenizer.codes or (codes and codes.start != model.image_token_start):
     raise BadRequest(
-        f"the tokenizer has {len(codes)} image codes from id {codes.start if codes else '-'}, the model"
-        f" {model.vision_tokenizer.codes} from {model.image_token_start}: make model.vision_tokenizer.codes and"
-        " model.image_token_start agree with the tokenizer"
+        f"{name} has {len(codes)} image codes from id {codes.start if codes else '-'}, the model"
+        f" {model.vision_tokenizer.codes} from {model.image_token_start}: set the model's data.tokenizer, or make"
+        " model.vision_tokenizer.codes and model.image_token_start agree"
     )
   return tokenizer
