@@ -37,7 +37,9 @@ The argument is STAGE-MACHINE:
     h100-8    --topology=h100:8           h200-1      --topology=h200:1
     h200-8    --topology=h200:8           b200-8      --topology=b200:8
     gb200-64  --topology=gb200:64 (of an NVL72's 72, which divide neither the model's width nor the batches)
-    h100-1    --topology=h100:1 (80 GB; `post-lora` alone)
+    h100-1    --topology=h100:1 (80 GB)
+
+Every stage on every machine, but that `post-lora` is for h200-1 and h100-1, and h100-1 for `post-lora`.
 
 From the paper (arXiv 2412.00127): AdamW with betas 0.9 and 0.99; learning rate and batch x steps of stage 1, 1e-4 and 32 x
 15,000, and of post-training, 1e-5 and 16 x 35,000; the parts trained; the data sets, for edits 400k of InstructPix2Pix. On few
@@ -52,7 +54,7 @@ was measured at 33.4 GiB (docs/lora.md).
 
 Not told there, and ours: schedule, warm-up, weight decay, clipping, precision, caption dropping, the mix, all of edits' and
 stories' numbers (post-training's rate and batch, two passes over 400k edits, 160k windows of stories), and packing: a row of
-4,096 positions holds three documents with a picture each. Memory and speed of each TPU variant: docs/planning.md.
+4,096 positions holds three documents with a picture each. Memory and speed of stage1 and post on TPUs: docs/planning.md.
 """
 
 import dataclasses

@@ -31,7 +31,7 @@ program is optimised, scheduled and laid out in memory, which is all that a plan
                                                 chip is two devices
   --slices=2                                    of that shape, joined by the data-centre network
   --search                                      tries meshes, what is computed again, and batch sizes; prints the best that
-                                                fits as overrides to paste
+                                                fits as overrides to paste; for TPUs
   --limit=12                                    programs that --search compiles at most
   --generate=64                                 plans generation instead: a picture for each of so many prompts at once
   --whole                                       has a TPU's compiler go on to machine code, minutes longer: shows the program's
@@ -41,7 +41,8 @@ program is optimised, scheduled and laid out in memory, which is all that a plan
   --json                                        prints the report as JSON
   --calibration                                 instead plans the published runs that the calibrated time is fitted to
 
-Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request.
+Exit status: 0 if the plan fits (or no TPU says whether), 3 if it doesn't, 2 for a bad request, 1 where what the compiler
+wrote can't be read.
 """
 _OWN = ("topology", "slices", "search", "limit", "generate", "against", "calibration", "whole")
 # What each way of planning would leave unused.

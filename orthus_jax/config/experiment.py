@@ -123,7 +123,7 @@ class RunConfig:
     max_skipped: an update whose loss or gradient isn't finite is skipped; so many in a row stop the run.
     spike_deviations: a loss that lies as many standard deviations above its running mean is logged; 0: none is.
     hang_timeout: seconds after which a step that doesn't end stops the process; 0: never.
-    report: write report.html and report.json at the end.
+    report: score the result at the end, and write report.html beside report.json, which is written in any case.
     profile_steps: (first, last) step that the profiler records into the workdir's profile/, for TensorBoard and
       Perfetto; empty: none.
     compiler_options: (option, value) pairs for the compiler of the training step, above those of `parallel/compiler.py`:
