@@ -18,9 +18,10 @@ from orthus_jax.storage.bucket import is_url
 
 _EXAMPLES = """examples:
   orthus launch --on=slurm --topology=h100:8 --nodes=4 --config=configs/NAME.py --workdir=/shared/runs/NAME -- --partition=gpu
-  orthus launch --on=jobset --topology=v5e:16x16 --config=configs/orthus_7b.py:post-v5e-256 --workdir=gs://my-bucket/runs/post \\
-      --config.data.path=gs://my-bucket/data/mix --config.data.tokenizer=gs://my-bucket/anole/tokenizer.json \\
-      --init_from=gs://my-bucket/anole --image=images.example.com/orthus:1 --dry-run
+  orthus launch --on=jobset --topology=v5e:16x16 --config=configs/orthus_7b.py:post-v5e-256 \\
+      --workdir=gs://my-bucket/runs/post --config.data.path=gs://my-bucket/data/mix \\
+      --config.data.tokenizer=gs://my-bucket/anole/tokenizer.json --init_from=gs://my-bucket/anole \\
+      --image=images.example.com/orthus:1 --dry-run
 What follows -- goes to the tool as it is. Runs that were preempted (exit status 75) or lost a host (76) go on by themselves;
 others don't. docs/launching.md tells what each kind takes and prints. Exit status: the tool's, or 2 for a bad request.
 """

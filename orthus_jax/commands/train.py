@@ -47,9 +47,9 @@ need --coordinator (or MASTER_ADDR and MASTER_PORT) beside, but for Open MPI 4. 
   --processes=4 --process_id=0       how many there are, and which this is; --processes=auto asks the cluster, 1 is alone
   --join_timeout=300                 seconds to wait for the others
 
-On SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU or Ctrl-C the step under way ends and a checkpoint is saved; a second SIGTERM or Ctrl-C
-stops at once. A workdir is one command's at a time. Exit status: 0 done, 1 stopped by what the message says, 2 a request that
-can't be served, 75 preempted (start the same command again), 76 a step hung or another process was lost, 130 interrupted.
+On SIGTERM, SIGHUP, SIGUSR1, SIGUSR2, SIGXCPU or Ctrl-C the step under way ends and a checkpoint is saved; a second SIGTERM or
+Ctrl-C stops at once. A workdir is one command's at a time. Exit status: 0 done, 1 stopped by what the message says, 2 a request
+that can't be served, 75 preempted (start the same command again), 76 a step hung or another process was lost, 130 interrupted.
 """
 
 
