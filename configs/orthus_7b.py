@@ -150,7 +150,8 @@ def _post(config: ConfigDict, machine: _Machine, *, published: bool, lora: bool)
   )  # fmt: skip
   config.optimizer = dict(
       learning_rate=rate, warmup_steps=min(500, steps // 10), schedule="constant" if published else "cosine",
-      final_fraction=0.1, b1=0.9, b2=0.99, clip_norm=1.0, weight_decay=0.0 if published else 0.1, trainable=_ALL_BUT_VQGAN,
+      final_fraction=0.0 if published else 0.1, b1=0.9, b2=0.99, clip_norm=1.0, weight_decay=0.0 if published else 0.1,
+      trainable=_ALL_BUT_VQGAN,
   )  # fmt: skip
   if lora:  # the adapters stay in float32
     config.model.lora = dict(rank=64, alpha=128.0)

@@ -92,14 +92,14 @@ def chain(*parts: Runs) -> list[Run]:
 
 
 def draws(seed: int, n: int, fields: Mapping[str, Draw]) -> list[Run]:
-  """Runs whose fields are drawn at random.
+  """Runs whose fields are drawn at random, each draw once.
 
   A field's values depend on the seed and its name alone, and the first n on no more that follow: fields and runs can be added
   to a sweep that has begun.
 
   Args:
     seed: of the draws.
-    n: runs.
+    n: draws; there are as many runs, less those that were drawn before.
     fields: dotted field → `uniform`, `loguniform`, `integer` or `choice`.
 
   Raises:
@@ -110,7 +110,8 @@ def draws(seed: int, n: int, fields: Mapping[str, Draw]) -> list[Run]:
   if wrong := [f for f, draw in fields.items() if not callable(draw)]:
     raise BadRequest(f"{wrong[0]}={fields[wrong[0]]!r} is no distribution: write uniform, loguniform, integer or choice")
   shares = {f: np.random.default_rng((seed, zlib.crc32(f.encode()))).random(n) for f in fields}
-  return [Run(overrides={f: draw(float(shares[f][i])) for f, draw in fields.items()}) for i in range(n)]
+  drawn = [{f: draw(float(shares[f][i])) for f, draw in fields.items()} for i in range(n)]
+  return [Run(overrides=overrides) for i, overrides in enumerate(drawn) if overrides not in drawn[:i]]
 
 
 def uniform(low: float, high: float) -> Draw:
@@ -127,8 +128,9 @@ def loguniform(low: float, high: float) -> Draw:
 
 def integer(low: int, high: int) -> Draw:
   """A whole number, both ends among them."""
-  _check(low < high, "integer", low, high, "the first below the second")
-  return lambda u: low + int((high + 1 - low) * u)
+  whole = float(low).is_integer() and float(high).is_integer()
+  _check(low < high and whole, "integer", low, high, "whole numbers, the first below the second")
+  return lambda u: int(low) + int((high + 1 - low) * u)
 
 
 def choice(*values: Any) -> Draw:

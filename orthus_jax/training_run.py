@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from orthus_jax import files, lock, tokenizer_run
-from orthus_jax.config import Config
+from orthus_jax.config import Config, idle
 from orthus_jax.data import images as images_lib, picture_sheet, tokenizer_difference
 from orthus_jax.data.documents import Document, Image, Source, Text
 from orthus_jax.data.pipeline import Pipeline
@@ -75,6 +75,7 @@ def run(
     initial_state.check_sources(config, workdir, tokenizer)
     local_tier.directory(config, workdir)
   ledger, said = Ledger(begin), Remarks()
+  _tell_of_settings(config)
   with contextlib.ExitStack() as held:
     with hosts.together():
       if hosts.primary():
@@ -98,6 +99,13 @@ def run(
       ledger.close(end)
       said.close()
     return figures
+
+
+def _tell_of_settings(config: Config) -> None:
+  for sentence in idle.settings(config) if hosts.primary() else ():
+    _log.warning("%s", sentence)
+  if (warmup := config.optimizer.warmup_steps) > config.run.steps and hosts.primary():
+    _log.info("warming up for all of run.steps=%d, as optimizer.warmup_steps=%d is more", config.run.steps, warmup)
 
 
 def _run(

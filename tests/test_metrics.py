@@ -130,6 +130,10 @@ def test_profiles_are_written_for_the_steps_asked_for(tmp_path):
     profiler.after(step, f(jnp.zeros(())))
   names = {p.name for p in tmp_path.rglob("*") if p.is_file()}
   assert any(n.endswith(".xplane.pb") for n in names) and "perfetto_trace.json.gz" in names
+  later = Profiler(tmp_path / "later", (2, 3))  # of a run that goes on from step 2
+  later.before(3)
+  later.after(3, None)
+  assert list((tmp_path / "later").rglob("*.xplane.pb"))
   nothing = Profiler(tmp_path / "none", ())
   nothing.before(1)
   nothing.after(1, None)

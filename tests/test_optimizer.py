@@ -4,9 +4,12 @@ import dataclasses
 import functools
 import math
 import re
+import types
 
+from flax import nnx
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 import numpy as np
 import optax
 import pytest
@@ -14,12 +17,14 @@ import test_meshes
 import tiny
 
 from orthus_jax.errors import BadRequest
+from orthus_jax.models import params as params_lib
 from orthus_jax.models.orthus import describe
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import initial_state, muon, optimizer as optimizer_lib
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.checkpoints.saver import Checkpointer
-from orthus_jax.training.state import plan_run
+from orthus_jax.training.state import TrainState, plan_run
+from orthus_jax.training.step import train_step
 from orthus_jax.training.tasks import OrthusTask
 
 STEPS = 4
@@ -249,3 +254,38 @@ def test_muons_updates_on_a_mesh_are_those_on_one_device():
   found = updated(c, split(params), [split(g) for g in grads])
   for n, expected in updated(c, params, grads).items():
     np.testing.assert_allclose(found[n], expected, rtol=1e-4, atol=1e-5, err_msg=n)
+
+
+class One(nnx.Module):
+  def __init__(self):
+    self.w = nnx.Param(jnp.ones((2, 2)))
+
+
+class Given:
+  """A task whose gradient is what the batch says."""
+
+  def counts(self, batch):
+    return None
+
+  def loss(self, model, batch, key, **_):
+    loss = jnp.sum(model.w[...] * batch)
+    return loss, {"loss": loss}
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_the_rate_is_the_steps_after_skipped_updates_too(name):
+  config = tiny.config(run__steps=9)
+  config = dataclasses.replace(config, optimizer=settings(name, clip_norm=0.0, weight_decay=0.0))
+  optimizer = optimizer_lib.make_optimizer(config.optimizer, config.run)
+  graphdef, trained = params_lib.split(One())
+  mesh = mesh_lib.make_mesh(config.mesh, devices=jax.devices()[:1])
+  layout = types.SimpleNamespace(graphdef=graphdef, shardings=types.SimpleNamespace(step=jax.NamedSharding(mesh, P())))
+  step = jax.jit(train_step(Given(), optimizer, config, layout))
+  state = TrainState(step=jnp.int32(0), trained=trained, frozen={}, moments=optimizer.init(trained), ema={})
+  rate = optimizer_lib.schedule(config.optimizer, 9, peak=RATES["adamw_learning_rate"] if name == "muon" else None)
+  for number in range(7):
+    before, bad = state.trained["w"], number in (3, 4)
+    state, metrics = step(state, jnp.full((2, 2), jnp.nan if bad else 1.0))
+    assert metrics["skipped"] == bad
+    # AdamW's update of a gradient that never changes is the rate itself.
+    np.testing.assert_allclose(before - state.trained["w"], 0.0 if bad else rate(number), rtol=1e-4)

@@ -57,6 +57,11 @@ def test_draws_stay_as_a_sweep_grows():
   assert 60 < sum(v < 10**-2.5 for v in rates) < 140
 
 
+def test_what_is_drawn_again_is_no_other_run():
+  runs = [r.overrides["run.steps"] for n in (3, 40) for r in sweep.draws(0, n, {"run.steps": sweep.integer(1, 4)})]
+  assert runs[-4:][: len(runs) - 4] == runs[:-4] and sorted(runs[-4:]) == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("make, said", [
     (lambda: sweep.grid({}), "an empty grid: give it fields"),
     (lambda: sweep.grid({"run.seed": []}), "an empty grid: run.seed has no values"),
@@ -71,6 +76,7 @@ def test_draws_stay_as_a_sweep_grows():
     (lambda: sweep.draws(0, 2, {"a": 0.5}), "a=0.5 is no distribution"),
     (lambda: sweep.loguniform(0, 1), r"loguniform\(0, 1\) must be above 0"),
     (lambda: sweep.uniform(2, 1), "must be the first below the second"),
+    (lambda: sweep.integer(0.5, 3), "must be whole numbers"),
     (lambda: sweep.choice(), "no values to choose from"),
 ])  # fmt: skip
 def test_a_sweep_that_makes_no_sense_is_refused(make, said):

@@ -261,6 +261,7 @@ pathlib.Path({str(file)!r}).write_text(pathlib.Path({str(file)!r}).read_text().r
     (("--grid=run.seed=1,1",), "two runs are the same, both seed=1"),
     (("--grid=run.seed=1", "--grid=run.seed=2"), "--grid says twice what run.seed is"),
     (("--grid=run.steps=1,0",), "run.steps=0 must be at least 1"),
+    (("--config.run.seed=5", "--grid", "run.seed=0,1"), "--config.run.seed is given for all runs, and the sweep varies it"),
     (("--draw=run.seed=integer(1,9)",), "--draw and --draws go together"),
     (("--draws=2", *["--draw=run.seed=integer(1,9)"] * 2, "--dry-run"), "--draw says twice how run.seed is drawn"),
     (("--grid=run.seed=1", "--draws-seed=1", "--dry-run"), "--draws-seed is of --draw: leave it out"),

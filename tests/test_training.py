@@ -18,6 +18,7 @@ from orthus_jax.parallel import compiler, mesh as mesh_lib
 from orthus_jax.training import loop, losses
 from orthus_jax.training.checkpoints import workdir as checkpoint
 from orthus_jax.training.goodput import Ledger
+from orthus_jax.training.metric_writer import read_metrics
 from orthus_jax.training.optimizer import make_optimizer, schedule, trainable_names
 from orthus_jax.training.state import digest, plan_state
 from orthus_jax.training.step import batch_shardings, jit_step, train_step
@@ -206,7 +207,7 @@ def test_a_run_repeats_itself_and_goes_on_where_it_stopped(tmp_path):
   assert digest(whole.params) == digest(checkpoint.load_params(tmp_path / "a"))
 
   # Stopped after two steps of four, then started again.
-  config = tiny.config(mesh__fsdp=8, run__steps=4, run__checkpoint_every=2)
+  config = tiny.config(mesh__fsdp=8, run__steps=4, run__checkpoint_every=2, run__log_every=3)
   checkpoint.open_workdir(tmp_path / "d", config)
   pipeline = Pipeline(tiny.TinySource(), TK, config)
 
@@ -226,6 +227,10 @@ def test_a_run_repeats_itself_and_goes_on_where_it_stopped(tmp_path):
   second.keep(tmp_path / "d")
   resumed = loop.train(config, tmp_path / "d", OrthusTask(config, pipeline), ledger=second)
   spent, wall = second.totals(), time.monotonic() - began
+  losses = [row["loss"] for row in read_metrics(tmp_path / "b")]  # each checkpoint is rated by those since the one before
+  for step in (2, 4):
+    rated = json.loads((tmp_path / "d" / "checkpoints" / str(step) / "metrics" / "metrics").read_text())
+    assert rated["loss"] == pytest.approx(np.mean(losses[step - 2 : step]))
   assert sum(spent.seconds.values()) == pytest.approx(spent.wall) == pytest.approx(wall, rel=0.01)
   assert spent.starts == 2 and 0.299 <= spent.seconds["gap"] < 3  # times are kept in rounded seconds
   for part in ("startup", "compile", "step", "data_wait", "checkpoint"):

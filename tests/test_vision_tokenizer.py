@@ -22,6 +22,7 @@ from orthus_jax.models.vision_tokenizer import GroupNorm, VisionTokenizer
 from orthus_jax.parallel import mesh as mesh_lib
 from orthus_jax.training import loop
 from orthus_jax.training.checkpoints import workdir as checkpoint
+from orthus_jax.training.state import TrainState
 from orthus_jax.training.tasks import TokenizerTask
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +92,13 @@ def test_training_reconstructs_and_keeps_codes_alive(tmp_path, monkeypatch):
   assert used >= 0.75 and used > before / 16
   rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
   assert len(rows) == 120
+
+
+def test_codes_that_are_frozen_stay():
+  config = tiny.config(task="vision_tokenizer", tokenizer_loss={"revive_every": 1}, run__steps=100)
+  task = TokenizerTask(config, tiny.TinySource(8))
+  state = TrainState(step=jnp.int32(1), trained={"decoder": jnp.ones(1)}, frozen={}, moments={}, ema={})
+  assert task.after_step(1, state, None, np.zeros(1)) is state
 
 
 @pytest.mark.slow

@@ -106,6 +106,10 @@ class DataConfig:
         all(a < b for a, b in zip(steps, steps[1:])), "data.later_kinds: steps must be above 0 and rise from pair to pair"
     )
     mixes = (self.kinds, *(kinds for _, kinds in self.later_kinds))
+    for field, pairs in (("documents", self.documents), *(("kinds or later_kinds", m) for m in mixes)):
+      names = [name for name, _ in pairs]
+      twice = next((name for i, name in enumerate(names) if name in names[:i]), "")
+      require(not twice, f"data.{field} has {twice!r} twice: leave one of them out")
     require(all(not k or any(w for _, w in k) for k in mixes), "data.kinds or later_kinds gives no document a weight above 0")
     require(
         not self.mixture or (self.source == "prepared" and not self.path),
@@ -117,6 +121,10 @@ class DataConfig:
         " data.mixture: give one for each, or none",
     )
     require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
+    if self.source == "shapes":
+      for field in ("annotations", "text", "pictures", "pairs", "learn"):
+        default = type(self).__dataclass_fields__[field].default
+        require(getattr(self, field) == default, f"data.{field} isn't for data.source=shapes: leave it at {default!r}")
     if self.source == "prepared":
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
       require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")

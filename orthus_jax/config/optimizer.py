@@ -21,9 +21,9 @@ class OptimizerConfig:
       of layers), which learns more from each step and costs some matrix products more.
     learning_rate: at its peak.
     adamw_learning_rate: under Muon, the peak for what AdamW trains; 0 means the same.
-    warmup_steps: linear rise from 0.
+    warmup_steps: linear rise to the peak, which is that of step `warmup_steps`; no longer than the run.
     schedule: after warm-up: "constant", "cosine" or "linear", both down to `final_fraction` of the peak.
-    final_fraction: of the peak, at the last step; see `schedule`.
+    final_fraction: of the peak, which the schedule would reach one step behind the last; see `schedule`.
     b1, b2, eps: AdamW's; Muon adds eps to the norm that it divides momentum by.
     newton_schulz_steps: of Muon's orthogonalisation. Fewer cost less and leave small singular values smaller.
     weight_decay: on matrices alone, not on norms, biases or embeddings.

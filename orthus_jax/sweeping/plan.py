@@ -91,6 +91,9 @@ _NONE = object()
 
 def _planned(run: Run, spec: str, base: Config, common: Sequence[str], evaluate: str | None) -> Planned:
   own = [f"--config.{field}={_text(field, value)}" for field, value in run.overrides.items()]
+  for_all = {found[1] for flag in common if (found := re.match(r"--?config\.([^=\s]+)", flag))}
+  if both := sorted(for_all & set(run.overrides)):
+    raise BadRequest(f"--config.{both[0]} is given for all runs, and the sweep varies it: leave one of them out")
   config, _ = read_config([*common, *own], base)
   tree = to_dict(config)
   fields = {field: _at(tree, field) for field in run.overrides}

@@ -253,6 +253,7 @@ def _run_steps(
       with watchdog.aside(), ledger.part("evaluate"):
         _call(hook, done, layout, state, writer)
     if save:
+      guard.catch_up()  # the checkpoint is rated by all steps since the one before
       with ledger.part("checkpoint"):
         saver.save(state, loss=guard.mean_loss())
       ledger.write()

@@ -87,7 +87,7 @@ class Profiler:
 
   def before(self, step: int) -> None:
     """Called ahead of each step, counted from 1."""
-    if step == self._first:
+    if self._first <= step <= self._last and not self._on:  # also where a run goes on among them
       jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
       self._on = True
 

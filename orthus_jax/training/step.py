@@ -96,13 +96,20 @@ def train_step(
     norm = global_norm(grads)
     # An update of numbers that aren't finite would spoil the parameters for good: the state stays as it was.
     fine = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    scheduled = moments
     trained, moments, ema = jax.tree.map(
         lambda new, old: jnp.where(fine, new, old), (trained, moments, ema), (state.trained, state.moments, state.ema)
     )
+    # The learning rate is one of the step, and goes on.
+    moments = jax.tree.map(lambda new, old: new if _schedules(new) else old, scheduled, moments, is_leaf=_schedules)
     state = dataclasses.replace(state, step=state.step + 1, trained=trained, moments=moments, ema=ema)
     return state, {**metrics, "grad_norm": norm, "skipped": 1.0 - fine}
 
   return step
+
+
+def _schedules(moments: Any) -> bool:
+  return isinstance(moments, optax.ScaleByScheduleState)
 
 
 def jit_step(step: Callable, layout: Layout, mesh: Mesh, batch: Any, config: Config) -> Any:

@@ -215,7 +215,7 @@ class TokenizerTask:
   def after_step(self, step: int, state: TrainState, graphdef: Any, batch: np.ndarray) -> TrainState:
     every = self.config.tokenizer_loss.revive_every
     # Not near the end: a fresh code needs time to settle.
-    if not every or (step > 1 and step % every) or step > 0.8 * self.config.run.steps:
+    if not every or (step > 1 and step % every) or step > 0.8 * self.config.run.steps or "codebook" not in state.trained:
       return state
     # Use is judged on several pictures per code: in a single batch, most codes would look unused.
     chosen = np.random.default_rng((self.config.run.seed, step)).integers(self.pictures.trained, size=_REVIVE_PICTURES)
