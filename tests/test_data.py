@@ -156,8 +156,6 @@ def test_later_kinds_take_over_at_their_step():
       pipeline(data__later_kinds=wrong)
   with pytest.raises(BadRequest, match="data.kinds or later_kinds has 'ask' twice"):
     pipeline(data__later_kinds=[[4, [["ask", 1.0], ["draw", 1.0], ["ask", 0.0]]]])
-  with pytest.raises(BadRequest, match="data.learn isn't for data.source=shapes"):
-    pipeline(data__source="shapes", data__learn="text")
   with pytest.raises(BadRequest, match="'drawing'; this source has"):
     pipeline(data__later_kinds=[[4, [["drawing", 1.0]]]])
 

@@ -22,6 +22,8 @@ from orthus_jax.config import idle
     (dict(optimizer__name="muon", optimizer__newton_schulz_steps=3, optimizer__schedule="linear"), []),
     (dict(model__lora__alpha=8.0, sampling__late_from=0.2), ["model.lora.alpha=8.0", "sampling.late_from=0.2"]),
     (dict(model__lora__alpha=8.0, task="vision_tokenizer", optimizer__trainable=[".*"]), []),
+    (dict(data__source="shapes", data__learn="text", data__pairs="to_image"), ["data.pairs=to_image", "data.learn=text"]),
+    (dict(data__source="imagefolder", data__learn="text", data__path="x"), []),
     ({}, []),
 ])  # fmt: skip
 def test_each_is_told_with_what_it_needs(changes, said):

@@ -318,7 +318,7 @@ def test_pretraining_is_post_trainings_program(machine):
   for part in ("model", "data", "mesh"):
     assert getattr(pretrain, part) == getattr(post, part)
   assert pretrain.run.batch_size == post.run.batch_size
-  schedule = ("learning_rate", "warmup_steps", "schedule", "weight_decay")
+  schedule = ("learning_rate", "warmup_steps", "schedule", "final_fraction", "weight_decay")
   assert dataclasses.replace(pretrain.optimizer, **{n: getattr(post.optimizer, n) for n in schedule}) == post.optimizer
 
 

@@ -121,10 +121,6 @@ class DataConfig:
         " data.mixture: give one for each, or none",
     )
     require(not self.documents or self.source == "shapes", "data.documents is for data.source=shapes: leave it empty")
-    if self.source == "shapes":
-      for field in ("annotations", "text", "pictures", "pairs", "learn"):
-        default = type(self).__dataclass_fields__[field].default
-        require(getattr(self, field) == default, f"data.{field} isn't for data.source=shapes: leave it at {default!r}")
     if self.source == "prepared":
       require(bool(self.path or self.mixture), "data.path is empty: set it to the prepared folder, or set data.mixture")
       require(not self.cache_features, "data.cache_features: with data.source=prepared, use `prepare --images=features`")
