@@ -82,7 +82,9 @@ def _orthogonalised(x: jax.Array, dims: MuonDimensionNumbers, iterations: int) -
       x_LCR = products.apart(x_LRC.astype(jnp.bfloat16).swapaxes(1, 2))
       return products.matmul(x_LCR, factor_LRR)[:, :-1].reshape(x.shape)
     x_LRC = products.matmul(factor_LRR, x_LRC)
-  return (x_LRC.swapaxes(1, 2) if tall else x_LRC).reshape(x.shape)
+  # Without the barrier, XLA makes one product of the last and the transposition, and its CPU backend (jax 0.10.2, 0.12.0) has
+  # none of factors in bfloat16 that both lie so: an error once it runs.
+  return (jax.lax.optimization_barrier(x_LRC).swapaxes(1, 2) if tall else x_LRC).reshape(x.shape)
 
 
 def _scale(dims: MuonDimensionNumbers, x: jax.Array) -> float:
