@@ -157,6 +157,8 @@ def test_two_runs_are_compared_item_by_item(lively, pope, tmp_path, capsys, monk
         ("{", "", "protocol.json:1: broken JSON"),
         ("{}", '{"id": [], "unit": "a", "tag": "b", "points": 1}', "judged.jsonl:1: 'id' is [] where a text is expected"),
         ("{}", '{"id": "a", "unit": "a", "tag": "b", "points": "c"}', "'points' is 'c' where a whole number or a number"),
+        ("{}", '{"id": "a", "unit": "a", "tag": "b", "points": NaN}', "row 1: its points are nan, and must be a number"),
+        ("{}", '{"id": "a", "unit": "a", "tag": "b", "points": 1}\n' * 2, "row 2: 'a' stands there twice"),
         ("{}", None, "a has no judged.jsonl, as it wasn't scored by `orthus evaluate`: score it there first"),
         (None, None, "a isn't a benchmark's run: it has no protocol.json"),
     ],

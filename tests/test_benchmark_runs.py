@@ -277,6 +277,11 @@ def test_a_scorer_that_stops_says_that_the_answers_are_kept(lively, tmp_path, mo
   error = capsys.readouterr().err
   kept = tmp_path / "out" / "val_predictions.json"
   assert f"all answers are kept in {kept}, and can't be scored: " in error and kept.is_file()
+  two = {n: {"question": "a", "imageId": "b", "isBalanced": True} for n in "78"}  # of which one has no answer
+  (tmp_path / "val_questions.json").write_text(json.dumps(two))
+  assert cli.main(["evaluate", "run", "--benchmark=gqa", f"--data={tmp_path}", f"--out={tmp_path / 'part'}"]) == 0
+  told = capsys.readouterr().out
+  assert "not scored: " in told and f"1 of 2 answered: {tmp_path / 'part' / JOURNAL}\n" in told
 
 
 def test_files_of_one_name_are_all_in_the_digest(tmp_path):

@@ -142,12 +142,15 @@ def test_files_of_one_name_are_told_apart(tmp_path):
     ("a.csv", "id,text\n1\n", "line 2: .* got None"),
     ("a.pdf", "x", "prompts are read from .txt"),
     ("in/a.pdf", "x", "holds no .txt or .jsonl"),
+    ("in/LICENSE.txt", "x", r"holds .txt and .jsonl files \(LICENSE.txt, b.jsonl\): name those of the prompts"),
     ("", "", "there is no"),
 ])  # fmt: skip
 def test_what_holds_no_prompts_is_refused(tmp_path, name, content, wrong):
   path = tmp_path / (name or "absent")
   path.parent.mkdir(exist_ok=True)
   if name:
+    if path.suffix == ".txt" and "/" in name:
+      (path.parent / "b.jsonl").write_text('{"prompt": "a red cat"}')
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
   with pytest.raises(BadRequest, match=wrong):
     Prompts.read([path.parent if "/" in name else path])

@@ -86,6 +86,7 @@ def test_requests_that_make_no_sense(orthus, native, tmp_path, capsys):
   (tmp_path / "there/file").write_text("")
   assert "exists already" in refused(capsys, f"--from={orthus}", f"--to={tmp_path / 'there'}")
   assert "is no directory" in refused(capsys, f"--from={tmp_path / 'no'}", f"--to={tmp_path / 'x'}")
+  assert "is no directory" in refused(capsys, f"--from={tmp_path / 'no'}", f"--to={tmp_path / 'x'}", "--image-head=codes")
   assert "lies within" in refused(capsys, f"--from={orthus}", f"--to={orthus / 'x'}")
   assert "is native already" in refused(capsys, f"--from={native}", f"--to={tmp_path / 'x'}", "--format=native")
   assert "a Hugging Face directory already" in refused(

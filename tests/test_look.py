@@ -50,6 +50,15 @@ def test_a_folder_is_looked_at(folder):
   assert sorted(p.name for p in folder.iterdir()) == before
 
 
+def test_bad_rows_at_the_head_hide_no_layout(folder):
+  (folder / "metadata.jsonl").write_text("{bad\n[1]\n" + (folder / "metadata.jsonl").read_text())
+  found = look(folder)
+  assert (found.layout, found.rows, found.bad) == ("jsonl", 42, 9)
+  (folder / "metadata.jsonl").write_text("{bad\n" * 30)
+  with pytest.raises(BadRequest, match="metadata.jsonl, line 1: it isn't JSON: Expecting property name .*, at character 2"):
+    look(folder)
+
+
 def test_a_page_tells_of_it(folder):
   page = describe(look(folder))
   for part in (

@@ -236,6 +236,17 @@ def test_judges_that_are_none(judge, message):
       score()
 
 
+def test_a_judge_that_fails_is_told_with_its_picture():
+  def judge(*_):
+    raise ZeroDivisionError("no such thing\nand more")
+
+  said = r"the judge fails on \S+png: ZeroDivisionError: no such thing \(--debug shows where\)"
+  for score in (lambda: geneval.score(GENEVAL / "images", judge=judge),
+                lambda: dpg_bench.score(DPG / "images", csv=DPG / "dpg_bench.csv", judge=judge)):  # fmt: skip
+    with pytest.raises(BadRequest, match=said):
+      score()
+
+
 # DPG-Bench
 
 DPG = GOLDEN / "dpg_bench"

@@ -52,6 +52,13 @@ def test_each_seed_is_an_edit_and_folders_that_are_not_there_are_bad_rows(edits)
   assert layout.fields()["edit"] == '"make it snow"'
 
 
+def test_a_pair_that_is_listed_again_counts_once(edits):
+  (edits / "seeds.json").write_text(json.dumps([["0000000", ["12", "12"]], ["0000000", ["12", "3"]], ["0000000", ["3"]]]))
+  layout = InstructPix2Pix(edits)
+  assert [layout.drafts(i)[0].id for i in range(len(layout))] == ["0000000/12", "0000000/3"]
+  assert layout.remarks.lines()[0].startswith("folders with pairs listed before, which count once: 3 (0000000")
+
+
 def test_without_a_list_folders_are_read(edits):
   (edits / "seeds.json").unlink()
   (edits / "other").mkdir()

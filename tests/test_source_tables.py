@@ -245,6 +245,8 @@ def test_journeydb(tmp_path):
     JourneyDB(tmp_path, Options(text=("title",)))
   with pytest.raises(BadRequest, match="no field img_path; its fields are image"):
     JourneyDB(write_journey(tmp_path / "x", {"image": 1}))
+  bad_first = JourneyDB(write_journey(tmp_path / "y", "{", "[1]", {"img_path": "a.png"}))
+  assert bad_first.fields() == {"img_path": "the picture's path"}
 
 
 def test_journeydbs_splits_and_paths(tmp_path):

@@ -72,6 +72,7 @@ def main(options: argparse.Namespace) -> int:
   from orthus_jax.evaluation import shapes_geneval
   from orthus_jax.evaluation.benchmarks import geneval
   from orthus_jax.evaluation.runs import execute, page, prompts, registry, scoring
+  from orthus_jax.evaluation.runs.task import JOURNAL
   from orthus_jax.inference import model as model_lib
   from orthus_jax.training.checkpoints import workdir as checkpoint
   from orthus_jax.training.state import digest
@@ -114,7 +115,8 @@ def main(options: argparse.Namespace) -> int:
       scored = scoring.score(options.benchmark, task, out, outcome.files, judge=judge)
   except BadRequest as e:
     raise BadRequest(f"all answers are kept in {outcome.files}, and can't be scored: {e}") from e
-  record: dict[str, Any] = {"files": str(outcome.files), "answered": outcome.answered, "unasked": len(outcome.failed)}
+  kept = out / JOURNAL if isinstance(scored, str) else outcome.files  # the tool's own files may lack some
+  record: dict[str, Any] = {"files": str(kept), "answered": outcome.answered, "unasked": len(outcome.failed)}
   record |= {"beyond_limit": outcome.beyond, **task.protocol}
   if isinstance(scored, str):
     record["unscored"] = scored
@@ -132,7 +134,7 @@ def main(options: argparse.Namespace) -> int:
     print(f"written: {out / 'score.json'}, judged.jsonl and index.html")
   else:
     print(f"not scored: {scored}")
-  print(f"{outcome.answered:,} of {asked:,} answered: {outcome.files}")
+  print(f"{outcome.answered:,} of {asked:,} answered: {kept}")
   if outcome.beyond:
     what = "in these files alone" if isinstance(scored, str) else "scored too"
     print(f"an earlier command answered {outcome.beyond:,} more, beyond --limit={options.limit}, which are {what}")

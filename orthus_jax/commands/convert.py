@@ -82,6 +82,8 @@ def main(argv: Sequence[str]) -> int:
   from orthus_jax.training.checkpoints import export_huggingface, import_huggingface
 
   source = Path(bring.local(options.source))
+  if not source.exists():
+    raise BadRequest(f"--from={options.source} is no directory")
   published = huggingface.is_checkpoint(source)
   form = options.format or ("native" if published else "huggingface")
   if published == (form == "huggingface"):

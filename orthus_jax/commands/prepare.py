@@ -207,7 +207,10 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
 
   if config.data.source == "prepared":
     raise BadRequest("data.source=prepared is laid out already: set it to the layout of what it was made of")
-  prompts = Prompts.read([Path(user_path(p)) for p in options.contamination.split(",")]) if options.contamination else None
+  named = [Path(user_path(p.strip())) for p in (options.contamination or "").split(",") if p.strip()]
+  if options.contamination and not named:
+    raise BadRequest("--contamination names no file of prompts")
+  prompts = Prompts.read(named) if named else None
   tokenizer = sources.open_tokenizer(config)
   encode, digest = feature_encoder.encoder_of(config) if options.images == "features" else (None, "")
   source = sources.open_source(config, config.data.split, options.paths)
@@ -230,6 +233,6 @@ def _lay_out(config: Config, options: argparse.Namespace) -> int:
       + f"; some of them: {out}/samples.html"
   )
   if held := made["contamination"]:
-    most = ", ".join(f"{name} ({n})" for name, n in list(held.items())[:3])
-    print(f"{sum(held.values())} texts hold {len(held)} prompts of benchmarks: {most}{', …' if len(held) > 3 else ''}")
+    most = ", ".join(f"{name} (in {n})" for name, n in list(held.items())[:3])
+    print(f"{len(held)} prompts of benchmarks are in its documents: {most}{', …' if len(held) > 3 else ''}")
   return 0

@@ -116,7 +116,10 @@ def _files(path: Path) -> list[Path]:
     if not path.is_file():
       raise BadRequest(f"there is no {path}: name a file of a benchmark's prompts")
     return [path]
-  found = next(filter(None, (sorted(path.rglob(f"*{kind}")) for kind in (".txt", ".jsonl"))), [])
+  texts, rows = (sorted(path.rglob(f"*{kind}")) for kind in (".txt", ".jsonl"))
+  if texts and rows:  # a licence beside them, or the same prompts in two forms
+    raise BadRequest(f"{path} holds .txt and .jsonl files ({texts[0].name}, {rows[0].name}): name those of the prompts")
+  found = texts or rows
   if not found:
     raise BadRequest(f"{path} holds no .txt or .jsonl file of prompts: name a file")
   return found

@@ -273,10 +273,13 @@ def _refusal(name: str, path: Path) -> str:
   """What a layout has against a place, or its first row; empty for nothing."""
   try:
     layout = LAYOUTS[name](path, Options())
+  except (BadRequest, OSError) as e:
+    return str(e)
+  try:
     if len(layout):
       layout.drafts(0)
   except (BadRequest, OSError) as e:
-    return str(e)
+    return f"{', '.join(layout.place(0))}: {e}"
   return ""
 
 

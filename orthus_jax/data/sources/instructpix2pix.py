@@ -126,6 +126,7 @@ class InstructPix2Pix(Layout):
     Raises:
       BadRequest: the first entry isn't such a pair.
     """
+    listed = set[tuple[str, str]]()
     for number, element in enumerate(json_array.elements(self._file), start=1):
       fault, entry = element.fault, _entry(element.value)
       if not fault and not entry:
@@ -140,7 +141,12 @@ class InstructPix2Pix(Layout):
       elif not entry[1]:
         self.remarks.add("folders listed without a seed", entry[0])
       else:
-        yield entry
+        new = [s for i, s in enumerate(entry[1]) if (entry[0], s) not in listed and s not in entry[1][:i]]
+        if len(new) < len(entry[1]):
+          self.remarks.add("folders with pairs listed before, which count once", entry[0])
+        listed.update((entry[0], s) for s in new)
+        if new:
+          yield entry[0], new
 
   def _scanned(self) -> Iterator[tuple[str, list[str]]]:
     with os.scandir(self.path) as entries:

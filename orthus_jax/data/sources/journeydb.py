@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from orthus_jax.data.documents import Text
+from orthus_jax.data.sources import json_files
 from orthus_jax.data.sources.json_lines import JsonLines, parse_object
 from orthus_jax.data.sources.layout import Draft, Layout, Options, Picture, pair, pair_count
 from orthus_jax.data.sources.local_pictures import local_picture
@@ -106,7 +107,8 @@ class JourneyDB(Layout):
     return files[0] if len(files) == 1 else next((f for f in files if f.is_file()), files[0])
 
   def fields(self) -> Mapping[str, str]:
-    return {k: "the picture's path" if k == "img_path" else type(v).__name__ for k, v in self._rows.record(0).items()}
+    first = next(iter(json_files.first_rows(self._rows)), {})
+    return {k: "the picture's path" if k == "img_path" else type(v).__name__ for k, v in first.items()}
 
 
 def _annotations(path: Path, name: str, split: str) -> Path:

@@ -87,6 +87,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
     row = json.loads(line.decode("utf-8-sig"))
   except UnicodeDecodeError as e:
     raise BadRequest(f"it isn't UTF-8 (byte {e.start + 1} of the line); save the file as UTF-8") from e
+  except json.JSONDecodeError as e:  # whose own line is always 1
+    raise BadRequest(f"it isn't JSON: {e.msg}, at character {e.pos + 1}") from e
   except (ValueError, RecursionError) as e:
     raise BadRequest(f"it isn't JSON: {e}") from e
   if not isinstance(row, dict):

@@ -7,6 +7,8 @@ a segment may carry `"learn": true` or `false`. Picture paths are relative to th
 from __future__ import annotations
 
 from collections.abc import Sequence
+import contextlib
+import itertools
 from pathlib import Path
 import re
 from typing import Any
@@ -21,6 +23,7 @@ from orthus_jax.data.sources.texts import check_text
 from orthus_jax.errors import BadRequest
 
 ANNOTATIONS = "metadata.jsonl"
+_FIRST = 20  # rows, by one of which the layout is recognised
 
 # A key and not a value: inside a JSON string its quotes would be escaped.
 _SEGMENTS_KEY = re.compile(rb'"segments"\s*:')
@@ -53,12 +56,12 @@ class Jsonl(Layout):
     if not file.is_file():
       return ""
     with file.open("rb") as f:
-      line = next((line for line in f if line.strip()), b"")
-    try:
-      parse_row(line)
-    except BadRequest:
-      return ""
-    return f'{ANNOTATIONS} has rows of "image" and "text", or "segments"'
+      first = list(itertools.islice((line for line in f if line.strip()), _FIRST))
+    for line in first:
+      with contextlib.suppress(BadRequest):  # a bad one is counted when it is read
+        parse_row(line)
+        return f'{ANNOTATIONS} has rows of "image" and "text", or "segments"'
+    return ""
 
   def __len__(self) -> int:
     return len(self._rows)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from orthus_jax.errors import BadRequest, one_line
+from orthus_jax.files import first_line
 
 _RESAMPLES = 1000
 _NAMED = 3
@@ -162,3 +163,15 @@ def bootstrap(
   with np.errstate(all="ignore"):
     figures = statistic(sums_NK)
   return {name: found for name, value_N in figures.items() if (found := interval(value_N))}
+
+
+def judging(judge: Callable[..., Any]) -> Callable[..., Any]:
+  """A judge of one's own whose failure says of which picture; its first argument is the picture's name."""
+
+  def called(name: str, *given: Any) -> Any:
+    try:
+      return judge(*given)
+    except Exception as e:  # it is somebody else's code
+      raise BadRequest(f"the judge fails on {name}: {type(e).__name__}: {first_line(e)} (--debug shows where)") from e
+
+  return called

@@ -15,7 +15,7 @@ import PIL.Image
 from orthus_jax.data import images as images_lib
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import reading
-from orthus_jax.evaluation.benchmarks.base import Notes
+from orthus_jax.evaluation.benchmarks.base import Notes, judging
 
 Judge = Callable[[np.ndarray, str], str]
 _COLUMNS = ("item_id", "proposition_id", "dependency", "tuple", "question_natural_language")
@@ -152,6 +152,7 @@ def ask(folder: Path, items: Items, judge: Judge, size: int, quarters: int, note
     quarters: how many are asked about, from the upper left.
     notes: where pictures that fail in the tool are told.
   """
+  guarded = judging(judge)
   for file in sorted(folder.iterdir()):
     picture = Picture(file.name, [])
     if picture.item not in items or not file.is_file():
@@ -165,7 +166,7 @@ def ask(folder: Path, items: Items, judge: Judge, size: int, quarters: int, note
     s = size or (image.width if quarters == 1 else image.width // 2)
     for x, y in ((0, 0), (s, 0), (0, s), (s, s))[:quarters]:
       pixels_HWC = np.asarray(image.crop((x, y, x + s, y + s)))
-      picture.quarters.append({n: str(judge(pixels_HWC, q.text)) for n, q in items[picture.item].items()})
+      picture.quarters.append({n: str(guarded(file.name, pixels_HWC, q.text)) for n, q in items[picture.item].items()})
     yield picture
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from orthus_jax.data import images as images_lib
 from orthus_jax.errors import BadRequest
 from orthus_jax.evaluation.benchmarks import geneval_rules, reading
-from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, refuse, resampled, under
+from orthus_jax.evaluation.benchmarks.base import Notes, Score, interval, judging, refuse, resampled, under
 from orthus_jax.evaluation.benchmarks.geneval_rules import Detection, Rules
 from orthus_jax.files import first_line
 
@@ -200,7 +200,10 @@ def _finder(folder: Path, judge: str | Judge | None, detections: str | Path | No
     return look_up
   called = load_judge(judge) if isinstance(judge, str) else judge
   assert called is not None
-  return lambda relative, picture: _detections(called(images_lib.load_image(picture)), picture, relative, notes)
+  guarded = judging(called)
+  return lambda relative, picture: _detections(
+      guarded(relative, images_lib.load_image(picture)), picture, relative, notes
+  )
 
 
 def load_judge(judge: str) -> Judge:

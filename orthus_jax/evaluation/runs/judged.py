@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,15 @@ def read(out: Path) -> list[Judged]:
   path, what = out / FILE, "what `orthus evaluate` writes"
   if not path.exists():
     raise BadRequest(f"{out} has no {FILE}, as it wasn't scored by `orthus evaluate`: score it there first")
-  rows = reading.json_lines(path)
+  rows, seen = reading.json_lines(path), set[str]()
   for number, row in enumerate(rows, 1):
     for name in ("id", "unit", "tag"):
       reading.field(row, name, str, what, path, number)
-    reading.field(row, "points", (int, float), what, path, number)
+    points = reading.field(row, "points", (int, float), what, path, number)
+    if not math.isfinite(points):
+      raise BadRequest(f"{path}, row {number}: its points are {points}, and must be a number")
+    if row["id"] in seen:
+      raise BadRequest(f"{path}, row {number}: {row['id']!r} stands there twice; leave one of them out")
+    seen.add(row["id"])
   names = {f.name for f in dataclasses.fields(Judged)}  # a later version may write more
   return [Judged(**{n: v for n, v in row.items() if n in names}) for row in rows]
