@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 import re
+import shutil
 
 from benchmark_data import save, write_mme, write_pope
 import PIL.Image
@@ -346,6 +347,9 @@ def test_mmmus_pictures_stand_where_a_question_names_them(lively, tmp_path):
   folder = tmp_path / "MMMU" / "Art"
   folder.mkdir(parents=True)
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "validation-00000-of-00001.parquet")
+  alone = shutil.copy(folder / "validation-00000-of-00001.parquet", tmp_path / "art.parquet")
+  with pytest.raises(BadRequest, match="art.parquet lies in no folder of an MMMU subject"):
+    registry.task("mmmu", Path(alone), prompts.template("orthus"))
   task = registry.task("mmmu", tmp_path / "MMMU", prompts.template("orthus"))
   first = task.items[0].prompt()
   assert [s.text if isinstance(s, Text) else "picture" for s in first.segments] == [

@@ -16,6 +16,7 @@ from orthus_jax import files
 from orthus_jax.data import images as images_lib
 from orthus_jax.data.documents import Document, Segment, Text, document
 from orthus_jax.errors import BadRequest
+from orthus_jax.evaluation.benchmarks.mmmu import SUBJECTS
 from orthus_jax.evaluation.runs import prompts
 from orthus_jax.evaluation.runs.prompts import Template
 from orthus_jax.evaluation.runs.task import Asking, Item
@@ -23,6 +24,10 @@ from orthus_jax.evaluation.runs.task import Asking, Item
 _PICTURES = 7
 _MARK = re.compile(r"<image (\d)>")
 _COLUMNS = ("id", "question", "options", "question_type", "answer", *(f"image_{n}" for n in range(1, _PICTURES + 1)))
+
+
+def _subject(path: Path) -> str:
+  return path.absolute().parent.name
 
 
 class Mmmu(Asking):
@@ -40,6 +45,8 @@ class Mmmu(Asking):
     self.sources = [data] if data.is_file() else sorted(data.rglob("validation-*.parquet"))
     if not self.sources:
       raise BadRequest(f"{data} has no SUBJECT/validation-….parquet: name MMMU's folder")
+    if not any(_subject(path) in SUBJECTS for path in self.sources):  # or that would be found out once all is answered
+      raise BadRequest(f"{self.sources[0]} lies in no folder of an MMMU subject (Accounting, …), which says what it asks about")
 
   @functools.cached_property
   def items(self) -> Sequence[Item]:
@@ -60,7 +67,7 @@ class Mmmu(Asking):
       if lacking := [c for c in ("id", "question", "question_type", "answer") if not isinstance(row[c], str)]:
         raise BadRequest(f"{path}: row {number + 1} has no {lacking[0]} in words: it isn't a table of MMMU's validation split")
       options = self._options(row, path)
-      facts = {**row, "options": options, "subject": path.absolute().parent.name}
+      facts = {**row, "options": options, "subject": _subject(path)}
       yield Item(str(row["id"]), functools.partial(self._prompt, path, number, row, options), facts)
 
   @staticmethod
