@@ -111,7 +111,7 @@ def draws(seed: int, n: int, fields: Mapping[str, Draw]) -> list[Run]:
     raise BadRequest(f"{wrong[0]}={fields[wrong[0]]!r} is no distribution: write uniform, loguniform, integer or choice")
   shares = {f: np.random.default_rng((seed, zlib.crc32(f.encode()))).random(n) for f in fields}
   drawn = [{f: draw(float(shares[f][i])) for f, draw in fields.items()} for i in range(n)]
-  return [Run(overrides=overrides) for i, overrides in enumerate(drawn) if overrides not in drawn[:i]]
+  return [Run(overrides=overrides) for overrides in {repr(o): o for o in drawn}.values()]
 
 
 def uniform(low: float, high: float) -> Draw:

@@ -250,6 +250,25 @@ def test_the_command_lays_out_a_folder(tmp_path, capsys):
   assert cli.main(["prepare", f"--config={file}", f"--out={tmp_path / 'f'}", "--images=gif"]) == 2
 
 
+def test_prompts_found_are_counted_by_document(tmp_path, capsys, monkeypatch):
+  data = tiny.write_folder(tmp_path / "pictures", n=2)
+  row = json.loads((data / "metadata.jsonl").read_text().splitlines()[0])
+  (data / "metadata.jsonl").write_text(json.dumps({**row, "text": "a red cat and a blue dog"}) + "\n")
+  tiny.tokenizer().save(tmp_path)
+  tree = to_dict(tiny.config(data__path=str(data), data__tokenizer=str(tmp_path)))
+  file = tmp_path / "config.py"
+  file.write_text(f"from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({tree!r})\n")
+  (tmp_path / "p.txt").write_text("a red cat and a\nand a blue dog\n")
+  monkeypatch.chdir(data)
+  (data / "notes.txt").write_text("a red cat and a blue dog\n")  # which a piece without a name isn't
+  prepare = ["prepare", f"--config={file}", f"--out={tmp_path / 'out'}"]
+  assert cli.main([*prepare, f"--contamination={tmp_path / 'p.txt'}, "]) == 0
+  told = capsys.readouterr().out
+  assert "2 prompts of benchmarks are in its documents: p.txt:1 (in 2), p.txt:2 (in 2)" in told
+  assert cli.main([*prepare, "--contamination=,"]) == 2
+  assert "--contamination names no file of prompts" in capsys.readouterr().err
+
+
 def test_rows_of_one_process_are_those_of_the_mesh():
   import jax
 

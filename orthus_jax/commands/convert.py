@@ -79,11 +79,10 @@ def main(argv: Sequence[str]) -> int:
   begin = time.monotonic()
   common.initialize()
   from orthus_jax.interop import huggingface
-  from orthus_jax.training.checkpoints import export_huggingface, import_huggingface
+  from orthus_jax.training.checkpoints import conversion, export_huggingface, import_huggingface
 
   source = Path(bring.local(options.source))
-  if not source.exists():
-    raise BadRequest(f"--from={options.source} is no directory")
+  conversion.check_source(source)  # ahead of what its form refuses
   published = huggingface.is_checkpoint(source)
   form = options.format or ("native" if published else "huggingface")
   if published == (form == "huggingface"):

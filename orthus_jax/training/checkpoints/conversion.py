@@ -36,10 +36,15 @@ def stored_dtype(stored: np.dtype, asked: str) -> np.dtype:
   return np.dtype(stored if asked == "keep" else asked)
 
 
-def check_target(source: Path, target: Path) -> None:
-  """Refuses a source or a target that can't be converted."""
+def check_source(source: Path) -> None:
+  """Refuses a source that isn't there."""
   if not source.is_dir():
     raise BadRequest(f"--from={source} is no directory")
+
+
+def check_target(source: Path, target: Path) -> None:
+  """Refuses a source or a target that can't be converted."""
+  check_source(source)
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise BadRequest(f"--to={target} exists already: choose another place, or remove it")
   if target.absolute().resolve().is_relative_to(source.absolute().resolve()):
